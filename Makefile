@@ -1,0 +1,38 @@
+# README's two commands, each enough on a fresh machine with Python 3.11.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test claims lint clean
+
+run: .venv/.ready  ## train the main job on embedded data
+	$(BIN)/fedveil run
+
+test: .venv/.ready-test  ## all tests, with reduced counts where a claim needs many runs
+	$(BIN)/pytest -n 2
+
+claims: .venv/.ready-test  ## the full counts, written to docs/results.md; about half an hour
+	$(BIN)/python tests/claims.py docs/results.md
+
+lint:  ## what .ci/run checks before the tests, in an environment of its own
+	$(PYTHON) -m venv .venv-lint
+	.venv-lint/bin/python -m pip install --quiet -c constraints.txt '.[dev,test]'
+	.venv-lint/bin/ruff check .
+	.venv-lint/bin/ruff format --check .
+	.venv-lint/bin/mypy -p fedveil
+
+clean:
+	rm -rf .venv .venv-lint build *.egg-info
+
+# Each mark says which extras are installed; the package itself is installed editable.
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FedVeil needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+
+.venv/.ready: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+.venv/.ready-test: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@ .venv/.ready

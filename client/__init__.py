@@ -1,0 +1,1 @@
+"""A Flower client: receive, train, reply."""

@@ -1,0 +1,1 @@
+"""What every part of FedVeil shares; it imports nothing else of FedVeil."""

@@ -1,0 +1,90 @@
+"""Flower's records as FedVeil uses them: lazy arrays, names of keys, and what a message weighs on the wire.
+
+Arrays, metrics and settings travel under the keys that Flower's strategies expect. This is the one place
+outside client, server and simulations that knows Flower.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
+WEIGHT = "num-examples"  # the key of a client's weight in an average
+CLIENT = "client"  # the number of the partition a client holds: its name in records
+ROUND = "server-round"
+_NUMPY = "numpy.ndarray"
+
+
+class LazyArray(Array):
+    """A Flower `Array` over a NumPy array, turned into bytes only when somebody reads `data`.
+
+    In one process nobody does: a strategy asks for `.numpy()`, which is the array itself. It must not be
+    written to.
+    """
+
+    def __init__(self, ndarray: np.ndarray) -> None:
+        self.__dict__.update(
+            dtype=str(ndarray.dtype), shape=tuple(ndarray.shape), stype=_NUMPY, _ndarray=ndarray, _data=None
+        )
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The array as `np.save` writes it, which is how Flower sends it."""
+        if self.__dict__["_data"] is None:
+            buffer = io.BytesIO()
+            np.save(buffer, self.__dict__["_ndarray"], allow_pickle=False)
+            self.__dict__["_data"] = buffer.getvalue()
+        return self.__dict__["_data"]  # type: ignore[no-any-return]
+
+    def numpy(self) -> np.ndarray:
+        """The array itself, not a copy."""
+        return self.__dict__["_ndarray"]  # type: ignore[no-any-return]
+
+
+def to_arrays(parameters: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Parameters by name as an ArrayRecord, without copying or serialising them."""
+    record = ArrayRecord()
+    for name, value in parameters.items():
+        record[name] = LazyArray(value)  # the constructor of ArrayRecord would serialise each
+    return record
+
+
+def from_arrays(record: ArrayRecord) -> dict[str, np.ndarray]:
+    """The arrays of a record by name, in the record's order."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def wire_bytes(content: RecordDict) -> int:
+    """Bytes of the content's arrays, metrics and config as Flower serialises them, without its envelopes (about 1 %)."""
+    total = 0
+    for record in content.values():
+        if isinstance(record, ArrayRecord):
+            total += sum(_array_bytes(array) for array in record.values())
+        elif isinstance(record, MetricRecord | ConfigRecord):
+            total += len(record.deflate())
+    return total
+
+
+def _array_bytes(array: Array) -> int:
+    if isinstance(array, LazyArray):
+        return _npy_bytes(array.dtype, array.shape)
+    return len(array.data)
+
+
+@lru_cache(maxsize=4096)
+def _npy_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Length of the file that `np.save` would write."""
+    kind = np.dtype(dtype)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    )
+    return len(header.getvalue()) + int(np.prod(shape, dtype=np.int64)) * kind.itemsize

@@ -1,0 +1,109 @@
+"""What FedVeil has, by kind and name. Adding a part is one function or class in one file, and one line here."""
+
+from __future__ import annotations
+
+from fedveil.core.registry import Table
+
+DATASETS = Table(
+    "data set",
+    {
+        "digits": ("fedveil.datasets.images:digits", "1,797 handwritten digits, 8x8, real; ships inside scikit-learn"),
+        "mnist": ("fedveil.datasets.images:mnist", "70,000 handwritten digits, 28x28, real (LeCun et al. 1998)"),
+        "sms": ("fedveil.datasets.text:sms", "5,574 text messages, ham or spam, real (Almeida et al. 2011)"),
+        "enron": (
+            "fedveil.datasets.text:enron",
+            "10,347 e-mails, ham or spam, real (Metsis et al. 2006: enron1, enron5)",
+        ),
+        "spam-demo": (
+            "fedveil.datasets.spam_demo:spam_demo",
+            "2,000 made-up messages, ham or spam; made by FedVeil, not real",
+        ),
+        "own": (
+            "fedveil.datasets.own:own",
+            "your own files: CSV of label,text; CSV or .npz of features; a folder of images",
+        ),
+    },
+)
+
+PARTITIONS = Table(
+    "partition",
+    {
+        "iid": ("fedveil.datasets.partitions:iid", "shuffled and dealt out evenly"),
+        "shards": (
+            "fedveil.datasets.partitions:shards",
+            "sorted by label, cut into shards, a few for each client (McMahan et al. 2017)",
+        ),
+        "dirichlet": (
+            "fedveil.datasets.partitions:dirichlet",
+            "each client's label mix drawn from a Dirichlet (Hsu et al. 2019)",
+        ),
+        "quantity": ("fedveil.datasets.partitions:quantity", "sizes follow a power law, labels are mixed alike"),
+        "classes": ("fedveil.datasets.partitions:classes", "each client holds exactly k classes"),
+        "natural": (
+            "fedveil.datasets.partitions:natural",
+            "by the source the data came from: a mailbox, a column of your file",
+        ),
+    },
+)
+
+MODELS = Table(
+    "model",
+    {
+        "mlp": ("fedveil.models.networks:mlp", "dense layers, for images and features"),
+        "lstm": ("fedveil.models.networks:lstm", "embedding and LSTM, for text"),
+        "bag": ("fedveil.models.networks:bag", "mean of word embeddings and a linear layer, for text"),
+    },
+)
+
+STRATEGIES = Table(
+    "strategy",
+    {
+        "fedavg": (
+            "fedveil.server.strategies:fedavg",
+            "mean of the clients' weights by examples (McMahan et al. 2017)",
+        ),
+        "fedprox": ("fedveil.server.strategies:fedprox", "fedavg with a proximal term on the clients (Li et al. 2020)"),
+        "fedavgm": ("fedveil.server.strategies:fedavgm", "fedavg with momentum on the server (Hsu et al. 2019)"),
+        "fedadam": ("fedveil.server.strategies:fedadam", "Adam on the server (Reddi et al. 2021)"),
+        "fedyogi": ("fedveil.server.strategies:fedyogi", "Yogi on the server (Reddi et al. 2021)"),
+        "fedadagrad": ("fedveil.server.strategies:fedadagrad", "Adagrad on the server (Reddi et al. 2021)"),
+        "qfedavg": ("fedveil.server.strategies:qfedavg", "clients with a higher loss weigh more (Li et al. 2020)"),
+        "fedmedian": ("fedveil.server.strategies:fedmedian", "median of each weight (Yin et al. 2018)"),
+        "fedtrimmedavg": (
+            "fedveil.server.strategies:fedtrimmedavg",
+            "mean of each weight without its extremes (Yin et al. 2018)",
+        ),
+        "krum": ("fedveil.server.strategies:krum", "the one update closest to its neighbours (Blanchard et al. 2017)"),
+        "multikrum": (
+            "fedveil.server.strategies:multikrum",
+            "mean of the updates closest to their neighbours (Blanchard et al. 2017)",
+        ),
+        "bulyan": (
+            "fedveil.server.strategies:bulyan",
+            "Krum, then a trimmed mean of each weight (El Mhamdi et al. 2018)",
+        ),
+    },
+)
+
+PROTECTIONS = Table(
+    "protection",
+    {
+        "none": ("", "updates travel in the clear: the server sees every client's weights, and what they leak"),
+    },
+    own=False,
+)
+
+PRESETS = Table(
+    "preset",
+    {
+        "digits": ("digits.toml", "small MLP on 8x8 digits, 10 clients; seconds, no download"),
+        "mnist-mlp": ("mnist-mlp.toml", "MLP on MNIST, 100 clients, IID"),
+        "mnist-2nn": ("mnist-2nn.toml", "the 784-200-200-10 network of McMahan et al. 2017, IID"),
+        "mnist-shards": ("mnist-shards.toml", "the same network on the paper's pathological non-IID split"),
+        "sms-lstm": ("sms-lstm.toml", "LSTM on real text messages, 10 clients"),
+        "sms-mlp": ("sms-mlp.toml", "word embeddings and a linear layer on real text messages, 10 clients"),
+        "enron-book": ("enron-book.toml", "the spam model of 'Grokking Deep Learning', chapter 15, on real mail"),
+        "spam-demo": ("spam-demo.toml", "LSTM on made-up messages; no download"),
+    },
+    own=False,
+)

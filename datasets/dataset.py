@@ -1,0 +1,29 @@
+"""What a data set is: examples to train on, examples to test on, and the task they pose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedveil.core.examples import Examples, Task
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set as its loader returns it.
+
+    groups: int64 [len(train)], the source of each training example (a mailbox, a user), where it is known
+    group_names: the sources' names
+    words: text with a known vocabulary: the word of each id; None where words are hashed or there are none
+    made_up: True where the examples are not real; said wherever the data set is shown
+    """
+
+    name: str
+    task: Task
+    train: Examples
+    test: Examples
+    groups: np.ndarray | None = None
+    group_names: tuple[str, ...] = ()
+    words: tuple[str, ...] | None = None
+    made_up: bool = False

@@ -1,0 +1,42 @@
+"""The test part of data sets that have none of their own: the same for every seed, so that runs compare."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedveil.core.errors import DataError
+from fedveil.core.randomness import Stream
+
+Split = tuple[np.ndarray, np.ndarray]  # int64 [n - m] to train on, int64 [m] to test on
+
+
+def shuffled(n: int, fraction: float) -> Split:
+    """Divide n examples at random, `round(n * fraction)` of them to test on, at least 1 to each part.
+
+    Raise DataError for fewer than two examples.
+    """
+    if n < 2:
+        raise DataError(f"{n} example(s) cannot be split into a training and a test part; at least 2 are needed")
+    order = Stream(0).generator("test split").permutation(n)
+    m = min(max(round(n * fraction), 1), n - 1)
+    return order[m:], order[:m]
+
+
+def stratified(labels: np.ndarray, fraction: float) -> Split:
+    """Divide examples at random, `round(n_c * fraction)` of each class c to test on; a class keeps at least 1 to train on.
+
+    labels: int64 [n]. Raise DataError where nothing is left to test on.
+    """
+    order = Stream(0).generator("test split").permutation(len(labels))
+    by_label = order[np.argsort(labels[order], kind="stable")]
+    sizes = np.bincount(labels)
+    starts = np.cumsum(sizes) - sizes
+    place = np.arange(len(labels)) - np.repeat(starts, sizes)  # of each example within its class
+    to_test = np.clip(np.rint(sizes * fraction), 0, np.maximum(sizes - 1, 0)).astype(np.int64)
+    if sizes.max(initial=0) < 2:
+        raise DataError(f"no class of the {len(labels)} examples has 2, one to train on and one to test on")
+    if to_test.sum() == 0:  # classes too small for their share: one example of the largest
+        to_test[np.argmax(sizes)] = 1
+    test = np.zeros(len(labels), bool)
+    test[by_label[place < np.repeat(to_test, sizes)]] = True
+    return order[~test[order]], order[test[order]]

@@ -1,0 +1,236 @@
+"""Text: tokens, vocabularies, word ids; and two collections of real messages, ham or spam."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from fedveil.core.errors import DataError
+from fedveil.core.examples import Examples, Task
+from fedveil.core.experiment import Data
+from fedveil.datasets import sources, splits
+from fedveil.datasets.dataset import DataSet
+
+PADDING = 0
+UNKNOWN = 1
+SPECIAL = ("<padding>", "<unknown>")  # no token looks like this
+HAM_SPAM = ("ham", "spam")
+ENRON1_LINES = {"ham": 3672, "spam": 1500}  # of ham.txt and spam.txt; the rest is enron5
+
+_DIGIT = re.compile(r"\d")
+_TOKEN = re.compile(r"[^\W\d_]+|0+|\S")
+_ASCII_DIGITS = str.maketrans("123456789", "000000000")
+_ASCII_TOKEN = re.compile(r"[a-z]+|0+|\S")  # the same on lower-case ASCII, and twice as quick
+
+
+def tokenise(text: str) -> list[str]:
+    """Cut text into tokens, without whitespace: `"Win £1,000!" -> ["win", "£", "0", ",", "000", "!"]`.
+
+    Lower-case; every decimal digit of any script becomes 0, so that a number shows its length only; a run of letters
+    is a word, a run of digits a number, every other character a token by itself. Any text will do, and
+    `tokenise(" ".join(tokens)) == tokens`.
+    """
+    text = text.lower()
+    if text.isascii():
+        return _ASCII_TOKEN.findall(text.translate(_ASCII_DIGITS))
+    return _TOKEN.findall(_DIGIT.sub("0", text))
+
+
+def hashed(word: str, size: int) -> int:
+    """The id of a word among `size` ids agreed in advance: `2 + crc32(word) mod (size - 2)`. Words share ids."""
+    return 2 + zlib.crc32(word.encode("utf-8", "surrogatepass")) % (size - 2)
+
+
+def listed(words: Sequence[str]) -> Callable[[str], int]:
+    """The ids of a known vocabulary, whose word of id i is `words[i]`; any other word is UNKNOWN."""
+    table = {word: i for i, word in enumerate(words) if i > UNKNOWN}
+    return lambda word: table.get(word, UNKNOWN)
+
+
+def frequent(words: Sequence[str], counts: np.ndarray, size: int) -> tuple[str, ...]:
+    """The vocabulary of at most `size` ids with the words that occur most, ties in alphabetical order.
+
+    counts: int64 [len(words)]; words that do not occur are left out.
+    """
+    ranked = sorted((i for i in range(len(words)) if counts[i]), key=lambda i: (-counts[i], words[i]))
+    return SPECIAL + tuple(words[i] for i in ranked[: size - 2])
+
+
+def read_vocabulary(path: Path) -> tuple[str, ...]:
+    """The vocabulary in a UTF-8 file with one word a line, all of it.
+
+    Raise DataError where it cannot be read, is empty, or a line is repeated or not one token (it would never be met).
+    """
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"data.vocabulary = '{path}': cannot be read: {reason}; give train, hashed, or a file"
+        ) from None
+    if not lines:
+        raise DataError(f"data.vocabulary = '{path}': the file is empty; it needs one word a line")
+    seen: dict[str, int] = {}
+    for number, word in enumerate(lines, 1):
+        if tokenise(word) != [word]:
+            raise DataError(f"{path}, line {number}: {word!r} is not one token; as tokens it is {tokenise(word)}")
+        if word in seen:
+            raise DataError(f"{path}, line {number}: '{word}' is already on line {seen[word]}; remove one")
+        seen[word] = number
+    return SPECIAL + tuple(lines)
+
+
+def encode(texts: Sequence[str], ids: Callable[[str], int], max_tokens: int) -> np.ndarray:
+    """Word ids of texts: int32 [n, T], T = min(max_tokens, the longest), cut and padded at the end with PADDING.
+
+    A text without a token is one UNKNOWN. ids: see `listed` and `hashed`.
+    """
+    numbered, words = _number(texts)
+    return _pad(numbered, words, ids, max_tokens)
+
+
+def text_dataset(
+    name: str,
+    texts: Sequence[str],
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    split: splits.Split,
+    data: Data,
+    *,
+    groups: np.ndarray | None = None,
+    group_names: tuple[str, ...] = (),
+    made_up: bool = False,
+) -> DataSet:
+    """Texts and labels (int64 [n]) as a data set, with the vocabulary that `data.vocabulary` names.
+
+    `train` takes the `data.vocabulary_size - 2` most frequent words of all training text. That is a simplification, as
+    in books: it shows everybody which words exist, which real clients would not tell. `hashed` shows nothing; its
+    `data.vocabulary_size - 2` buckets are agreed in advance. A file's words are public and all taken.
+    split: indices into `texts` to train on and to test on. groups: int64 [n]. Raise DataError for a bad file.
+    """
+    train, test = split
+    numbered, words = _number(texts)
+    vocabulary: tuple[str, ...] | None
+    ids: Callable[[str], int]
+    if data.vocabulary == "hashed":
+        vocabulary, ids = None, partial(hashed, size=data.vocabulary_size)
+    else:
+        if data.vocabulary == "train":
+            counts = np.bincount(np.concatenate([numbered[i] for i in train]), minlength=len(words))
+            vocabulary = frequent(words, counts, data.vocabulary_size)
+        else:
+            vocabulary = read_vocabulary(Path(data.vocabulary).expanduser())
+        ids = listed(vocabulary)
+    examples = Examples(_pad(numbered, words, ids, data.max_tokens), labels)
+    size = len(vocabulary) if vocabulary else data.vocabulary_size
+    task = Task("text", examples.features.shape[1:], classes, size)
+    kept = None if groups is None else groups[train]
+    return DataSet(name, task, examples.take(train), examples.take(test), kept, group_names, vocabulary, made_up)
+
+
+def distinct(labels: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+    """Indices (int64) of the examples without exact repeats of label and text, each where it first occurs."""
+    first: dict[tuple[int, str], int] = {}
+    for i, example in enumerate(zip(labels, texts, strict=True)):
+        first.setdefault(example, i)
+    return np.fromiter(first.values(), np.int64, len(first))
+
+
+def sms(data: Data) -> DataSet:
+    """5,574 English text messages, ham or spam; 403 are exact repeats.
+
+    Raise DataError where the file is missing or damaged. Almeida, Gomez Hidalgo and Yamakami, "Contributions to the
+    study of SMS spam filtering: new collection and results", DocEng 2011.
+    """
+    labels, texts = read_sms(sources.find("sms")["SMSSpamCollection"])
+    return _ham_or_spam("sms", labels, texts, data)
+
+
+def read_sms(path: Path) -> tuple[list[int], list[str]]:
+    """Labels (an index into HAM_SPAM) and texts of lines `label<TAB>text`; a quote is a character like any other.
+
+    Raise DataError with the line's number where it has not exactly one tab, or another label.
+    """
+    labels, texts = [], []
+    for number, line in enumerate(_lines(path, "strict"), 1):
+        label, *rest = line.split("\t")
+        if len(rest) != 1 or label not in HAM_SPAM:
+            raise DataError(
+                f"{path}, line {number}: must be 'ham' or 'spam', one tab, and the text; it is {line[:60]!r}"
+            )
+        labels.append(HAM_SPAM.index(label))
+        texts.append(rest[0])
+    return labels, texts
+
+
+def enron(data: Data) -> DataSet:
+    """10,347 e-mails, ham or spam, from two mailboxes: the groups are enron1 and enron5.
+
+    Bytes that are not UTF-8 are left out. Raise DataError where the files are missing or damaged. Metsis, Androutsopoulos
+    and Paliouras, "Spam Filtering with Naive Bayes - Which Naive Bayes?", CEAS 2006.
+    """
+    files = sources.find("enron")
+    mails = {label: _lines(files[f"{label}.txt"], "ignore") for label in HAM_SPAM}
+    labels = [i for i, label in enumerate(HAM_SPAM) for _ in mails[label]]
+    groups = np.concatenate([np.arange(len(mails[label])) >= ENRON1_LINES[label] for label in HAM_SPAM])
+    texts = mails["ham"] + mails["spam"]
+    return _ham_or_spam("enron", labels, texts, data, groups.astype(np.int64), ("enron1", "enron5"))
+
+
+def _ham_or_spam(
+    name: str,
+    labels: list[int],
+    texts: list[str],
+    data: Data,
+    groups: np.ndarray | None = None,
+    group_names: tuple[str, ...] = (),
+) -> DataSet:
+    """Real messages as a data set: exact repeats dropped where `data.drop_duplicates` says so, then split."""
+    kept = distinct(labels, texts) if data.drop_duplicates else np.arange(len(texts))
+    return text_dataset(
+        name,
+        [texts[i] for i in kept],
+        np.array(labels, np.int64)[kept],
+        HAM_SPAM,
+        splits.shuffled(len(kept), data.test_fraction),
+        data,
+        groups=None if groups is None else groups[kept],
+        group_names=group_names,
+    )
+
+
+def _lines(path: Path, errors: str) -> list[str]:
+    """The lines of a UTF-8 file, packed or not; LF alone ends a line, as other line breaks occur inside messages."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
+        return content.decode("utf-8", errors).removesuffix("\n").split("\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+def _number(texts: Sequence[str]) -> tuple[list[np.ndarray], list[str]]:
+    """Each text as numbers of its tokens (int32 [tokens]) in the list of all distinct ones."""
+    numbers: defaultdict[str, int] = defaultdict()
+    numbers.default_factory = numbers.__len__
+    numbered = [np.fromiter(map(numbers.__getitem__, tokenise(text)), np.int32) for text in texts]
+    return numbered, list(numbers)
+
+
+def _pad(numbered: list[np.ndarray], words: list[str], ids: Callable[[str], int], max_tokens: int) -> np.ndarray:
+    """Turn numbered tokens into ids, int32 [n, T]: see `encode`."""
+    final = np.array([ids(word) for word in words], np.int32)
+    lengths = np.array([max(1, min(len(tokens), max_tokens)) for tokens in numbered], np.int64)
+    rows = np.full((len(numbered), lengths.max(initial=1)), PADDING, np.int32)
+    for row, tokens in zip(rows, numbered, strict=True):
+        if len(tokens):
+            row[: len(tokens)] = final[tokens[:max_tokens]]
+        else:
+            row[0] = UNKNOWN
+    return rows

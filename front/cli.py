@@ -1,0 +1,253 @@
+"""The command line. It parses and prints; heavy imports wait inside the commands until they are needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fedveil import __version__
+from fedveil.core import parts
+from fedveil.core.errors import DataError, FedveilError, SettingsError, nearest
+
+app = typer.Typer(
+    help="Federated learning that a person can run, deploy and attack.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Data sets: where they are, fetching, checking, and who holds what.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+TABLES = {
+    "presets": parts.PRESETS,
+    "datasets": parts.DATASETS,
+    "partitions": parts.PARTITIONS,
+    "models": parts.MODELS,
+    "strategies": parts.STRATEGIES,
+    "protections": parts.PROTECTIONS,
+}
+
+PresetOrFile = Annotated[
+    str, typer.Argument(metavar="[PRESET | FILE.toml]", help="what to run; see `fedveil list presets`")
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="change a setting, as in training.epochs=5; repeatable"),
+]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="folder that holds mnist/, sms/, enron/ (or set FEDVEIL_DATA)")
+]
+
+
+def _experiment(name: str, assignments: list[str] | None, seed: int | None = None, **others: str | None) -> Any:
+    """The experiment that the words of a command line describe."""
+    from fedveil.core.experiment import Experiment, parse_assignments
+
+    settings = parse_assignments(assignments or [])
+    settings |= {key: value for key, value in {"seed": seed, **others}.items() if value is not None}
+    experiment = Experiment.find(name)
+    return experiment.override(settings) if settings else experiment
+
+
+def _use_data_dir(folder: Path | None) -> None:
+    if folder is not None:
+        if not folder.is_dir():
+            raise SettingsError(f"--data-dir {folder}: is not a folder")
+        os.environ["FEDVEIL_DATA"] = str(folder)
+
+
+@app.command()
+def run(
+    preset: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PRESET | FILE.toml]", help="what to run, digits without it; see `fedveil list presets`"
+        ),
+    ] = None,
+    assignments: Assignments = None,
+    seed: Annotated[int | None, typer.Option(help="of every random choice; same seed, same bytes")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
+    engine: Annotated[str | None, typer.Option(help="how clients are computed: auto or sequential")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="a new folder for the record; runs/NAME-TIMESTAMP without it")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="go on with an interrupted run in its folder")
+    ] = None,
+    data_dir: DataDir = None,
+    show: Annotated[bool, typer.Option("--show", help="print the resolved settings as TOML, and run nothing")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print one JSON object at the end; progress to standard error")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+) -> None:
+    """Train a federated model: a preset, or an experiment of your own.
+
+    Without a name it trains `digits`: real handwritten digits, no download, seconds.
+    """
+    _use_data_dir(data_dir)
+    if resume is not None:
+        from fedveil.core.experiment import resumable
+
+        if preset or assignments or seed is not None or device or engine or out:
+            raise SettingsError(
+                "--resume: goes on with the run in that folder and its settings; it takes no preset, no settings and no --out"
+            )
+        experiment = resumable(resume)
+    else:
+        experiment = _experiment(preset or "digits", assignments, seed, device=device, engine=engine)
+    if show:
+        typer.echo(experiment.toml(), nl=False)
+        return
+    console = None if quiet else Console(stderr=as_json)
+    if console:
+        console.print(f"fedveil {__version__}  {experiment.name}", highlight=False, markup=False)
+    from fedveil.simulations.display import Display
+    from fedveil.simulations.run import run as run_experiment
+
+    result = run_experiment(
+        experiment, out=out, resume=resume, display=Display(console), command=["fedveil", *sys.argv[1:]]
+    )
+    if as_json:
+        typer.echo(json.dumps(result.summary))
+    elif console:
+        from fedveil.simulations.display import summary_text
+
+        console.print(summary_text(result), highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command("list")
+def list_parts(
+    kind: Annotated[str | None, typer.Argument(help=", ".join(TABLES))] = None,
+) -> None:
+    """List what FedVeil has: presets, datasets, partitions, models, strategies, protections."""
+    from rich.table import Table
+
+    if kind is not None and kind not in TABLES:
+        raise SettingsError(f"list: there is no kind '{kind}'{nearest(kind, TABLES)}\n  known: {', '.join(TABLES)}")
+    console = Console()
+    for name, table in TABLES.items():
+        if kind in (None, name):
+            grid = Table(
+                title=name if kind is None else None, title_justify="left", box=None, show_header=False, pad_edge=False
+            )
+            grid.add_column(no_wrap=True, style="bold")
+            grid.add_column()
+            for entry, description in table.items():
+                grid.add_row(entry, description)
+            console.print(grid)
+            if kind is None:
+                console.print()
+
+
+@data_app.command("list")
+def data_list(data_dir: DataDir = None) -> None:
+    """Say of each data set whether it is here, and where."""
+    _use_data_dir(data_dir)
+    from rich.table import Column, Table
+
+    from fedveil.datasets.sources import status
+
+    grid = Table("data set", "file", Column("found", overflow="fold"), box=None, pad_edge=False)
+    for file in status():
+        grid.add_row(file.dataset, file.file, str(file.found) if file.found else "not here; fetched when first used")
+    for name in ("digits", "spam-demo"):
+        grid.add_row(name, "", "always here")
+    Console().print(grid)
+
+
+@data_app.command("fetch")
+def data_fetch(name: Annotated[str, typer.Argument(help="a data set")], data_dir: DataDir = None) -> None:
+    """Make sure that a data set is here: download it to the cache where it is not, and check it."""
+    _use_data_dir(data_dir)
+    from fedveil.datasets.sources import find
+
+    found = find(name)
+    for path in found.values():
+        typer.echo(f"ok  {path}")
+    if not found:
+        typer.echo(f"ok  {name} needs no files")
+
+
+@data_app.command("check")
+def data_check(name: Annotated[str, typer.Argument(help="a data set")], data_dir: DataDir = None) -> None:
+    """Compare a data set's files with their published checksums; download nothing."""
+    _use_data_dir(data_dir)
+    from fedveil.datasets.sources import check
+
+    files = check(name)
+    for file in files:
+        if not file.problem:
+            typer.echo(f"ok  {file.found}")
+    problems = [file.problem for file in files if file.problem]
+    if problems:
+        raise DataError("\n".join(problems))
+    if not files:
+        typer.echo(f"ok  {name} needs no files")
+
+
+@data_app.command("show")
+def data_show(
+    preset: PresetOrFile = "digits",
+    assignments: Assignments = None,
+    seed: Annotated[int | None, typer.Option(help="of the partition")] = None,
+    out: Annotated[Path | None, typer.Option(help="the picture's file; partition-NAME.png without it")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show who holds what: a table, and a picture of the partition."""
+    _use_data_dir(data_dir)
+    experiment = _experiment(preset, assignments, seed)
+    path = out or Path(f"partition-{experiment.name}.png")
+    if path.suffix not in (".png", ".pdf", ".svg"):
+        raise SettingsError(f"--out {path}: must end in .png, .pdf or .svg")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise SettingsError(f"--out {path}: {path.parent} is not a folder that can be written")
+    from fedveil.datasets.federated import load
+    from fedveil.simulations.plots import draw_partition
+    from fedveil.simulations.shows import partition_table
+
+    federated = load(experiment.data, experiment.seed)
+    console = Console()
+    console.print(partition_table(experiment, federated))
+    draw_partition(experiment, federated, path)
+    console.print(f"picture  {path}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedveil {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Federated learning that a person can run, deploy and attack."""
+
+
+def main() -> None:
+    """Run the command line; a mistake ends in one message and its exit code, never in a traceback."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # where a user's own package.module:object is looked for, as python -m does
+    try:
+        app()
+    except FedveilError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:  # a full disk, a folder that was taken away
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print("stopped" if code == 130 else "error", style="bold red", end=" ")
+    console.print(message, markup=False)  # a message may hold [brackets]
+    sys.exit(code)

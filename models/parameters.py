@@ -1,0 +1,74 @@
+"""A network's weights as named tensors or arrays: taken out, put back, and lent for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedveil.core.errors import DataError
+
+
+def get(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of the network's weights, in its own order."""
+    return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+
+
+def load(network: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Copy `parameters` into the network; raise DataError where names or shapes do not fit it."""
+    check_fit(network, parameters)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(parameters[name])
+
+
+def check_fit(network: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Raise DataError, naming what differs, where `parameters` are not those of `network`."""
+    wanted = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+    if wanted != found:
+        differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        name = differing[0]
+        raise DataError(
+            f"these weights are not of this network: '{name}' is {found.get(name, 'missing')} in the weights and "
+            f"{wanted.get(name, 'missing')} in the network ({len(differing)} differ); use the weights of a run with "
+            "the same [model] and data settings"
+        )
+
+
+def place(network: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Make the network compute with `parameters` themselves, not copies; shapes are not checked."""
+    for name, parameter in network.named_parameters():
+        parameter.data = parameters[name]
+    for module in network.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # cuDNN wants its weights side by side; nothing happens on a CPU
+
+
+@contextmanager
+def kept(network: nn.Module) -> Iterator[None]:
+    """Around `place`: give the network back with its own weights, no gradients, and each module's mode."""
+    weights = [(parameter, parameter.data) for parameter in network.parameters()]
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for parameter, tensor in weights:
+            parameter.data = tensor
+            parameter.grad = None
+        for module, mode in modes:
+            module.training = mode
+
+
+def to_numpy(parameters: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """`parameters` as arrays; on a CPU they share the tensors' memory."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in parameters.items()}
+
+
+def from_numpy(arrays: Mapping[str, np.ndarray], device: torch.device | None = None) -> dict[str, Tensor]:
+    """`arrays` as tensors on a device; on a CPU they share their memory (read-only or strided arrays are copied)."""
+    tensors = {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in arrays.items()}
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -1,0 +1,184 @@
+"""The one way a client trains: its own examples, its own random stream, the weights everybody started from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import EllipsisType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedveil.core.errors import DataError, SettingsError
+from fedveil.core.examples import Examples, Task
+from fedveil.core.experiment import Training
+from fedveil.core.randomness import Stream, torch_random
+from fedveil.models import parameters as weights
+from fedveil.models import words
+from fedveil.models.augmentation import augment, augments
+from fedveil.models.inputs import device_of, to_tensor
+from fedveil.models.losses import loss
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What K clients' training gave, in their order.
+
+    parameters: each [K, ...], on the network's device
+    loss: float64 [K], the mean over the examples seen, each at the time it was seen, without the proximal term
+    examples: int64 [K], how many each client holds
+    steps: int64 [K], optimiser steps each took
+    """
+
+    parameters: dict[str, Tensor]
+    loss: np.ndarray
+    examples: np.ndarray
+    steps: np.ndarray
+
+
+def check_training(task: Task, settings: Training) -> None:
+    """Raise SettingsError where `settings` cannot be used for `task`."""
+    if augments(settings) and task.kind != "images":
+        key = next(key for key in ("shift", "rotation", "noise") if getattr(settings, key) > 0)
+        raise SettingsError(
+            f"training.{key} = {getattr(settings, key)}: changes images, and the data are {task.kind}; remove the setting"
+        )
+
+
+def train_clients(
+    network: nn.Module,
+    parameters: dict[str, Tensor],
+    clients: Sequence[Examples],
+    settings: Training,
+    learning_rate: float,
+    streams: Sequence[Stream],
+    *,
+    classes: int,
+    proximal_mu: float | None = None,
+) -> Trained:
+    """Train each client from the same `parameters` on its own examples (McMahan et al. 2017, algorithm 1, ClientUpdate).
+
+    network: where to compute; its own weights and mode are put back afterwards
+    parameters: the global weights, on the network's device; they are not changed
+    streams: one for each client: batch order, dropout and augmentation come from it
+    classes: how many there are; labels must lie below
+    proximal_mu: mu of the term mu/2 |w - w_global|^2 added to the loss (Li et al. 2020, equation 2), in place of
+        `settings.proximal_mu`
+
+    A client's result does not depend on the others. A loss that is not finite is returned as it is.
+    Raises DataError for a client without examples or with unknown labels, or `parameters` of another network.
+    """
+    weights.check_fit(network, parameters)
+    mu = settings.proximal_mu if proximal_mu is None else proximal_mu
+    results = {name: tensor.detach().repeat(len(clients), *[1] * tensor.dim()) for name, tensor in parameters.items()}
+    losses, steps = np.zeros(len(clients)), np.zeros(len(clients), dtype=np.int64)
+    with weights.kept(network):
+        network.train()
+        for k, (client, stream) in enumerate(zip(clients, streams, strict=True)):
+            _check_client(client, stream, classes)
+            own = {name: tensor[k] for name, tensor in results.items()}
+            losses[k], steps[k] = _train(network, own, client, settings, learning_rate, stream, mu)
+    return Trained(results, losses, np.array([len(client) for client in clients], dtype=np.int64), steps)
+
+
+def _check_client(client: Examples, stream: Stream, classes: int) -> None:
+    if len(client) == 0:
+        raise DataError(
+            f"client {stream.client} has no examples to train on; set data.min_examples or fewer data.clients"
+        )
+    if not 0 <= int(client.labels.min()) <= int(client.labels.max()) < classes:
+        raise DataError(
+            f"client {stream.client} has labels from {client.labels.min()} to {client.labels.max()}; "
+            f"with {classes} classes they must be from 0 to {classes - 1}"
+        )
+
+
+def _train(
+    network: nn.Module,
+    own: dict[str, Tensor],
+    client: Examples,
+    settings: Training,
+    learning_rate: float,
+    stream: Stream,
+    mu: float,
+) -> tuple[float, int]:
+    """Train one client; `own` holds the global weights and receives the client's. Return its mean loss and steps."""
+    device = device_of(network)
+    features, rows = _place_start(network, own, client.features, settings)
+    inputs, labels = to_tensor(features, device), to_tensor(client.labels, device)
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    start = [parameter.detach().clone() for parameter in trainable] if mu > 0 else []
+    optimizer = _optimizer(trainable, settings, learning_rate)
+    augmentation = stream.generator("augmentation") if augments(settings) else None
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    seen = steps = 0
+    with torch_random(stream, "dropout"):
+        for batch in _batches(len(client), settings, stream.generator("batches"), device):
+            chosen = inputs.index_select(0, batch)
+            if augmentation is not None:
+                chosen = augment(chosen, settings, augmentation)
+            for parameter in trainable:
+                parameter.grad = None
+            value = loss(network(chosen), labels.index_select(0, batch), settings.loss)
+            value.backward()  # type: ignore[no-untyped-call]
+            if mu > 0:
+                _add_proximal(trainable, start, mu)
+            if settings.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(trainable, settings.max_grad_norm)
+            optimizer.step()
+            total.add_(value.detach(), alpha=len(batch))
+            seen, steps = seen + len(batch), steps + 1
+    for name, parameter in network.named_parameters():
+        own[name][rows[name]] = parameter.detach()
+    return float(total) / seen, steps
+
+
+def _place_start(
+    network: nn.Module, own: dict[str, Tensor], features: np.ndarray, settings: Training
+) -> tuple[np.ndarray, dict[str, Tensor | EllipsisType]]:
+    """Give the network its own copy of the weights `own`; of word tables, only the rows that `features` use.
+
+    A copy, as where weights lie in memory can change last bits, and a row of K clients' weights lies anywhere.
+    The other rows have no gradient, and without weight decay no optimiser moves them: neither momentum nor Adam, which
+    start from zero, nor a proximal term, which is zero at the start. Returns the features, as indices into the rows
+    kept, and for each weight the rows of `own` it covers.
+    """
+    tables = words.tables(network) if settings.weight_decay == 0 else {}
+    rows: dict[str, Tensor | EllipsisType] = dict.fromkeys(own, ...)
+    if tables:
+        vocabulary_size = next(len(own[name]) for name in tables)
+        used, features = words.own_rows(features, vocabulary_size)
+        rows |= dict.fromkeys(tables, to_tensor(used, device_of(network)))
+    weights.place(network, {name: tensor[rows[name]].clone() for name, tensor in own.items()})
+    return features, rows
+
+
+def _optimizer(trainable: list[nn.Parameter], settings: Training, learning_rate: float) -> torch.optim.Optimizer:
+    """A fresh optimiser; `fused` computes all weights in one call."""
+    decay = settings.weight_decay
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(trainable, learning_rate, weight_decay=decay, fused=True)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(trainable, learning_rate, weight_decay=decay, fused=True)
+    return torch.optim.SGD(
+        trainable, learning_rate, settings.momentum, weight_decay=decay, nesterov=settings.nesterov, fused=True
+    )
+
+
+def _batches(n: int, settings: Training, rng: np.random.Generator, device: torch.device) -> Iterator[Tensor]:
+    """The examples of each step, int64 [at most batch_size]: a new order each pass, the rest as a smaller batch."""
+    size = n if settings.batch_size == "full" else min(settings.batch_size, n)
+    steps_a_pass = math.ceil(n / size)
+    steps = settings.steps or settings.epochs * steps_a_pass
+    for first in range(0, steps, steps_a_pass):
+        order = torch.from_numpy(rng.permutation(n)).to(device)
+        yield from torch.split(order, size)[: steps - first]
+
+
+def _add_proximal(trainable: list[nn.Parameter], start: list[Tensor], mu: float) -> None:
+    """Add the gradient of mu/2 |w - w_global|^2 to the loss's."""
+    for parameter, origin in zip(trainable, start, strict=True):
+        if parameter.grad is not None:  # a weight the loss does not depend on stays at its origin
+            parameter.grad.add_(parameter.detach() - origin, alpha=mu)

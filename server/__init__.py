@@ -1,0 +1,1 @@
+"""A Flower server: the round loop, strategies and checkpoints."""

@@ -1,0 +1,41 @@
+"""The Flower server of every experiment that runs under Flower's own runtimes (`flwr run .`).
+
+The run's configuration carries the experiment: a preset's name, or the whole as TOML. The record of the run
+goes to runs/ under `output` of the run's configuration, or under the folder the server runs in.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedveil.core.experiment import Experiment
+from fedveil.core.record import Record
+from fedveil.server.checkpoint import State
+from fedveil.server.federation import federate, prepare, resolve
+from fedveil.server.nodes import ClientGrid
+from fedveil.server.rounds import Row
+
+app = ServerApp()
+log = logging.getLogger("flwr")
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment that the run's configuration names, over the nodes that are connected."""
+    experiment = resolve(Experiment.find(str(context.run_config["experiment"])))
+    federation = prepare(experiment)
+    clients = ClientGrid(grid, experiment.data.clients)
+    output = str(context.run_config.get("output", ""))
+    record = Record.create(experiment, Path(output) if output else None)
+
+    def watch(row: Row, _: State) -> None:
+        scores = {key: value for key, value in row.items() if value is not None and key != "round"}
+        log.info("round %d: %s", row["round"], ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
+
+    federate(federation, clients, record, watch)
+    log.info("model_sha256 %s", record.sha256("model.safetensors"))
+    log.info("record %s", record.folder.resolve())

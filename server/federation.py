@@ -1,0 +1,127 @@
+"""A federation from the server's side: what a run needs, made and checked before anything is written, and the run.
+
+`simulations/run.py` calls this with an in-process grid, `server/app.py` with Flower's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import torch
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from threadpoolctl import threadpool_limits
+from torch import nn
+
+from fedveil.core.errors import DataError, SettingsError
+from fedveil.core.experiment import Experiment
+from fedveil.core.randomness import Stream
+from fedveil.core.record import Record
+from fedveil.datasets.federated import Federated, load
+from fedveil.models.computing import find_device, one_thread
+from fedveil.models.evaluation import Scores, evaluate
+from fedveil.models.networks import build
+from fedveil.models.parameters import from_numpy, get, to_numpy
+from fedveil.models.training import check_training
+from fedveil.server.checkpoint import Parameters, State, load_state, restore, save_state
+from fedveil.server.rounds import Row, run_rounds
+from fedveil.server.strategies import make
+
+
+@dataclass
+class Federation:
+    """An experiment ready to run: its data, network and strategy, and the state to go on from."""
+
+    experiment: Experiment
+    federated: Federated
+    network: nn.Module
+    strategy: Strategy
+    state: State
+    device: torch.device
+
+    @property
+    def binary(self) -> bool:
+        """Two classes: precision, recall, F1 and AUC have a meaning."""
+        return len(self.federated.dataset.task.classes) == 2
+
+    def evaluate(self, parameters: Parameters) -> Scores:
+        """Scores of a model on the test part of the data set."""
+        test, kind = self.federated.dataset.test, self.experiment.training.loss
+        return evaluate(self.network, from_numpy(parameters, self.device), test, kind)
+
+
+def resolve(experiment: Experiment) -> Experiment:
+    """The experiment with what `auto` stands for, so that a resumed run computes as the first part did."""
+    return experiment.override({"engine": "sequential", "device": find_device(experiment.device).type})
+
+
+def prepare(experiment: Experiment, resume: Record | None = None) -> Federation:
+    """Load, build and check all that a run needs; write nothing.
+
+    experiment: resolved; resume: the record of the run to go on with
+    Raise SettingsError or DataError where it cannot run, or go on.
+    """
+    device = find_device(experiment.device)
+    strategy = make(experiment)
+    federated = load(experiment.data, experiment.seed)
+    _check_evaluators(experiment, federated)
+    task = federated.dataset.task
+    check_training(task, experiment.training)
+    network = build(task, experiment.model, Stream(experiment.seed)).to(device)
+    digest = _digest(federated) if experiment.data.path or ":" in experiment.data.dataset else ""
+    if resume is None:
+        state = State(to_numpy(get(network)), data=digest)
+    else:
+        state, kept = load_state(resume)
+        if state.data != digest:
+            raise DataError(
+                f"--resume {resume.folder}: the data is not what it was when the run began; start a new run"
+            )
+        restore(strategy, kept)
+    return Federation(experiment, federated, network, strategy, state, device)
+
+
+def _check_evaluators(experiment: Experiment, federated: Federated) -> None:
+    """Refuse federated evaluation where a client has nothing to hold out."""
+    short = int((federated.partition.sizes() < 2).sum()) if experiment.evaluation.federated else 0
+    if short:
+        raise SettingsError(
+            f"evaluation.federated = true: {short:,} of {experiment.data.clients:,} clients hold one example, which they "
+            "train on, and none to evaluate on; set data.min_examples = 2, or fewer data.clients"
+        )
+
+
+def _digest(federated: Federated) -> str:
+    """SHA-256 of all examples."""
+    found = sha256()
+    for part in (federated.dataset.train, federated.dataset.test):
+        found.update(np.ascontiguousarray(part.features).data)
+        found.update(np.ascontiguousarray(part.labels).data)
+    return found.hexdigest()
+
+
+def federate(federation: Federation, grid: Grid, record: Record, watch: Callable[[Row, State], None]) -> None:
+    """Run the rounds that are left, with one thread, and keep each whole round in the record.
+
+    watch: is shown the row of each round as it enters metrics.csv
+    Raises what `run_rounds` raises.
+    """
+    with (
+        one_thread(),
+        threadpool_limits(1, user_api="blas"),
+    ):  # the second for NumPy, which some strategies compute with
+        if federation.state.round == 0:
+            save_state(record, federation.experiment, federation.state, federation.strategy)
+        run_rounds(
+            grid,
+            federation.experiment,
+            federation.strategy,
+            federation.state,
+            record,
+            evaluate=federation.evaluate,
+            binary=federation.binary,
+            watch=watch,
+        )

@@ -1,0 +1,157 @@
+"""Strategies by name: Flower's own, set up from an experiment.
+
+Each takes the experiment and the arguments that all of Flower's strategies share, and returns a strategy.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import Strategy
+
+from fedveil.core import parts
+from fedveil.core.experiment import Experiment
+from fedveil.core.messages import ARRAYS, CONFIG, METRICS, WEIGHT
+from fedveil.models.evaluation import Scores, merge
+
+Shared = dict[str, Any]
+
+
+def make(experiment: Experiment) -> Strategy:
+    """The strategy an experiment names, which samples its cohort and weighs clients by their examples."""
+    clients, cohort = experiment.data.clients, experiment.federation.cohort
+    evaluators = (experiment.evaluation.cohort or cohort) if experiment.evaluation.federated else 0
+    shared: Shared = {
+        # Flower takes max(int(fraction * clients), minimum): the minimum is exact, the fraction need not be
+        "fraction_train": cohort / clients,
+        "min_train_nodes": cohort,
+        "fraction_evaluate": evaluators / clients,
+        "min_evaluate_nodes": evaluators,
+        "min_available_nodes": clients,
+        "weighted_by_key": WEIGHT,
+        "arrayrecord_key": ARRAYS,
+        "configrecord_key": CONFIG,
+        "train_metrics_aggr_fn": mean_loss,
+        "evaluate_metrics_aggr_fn": sum_scores,
+    }
+    factory = parts.STRATEGIES.load(experiment.federation.strategy, "federation.strategy")
+    return cast(Strategy, factory(experiment, shared))
+
+
+def mean_loss(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
+    """The clients' training losses, averaged by their examples."""
+    metrics = [cast(MetricRecord, content[METRICS]) for content in contents]
+    weights = [float(cast(int, m[weighted_by_key])) for m in metrics]
+    total = sum(w * float(cast(float, m["train-loss"])) for w, m in zip(weights, metrics, strict=True))
+    return MetricRecord({"train-loss": total / sum(weights), "num-examples": int(sum(weights))})
+
+
+def sum_scores(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
+    """Accuracy, precision, recall and F1 over all clients' held-out examples, from the sums of their counts."""
+    metrics = [cast(MetricRecord, content[METRICS]) for content in contents]
+    scores = merge([
+        Scores(
+            examples=int(cast(int, m[weighted_by_key])),
+            loss=float(cast(float, m["loss"])),
+            correct=int(cast(int, m["correct"])),
+            true_positives=int(cast(int, m["true-positives"])),
+            false_positives=int(cast(int, m["false-positives"])),
+            false_negatives=int(cast(int, m["false-negatives"])),
+            auc=None,
+        )
+        for m in metrics
+    ])  # fmt: skip
+    named = scores.as_metrics(binary=True)
+    return MetricRecord(dict(named))
+
+
+def fedavg(_: Experiment, shared: Shared) -> Strategy:
+    """FedAvg: the mean of the weights, each client's by its examples (McMahan et al. 2017, algorithm 1)."""
+    return flower.FedAvg(**shared)
+
+
+def fedprox(experiment: Experiment, shared: Shared) -> Strategy:
+    """FedProx: FedAvg whose clients add mu/2 |w - w_global|^2 to their loss (Li et al. 2020, algorithm 2)."""
+    return flower.FedProx(**shared, proximal_mu=experiment.training.proximal_mu)
+
+
+def fedavgm(experiment: Experiment, shared: Shared) -> Strategy:
+    """FedAvgM: SGD with momentum on the server (Hsu et al. 2019, section 4.3)."""
+    settings = experiment.federation
+    return flower.FedAvgM(
+        **shared,
+        server_learning_rate=settings.server_learning_rate or 1.0,
+        server_momentum=settings.server_momentum,
+    )
+
+
+def _adaptive(experiment: Experiment) -> Shared:
+    settings = experiment.federation
+    return {
+        "eta": settings.server_learning_rate or 0.1,
+        "eta_l": experiment.training.learning_rate,
+        "tau": settings.tau,
+    }
+
+
+def fedadam(experiment: Experiment, shared: Shared) -> Strategy:
+    """FedAdam: Adam on the server (Reddi et al. 2021, algorithm 2; Flower corrects the moments' bias, which they do not)."""
+    settings = experiment.federation
+    return flower.FedAdam(**shared, **_adaptive(experiment), beta_1=settings.beta_1, beta_2=settings.beta_2)
+
+
+def fedyogi(experiment: Experiment, shared: Shared) -> Strategy:
+    """FedYogi: Yogi on the server (Reddi et al. 2021, algorithm 2)."""
+    settings = experiment.federation
+    return flower.FedYogi(**shared, **_adaptive(experiment), beta_1=settings.beta_1, beta_2=settings.beta_2)
+
+
+def fedadagrad(experiment: Experiment, shared: Shared) -> Strategy:
+    """FedAdagrad: Adagrad on the server (Reddi et al. 2021, algorithm 2)."""
+    return flower.FedAdagrad(**shared, **_adaptive(experiment))
+
+
+class _GlobalLossQFedAvg(flower.QFedAvg):
+    """Flower's q-FedAvg, which asks clients for the loss it needs: F_k at the global weights, before training."""
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: Any, grid: Any) -> Any:
+        config["report-global-loss"] = True
+        # L = 1 / learning rate (Li et al. 2020, section 3.3): the rate of this round
+        self.client_learning_rate = float(config["learning-rate"])
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+def qfedavg(experiment: Experiment, shared: Shared) -> Strategy:
+    """q-FedAvg: clients with a higher loss weigh more (Li et al. 2020, algorithm 2)."""
+    return _GlobalLossQFedAvg(
+        experiment.training.learning_rate, q=experiment.federation.q, train_loss_key="global-loss", **shared
+    )
+
+
+def fedmedian(_: Experiment, shared: Shared) -> Strategy:
+    """The median of each weight (Yin et al. 2018, algorithm 1)."""
+    return flower.FedMedian(**shared)
+
+
+def fedtrimmedavg(experiment: Experiment, shared: Shared) -> Strategy:
+    """The mean of each weight without its extremes (Yin et al. 2018, definition 2)."""
+    return flower.FedTrimmedAvg(**shared, beta=experiment.federation.trim_fraction)
+
+
+def krum(experiment: Experiment, shared: Shared) -> Strategy:
+    """The one update closest to its neighbours (Blanchard et al. 2017, section 4)."""
+    return flower.Krum(**shared, num_malicious_nodes=experiment.federation.malicious)
+
+
+def multikrum(experiment: Experiment, shared: Shared) -> Strategy:
+    """The mean of the updates closest to their neighbours (Blanchard et al. 2017, section 5)."""
+    settings = experiment.federation
+    selected = settings.selected or settings.cohort - settings.malicious - 2
+    return flower.MultiKrum(**shared, num_malicious_nodes=settings.malicious, num_nodes_to_select=selected)
+
+
+def bulyan(experiment: Experiment, shared: Shared) -> Strategy:
+    """Krum's selection, then a trimmed mean of each weight (El Mhamdi et al. 2018, section 4)."""
+    return flower.Bulyan(**shared, num_malicious_nodes=experiment.federation.malicious)

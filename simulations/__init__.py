@@ -1,0 +1,1 @@
+"""Running experiments: the in-process engine, presets, records and plots."""

@@ -1,0 +1,136 @@
+"""What a person sees while a run goes on: a live bar on a terminal, a line a round elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from fedveil.core.record import Record
+    from fedveil.server.checkpoint import State
+    from fedveil.server.federation import Federation
+    from fedveil.server.rounds import Row
+    from fedveil.simulations.run import Result
+
+
+class Display:
+    """Shows a run on a console; with no console, nothing."""
+
+    def __init__(self, console: Console | None) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+        self._cohort = 1
+        self._rounds = 1
+
+    @contextmanager
+    def live(self, federation: Federation, record: Record) -> Iterator[None]:
+        """Show progress from here to the end of the block."""
+        experiment, state = federation.experiment, federation.state
+        self._rounds, self._cohort = experiment.federation.rounds, experiment.federation.cohort
+        if self._console is None:
+            yield
+            return
+        self._console.print(describe(federation), highlight=False, soft_wrap=True, markup=False)
+        self._console.print(f"record   {record.folder}", highlight=False, soft_wrap=True, markup=False)
+        if not self._console.is_terminal:
+            yield
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        with self._progress:
+            # the bar counts clients, so that it moves within a round too
+            self._task = self._progress.add_task(
+                "round", total=self._rounds * self._cohort, completed=state.round * self._cohort
+            )
+            self._start(state.round)
+            yield
+        self._progress = None
+
+    def _start(self, whole: int) -> None:
+        """The round after `whole` rounds begins."""
+        self._before = whole * self._cohort
+        if self._progress is not None:
+            number = min(whole + 1, self._rounds)
+            self._progress.update(self._task, description=f"round {number}/{self._rounds}", completed=self._before)
+
+    def client_done(self, done: int, total: int) -> None:
+        """So many of the messages at hand are answered: training first, then, where clients evaluate, evaluation."""
+        if self._progress is not None:
+            now = self._before + min(done, self._cohort)
+            # evaluation counts from 1 again: the bar stays where training left it
+            self._progress.update(self._task, completed=max(now, self._progress.tasks[0].completed))
+        del total
+
+    def round_done(self, row: Row, state: State) -> None:
+        """A round is whole."""
+        if self._console is not None:
+            line = f"round {row['round']}/{self._rounds}  {scores_line(row, state)}"
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self._start(state.round)
+
+
+def describe(federation: Federation) -> str:
+    """Two lines that say what is about to run."""
+    e = federation.experiment
+    data = federation.federated.dataset
+    parameters = sum(value.size for value in federation.state.parameters.values())
+    made_up = " (made-up data)" if data.made_up else ""
+    sizes = federation.federated.partition.sizes()
+    return (
+        f"data     {data.name}{made_up}: {len(data.train):,} training and {len(data.test):,} test examples, "
+        f"{len(data.task.classes)} classes; {e.data.partition} over {e.data.clients:,} clients "
+        f"of {sizes.min():,} to {sizes.max():,} examples\n"
+        f"model    {e.model.name}, {parameters:,} parameters; {e.federation.strategy}, "
+        f"{e.federation.cohort:,} clients a round, {e.federation.rounds} rounds; seed {e.seed}\n"
+        f"engine   sequential on {federation.device.type}: clients train one after another, one thread, same bytes every time"
+    )
+
+
+def scores_line(row: Row, state: State) -> str:
+    """The scores of a round and the bytes moved so far, in words."""
+    words = []
+    if row.get("train_loss") is not None:
+        words.append(f"loss {row['train_loss']:.4f}")
+    for name, label in (
+        ("test_accuracy", "test accuracy"),
+        ("test_f1", "F1"),
+        ("validation_accuracy", "validation accuracy"),
+    ):
+        if row.get(name) is not None:
+            words.append(f"{label} {row[name]:.4f}")
+    words.append(f"{megabytes(state.bytes_up + state.bytes_down)} moved")
+    return "  ".join(words)
+
+
+def megabytes(count: int) -> str:
+    """A number of bytes as MB (10^6)."""
+    return f"{count / 1e6:,.1f} MB"
+
+
+def summary_text(result: Result) -> str:
+    """What a person reads at the end of a run."""
+    s = result.summary
+    lines = [f"done     {s['rounds']} rounds in {s['seconds']:.1f} s" + (f": {s['stopped']}" if s["stopped"] else "")]
+    for part in ("test", "validation"):
+        names = ("accuracy", "loss", "precision", "recall", "f1", "auc")
+        scores = [(name, s.get(f"{part}_{name}")) for name in names]
+        words = "  ".join(f"{name} {value:.4f}" for name, value in scores if value is not None)
+        if words:
+            lines.append(f"{part:<8} {words}")
+    lines += [
+        f"best     round {s['best_round']} (best.safetensors)",
+        f"traffic  {megabytes(s['bytes_up'])} up, {megabytes(s['bytes_down'])} down; the server sees every client's weights",
+        f"model    sha256 {s['model_sha256']}",
+        f"record   {s['run_dir']} (plots/accuracy.png, metrics.csv, model.safetensors)",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The in-process engine: a Flower Grid that runs client apps in this process."""

@@ -1,0 +1,130 @@
+"""Every strategy, as FedVeil sets it up and over FedVeil's messages, against a few lines of NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord
+from flwr.clientapp import ClientApp
+from support import CLIENTS, EXAMPLES, GLOBAL, LOCAL, LOSSES, SHAPES, experiment, play_round
+
+from fedveil import Experiment
+from fedveil.core.messages import from_arrays, to_arrays
+from fedveil.server.strategies import make
+from fedveil.simulations.engine.grid import InProcessGrid
+
+WEIGHTS = EXAMPLES / EXAMPLES.sum()
+
+
+def rounds(settings: Experiment, count: int = 1) -> tuple[list[dict[str, np.ndarray]], list[dict]]:
+    """The global models after each of `count` rounds, and the configs sent."""
+    strategy, arrays, models, configs = make(settings), to_arrays(GLOBAL), [], []
+    for number in range(1, count + 1):
+        arrays, config = play_round(strategy, number, arrays)
+        models.append(from_arrays(arrays))
+        configs.append(config)
+    return models, configs
+
+
+def stack(name: str) -> np.ndarray:
+    return np.stack([local[name] for local in LOCAL]).astype(np.float64)
+
+
+def mean(name: str) -> np.ndarray:
+    return np.tensordot(WEIGHTS, stack(name), 1)
+
+
+def check(models: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    assert list(models) == list(SHAPES)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(models[name], value, rtol=2e-5, atol=2e-6)
+
+
+def test_fedavg_is_the_mean_by_examples() -> None:
+    check(rounds(experiment("fedavg"))[0][0], {name: mean(name) for name in SHAPES})
+
+
+def test_fedprox_averages_like_fedavg_and_tells_clients_mu() -> None:
+    models, configs = rounds(experiment("fedprox"))
+    check(models[0], {name: mean(name) for name in SHAPES})
+    assert configs[0]["proximal-mu"] == 0.3
+
+
+def test_fedavgm_moves_by_momentum_of_the_differences() -> None:
+    models, _ = rounds(experiment("fedavgm", server_learning_rate=0.7, server_momentum=0.8), 2)
+    for name in SHAPES:
+        step = GLOBAL[name] - mean(name)
+        first = GLOBAL[name] - 0.7 * step
+        step = 0.8 * step + (first - (mean(name) + 1))
+        check(models[0], {name: first}), check(models[1], {name: first - 0.7 * step})
+
+
+@pytest.mark.parametrize("strategy", ["fedadam", "fedyogi", "fedadagrad"])
+def test_adaptive_strategies_follow_reddi_et_al_and_flowers_bias_correction(strategy: str) -> None:
+    eta, b1, b2, tau = 0.2, 0.8, 0.9, 1e-2
+    models, _ = rounds(experiment(strategy, server_learning_rate=eta, beta_1=b1, beta_2=b2, tau=tau), 2)
+    for name in SHAPES:
+        x, m, v = GLOBAL[name].astype(np.float64), 0.0, 0.0
+        for t in (1, 2):
+            delta = mean(name) + (t - 1) - x
+            if strategy == "fedadagrad":
+                m, v, rate = delta, v + delta**2, eta  # algorithm 2 with beta_1 = 0
+            else:
+                m = b1 * m + (1 - b1) * delta
+                square = delta**2
+                v = b2 * v + (1 - b2) * square if strategy == "fedadam" else v - (1 - b2) * square * np.sign(v - square)
+                # Flower corrects the bias of Adam's moments (Kingma and Ba 2015), with t+1; Yogi has no correction
+                rate = eta * np.sqrt(1 - b2 ** (t + 1)) / (1 - b1 ** (t + 1)) if strategy == "fedadam" else eta
+            x = x + rate * m / (np.sqrt(v) + tau)
+            check(models[t - 1], {name: x})
+
+
+def test_qfedavg_weighs_by_the_loss_of_the_global_model() -> None:
+    models, configs = rounds(experiment("qfedavg", q=1.5))
+    assert configs[0]["report-global-loss"] is True
+    q, lipschitz = 1.5, 1 / 0.5
+    steps = [{n: lipschitz * (GLOBAL[n].astype(np.float64) - LOCAL[k][n]) for n in SHAPES} for k in range(CLIENTS)]
+    norms = [sum((s**2).sum() for s in step.values()) for step in steps]
+    h = sum(q * LOSSES[k] ** (q - 1) * norms[k] + lipschitz * LOSSES[k] ** q for k in range(CLIENTS))
+    check(models[0], {n: GLOBAL[n] - sum(LOSSES[k] ** q * steps[k][n] for k in range(CLIENTS)) / h for n in SHAPES})
+
+
+def test_fedmedian_and_trimmed_mean() -> None:
+    check(rounds(experiment("fedmedian"))[0][0], {n: np.median(stack(n), axis=0) for n in SHAPES})
+    trimmed = {n: np.sort(stack(n), axis=0)[1:-1].mean(axis=0) for n in SHAPES}  # int(0.2 * 9) = 1 off each end
+    check(rounds(experiment("fedtrimmedavg"))[0][0], trimmed)
+
+
+def krum_order(malicious: int) -> list[int]:
+    flat = np.concatenate([stack(n).reshape(CLIENTS, -1) for n in SHAPES], axis=1)
+    distances = ((flat[:, None] - flat[None]) ** 2).sum(-1)
+    nearest = np.sort(distances, axis=1)[:, 1 : CLIENTS - malicious - 1]  # n - f - 2 others
+    return np.argsort(nearest.sum(axis=1)).tolist()
+
+
+def test_krum_and_multikrum_select_by_distance_to_the_nearest() -> None:
+    check(rounds(experiment("krum", malicious=2))[0][0], LOCAL[krum_order(2)[0]])
+    chosen = krum_order(2)[:5]  # 9 - 2 - 2
+    weights = EXAMPLES[chosen] / EXAMPLES[chosen].sum()
+    wanted = {n: np.tensordot(weights, stack(n)[chosen], 1) for n in SHAPES}
+    check(rounds(experiment("multikrum", malicious=2))[0][0], wanted)
+
+
+def test_bulyan_averages_the_values_nearest_the_median_of_the_selected() -> None:
+    models, _ = rounds(experiment("bulyan", malicious=1))
+    chosen = krum_order(1)[: CLIENTS - 2]
+    for n in SHAPES:
+        values = stack(n)[chosen]
+        order = np.argsort(np.abs(values - np.median(values, axis=0)), axis=0)[: len(chosen) - 2]
+        check(models[0], {n: np.take_along_axis(values, order, axis=0).mean(axis=0)})
+
+
+@pytest.mark.parametrize("population", [100, 99, 37, 1000])
+def test_the_cohort_is_exact_where_fractions_would_round(population: int) -> None:
+    for cohort in (1, 7, 29, population):
+        settings = Experiment(data={"clients": population}, federation={"cohort": min(cohort, population)})
+        strategy = make(settings)
+        messages = list(
+            strategy.configure_train(1, to_arrays(GLOBAL), ConfigRecord(), InProcessGrid(ClientApp(), population, {}))
+        )
+        assert len({m.metadata.dst_node_id for m in messages}) == min(cohort, population)

@@ -1,0 +1,96 @@
+"""What is installed: the one package `fedveil`, whole, and nothing else; and walls that hold."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+FOLDERS = ("core", "models", "datasets", "client", "server", "simulations", "front")
+MAY_IMPORT = {
+    "core": {"core"},
+    "models": {"core", "models"},
+    "datasets": {"core", "datasets"},
+    "client": {"core", "models", "datasets", "client"},
+    "server": {"core", "models", "datasets", "server"},
+    "simulations": {"core", "models", "datasets", "client", "server", "simulations"},
+}
+SOURCES = [path for folder in FOLDERS for path in sorted((CHECKOUT / folder).rglob("*.py"))]
+
+
+def test_the_wheel_installs_the_package_fedveil_and_nothing_else(tmp_path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(CHECKOUT)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-2000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        entry = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+        metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"fedveil"}
+    for path in SOURCES:
+        inside = "/".join(path.relative_to(CHECKOUT).parts).removeprefix("front/")
+        assert f"fedveil/{inside}" in names, inside
+    presets = {path.name for path in (CHECKOUT / "simulations" / "presets").glob("*.toml")}
+    assert presets == {
+        Path(name).name for name in names if name.startswith("fedveil/simulations/presets/") and name.endswith("toml")
+    }
+    assert "fedveil/py.typed" in names
+    assert "fedveil = fedveil.cli:main" in entry
+    assert "License-Expression: Apache-2.0" in metadata
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: "/".join(path.relative_to(CHECKOUT).parts))
+def test_walls_hold(path) -> None:
+    folder = path.relative_to(CHECKOUT).parts[0]
+    rooms = {name.split(".")[1] for name in imports(path) if name.startswith("fedveil.")}
+    if folder in MAY_IMPORT:
+        assert rooms <= MAY_IMPORT[folder]
+    if folder in ("core", "models", "datasets") and path.name != "messages.py":
+        assert not any(name.split(".")[0] == "flwr" for name in imports(path))
+
+
+def test_every_package_of_the_checkout_is_installed_and_none_hides_another() -> None:
+    settings = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    mapped = set(settings["package-dir"].values())
+    found = {
+        str(path.parent.relative_to(CHECKOUT))
+        for folder in FOLDERS
+        for path in (CHECKOUT / folder).rglob("__init__.py")
+    }
+    assert mapped == found
+    assert set(settings["package-dir"]) == set(settings["packages"])
+    assert not (CHECKOUT / "fedveil").exists()
+
+
+def test_every_required_package_is_pinned() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    lines = (CHECKOUT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
+    needed = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    names = {re.split(r"[\[<>=!~ ]", name)[0].lower() for name in needed} - {"fedveil"}
+    assert names - pinned == set()
+    assert all("==" in line for line in lines if line and not line.startswith("#"))
