@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test claims lint clean
+.PHONY: run test claims bench peers lint clean
 
 run: .venv/.ready  ## train the main job on embedded data
 	$(BIN)/fedveil run
@@ -13,6 +13,12 @@ test: .venv/.ready-test  ## all tests, with reduced counts where a claim needs m
 
 claims: .venv/.ready-test  ## the full counts, written to docs/results.md; about half an hour
 	$(BIN)/python tests/claims.py docs/results.md
+
+bench: .venv/.ready  ## speed beside the peers, written to docs/performance.md; about 20 minutes of a quiet machine
+	$(BIN)/fedveil bench --write docs/performance.md
+	$(BIN)/fedveil bench growth --write docs/performance.md
+
+peers: .venv-flower/.ready .venv-pfl/.ready  ## the frameworks that bench compares with, an environment each
 
 lint:  ## what .ci/run checks before the tests, in an environment of its own
 	$(PYTHON) -m venv .venv-lint
@@ -36,3 +42,14 @@ clean:
 .venv/.ready-test: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@ .venv/.ready
+
+.venv-flower/.ready: constraints.txt
+	$(PYTHON) -m venv .venv-flower
+	.venv-flower/bin/python -m pip install --quiet -c constraints.txt 'flwr[simulation]==1.41.*' torch==2.13.0
+	touch $@
+
+# pfl needs older packages than constraints.txt has
+.venv-pfl/.ready:
+	$(PYTHON) -m venv .venv-pfl
+	.venv-pfl/bin/python -m pip install --quiet 'pfl[pytorch]==0.6.0' torch==2.13.0
+	touch $@

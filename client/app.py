@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from typing import Any, cast
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedveil.client.work import Workplace, score, train, workplace
 from fedveil.core.messages import ARRAYS, CLIENT, CONFIG, METRICS, ROUND, WEIGHT, from_arrays, to_arrays
 from fedveil.models.computing import one_thread
+from fedveil.models.evaluation import Scores
 
 app = ClientApp()
 Metrics = dict[str, int | float | list[int] | list[float]]
@@ -42,20 +44,38 @@ def fit(message: Message, context: Context) -> Message:
     started = time.perf_counter()
     place, client, arrays, config = _open(message, context)
     given = from_arrays(arrays)
-    metrics: Metrics = {CLIENT: client}
     with one_thread():
-        if config.get("report-global-loss"):
-            metrics["global-loss"] = score(place, client, given, held_out=False).loss
+        wanted = bool(config.get("report-global-loss", False))
+        global_loss = score(place, client, given, held_out=False).loss if wanted else None
         rate = float(config["learning-rate"])
-        trained = train(place, client, int(config[ROUND]), given, rate, config.get("proximal-mu"))
-    metrics |= {
-        WEIGHT: int(trained.examples[0]),
-        "steps": int(trained.steps[0]),
-        "train-loss": float(trained.loss[0]),
-    }
-    weights = to_arrays({name: value[0].cpu().numpy() for name, value in trained.parameters.items()})
-    metrics["seconds"] = time.perf_counter() - started
-    return Message(RecordDict({ARRAYS: weights, METRICS: MetricRecord(metrics)}), reply_to=message)
+        trained = train(place, [client], int(config[ROUND]), given, rate, config.get("proximal-mu"))
+    return training_reply(
+        message,
+        client,
+        {name: value[0].cpu().numpy() for name, value in trained.parameters.items()},
+        float(trained.loss[0]),
+        int(trained.examples[0]),
+        int(trained.steps[0]),
+        global_loss,
+        time.perf_counter() - started,
+    )
+
+
+def training_reply(
+    message: Message,
+    client: int,
+    weights: dict[str, np.ndarray],
+    loss: float,
+    examples: int,
+    steps: int,
+    global_loss: float | None,
+    seconds: float,
+) -> Message:
+    """What a client replies after it trained."""
+    metrics: Metrics = {CLIENT: client, WEIGHT: examples, "steps": steps, "train-loss": loss, "seconds": seconds}
+    if global_loss is not None:
+        metrics["global-loss"] = global_loss
+    return Message(RecordDict({ARRAYS: to_arrays(weights), METRICS: MetricRecord(metrics)}), reply_to=message)
 
 
 @app.evaluate()
@@ -65,6 +85,11 @@ def evaluate(message: Message, context: Context) -> Message:
     place, client, arrays, _ = _open(message, context)
     with one_thread():
         scores = score(place, client, from_arrays(arrays), held_out=True)
+    return evaluation_reply(message, client, scores, time.perf_counter() - started)
+
+
+def evaluation_reply(message: Message, client: int, scores: Scores, seconds: float) -> Message:
+    """What a client replies after it evaluated."""
     metrics: Metrics = {
         CLIENT: client,
         WEIGHT: scores.examples,
@@ -73,6 +98,6 @@ def evaluate(message: Message, context: Context) -> Message:
         "true-positives": scores.true_positives,
         "false-positives": scores.false_positives,
         "false-negatives": scores.false_negatives,
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
     }
     return Message(RecordDict({METRICS: MetricRecord(metrics)}), reply_to=message)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fedveil.core.errors import SettingsError
 from fedveil.core.examples import Task
 from fedveil.core.experiment import Experiment
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import Federated, load
+from fedveil.models.batched import Chain, batched
 from fedveil.models.computing import find_device
 from fedveil.models.evaluation import Scores, evaluate
-from fedveil.models.networks import build
+from fedveil.models.functional import Functional
+from fedveil.models.networks import build, example
 from fedveil.models.parameters import from_numpy
 from fedveil.models.training import Trained, train_clients
 
@@ -29,6 +32,16 @@ class Workplace:
     federated: Federated
     network: nn.Module
     device: torch.device
+
+    @cached_property
+    def together(self) -> Chain | Functional | None:
+        """How clients are computed all at once, where the experiment says so."""
+        if self.experiment.engine != "batched":
+            return None
+        how = batched(self.network, example(self.federated.dataset.task).to(self.device))
+        if isinstance(how, str):
+            raise SettingsError(f"engine = 'batched': {how}; use engine = 'processes' or 'sequential'")
+        return how
 
 
 def workplace(settings: str) -> Workplace:
@@ -57,23 +70,25 @@ def _network(settings: str, task: Task) -> tuple[nn.Module, torch.device]:
 
 def train(
     place: Workplace,
-    client: int,
+    clients: Sequence[int],
     round_number: int,
     arrays: Mapping[str, np.ndarray],
     learning_rate: float,
     proximal_mu: float | None,
+    into: dict[str, Tensor] | None = None,
 ) -> Trained:
-    """Train the received model on the client's training part; the result has K = 1."""
-    examples, _ = place.federated.client(client)
+    """Train the received model on each client's training part, as `train_clients` does."""
     return train_clients(
         place.network,
         from_numpy(arrays, place.device),
-        [examples],
+        [place.federated.client(client)[0] for client in clients],
         place.experiment.training,
         learning_rate,
-        [Stream(place.experiment.seed, round_number, client)],
+        [Stream(place.experiment.seed, round_number, client) for client in clients],
         classes=len(place.federated.dataset.task.classes),
         proximal_mu=proximal_mu,
+        together=place.together,
+        into=into,
     )
 
 

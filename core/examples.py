@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -24,8 +25,42 @@ class Examples:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> Examples:
-        """The examples at `indices` (int64 [m]), in that order."""
+        """A copy of the examples at `indices` (int64 [m]), in that order."""
         return Examples(self.features[indices], self.labels[indices])
+
+    def select(self, indices: np.ndarray) -> Selection:
+        """As `take`, copied only when they are read."""
+        return Selection(self, indices)
+
+
+class Selection(Examples):
+    """Examples that are rows of others: what many clients hold of one data set is not copied to be trained on.
+
+    source: the others; rows: int64 [n]
+    """
+
+    source: Examples
+    rows: np.ndarray
+
+    def __init__(self, source: Examples, rows: np.ndarray) -> None:
+        self.__dict__.update(source=source, rows=rows)  # frozen, as Examples are
+
+    @cached_property
+    def features(self) -> np.ndarray:  # type: ignore[override]
+        """A copy of the rows."""
+        return self.source.features[self.rows]
+
+    @cached_property
+    def labels(self) -> np.ndarray:  # type: ignore[override]
+        """A copy of the rows."""
+        return self.source.labels[self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, indices: np.ndarray) -> Selection:
+        """Rows of the same source."""
+        return Selection(self.source, self.rows[indices])
 
 
 @dataclass(frozen=True)

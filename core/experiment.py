@@ -39,7 +39,10 @@ class Data(Section):
     partition_classes: Count = Field(2, description="classes: how many each client holds")
     partition_shards: Count = Field(2, description="shards: how many each client gets")
     partition_exponent: NonNegative = Field(1.0, description="quantity: size of the client of rank r ~ r^-exponent")
-    min_examples: Count = Field(1, description="the least any client holds; a partition that gives less is refused")
+    min_examples: Count = Field(
+        1,
+        description="the least any client holds; a partition that gives less is refused; synthetic: nobody makes fewer",
+    )
     validation_fraction: Fraction = Field(0.0, description="share of its examples each client holds out to evaluate on")
     drop_duplicates: bool = Field(True, description="text: drop exact repeats before splitting off the test part")
     vocabulary: str = Field("train", description="text: train, hashed, or a file with a word a line")
@@ -53,6 +56,16 @@ class Data(Section):
     group_column: str | None = Field(None, description="own: the column that names each example's source")
     labels: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
         None, description="own: the classes, in order; the second of two is the positive one"
+    )
+    examples_per_client: Count = Field(100, description="synthetic: how many each client makes, on average")
+    examples_spread: Annotated[float, Field(ge=0, le=3)] = Field(
+        1.0, description="synthetic: standard deviation of the logarithm of clients' sizes; 0 makes them equal"
+    )
+    synthetic_beta: NonNegative = Field(
+        1.0, description="synthetic, natural: how far apart clients' features lie; beta of Li et al. 2020"
+    )
+    synthetic_rule: Literal["own", "shared"] = Field(
+        "own", description="synthetic, natural: what makes features a label, each client's own or the same for all"
     )
 
 
@@ -169,10 +182,15 @@ class Experiment(Section):
 
     name: Annotated[str, Field(pattern=r"^[\w.-]{1,80}$")] = Field("experiment", description="of the record's folder")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of every random choice")
-    engine: Literal["auto", "sequential"] = Field("auto", description="how clients are computed: one after another")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto is the CPU, the faster one for clients one by one"
+    engine: Literal["auto", "batched", "sequential", "processes", "ray"] = Field(
+        "auto",
+        description="how clients are computed: all at once, one by one, one by one in several processes, or on Flower's "
+        "simulation runtime; auto picks and says why",
     )
+    workers: Count | None = Field(
+        None, description="processes that compute, all cores without it; changes the time and nothing else"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is the CPU")
     data: Data = Data()
     model: Model = Model()
     training: Training = Training()
@@ -275,7 +293,13 @@ def resumable(folder: Path) -> Experiment:
     path = folder / "experiment.toml"
     if not path.is_file():
         raise SettingsError(f"--resume {folder}: is not the folder of a run (it has no experiment.toml)")
-    return Experiment.load(path)
+    try:
+        return Experiment.load(path)
+    except SettingsError as error:
+        raise SettingsError(
+            f"--resume {folder}: its settings were edited, or written by another version of FedVeil, and this one cannot "
+            f"read them\n  {error}"
+        ) from None
 
 
 def known_keys() -> dict[str, str]:
@@ -333,6 +357,11 @@ _NEEDS = {
     "data.path": ("data.dataset", ("own",)),
     "data.test_path": ("data.dataset", ("own",)),
     "data.group_column": ("data.dataset", ("own",)),
+    "data.test_fraction": ("data.dataset", ("digits", "sms", "enron", "spam-demo", "own")),
+    "data.examples_per_client": ("data.dataset", ("synthetic",)),
+    "data.examples_spread": ("data.dataset", ("synthetic",)),
+    "data.synthetic_beta": ("data.dataset", ("synthetic",)),
+    "data.synthetic_rule": ("data.dataset", ("synthetic",)),
     "training.schedule_rounds": ("training.schedule", ("step", "cyclic", "plateau")),
     "training.schedule_factor": ("training.schedule", ("step", "exponential", "plateau")),
     "training.schedule_minimum": ("training.schedule", ("cosine", "cyclic", "plateau")),
@@ -360,6 +389,12 @@ def _check_effect(experiment: Experiment, settings: Mapping[str, Any]) -> None:
             wanted = " or ".join(f"'{word}'" for word in words)
             raise SettingsError(
                 f"{key} = {value!r}: has no effect with {other} = '{found}'; it needs {other} = {wanted}"
+            )
+    for key in ("data.synthetic_beta", "data.synthetic_rule"):
+        if settings.get(key) is not None and experiment.data.partition == "iid":
+            raise SettingsError(
+                f"{key} = {settings[key]!r}: has no effect with data.partition = 'iid', which makes all clients alike; it "
+                "needs data.partition = 'natural'"
             )
     if settings.get("training.epochs") is not None and experiment.training.steps is not None:
         raise SettingsError(
@@ -429,4 +464,15 @@ def _check_combinations(e: Experiment) -> None:
     refuse(
         e.data.dataset == "own" and e.data.path is None,
         "data.path: data.dataset = 'own' needs the path of a CSV file, an .npz file, or a folder of images",
+    )
+    made = e.data.dataset == "synthetic"
+    refuse(
+        made and e.data.partition not in ("iid", "natural"),
+        f"data.partition = '{e.data.partition}': there is nothing to divide where each client of data.dataset = 'synthetic' "
+        "makes its own examples; take 'iid' (all clients alike) or 'natural' (each a source of its own)",
+    )
+    refuse(
+        made and e.data.min_examples > e.data.examples_per_client,
+        f"data.min_examples = {e.data.min_examples}: larger than the average, data.examples_per_client = "
+        f"{e.data.examples_per_client}",
     )

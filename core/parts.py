@@ -18,6 +18,10 @@ DATASETS = Table(
             "fedveil.datasets.spam_demo:spam_demo",
             "2,000 made-up messages, ham or spam; made by FedVeil, not real",
         ),
+        "synthetic": (
+            "fedveil.datasets.synthetic:synthetic",
+            "made-up features; each client makes its own, for populations of any size (Li et al. 2020)",
+        ),
         "own": (
             "fedveil.datasets.own:own",
             "your own files: CSV of label,text; CSV or .npz of features; a folder of images",
@@ -41,7 +45,7 @@ PARTITIONS = Table(
         "classes": ("fedveil.datasets.partitions:classes", "each client holds exactly k classes"),
         "natural": (
             "fedveil.datasets.partitions:natural",
-            "by the source the data came from: a mailbox, a column of your file",
+            "by the source the data came from: a mailbox, a column of your file, a client that makes its own",
         ),
     },
 )
@@ -104,6 +108,7 @@ PRESETS = Table(
         "sms-mlp": ("sms-mlp.toml", "word embeddings and a linear layer on real text messages, 10 clients"),
         "enron-book": ("enron-book.toml", "the spam model of 'Grokking Deep Learning', chapter 15, on real mail"),
         "spam-demo": ("spam-demo.toml", "LSTM on made-up messages; no download"),
+        "million": ("million.toml", "1,000,000 clients that make up their own examples, 1,000 of them a round"),
     },
     own=False,
 )

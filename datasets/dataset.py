@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedveil.core.examples import Examples, Task
+
+if TYPE_CHECKING:
+    from fedveil.datasets.synthetic import Synthetic
 
 
 @dataclass(frozen=True)
 class DataSet:
     """A data set as its loader returns it.
 
+    train: examples to be divided among the clients; or clients that make their own
     groups: int64 [len(train)], the source of each training example (a mailbox, a user), where it is known
     group_names: the sources' names
     words: text with a known vocabulary: the word of each id; None where words are hashed or there are none
@@ -21,7 +26,7 @@ class DataSet:
 
     name: str
     task: Task
-    train: Examples
+    train: Examples | Synthetic
     test: Examples
     groups: np.ndarray | None = None
     group_names: tuple[str, ...] = ()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from fedveil.core.errors import DataError
+from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples
 from fedveil.core.experiment import Data
 from fedveil.core.parts import DATASETS
 from fedveil.core.randomness import Stream
 from fedveil.datasets.dataset import DataSet
-from fedveil.datasets.partitions import Partition, divide, hold_out
+from fedveil.datasets.partitions import Partition, divide, held_out, hold_out
+from fedveil.datasets.synthetic import Synthetic
 
 # Settings of `[data]` that the data sets of FedVeil do not depend on.
 OF_THE_PARTITION = (
@@ -28,20 +30,49 @@ OF_THE_PARTITION = (
     "min_examples",
     "validation_fraction",
 )
+BLOCK = 1 << 16  # clients whose sizes are looked at together
 FEATURES = {"images": np.float32, "features": np.float32, "text": np.int32}
 
 Version = tuple[str | int | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Federated:
-    """A data set, and which client holds which of its training examples.
+class Stored:
+    """Clients whose examples are stored: the training part of a data set, and which client holds which of it."""
 
+    train: Examples
+    partition: Partition
+
+    @property
+    def clients(self) -> int:
+        """How many clients there are."""
+        return self.partition.clients
+
+    def examples(self, client: int) -> tuple[Examples, np.ndarray]:
+        """Examples, and which of them the client holds: int64 [n]."""
+        return self.train, self.partition.indices(client)
+
+    def sizes(self, clients: np.ndarray) -> np.ndarray:
+        """How many examples each of the clients (int64 [m]) holds: int64 [m]."""
+        found: np.ndarray = self.partition.offsets[clients + 1] - self.partition.offsets[clients]
+        return found
+
+    def counts(self, clients: np.ndarray, classes: int) -> np.ndarray:
+        """How many examples of each class each of the clients holds: int64 [m, classes]."""
+        counts: np.ndarray = self.partition.counts(self.train.labels, classes)[clients]
+        return counts
+
+
+@dataclass(frozen=True, eq=False)
+class Federated:
+    """A data set, and what each client holds of it.
+
+    holdings: of examples that are stored, or of clients that make their own
     validation_fraction: the share of its examples each client holds out to evaluate on
     """
 
     dataset: DataSet
-    partition: Partition
+    holdings: Stored | Synthetic
     seed: int
     validation_fraction: float
 
@@ -50,9 +81,47 @@ class Federated:
 
         Raise SettingsError where there is no client k.
         """
+        self._check(np.array([k]))
+        examples, rows = self.holdings.examples(k)
+        if self.validation_fraction == 0:
+            return examples.select(rows), examples.select(rows[:0])
         rng = Stream(self.seed, client=k).generator("validation")
-        train, validation = hold_out(self.partition.indices(k), self.validation_fraction, rng)
-        return self.dataset.train.take(train), self.dataset.train.take(validation)
+        train, validation = hold_out(rows, self.validation_fraction, rng)
+        return examples.select(train), examples.select(validation)
+
+    def sizes(self, clients: np.ndarray) -> np.ndarray:
+        """How many examples each of the clients (int64 [m]) trains on, `len(client(k)[0])`: int64 [m].
+
+        No example is made or copied for it. Raise SettingsError where there is no such client.
+        """
+        self._check(clients)
+        held = self.holdings.sizes(clients)
+        trained_on: np.ndarray = held - held_out(held, self.validation_fraction)
+        return trained_on
+
+    def counts(self, clients: np.ndarray) -> np.ndarray:
+        """How many examples of each class each of the clients (int64 [m]) has, held-out ones too: int64 [m, classes]."""
+        self._check(clients)
+        return self.holdings.counts(clients, len(self.dataset.task.classes))
+
+    def extremes(self) -> tuple[int, int]:
+        """The fewest and the most examples that a client has, held-out ones too."""
+        ends = [(int(block.min()), int(block.max())) for block in self._all_sizes()]
+        return min(least for least, _ in ends), max(most for _, most in ends)
+
+    def fewer_than(self, least: int) -> int:
+        """How many clients have fewer examples than this, held-out ones counted."""
+        return sum(int((block < least).sum()) for block in self._all_sizes())
+
+    def _all_sizes(self) -> Iterator[np.ndarray]:
+        """What each client has, a block of clients after another: a million take 20 ms, and no memory."""
+        for start in range(0, self.holdings.clients, BLOCK):
+            yield self.holdings.sizes(np.arange(start, min(start + BLOCK, self.holdings.clients)))
+
+    def _check(self, clients: np.ndarray) -> None:
+        outside = clients[(clients < 0) | (clients >= self.holdings.clients)]
+        if len(outside):
+            raise SettingsError(f"there is no client {outside[0]}: clients are 0 to {self.holdings.clients - 1}")
 
 
 def load(data: Data, seed: int) -> Federated:
@@ -67,10 +136,13 @@ def load(data: Data, seed: int) -> Federated:
 @lru_cache(maxsize=4)
 def _divided(data: Data, seed: int, version: Version) -> Federated:
     defaults = {key: Data.model_fields[key].default for key in OF_THE_PARTITION}
-    of_the_dataset = data if ":" in data.dataset else data.model_copy(update=defaults)  # a user's own may use them all
-    dataset = _dataset(of_the_dataset, version)
-    partition = divide(dataset.train.labels, dataset.groups, dataset.group_names, data, seed)
-    return Federated(dataset, partition, seed, data.validation_fraction)
+    uses_all = ":" in data.dataset or data.dataset == "synthetic"  # a user's own may; clients that make their own do
+    dataset = _dataset(data if uses_all else data.model_copy(update=defaults), version)
+    train = dataset.train
+    if isinstance(train, Examples):
+        partition = divide(train.labels, dataset.groups, dataset.group_names, data, seed)
+        return Federated(dataset, Stored(train, partition), seed, data.validation_fraction)
+    return Federated(dataset, train, seed, data.validation_fraction)
 
 
 @lru_cache(maxsize=2)
@@ -106,7 +178,10 @@ def _check(dataset: object, name: str) -> None:
         raise DataError(f"data set '{name}': its loader must return a DataSet, it gave a {type(dataset).__name__}")
     task = dataset.task
     refuse(len(task.classes) < 2, f"at least 2 classes are needed, it has {len(task.classes)}")
-    for part, examples in (("train", dataset.train), ("test", dataset.test)):
+    train = dataset.train
+    if isinstance(train, Synthetic):
+        return  # of FedVeil's own making, as its test part is
+    for part, examples in (("train", train), ("test", dataset.test)):
         features, labels = examples.features, examples.labels
         refuse(len(labels) == 0, f"{part} has no examples")
         refuse(len(features) != len(labels), f"{part} has {len(features):,} features and {len(labels):,} labels")
@@ -125,8 +200,6 @@ def _check(dataset: object, name: str) -> None:
         refuse(outside, f"{part} word ids are not all in 0 to {ids - 1}")
     groups, names = dataset.groups, dataset.group_names
     if groups is not None:
-        refuse(
-            len(groups) != len(dataset.train), f"{len(groups):,} groups for {len(dataset.train):,} training examples"
-        )
+        refuse(len(groups) != len(train), f"{len(groups):,} groups for {len(train):,} training examples")
         outside = groups.dtype != np.int64 or int(groups.min()) < 0 or int(groups.max()) >= len(names)
         refuse(outside, f"groups must be int64, an index into the {len(names):,} group_names")

@@ -254,10 +254,21 @@ def hold_out(indices: np.ndarray, fraction: float, rng: np.random.Generator) -> 
     a client with one example trains on it.
     """
     n = len(indices)
-    m = min(max(round(n * fraction), 1), n - 1) if fraction > 0 and n >= 2 else 0
     chosen = np.zeros(n, bool)
-    chosen[rng.permutation(n)[:m]] = True
+    chosen[rng.permutation(n)[: held_out(np.array(n), fraction)]] = True
     return indices[~chosen], indices[chosen]
+
+
+def held_out(sizes: np.ndarray, fraction: float) -> np.ndarray:
+    """How many examples clients with so many hold out, as `hold_out` says: int64, in the shape of `sizes` (int64)."""
+    most = np.maximum(sizes - 1, 0)
+    rounded = np.rint(sizes * fraction).astype(np.int64)
+    return np.minimum(np.maximum(rounded, 1), most) if fraction > 0 else np.zeros_like(sizes)
+
+
+def evenly(clients: int, most: int) -> np.ndarray:
+    """Up to `most` clients, evenly taken from all: int64 [min(clients, most)], rising."""
+    return np.linspace(0, clients - 1, min(clients, most)).astype(np.int64)
 
 
 def _even(n: int, parts: int) -> np.ndarray:

@@ -45,7 +45,7 @@ DataDir = Annotated[
 ]
 
 
-def _experiment(name: str, assignments: list[str] | None, seed: int | None = None, **others: str | None) -> Any:
+def _experiment(name: str, assignments: list[str] | None, seed: int | None = None, **others: Any) -> Any:
     """The experiment that the words of a command line describe."""
     from fedveil.core.experiment import Experiment, parse_assignments
 
@@ -73,12 +73,22 @@ def run(
     assignments: Assignments = None,
     seed: Annotated[int | None, typer.Option(help="of every random choice; same seed, same bytes")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
-    engine: Annotated[str | None, typer.Option(help="how clients are computed: auto or sequential")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, batched, sequential, processes or ray")] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="processes that compute; changes the time and nothing else")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="a new folder for the record; runs/NAME-TIMESTAMP without it")
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="go on with an interrupted run in its folder")
+    ] = None,
+    flower_app: Annotated[
+        Path | None, typer.Option("--app", metavar="DIR", help="run the Flower app in this folder instead of a preset")
+    ] = None,
+    clients: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="with --app: how many; else what its Flower configuration says, or 10"),
     ] = None,
     data_dir: DataDir = None,
     show: Annotated[bool, typer.Option("--show", help="print the resolved settings as TOML, and run nothing")] = False,
@@ -91,6 +101,21 @@ def run(
 
     Without a name it trains `digits`: real handwritten digits, no download, seconds.
     """
+    if flower_app is not None:
+        words = {
+            preset or "": preset, "--engine": engine, "--workers": workers, "--device": device, "--out": out,
+            "--resume": resume, "--data-dir": data_dir, "--show": show,
+        }  # fmt: skip
+        unfit = [word for word, given in words.items() if given is not None and given is not False]
+        if unfit:
+            raise SettingsError(
+                f"{', '.join(unfit)}: not with --app; a Flower app brings its own data, models and files, and its clients "
+                "run one after another in this process. It takes --set, --clients, --seed, --json and --quiet"
+            )
+        _run_app(flower_app, assignments, clients, seed, as_json, quiet)
+        return
+    if clients is not None:
+        raise SettingsError(f"--clients {clients}: only with --app; use --set data.clients={clients}")
     _use_data_dir(data_dir)
     if resume is not None:
         from fedveil.core.experiment import resumable
@@ -99,9 +124,9 @@ def run(
             raise SettingsError(
                 "--resume: goes on with the run in that folder and its settings; it takes no preset, no settings and no --out"
             )
-        experiment = resumable(resume)
+        experiment = resumable(resume).override({"workers": workers})
     else:
-        experiment = _experiment(preset or "digits", assignments, seed, device=device, engine=engine)
+        experiment = _experiment(preset or "digits", assignments, seed, device=device, engine=engine, workers=workers)
     if show:
         typer.echo(experiment.toml(), nl=False)
         return
@@ -120,6 +145,26 @@ def run(
         from fedveil.simulations.display import summary_text
 
         console.print(summary_text(result), highlight=False, soft_wrap=True, markup=False)
+
+
+def _run_app(
+    folder: Path, assignments: list[str] | None, clients: int | None, seed: int | None, as_json: bool, quiet: bool
+) -> None:
+    """Run somebody else's Flower app; with --json, what it prints goes to standard error."""
+    import logging
+    from contextlib import nullcontext, redirect_stdout
+
+    from fedveil.core.experiment import parse_assignments
+    from fedveil.simulations.apps import run_app, summary_text
+
+    if quiet:
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        summary = run_app(folder, parse_assignments(assignments or []), clients=clients, seed=seed)
+    if as_json:
+        typer.echo(json.dumps(summary))
+    elif not quiet:
+        typer.echo(summary_text(summary))
 
 
 @app.command("list")
@@ -157,7 +202,7 @@ def data_list(data_dir: DataDir = None) -> None:
     grid = Table("data set", "file", Column("found", overflow="fold"), box=None, pad_edge=False)
     for file in status():
         grid.add_row(file.dataset, file.file, str(file.found) if file.found else "not here; fetched when first used")
-    for name in ("digits", "spam-demo"):
+    for name in ("digits", "spam-demo", "synthetic"):
         grid.add_row(name, "", "always here")
     Console().print(grid)
 
@@ -217,6 +262,40 @@ def data_show(
     console.print(partition_table(experiment, federated))
     draw_partition(experiment, federated, path)
     console.print(f"picture  {path}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def bench(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="j1 to j4, or growth; all jobs without it")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="runs of each contestant, in turn; medians are quoted")] = 3,
+    engine: Annotated[str | None, typer.Option(help="how FedVeil's clients are computed; auto without it")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="FedVeil's processes that train")] = None,
+    flower: Annotated[
+        Path | None, typer.Option(metavar="PYTHON", help="of Flower's environment; .venv-flower without it")
+    ] = None,
+    pfl: Annotated[
+        Path | None, typer.Option(metavar="PYTHON", help="of pfl's environment; .venv-pfl without it")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="a page like docs/performance.md whose figures are replaced")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print one JSON object at the end; progress to standard error")
+    ] = False,
+) -> None:
+    """Measure how fast FedVeil is here, beside a bare loop, the machine's arithmetic, Flower's Ray and Apple's pfl."""
+    from fedveil.benchmarks.bench import bench as run_bench
+
+    asked = {"engine": engine, "workers": workers}
+    run_bench(
+        job,
+        settings={key: value for key, value in asked.items() if value is not None},
+        peers={"flower": flower, "pfl": pfl},
+        repeats=repeats,
+        as_json=as_json,
+        write=write,
+        command=["fedveil", *sys.argv[1:]],
+    )
 
 
 def _print_version(wanted: bool) -> None:

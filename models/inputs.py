@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+_kept: dict[tuple[int, str], Tensor] = {}  # by the array's id, while the array lives
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -14,6 +18,21 @@ def device_of(network: nn.Module) -> torch.device:
 
 def to_tensor(array: np.ndarray, device: torch.device) -> Tensor:
     """Features or labels as a tensor: word ids and labels int64, all else as it is; float32 shares memory on a CPU."""
-    writable = np.require(array, requirements=["C", "W"])  # torch warns of read-only memory, as of a mapped file
-    tensor = torch.from_numpy(writable).to(device)
+    tensor = _tensor(array).to(device)
     return tensor if tensor.is_floating_point() else tensor.long()
+
+
+def kept_on(array: np.ndarray, device: torch.device) -> Tensor:
+    """A whole data set's features or labels as they are; a copy on a GPU is made once and stays while the array lives."""
+    if device.type == "cpu":
+        return _tensor(array)
+    key = id(array), str(device)
+    if key not in _kept:
+        _kept[key] = _tensor(array).to(device)
+        weakref.finalize(array, _kept.pop, key, None)
+    return _kept[key]
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    # torch warns of read-only memory, as of a mapped file
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))

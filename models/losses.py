@@ -1,4 +1,4 @@
-"""What training makes small: the losses, one number a batch."""
+"""What training makes small: the losses, one number a batch; and their gradients where they are taken by hand."""
 
 from __future__ import annotations
 
@@ -24,3 +24,26 @@ def loss(outputs: Tensor, labels: Tensor, kind: str) -> Tensor:
         return F.cross_entropy(outputs, labels)
     truth = F.one_hot(labels, outputs.shape[1]).to(outputs.dtype)
     return (outputs.softmax(dim=1) - truth).square().sum(dim=1).mean()
+
+
+def losses_and_slopes(outputs: Tensor, labels: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """The loss of each example, [...], and its gradient in the outputs, [..., classes].
+
+    outputs: logits [..., classes] or [..., 1], as for `loss`; labels: int64 [...]
+    """
+    if outputs.shape[-1] == 1:
+        logits, truth = outputs.squeeze(-1), labels.to(outputs.dtype)
+        share = torch.sigmoid(logits)
+        if kind == "cross_entropy":
+            return F.softplus(logits) - truth * logits, (share - truth).unsqueeze(-1)
+        off = share - truth
+        return off.square(), (2 * off * share * (1 - share)).unsqueeze(-1)
+    labels = labels.unsqueeze(-1)
+    if kind == "cross_entropy":
+        logs = outputs.log_softmax(-1)
+        values = logs.gather(-1, labels).squeeze(-1).neg_()
+        return values, logs.exp_().scatter_add_(-1, labels, logs.new_full((), -1.0).expand(labels.shape))
+    shares = outputs.softmax(-1)
+    off = shares.scatter_add(-1, labels, shares.new_full((), -1.0).expand(labels.shape))
+    inner = off * shares
+    return off.square().sum(-1), 2 * (inner - shares * inner.sum(-1, keepdim=True))

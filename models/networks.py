@@ -160,6 +160,14 @@ def _initialized(network: nn.Module, initialization: str) -> nn.Module:
     return network
 
 
+def example(task: Task) -> Tensor:
+    """Three different examples, made up, to try a network on: [3, *task.shape]."""
+    numbers = torch.arange(3 * math.prod(task.shape)).reshape(3, *task.shape)
+    if task.kind == "text":
+        return numbers % (task.vocabulary_size - 1) + 1  # no padding
+    return torch.frac(numbers * 0.618034)  # spread over [0, 1)
+
+
 def _outputs(network: nn.Module, task: Task) -> Tensor:
     """What the network gives for two examples of zeros; of the word 1, where they are text."""
     shape = (2, *task.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
@@ -18,8 +17,12 @@ from fedveil.core.randomness import Stream, torch_random
 from fedveil.models import parameters as weights
 from fedveil.models import words
 from fedveil.models.augmentation import augment, augments
+from fedveil.models.batched import Chain, train_together
+from fedveil.models.batches import batch_size_of, orders, steps_of
+from fedveil.models.functional import Functional
 from fedveil.models.inputs import device_of, to_tensor
 from fedveil.models.losses import loss
+from fedveil.models.optimizers import Optimizer
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ def train_clients(
     *,
     classes: int,
     proximal_mu: float | None = None,
+    together: Chain | Functional | None = None,
+    into: dict[str, Tensor] | None = None,
 ) -> Trained:
     """Train each client from the same `parameters` on its own examples (McMahan et al. 2017, algorithm 1, ClientUpdate).
 
@@ -66,21 +71,93 @@ def train_clients(
     classes: how many there are; labels must lie below
     proximal_mu: mu of the term mu/2 |w - w_global|^2 added to the loss (Li et al. 2020, equation 2), in place of
         `settings.proximal_mu`
+    together: computes all clients at once (see `batched.batched`); one after another without it
+    into: where to put the clients' weights, each [K, ...]; new memory without it
 
-    A client's result does not depend on the others. A loss that is not finite is returned as it is.
+    A client's result does not depend on the others, but for the last bits where they are computed together; where a GPU
+    has no room for all at once, they are computed in smaller parts. A loss that is not finite is returned as it is.
     Raises DataError for a client without examples or with unknown labels, or `parameters` of another network.
     """
     weights.check_fit(network, parameters)
     mu = settings.proximal_mu if proximal_mu is None else proximal_mu
-    results = {name: tensor.detach().repeat(len(clients), *[1] * tensor.dim()) for name, tensor in parameters.items()}
+    for client, stream in zip(clients, streams, strict=True):
+        _check_client(client, stream, classes)
+    results = into or {name: tensor.new_empty(len(clients), *tensor.shape) for name, tensor in parameters.items()}
+    if together is None:
+        losses, steps = _one_by_one(network, parameters, results, clients, settings, learning_rate, streams, mu)
+    else:
+        losses, steps = _together(together, network, parameters, results, clients, settings, learning_rate, streams, mu)
+    return Trained(results, losses, np.array([len(client) for client in clients], dtype=np.int64), steps)
+
+
+def _one_by_one(
+    network: nn.Module,
+    parameters: dict[str, Tensor],
+    results: dict[str, Tensor],
+    clients: Sequence[Examples],
+    settings: Training,
+    learning_rate: float,
+    streams: Sequence[Stream],
+    mu: float,
+) -> tuple[np.ndarray, np.ndarray]:
     losses, steps = np.zeros(len(clients)), np.zeros(len(clients), dtype=np.int64)
+    for name, tensor in parameters.items():
+        results[name].copy_(tensor)
     with weights.kept(network):
         network.train()
         for k, (client, stream) in enumerate(zip(clients, streams, strict=True)):
-            _check_client(client, stream, classes)
             own = {name: tensor[k] for name, tensor in results.items()}
             losses[k], steps[k] = _train(network, own, client, settings, learning_rate, stream, mu)
-    return Trained(results, losses, np.array([len(client) for client in clients], dtype=np.int64), steps)
+    return losses, steps
+
+
+def _together(
+    how: Chain | Functional,
+    network: nn.Module,
+    parameters: dict[str, Tensor],
+    results: dict[str, Tensor],
+    clients: Sequence[Examples],
+    settings: Training,
+    learning_rate: float,
+    streams: Sequence[Stream],
+    mu: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sort clients by their steps and train them at once, or in halves where memory does not suffice."""
+    sizes = [len(client) for client in clients]
+    order = sorted(
+        range(len(clients)), key=lambda k: (-steps_of(sizes[k], settings), -batch_size_of(sizes[k], settings))
+    )
+    sorted_already = order == list(range(len(clients)))
+    own = results if sorted_already else {name: torch.empty_like(tensor) for name, tensor in results.items()}
+    for name, tensor in parameters.items():
+        own[name].copy_(tensor)
+    some, draws = [clients[k] for k in order], [streams[k] for k in order]
+    try:
+        losses, steps = train_together(how, network, own, some, settings, learning_rate, draws, mu)
+    except torch.OutOfMemoryError:
+        half = len(order) // 2
+        if half == 0:
+            raise
+        own.clear() if not sorted_already else None
+        parts = []
+        for part in (range(half), range(half, len(order))):
+            rows = [order[k] for k in part]
+            place = {name: torch.empty_like(tensor[: len(rows)]) for name, tensor in results.items()}
+            parts.append(
+                _together(
+                    how, network, parameters, place, [clients[k] for k in rows], settings, learning_rate,
+                    [streams[k] for k in rows], mu,
+                )
+            )  # fmt: skip
+            for name, tensor in results.items():
+                tensor[rows] = place[name]
+        own, losses, steps = results, np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+        sorted_already = True
+    back = np.argsort(order)
+    if not sorted_already:
+        for name, tensor in results.items():
+            torch.index_select(own[name], 0, torch.from_numpy(back).to(tensor.device), out=tensor)
+    return losses[back], steps[back]
 
 
 def _check_client(client: Examples, stream: Stream, classes: int) -> None:
@@ -110,12 +187,12 @@ def _train(
     inputs, labels = to_tensor(features, device), to_tensor(client.labels, device)
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     start = [parameter.detach().clone() for parameter in trainable] if mu > 0 else []
-    optimizer = _optimizer(trainable, settings, learning_rate)
+    optimizer = Optimizer(settings, learning_rate)
     augmentation = stream.generator("augmentation") if augments(settings) else None
     total = torch.zeros((), dtype=torch.float64, device=device)
     seen = steps = 0
     with torch_random(stream, "dropout"):
-        for batch in _batches(len(client), settings, stream.generator("batches"), device):
+        for batch in _batches(len(client), settings, stream, device):
             chosen = inputs.index_select(0, batch)
             if augmentation is not None:
                 chosen = augment(chosen, settings, augmentation)
@@ -127,7 +204,7 @@ def _train(
                 _add_proximal(trainable, start, mu)
             if settings.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(trainable, settings.max_grad_norm)
-            optimizer.step()
+            optimizer.step([p.data for p in trainable], [p.grad for p in trainable])
             total.add_(value.detach(), alpha=len(batch))
             seen, steps = seen + len(batch), steps + 1
     for name, parameter in network.named_parameters():
@@ -155,26 +232,13 @@ def _place_start(
     return features, rows
 
 
-def _optimizer(trainable: list[nn.Parameter], settings: Training, learning_rate: float) -> torch.optim.Optimizer:
-    """A fresh optimiser; `fused` computes all weights in one call."""
-    decay = settings.weight_decay
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(trainable, learning_rate, weight_decay=decay, fused=True)
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(trainable, learning_rate, weight_decay=decay, fused=True)
-    return torch.optim.SGD(
-        trainable, learning_rate, settings.momentum, weight_decay=decay, nesterov=settings.nesterov, fused=True
-    )
-
-
-def _batches(n: int, settings: Training, rng: np.random.Generator, device: torch.device) -> Iterator[Tensor]:
+def _batches(n: int, settings: Training, stream: Stream, device: torch.device) -> Iterator[Tensor]:
     """The examples of each step, int64 [at most batch_size]: a new order each pass, the rest as a smaller batch."""
-    size = n if settings.batch_size == "full" else min(settings.batch_size, n)
-    steps_a_pass = math.ceil(n / size)
-    steps = settings.steps or settings.epochs * steps_a_pass
-    for first in range(0, steps, steps_a_pass):
-        order = torch.from_numpy(rng.permutation(n)).to(device)
-        yield from torch.split(order, size)[: steps - first]
+    left = steps_of(n, settings)
+    for order in orders(n, settings, stream):
+        batches = torch.split(torch.from_numpy(order).to(device), batch_size_of(n, settings))[:left]
+        left -= len(batches)
+        yield from batches
 
 
 def _add_proximal(trainable: list[nn.Parameter], start: list[Tensor], mu: float) -> None:

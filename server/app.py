@@ -27,6 +27,7 @@ log = logging.getLogger("flwr")
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run's configuration names, over the nodes that are connected."""
     experiment = resolve(Experiment.find(str(context.run_config["experiment"])))
+    experiment = experiment.override({"engine": "sequential", "workers": None})  # what a client does with a message
     federation = prepare(experiment)
     clients = ClientGrid(grid, experiment.data.clients)
     output = str(context.run_config.get("output", ""))

@@ -1,31 +1,38 @@
 """What a run needs to go on: one file, replaced whole after every round.
 
-The file is safetensors: the model, the best model, and the arrays a strategy keeps between rounds
-(momenta, second moments), with a JSON description. Random streams need no saving: they are addressed by
-round (`core/randomness.py`).
+The file is safetensors: the model, the best model, the arrays a strategy keeps between rounds (momenta, second
+moments) and the newest rows of the tables, with a JSON description and a CRC-32 of it all. Random streams need no
+saving: they are addressed by round (`core/randomness.py`).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from safetensors import SafetensorError
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from fedveil.core.errors import SettingsError
 from fedveil.core.experiment import Experiment
 from fedveil.core.messages import from_arrays, to_arrays
-from fedveil.core.record import Record
+from fedveil.core.record import TABLES, Record, Table, newest, write_in_turn
 
 FILE = "checkpoint/state.safetensors"
-FORMAT = 1
+FORMAT = 2
+MODEL, BEST = "model.safetensors", "best.safetensors"
 Parameters = dict[str, np.ndarray]
+# NumPy's names of the kinds of numbers a strategy may keep, and safetensors'
+KINDS = {
+    "|b1": "BOOL", "|u1": "U8", "|i1": "I8", "<u2": "U16", "<i2": "I16", "<u4": "U32", "<i4": "I32", "<u8": "U64",
+    "<i8": "I64", "<f2": "F16", "<f4": "F32", "<f8": "F64",
+}  # fmt: skip
 
 
 @dataclass
@@ -57,44 +64,97 @@ class State:
 
 
 def save_state(record: Record, experiment: Experiment, state: State, strategy: Strategy) -> None:
-    """Replace the record's checkpoint, and the models beside it, by this state, each atomically.
+    """Replace the record's checkpoint by this state, atomically, and then the models beside it.
 
     Raise SettingsError, naming the attribute, where a strategy of a user's own keeps what cannot be stored.
     """
     arrays = {f"model/{k}": v for k, v in state.parameters.items()}
     arrays |= {f"best/{k}": v for k, v in state.best_parameters.items()}
+    arrays["train_losses"] = np.array(state.train_losses, np.float64)
     kept: dict[str, tuple[str, Any]] = {}
     for attribute, value in vars(strategy).items():
         kind, items, plain = _take_apart(value, f"{experiment.federation.strategy}.{attribute}")
         kept[attribute] = (kind, plain if kind == "plain" else list(items))
         arrays |= {f"strategy/{attribute}/{k}": v for k, v in items.items()}
+    record.settle()
+    arrays |= {f"rows/{name}": np.frombuffer(table.rows, np.uint8) for name, table in record.tables.items()}
     description = {
-        "format": FORMAT,
-        "experiment": _digest(record),
+        "experiment": record.settings,
         "strategy": {attribute: pair for attribute, pair in kept.items() if pair[0] != "setting"},
         "order": list(state.parameters),
-        **{k: v for k, v in vars(state).items() if k not in ("parameters", "best_parameters")},
+        "tables": {name: (table.length, table.crc) for name, table in record.tables.items()},
+        **{k: v for k, v in vars(state).items() if k not in ("parameters", "best_parameters", "train_losses")},
     }
-    contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-    record.write(FILE, save(contiguous, {"fedveil": json.dumps(description)}))
-    record.write("model.safetensors", _model(state.parameters))
-    if state.best_parameters and state.best_round == state.round:
-        record.write("best.safetensors", _model(state.best_parameters))
+    write_in_turn(record.path(FILE), *_pack(arrays, {"format": str(FORMAT), "fedveil": json.dumps(description)}))
+    _write_models(record, state, best=state.best_round == state.round)
+
+
+def put_back(record: Record, state: State) -> None:
+    """Make the files beside the checkpoint those of its round: a killed run may have written some of the next."""
+    record.cut()
+    _write_models(record, state, best=True)
+
+
+def _write_models(record: Record, state: State, *, best: bool) -> None:
+    """Write model.safetensors and, where asked, best.safetensors; not flushed, since the checkpoint holds them too."""
+    content = _model(state.parameters)
+    record.write(MODEL, content, flush=False)
+    if best and state.best_parameters:
+        same = state.best_parameters is state.parameters
+        record.write(BEST, content if same else _model(state.best_parameters), flush=False)
 
 
 def _model(parameters: Parameters) -> bytes:
-    return save({name: np.ascontiguousarray(value) for name, value in parameters.items()})
+    return save({name: np.asarray(value, order="C") for name, value in parameters.items()})
+
+
+def _pack(arrays: Parameters, about: dict[str, str]) -> list[bytes | memoryview]:
+    """A safetensors file in pieces, as `safetensors.numpy.save` makes it in five times the time; with a CRC-32.
+
+    The CRC-32 is of the header without it, and of the arrays.
+    """
+    contiguous = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    header: dict[str, Any] = {"__metadata__": about}
+    pieces: list[bytes | memoryview] = []
+    end = 0
+    for name, value in sorted(contiguous.items(), key=lambda item: -item[1].itemsize):  # so that each is aligned
+        start, end = end, end + value.nbytes
+        header[name] = {"dtype": KINDS[value.dtype.str], "shape": value.shape, "data_offsets": (start, end)}
+        pieces.append(value.reshape(-1).view(np.uint8).data)
+    about["crc32"] = str(_crc(header, pieces))
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, *pieces]
+
+
+def _crc(header: dict[str, Any], pieces: Iterable[bytes | memoryview]) -> int:
+    found = crc32(json.dumps(header).encode())
+    for piece in pieces:
+        found = crc32(piece, found)
+    return found
+
+
+def _unpack(content: bytes) -> tuple[dict[str, str], Parameters]:
+    """What `_pack` packed, without arrays where another version did; raise ValueError and others where it is damaged."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    about: dict[str, str] = header["__metadata__"]
+    if about["format"] != str(FORMAT):
+        return about, {}
+    if about.pop("crc32") != str(_crc(header, [memoryview(content)[start:]])):
+        raise ValueError("its checksum is not the one it was written with")
+    return about, load(content)
 
 
 def _take_apart(value: Any, name: str) -> tuple[str, Parameters, Any]:
     """What a strategy keeps under one attribute: its kind, its arrays by name, and what is no array."""
     if isinstance(value, ArrayRecord):
         return "record", from_arrays(value), None
-    if isinstance(value, np.ndarray):
+    if _is_array(value):
         return "array", {"": value}, None
-    if isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values()):
+    if isinstance(value, dict) and value and all(_is_array(v) for v in value.values()):
         return "dict", {str(k): v for k, v in value.items()}, None
-    if isinstance(value, list | tuple) and value and all(isinstance(v, np.ndarray) for v in value):
+    if isinstance(value, list | tuple) and value and all(_is_array(v) for v in value):
         return "list", {str(i): v for i, v in enumerate(value)}, None
     if callable(value):
         return "setting", {}, None  # the new strategy has it from its own making
@@ -109,6 +169,10 @@ def _take_apart(value: Any, name: str) -> tuple[str, Parameters, Any]:
     )
 
 
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.str in KINDS
+
+
 def _put_together(kind: str, items: Parameters, plain: Any) -> Any:
     """What `_take_apart` took apart."""
     if kind == "record":
@@ -120,25 +184,41 @@ def _put_together(kind: str, items: Parameters, plain: Any) -> Any:
     return list(items.values()) if kind == "list" else plain
 
 
-def load_state(record: Record) -> tuple[State, dict[str, Any]]:
-    """The record's state, and what its strategy kept (for `restore`); raise SettingsError where they do not fit."""
-    from safetensors import safe_open
+def begun(record: Record) -> bool:
+    """Whether there is a checkpoint to go on from: a run that was killed at its very start has none, and starts again.
 
-    path = record.path(FILE)
-    if not path.is_file():
-        raise SettingsError(f"--resume {record.folder}: holds no {FILE}; no round was finished, start the run again")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            description = json.loads(file.metadata()["fedveil"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise SettingsError(f"--resume {record.folder}: {FILE} is damaged ({error})") from None
-    if description.pop("format") != FORMAT:
-        raise SettingsError(f"--resume {record.folder}: {FILE} was written by another version of FedVeil")
-    if description.pop("experiment") != _digest(record):
+    Raise SettingsError where the checkpoint was lost.
+    """
+    if newest(record.path(FILE)).exists():
+        return True
+    if any(record.path(name).exists() for name in TABLES):
         raise SettingsError(
-            f"--resume {record.folder}: experiment.toml is not the one that the checkpoint was made with; "
-            "undo the edit, or start a new run"
+            f"--resume {record.folder}: {FILE} is missing, and rounds were done; put it back, or start a new run"
+        )
+    return False
+
+
+def load_state(record: Record) -> tuple[State, dict[str, Any]]:
+    """The record's state, and what its strategy kept (for `restore`); the record learns what its tables should be.
+
+    Raise SettingsError where the checkpoint is damaged, or does not fit the rest of the record.
+    """
+    try:
+        about, arrays = _unpack(newest(record.path(FILE)).read_bytes())
+        version, description = about["format"], json.loads(about["fedveil"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise SettingsError(
+            f"--resume {record.folder}: {FILE} is damaged ({error}); put it back, or start a new run"
+        ) from None
+    if version != str(FORMAT):
+        raise SettingsError(
+            f"--resume {record.folder}: {FILE} was written by another version of FedVeil "
+            f"(format {version}; this version reads {FORMAT}); go on with that version, or start a new run"
+        )
+    if description.pop("experiment") != record.settings:
+        raise SettingsError(
+            f"--resume {record.folder}: experiment.toml is not the one that the checkpoint was made with: it was edited, or "
+            "one of them is another run's; put it back, or start a new run"
         )
     stored: dict[str, tuple[str, Any]] = description.pop("strategy")
     order: list[str] = description.pop("order")
@@ -146,9 +226,15 @@ def load_state(record: Record) -> tuple[State, dict[str, Any]]:
     for attribute, (kind, keys) in stored.items():
         items = {} if kind == "plain" else {key: arrays[f"strategy/{attribute}/{key}"] for key in keys}
         kept[attribute] = _put_together(kind, items, keys)
+    record.tables = {
+        name: Table(length, crc, arrays[f"rows/{name}"].tobytes())
+        for name, (length, crc) in description.pop("tables").items()
+    }
+    record.check()
     state = State(
         parameters={k: arrays[f"model/{k}"] for k in order},
         best_parameters={k: arrays[f"best/{k}"] for k in order if f"best/{k}" in arrays},
+        train_losses=arrays["train_losses"].tolist(),
         **description,
     )
     return state, kept
@@ -158,8 +244,3 @@ def restore(strategy: Strategy, kept: dict[str, Any]) -> None:
     """Give a new strategy what an earlier one kept between rounds."""
     for attribute, value in kept.items():
         setattr(strategy, attribute, value)
-
-
-def _digest(record: Record) -> str:
-    """Of the settings as the record holds them: later versions may know more settings, with other defaults."""
-    return sha256(record.path("experiment.toml").read_bytes()).hexdigest()

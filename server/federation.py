@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from fedveil.core.errors import DataError, SettingsError
+from fedveil.core.examples import Examples
 from fedveil.core.experiment import Experiment
 from fedveil.core.randomness import Stream
 from fedveil.core.record import Record
@@ -54,8 +55,8 @@ class Federation:
 
 
 def resolve(experiment: Experiment) -> Experiment:
-    """The experiment with what `auto` stands for, so that a resumed run computes as the first part did."""
-    return experiment.override({"engine": "sequential", "device": find_device(experiment.device).type})
+    """The experiment with the device that `auto` stands for, so that a resumed run computes as the first part did."""
+    return experiment.override({"device": find_device(experiment.device).type})
 
 
 def prepare(experiment: Experiment, resume: Record | None = None) -> Federation:
@@ -86,7 +87,7 @@ def prepare(experiment: Experiment, resume: Record | None = None) -> Federation:
 
 def _check_evaluators(experiment: Experiment, federated: Federated) -> None:
     """Refuse federated evaluation where a client has nothing to hold out."""
-    short = int((federated.partition.sizes() < 2).sum()) if experiment.evaluation.federated else 0
+    short = federated.fewer_than(2) if experiment.evaluation.federated else 0
     if short:
         raise SettingsError(
             f"evaluation.federated = true: {short:,} of {experiment.data.clients:,} clients hold one example, which they "
@@ -95,11 +96,12 @@ def _check_evaluators(experiment: Experiment, federated: Federated) -> None:
 
 
 def _digest(federated: Federated) -> str:
-    """SHA-256 of all examples."""
+    """SHA-256 of all examples that are stored."""
     found = sha256()
     for part in (federated.dataset.train, federated.dataset.test):
-        found.update(np.ascontiguousarray(part.features).data)
-        found.update(np.ascontiguousarray(part.labels).data)
+        if isinstance(part, Examples):
+            found.update(np.ascontiguousarray(part.features).data)
+            found.update(np.ascontiguousarray(part.labels).data)
     return found.hexdigest()
 
 

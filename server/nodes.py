@@ -32,7 +32,7 @@ class ClientGrid(Grid):
             raise DeploymentError(f"no client answered within {timeout:g} s ({len(nodes)} nodes connected)")
         ordered = [held[partition] for partition in sorted(held)]
         self._grid, self._clients = grid, clients
-        self._nodes = [ordered[client % len(ordered)] for client in range(clients)]
+        self._nodes = ordered
 
     def get_node_ids(self) -> Iterable[int]:
         """Node ids 1 to the number of clients."""
@@ -56,7 +56,8 @@ class ClientGrid(Grid):
         config = ConfigRecord(dict(cast(ConfigRecord, content[CONFIG])))
         config[CLIENT] = client
         content[CONFIG] = config
-        return Message(content, dst_node_id=self._nodes[client], message_type=message.metadata.message_type)
+        node = self._nodes[client % len(self._nodes)]
+        return Message(content, dst_node_id=node, message_type=message.metadata.message_type)
 
     def set_run(self, run: Any) -> None:
         """As the grid inside does."""

@@ -31,17 +31,18 @@ Row = dict[str, Any]
 
 
 @dataclass
-class Exchange:
-    """What came of the messages of one stage of a round.
+class Exchanged:
+    """What the record keeps of the messages of one stage of a round.
 
-    replies: in the order of their clients
+    answered: clients that replied
     failures: the reason of each message that has no reply
-    ledger: rows of ledger.csv, one for each message sent
+    ledger, clients: rows of ledger.csv, one for each message sent, and of clients.csv, one for each reply
     """
 
-    replies: list[Message]
+    answered: list[int]
     failures: list[str]
     ledger: list[Row]
+    clients: list[Row]
 
 
 def run_rounds(
@@ -65,7 +66,6 @@ def run_rounds(
     """
     schedule = replay(experiment.training, experiment.federation.rounds, state.train_losses)
     if state.round == 0:
-        record.remove("metrics.csv")  # of a run that was killed before its first round was whole
         row = _row(experiment, binary, 0, evaluate(state.parameters) if evaluate else None)
         record.append("metrics.csv", [row])
         watch(row, state)
@@ -74,28 +74,23 @@ def run_rounds(
         number = state.round + 1
         stream = Stream(experiment.seed, number)
         rate = schedule.rate
-        arrays = to_arrays(state.parameters)
-
-        config = ConfigRecord({"learning-rate": rate})
         with global_random(stream, "sampling"):
-            messages = list(strategy.configure_train(number, arrays, config, grid))
-        trained = _exchange(grid, messages, number, "train", timeout, record)
-        clients = _train_rows(trained.replies, number)
-        _refuse_divergence(trained, number, record)
-        loss = _mean(clients, "train_loss")
-        parameters = _aggregate(strategy, trained, number, experiment, record)
+            messages = strategy.configure_train(
+                number, to_arrays(state.parameters), ConfigRecord({"learning-rate": rate}), grid
+            )
+        parameters, trained = _train(grid, list(messages), number, experiment, strategy, record, timeout)
+        del messages  # what it weighs is not needed while clients evaluate
 
         due = number % experiment.evaluation.every == 0 or number == experiment.federation.rounds
-        validation, evaluated = None, Exchange([], [], [])
+        validation, evaluated = None, Exchanged([], [], [], [])
         if due and experiment.evaluation.federated:
             with global_random(stream, "evaluation sampling"):
-                messages = list(strategy.configure_evaluate(number, to_arrays(parameters), ConfigRecord(), grid))
-            evaluated = _exchange(grid, messages, number, "evaluate", timeout, record)
-            clients += _evaluate_rows(evaluated.replies, number)
-            validation = strategy.aggregate_evaluate(number, evaluated.replies)
+                messages = strategy.configure_evaluate(number, to_arrays(parameters), ConfigRecord(), grid)
+            validation, evaluated = _evaluate(grid, list(messages), number, strategy, record, timeout)
         test = evaluate(parameters) if due and evaluate else None
 
         # the round is whole: from here on it counts
+        loss = _mean(trained.clients, "train_loss")
         state.round, state.parameters = number, parameters
         state.train_losses.append(loss)
         schedule.advance(loss)
@@ -108,13 +103,41 @@ def run_rounds(
         state.seconds += time.perf_counter() - started
 
         record.append("metrics.csv", [row])
-        record.append("clients.csv", clients)
+        record.append("clients.csv", trained.clients + evaluated.clients)
         record.append("ledger.csv", ledger)
         save_state(record, experiment, state, strategy)
         watch(row, state)
+    record.close()
 
 
-def _exchange(grid: Grid, messages: list[Message], number: int, stage: str, timeout: float, record: Record) -> Exchange:
+def _train(
+    grid: Grid,
+    messages: list[Message],
+    number: int,
+    experiment: Experiment,
+    strategy: Strategy,
+    record: Record,
+    timeout: float,
+) -> tuple[Parameters, Exchanged]:
+    """The next global model; the clients' weights are let go when this returns, so that their memory serves again."""
+    exchanged, replies = _exchange(grid, messages, number, "train", timeout, record)
+    exchanged.clients += _train_rows(replies, number)
+    _refuse_divergence(replies, number, record)
+    return _aggregate(strategy, replies, exchanged.failures, number, experiment, record), exchanged
+
+
+def _evaluate(
+    grid: Grid, messages: list[Message], number: int, strategy: Strategy, record: Record, timeout: float
+) -> tuple[MetricRecord | None, Exchanged]:
+    """The scores over all that clients hold out."""
+    exchanged, replies = _exchange(grid, messages, number, "evaluate", timeout, record)
+    exchanged.clients += _evaluate_rows(replies, number)
+    return strategy.aggregate_evaluate(number, replies), exchanged
+
+
+def _exchange(
+    grid: Grid, messages: list[Message], number: int, stage: str, timeout: float, record: Record
+) -> tuple[Exchanged, list[Message]]:
     """Send messages, wait for the replies, order them by client, and account for both ways."""
     weights = {id(m.content): wire_bytes(m.content) for m in {id(m.content): m for m in messages}.values()}
     sent = {m.metadata.dst_node_id - 1: weights[id(m.content)] for m in messages}  # node id k+1 is client k
@@ -141,23 +164,29 @@ def _exchange(grid: Grid, messages: list[Message], number: int, stage: str, time
         }
         for client in sorted(sent)
     ]
-    # sums run in a fixed order, whoever answers first
-    return Exchange([replies[k] for k in sorted(replies)], errors + ["no answer in time"] * silent, ledger)
+    answered = sorted(replies)  # sums run in a fixed order, whoever answers first
+    exchanged = Exchanged(answered, errors + ["no answer in time"] * silent, ledger, [])
+    return exchanged, [replies[client] for client in answered]
 
 
 def _aggregate(
-    strategy: Strategy, trained: Exchange, number: int, experiment: Experiment, record: Record
+    strategy: Strategy,
+    replies: list[Message],
+    failures: list[str],
+    number: int,
+    experiment: Experiment,
+    record: Record,
 ) -> Parameters:
     """The next global model, float32; raise TrainingError where there is none, or it is not finite."""
     name = experiment.federation.strategy
     try:
-        aggregate, _ = strategy.aggregate_train(number, trained.replies)
+        aggregate, _ = strategy.aggregate_train(number, replies)
     except AppExitException as error:
         raise TrainingError(f"round {number}: {name} cannot aggregate: {error}") from error
     if aggregate is None:
         raise TrainingError(
-            f"round {number}: {name} made no model of {len(trained.replies)} replies"
-            + "".join(f"\n  {reason}" for reason in trained.failures[:3])
+            f"round {number}: {name} made no model of {len(replies)} replies"
+            + "".join(f"\n  {reason}" for reason in failures[:3])
             + _kept(number, record)
         )
     # some of Flower's strategies answer in float64, and a number too large for float32 becomes infinite here
@@ -221,9 +250,9 @@ def _mean(clients: list[Row], key: str) -> float:
     return sum(row["examples"] * row[key] for row in clients) / examples if examples else math.nan
 
 
-def _refuse_divergence(trained: Exchange, number: int, record: Record) -> None:
+def _refuse_divergence(replies: list[Message], number: int, record: Record) -> None:
     """Raise TrainingError for the first client whose loss or weights are not finite."""
-    for reply in trained.replies:
+    for reply in replies:
         loss = _metric(reply, "train-loss")
         arrays = from_arrays(cast(Any, reply.content[ARRAYS])).values()
         if not math.isfinite(loss) or not all(np.isfinite(array).all() for array in arrays):
@@ -255,12 +284,12 @@ def _row(
     validation: MetricRecord | None = None,
     loss: float | None = None,
     rate: float | None = None,
-    trained: Exchange | None = None,
+    trained: Exchanged | None = None,
 ) -> Row:
     values: Row = {
         "round": number,
         "learning_rate": rate,
-        "clients": len(trained.replies) if trained else None,
+        "clients": len(trained.answered) if trained else None,
         "failures": len(trained.failures) if trained else None,
         "train_loss": loss,
         **{f"test_{name}": value for name, value in (test.as_metrics(binary) if test else {}).items()},

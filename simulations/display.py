@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fedveil.core.examples import Examples
+
 if TYPE_CHECKING:
     from fedveil.core.record import Record
     from fedveil.server.checkpoint import State
@@ -27,15 +29,17 @@ class Display:
         self._rounds = 1
 
     @contextmanager
-    def live(self, federation: Federation, record: Record) -> Iterator[None]:
-        """Show progress from here to the end of the block."""
+    def live(self, federation: Federation, record: Record, engine: str) -> Iterator[None]:
+        """Show progress from here to the end of the block; `engine` says how clients are computed, and why."""
         experiment, state = federation.experiment, federation.state
         self._rounds, self._cohort = experiment.federation.rounds, experiment.federation.cohort
         if self._console is None:
             yield
             return
-        self._console.print(describe(federation), highlight=False, soft_wrap=True, markup=False)
+        self._console.print(describe(federation, engine), highlight=False, soft_wrap=True, markup=False)
         self._console.print(f"record   {record.folder}", highlight=False, soft_wrap=True, markup=False)
+        if state.stopped or state.round == self._rounds:
+            self._console.print("finished already: no round is left to run", highlight=False)
         if not self._console.is_terminal:
             yield
             return
@@ -79,20 +83,22 @@ class Display:
         self._start(state.round)
 
 
-def describe(federation: Federation) -> str:
-    """Two lines that say what is about to run."""
+def describe(federation: Federation, engine: str) -> str:
+    """Three lines that say what is about to run."""
     e = federation.experiment
-    data = federation.federated.dataset
+    federated = federation.federated
+    data = federated.dataset
     parameters = sum(value.size for value in federation.state.parameters.values())
     made_up = " (made-up data)" if data.made_up else ""
-    sizes = federation.federated.partition.sizes()
+    least, most = federated.extremes()
+    held = f"{len(data.train):,} training and " if isinstance(data.train, Examples) else ""
     return (
-        f"data     {data.name}{made_up}: {len(data.train):,} training and {len(data.test):,} test examples, "
+        f"data     {data.name}{made_up}: {held}{len(data.test):,} test examples, "
         f"{len(data.task.classes)} classes; {e.data.partition} over {e.data.clients:,} clients "
-        f"of {sizes.min():,} to {sizes.max():,} examples\n"
+        f"of {least:,} to {most:,} examples\n"
         f"model    {e.model.name}, {parameters:,} parameters; {e.federation.strategy}, "
         f"{e.federation.cohort:,} clients a round, {e.federation.rounds} rounds; seed {e.seed}\n"
-        f"engine   sequential on {federation.device.type}: clients train one after another, one thread, same bytes every time"
+        f"engine   {e.engine} on {federation.device.type}, {engine}"
     )
 
 

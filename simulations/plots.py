@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedveil.core.record import Record
+from fedveil.core.record import Record, write_atomically
 from fedveil.datasets.federated import Federated
+from fedveil.datasets.partitions import evenly
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,6 +71,8 @@ def _data(e: Experiment, federated: Federated) -> str:
         "classes": f" ({e.data.partition_classes} a client)",
         "quantity": f" (exponent {e.data.partition_exponent:g})",
     }
+    if e.data.dataset == "synthetic":
+        details["natural"] = f" (beta {e.data.synthetic_beta:g}, {e.data.synthetic_rule} rule)"
     return f"{name}{made_up}: {e.data.partition}{details.get(e.data.partition, '')} over {e.data.clients:,} clients"
 
 
@@ -103,14 +107,14 @@ def draw_partition(experiment: Experiment, federated: Federated, path: Path) -> 
     Up to 60 clients: a stacked bar each, in the clients' order. More: shares of the classes as a heat map and
     sizes above it, for up to 1,000 clients evenly taken from all.
     """
-    dataset, partition = federated.dataset, federated.partition
-    classes = dataset.task.classes
-    counts = partition.counts(dataset.train.labels, len(classes))  # [clients, classes]
+    classes, population = federated.dataset.task.classes, experiment.data.clients
+    chosen = evenly(population, MOST_ROWS)
+    counts = federated.counts(chosen)  # [clients, classes]
     title = f"{_data(experiment, federated)}, seed {experiment.seed}"
-    if partition.clients <= MOST_BARS:
+    if population <= MOST_BARS:
         _bars(counts, classes, title, path)
     else:
-        _heat_map(counts, classes, title, path)
+        _heat_map(counts, chosen, population, classes, title, path)
 
 
 def _bars(counts: np.ndarray, classes: tuple[str, ...], title: str, path: Path) -> None:
@@ -142,15 +146,16 @@ def _bars(counts: np.ndarray, classes: tuple[str, ...], title: str, path: Path) 
             axes.legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5), reverse=True, fontsize=8)
 
 
-def _heat_map(counts: np.ndarray, classes: tuple[str, ...], title: str, path: Path) -> None:
-    chosen = np.linspace(0, len(counts) - 1, min(len(counts), MOST_ROWS)).astype(np.int64)
+def _heat_map(
+    counts: np.ndarray, chosen: np.ndarray, population: int, classes: tuple[str, ...], title: str, path: Path
+) -> None:
     sizes = counts.sum(axis=1)
-    shares = counts[chosen] / np.maximum(sizes[chosen, None], 1)
+    shares = counts / np.maximum(sizes[:, None], 1)
     with _figure(path, (7, 4.2), rows=2, height_ratios=(1, 2.4)) as (top, below):
-        top.fill_between(np.arange(len(chosen)), sizes[chosen], step="mid", color=COLOURS[0], linewidth=0)
+        top.fill_between(np.arange(len(chosen)), sizes, step="mid", color=COLOURS[0], linewidth=0)
         top.set_ylim(bottom=0)
         top.set_ylabel("examples")
-        some = "" if len(chosen) == len(counts) else f" ({len(chosen):,} of {len(counts):,} clients, evenly taken)"
+        some = "" if len(chosen) == population else f" ({len(chosen):,} of {population:,} clients, evenly taken)"
         top.set_title(f"{title}{some}", fontsize=9, loc="left")
         image = below.imshow(
             shares.T, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest", origin="lower"
@@ -181,4 +186,6 @@ def _figure(
         FigureCanvasAgg(figure)
         axes: Axes | np.ndarray = figure.subplots(rows, 1, sharex=rows > 1, height_ratios=height_ratios)
         yield axes
-        figure.savefig(path)
+        picture = io.BytesIO()
+        figure.savefig(picture, format=path.suffix[1:])
+    write_atomically(path, picture.getvalue())

@@ -6,23 +6,29 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from fedveil.client.app import app
-from fedveil.client.work import forget
-from fedveil.core.errors import Interrupted, SettingsError
-from fedveil.core.experiment import Experiment
+from fedveil.client.work import forget, workplace
+from fedveil.core.errors import FedveilError, Interrupted, SettingsError
+from fedveil.core.experiment import Experiment, known_keys, resumable
 from fedveil.core.record import Record
 from fedveil.models.parameters import from_numpy, load
+from fedveil.server.checkpoint import begun, load_state, put_back
 from fedveil.server.federation import Federation, federate, prepare, resolve
 from fedveil.simulations.display import Display
+from fedveil.simulations.engine.choice import choose, count_workers
+from fedveil.simulations.engine.cohort import CohortGrid
 from fedveil.simulations.engine.grid import InProcessGrid
+from fedveil.simulations.engine.ray import run_on_ray
+from fedveil.simulations.engine.workers import Workers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,8 +63,8 @@ def run(
 
     out: a new folder for the record; runs/NAME-TIMESTAMP without it
     display: shows progress; nothing is shown without it
-    Raises SettingsError and DataError before anything is written; TrainingError and Interrupted with every whole
-    round kept in the record.
+    Raises SettingsError and DataError before anything is written; TrainingError, Interrupted, and FedveilError where the
+    disk is full, with every whole round kept in the record.
 
     >>> result = run(Experiment.preset("digits"))
     >>> float(result.metrics.test_accuracy.iloc[-1]) > 0.9
@@ -66,40 +72,43 @@ def run(
     """
     import pandas as pd
 
+    from fedveil.simulations.plots import draw
+
     if resume is not None and out is not None:
         raise SettingsError("a resumed run goes on in its own folder; give either `resume` or `out`")
-    experiment = resolve(experiment)
+    experiment = resolve(experiment) if resume is None else _resumed(experiment, Path(resume))
     forget()
-    record = Record(Path(resume)) if resume is not None else None
+    earlier = Record(Path(resume)) if resume is not None else None
+    goes_on = earlier is not None and begun(earlier)
     with _quiet_flower():
-        federation = prepare(experiment, record)
-    if record is None:
-        record = Record.create(experiment, out, command)
-    else:
-        record.cut(federation.state.round)
+        federation = prepare(experiment, earlier if goes_on else None)
+        engine, why = choose(federation)
+    federation.experiment = federation.experiment.override({"engine": engine})
+    record = earlier or Record.create(federation.experiment, out, command)
     show = display or Display(None)
     try:
-        with _quiet_flower(), _stop_on_interrupt() as stopped, show.live(federation, record):
-            grid = InProcessGrid(
-                app,
-                experiment.data.clients,
-                {"experiment": experiment.toml()},
-                stop=stopped.is_set,
-                watch=show.client_done,
-            )
-            federate(federation, grid, record, show.round_done)
+        if goes_on:
+            put_back(record, federation.state)
+        with _quiet_flower(), _stop_on_interrupt() as stopped:
+            _compute(federation, record, show, why, stopped.is_set)
+        draw(federation, record)
     except (Interrupted, KeyboardInterrupt):
-        done = federation.state.round
+        done = _rounds_kept(record)
         raise Interrupted(
             f"in round {done + 1}; rounds up to {done} are kept in {record.folder}\n"
             f"  go on with: fedveil run --resume {record.folder}"
         ) from None
+    except OSError as error:
+        if record.folder not in Path(error.filename or "").parents:
+            raise  # not of the record's making
+        raise FedveilError(
+            f"{error.filename} cannot be written: {error.strerror or error}\n"
+            f"  rounds up to {_rounds_kept(record)} are kept in {record.folder}\n"
+            f"  make room, and go on with: fedveil run --resume {record.folder}"
+        ) from error
     finally:
         forget()
 
-    from fedveil.simulations.plots import draw
-
-    draw(federation, record)
     load(federation.network, from_numpy(federation.state.parameters))
     metrics = pd.read_csv(record.path("metrics.csv"))
     return Result(
@@ -109,6 +118,53 @@ def run(
         model=federation.network.cpu().eval(),
         summary=_summary(federation, metrics, record),
     )
+
+
+def _compute(federation: Federation, record: Record, show: Display, why: str, stop: Callable[[], bool]) -> None:
+    """Run the rounds that are left on the experiment's engine."""
+    experiment = federation.experiment
+    if experiment.engine == "ray":
+        with show.live(federation, record, f"Flower's simulation runtime: {why}"):
+            workers = experiment.workers
+            run_on_ray(federation, record, show.round_done, workers, stop=stop, client_done=show.client_done)
+        return
+    if experiment.engine == "sequential":
+        with show.live(federation, record, f"one client after another: {why}"):
+            config = {"experiment": experiment.toml()}
+            grid = InProcessGrid(app, experiment.data.clients, config, stop=stop, watch=show.client_done)
+            federate(federation, grid, record, show.round_done)
+        return
+    place = workplace(experiment.toml())
+    cohort = min(experiment.federation.cohort, experiment.data.clients)
+    number = min(count_workers(experiment, federation.device.type), cohort)
+    with closing(Workers(place, federation.state.parameters, cohort, number, stop)) as workers:
+        words = "1 process" if number == 1 else f"{number} processes"
+        with show.live(federation, record, f"{words}: {why}"):
+            grid = CohortGrid(place, workers, {"experiment": experiment.toml()}, watch=show.client_done)
+            federate(federation, grid, record, show.round_done)
+
+
+def _resumed(experiment: Experiment, folder: Path) -> Experiment:
+    """The experiment of the run in a folder, which must be the one given; raise SettingsError where it cannot go on."""
+    recorded = resumable(folder)
+    computing = {key: getattr(recorded, key) for key in ("engine", "device") if getattr(experiment, key) == "auto"}
+    asked = experiment.override(computing)
+    changed = [key for key in known_keys() if key != "workers" and attrgetter(key)(asked) != attrgetter(key)(recorded)]
+    if changed:
+        raise SettingsError(
+            f"--resume {folder}: holds another experiment ({', '.join(changed)}); a run goes on with its own settings"
+        )
+    try:
+        return resolve(recorded).override({"workers": asked.workers})
+    except SettingsError as error:
+        raise SettingsError(
+            f"--resume {folder}: this machine cannot compute as that run did ({error}); go on where it began, or start a new run"
+        ) from None
+
+
+def _rounds_kept(record: Record) -> int:
+    """The last round of the record's checkpoint: a run may have been stopped while it wrote a newer one."""
+    return load_state(record)[0].round if begun(record) else 0
 
 
 def _summary(federation: Federation, metrics: pd.DataFrame, record: Record) -> dict[str, Any]:

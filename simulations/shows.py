@@ -7,22 +7,28 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedveil.core.examples import Examples
 from fedveil.core.experiment import Experiment
 from fedveil.datasets.federated import Federated
+from fedveil.datasets.partitions import evenly
 
 MOST_ROWS = 20
+MOST_MADE = 1000  # clients asked to make their examples, for the summary
 
 
 def partition_table(experiment: Experiment, federated: Federated) -> RenderableType:
     """Examples of each class at each client, the first 20 clients, and a summary of all."""
-    dataset, partition = federated.dataset, federated.partition
+    dataset, population = federated.dataset, experiment.data.clients
     classes = dataset.task.classes
-    counts = partition.counts(dataset.train.labels, len(classes))  # [clients, classes]
-    sizes = counts.sum(axis=1)
-    held = (counts > 0).sum(axis=1)
+    stored = isinstance(dataset.train, Examples)
+    summed = np.arange(population) if stored else evenly(population, MOST_MADE)
+    all_counts = federated.counts(summed)  # [clients, classes]
+    counts = federated.counts(np.arange(min(population, MOST_ROWS)))
+    sizes = all_counts.sum(axis=1)
+    held = (all_counts > 0).sum(axis=1)
     made_up = " (made-up data)" if dataset.made_up else ""
     table = Table(
-        title=f"{dataset.name}{made_up}: {experiment.data.partition} over {partition.clients:,} clients",
+        title=f"{dataset.name}{made_up}: {experiment.data.partition} over {population:,} clients",
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -31,16 +37,21 @@ def partition_table(experiment: Experiment, federated: Federated) -> RenderableT
     table.add_column("examples", justify="right")
     for label in classes[:12]:
         table.add_column(Text(label), justify="right")
-    for client in range(min(partition.clients, MOST_ROWS)):
-        cells = [f"{count:,}" if count else "·" for count in counts[client, :12]]
-        table.add_row(str(client), f"{sizes[client]:,}", *cells)
-    more = partition.clients - MOST_ROWS
+    for client, row in enumerate(counts):
+        cells = [f"{count:,}" if count else "·" for count in row[:12]]
+        table.add_row(str(client), f"{row.sum():,}", *cells)
+    more = population - MOST_ROWS
     note = f"… and {more:,} more clients\n" if more > 0 else ""
     note += f"… and {len(classes) - 12} more classes\n" if len(classes) > 12 else ""
+    if isinstance(dataset.train, Examples):
+        examples, of = f"{len(dataset.train):,} training examples", ""
+    else:
+        few = len(summed) < population
+        examples, of = "each client makes its own", f" ({len(summed):,} clients, evenly taken)" if few else ""
     quantiles = np.percentile(sizes, [0, 50, 100]).astype(int)
     return Group(
         table,
-        f"{note}{len(dataset.train):,} training examples, {quantiles[0]:,} to {quantiles[2]:,} a client "
-        f"(median {quantiles[1]:,}); classes a client: {held.min()} to {held.max()}; "
+        f"{note}{examples}, {quantiles[0]:,} to {quantiles[2]:,} a client "
+        f"(median {quantiles[1]:,}); classes a client: {held.min()} to {held.max()}{of}; "
         f"{len(dataset.test):,} test examples",
     )

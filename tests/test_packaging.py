@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parents[1]
-FOLDERS = ("core", "models", "datasets", "client", "server", "simulations", "front")
+FOLDERS = ("core", "models", "datasets", "client", "server", "simulations", "benchmarks", "front")
 MAY_IMPORT = {
     "core": {"core"},
     "models": {"core", "models"},

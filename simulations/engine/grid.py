@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
@@ -40,7 +42,7 @@ class InProcessGrid(Grid):
         self._stop, self._watch = stop, watch
         self._states: dict[int, RecordDict] = {}  # of the clients that keep any
         self._replies: dict[str, Message] = {}
-        self._sent = 0
+        self._numbers = count(1)
 
     def get_node_ids(self) -> Iterable[int]:
         """Node ids, by partition."""
@@ -62,12 +64,10 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Run the clients at once; their replies wait to be pulled."""
-        ids: list[str] = []
-        for reply in self.send_and_receive(messages):
-            self._sent += 1
-            ids.append(str(self._sent))
-            self._replies[ids[-1]] = reply
-        return ids
+        sent = list(messages)
+        for message, reply in zip(sent, self.send_and_receive(sent), strict=True):
+            self._replies[message.metadata.message_id] = reply
+        return [message.metadata.message_id for message in sent]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies to pushed messages, each given once."""
@@ -75,7 +75,7 @@ class InProcessGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Run the client of each message; raise Interrupted when asked to stop, TrainingError when a client fails."""
-        messages = list(messages)
+        messages = self._number(messages)
         replies: list[Message] = []
         for message in messages:
             if self._stop():
@@ -84,28 +84,40 @@ class InProcessGrid(Grid):
             self._watch(len(replies), len(messages))
         return replies
 
-    def _run_client(self, message: Message) -> Message:
-        node = message.metadata.dst_node_id
-        context = Context(
+    def _number(self, messages: Iterable[Message]) -> list[Message]:
+        """The messages, each with an id that its reply will name; Flower gives it when a message is sent."""
+        sent = list(messages)
+        for message in sent:
+            message.metadata.__dict__["_message_id"] = str(next(self._numbers))
+        return sent
+
+    def _context(self, node: int) -> Context:
+        """What the client of a node is given beside the message."""
+        return Context(
             run_id=RUN_ID,
             node_id=node,
             node_config={"partition-id": node - 1, "num-partitions": self._clients},
             state=self._states.get(node, RecordDict()),
             run_config=self._config,
         )
+
+    def _run_client(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        context = self._context(node)
         try:
             reply = self._app(message, context)
         except FedveilError:
             raise
         except Exception as error:
             # in one process a client's exception is a mistake in the experiment, not a fault of a machine
-            raise TrainingError(f"client {node - 1} failed: {type(error).__name__}: {error}{_where(error)}") from error
+            raise TrainingError(f"client {node - 1} failed: {type(error).__name__}: {error}{where(error)}") from error
         if context.state:
             self._states[node] = context.state
         return reply
 
 
-def _where(error: Exception) -> str:
-    """The last line of code outside installed packages: most often the user's own network."""
+def where(error: BaseException, folder: Path | None = None) -> str:
+    """` (FILE, line N)`: the last line of code in `folder`, or outside installed packages: most often the user's own."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    own = [frame for frame in frames if folder is not None and Path(frame.filename).is_relative_to(folder)] or frames
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
+import subprocess
+import sys
 from hashlib import sha256
 
 import pytest
 
 from fedveil import Experiment, SettingsError
-from fedveil.core.record import Record, write_atomically
+from fedveil.core.errors import FedveilError
+from fedveil.core.record import Record, newest, write_atomically, write_in_turn
 
 
 def test_a_new_record_holds_settings_and_environment(tmp_path) -> None:
@@ -47,19 +52,109 @@ def test_a_folder_that_cannot_be_made_is_refused_with_the_reason(tmp_path) -> No
         Record.create(Experiment(), tmp_path / "file" / "run")
 
 
-def test_rows_are_appended_and_cut_back_to_whole_rounds(tmp_path) -> None:
+ROWS = [{"round": number, "loss": number / 3, "stage": "a, b", "accuracy": None} for number in range(5)]
+
+
+def filled(folder, carried: int, monkeypatch) -> tuple[Record, bytes]:
+    """A record with some rows, settled after each; and the bytes of its table."""
+    monkeypatch.setattr("fedveil.core.record.CARRIED", carried)
+    record = Record(folder)
+    for row in ROWS:
+        record.append("metrics.csv", [row])
+        record.settle()
+    return record, record.path("metrics.csv").read_bytes()
+
+
+def test_rows_are_written_as_python_writes_numbers(tmp_path, monkeypatch) -> None:
+    _, table = filled(tmp_path, 0, monkeypatch)
+    assert table.decode().splitlines()[:3] == ["round,loss,stage,accuracy", '0,0.0,"a, b",', f'1,{1 / 3!r},"a, b",']
+
+
+@pytest.mark.parametrize("carried", [0, 40, 10_000])
+@pytest.mark.parametrize("after", [b"", b"5,0.12", b"5,0.5,later,\n6,1.5,la", b"\0" * 3000])
+def test_a_table_is_cut_back_to_what_the_record_says_of_it(carried, after, tmp_path, monkeypatch) -> None:
+    record, table = filled(tmp_path, carried, monkeypatch)
+    assert (record.tables["metrics.csv"].rows == b"") == (carried == 0)
+    for end in (table, table[: record.tables["metrics.csv"].length]):  # rows not flushed are the record's to put back
+        record.path("metrics.csv").write_bytes(end + after)
+        record.path("clients.csv").write_text("round,cli")  # of a round that does not count
+        record.check()
+        record.cut()
+        assert record.path("metrics.csv").read_bytes() == table
+        assert not record.path("clients.csv").exists()
+    record.append("metrics.csv", [ROWS[0]])
+    assert record.path("metrics.csv").read_bytes() == table + table.splitlines(keepends=True)[1]
+
+
+@pytest.mark.parametrize("damage", [lambda t: t[:-1], lambda t: t.replace(b"1,", b"7,", 1), lambda t: b""])
+def test_a_table_whose_flushed_rows_were_edited_or_lost_is_refused(damage, tmp_path, monkeypatch) -> None:
+    record, table = filled(tmp_path, 0, monkeypatch)
+    record.path("metrics.csv").write_bytes(damage(table))
+    with pytest.raises(SettingsError, match=r"metrics.csv is not as the run left it"):
+        record.check()
+    record.path("metrics.csv").unlink()
+    with pytest.raises(SettingsError, match=r"metrics.csv is not as the run left it"):
+        record.check()
+
+
+def test_rows_that_do_not_fit_on_the_disk_leave_no_half_line(tmp_path) -> None:
     record = Record(tmp_path)
-    for number in range(5):
-        record.append("metrics.csv", [{"round": number, "loss": number / 3, "accuracy": None}])
-    whole = record.path("metrics.csv").read_text()
-    assert whole.splitlines()[:3] == ["round,loss,accuracy", "0,0.0,", f"1,{1 / 3!r},"]
-    with record.path("metrics.csv").open("a") as file:
-        file.write("5,0.12")  # a line cut off by a kill
-    record.cut(2)
-    assert record.path("metrics.csv").read_text() == "".join(whole.splitlines(keepends=True)[:4])
-    record.path("metrics.csv").write_text("round,lo")  # killed while it wrote the names of the columns
-    record.cut(2)
-    assert not record.path("metrics.csv").exists()
+    record.append("metrics.csv", ROWS[:1])
+    before = record.path("metrics.csv").read_bytes()
+    program = (
+        "import resource, signal, pathlib; from fedveil.core.record import Record, Table\n"
+        f"record = Record(pathlib.Path({str(tmp_path)!r})); record.tables['metrics.csv'] = Table({len(before)}, 0)\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "record.append('metrics.csv', [{'round': 1, 'text': 'x' * 100}] * 1000)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "File too large" in answer.stderr
+    assert str(record.path("metrics.csv")) in answer.stderr  # says which
+    assert record.path("metrics.csv").read_bytes() == before
+
+
+def test_a_file_written_in_turn_is_always_whole_and_keeps_the_one_before(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "state"
+    for content in (b"one", b"two, longer", b"3"):
+        write_in_turn(path, content)
+        assert newest(path).read_bytes() == content
+    assert (tmp_path / "previous-state").read_bytes() == b"two, longer"
+    path.unlink()  # killed between the two renames
+    assert newest(path).read_bytes() == b"two, longer"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(OSError, match="No space left") as caught:
+            write_in_turn(path, b"four")
+    assert caught.value.filename == str(path)
+    assert newest(path).read_bytes() == b"two, longer"
+    write_in_turn(path, b"four")
+    assert (path.read_bytes(), (tmp_path / "previous-state").read_bytes()) == (b"four", b"two, longer")
+    assert sorted(os.listdir(tmp_path)) == ["previous-state", "state"]
+
+
+def full_disk(_: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_record_that_finds_no_room_leaves_no_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(FedveilError, match=r"--out .*run: cannot be written: No space left") as caught:
+        Record.create(Experiment(), tmp_path / "run")
+    assert caught.value.exit_code == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_system_that_cannot_flush_a_folder_will_do(tmp_path, monkeypatch) -> None:
+    flush = os.fsync
+
+    def only_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    write_atomically(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
 
 
 def test_an_atomic_write_leaves_the_old_file_where_it_fails(tmp_path, monkeypatch) -> None:
@@ -73,6 +168,7 @@ def test_an_atomic_write_leaves_the_old_file_where_it_fails(tmp_path, monkeypatc
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]  # what was half-written takes no room
 
 
 def test_the_hash_is_the_files_sha256(tmp_path) -> None:

@@ -7,6 +7,8 @@ import types
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples, Task
@@ -67,10 +69,44 @@ def test_a_client_holds_out_the_same_examples_whenever_it_is_asked():
 def test_clients_hold_out_by_streams_of_their_own():
     dataset = DataSet(**{**FINE, "train": points(200)})
     same = federated.Partition(np.tile(np.arange(100), 2), np.array([0, 100, 200]))
-    loaded = federated.Federated(dataset, same, 0, 0.5)
+    loaded = federated.Federated(dataset, federated.Stored(dataset.train, same), 0, 0.5)
     assert not np.array_equal(loaded.client(0)[1].features, loaded.client(1)[1].features)
-    other = federated.Federated(dataset, same, 1, 0.5)
+    other = federated.Federated(dataset, loaded.holdings, 1, 0.5)
     assert not np.array_equal(loaded.client(0)[1].features, other.client(0)[1].features)
+
+
+@given(
+    partition=st.sampled_from(["iid", "quantity", "shards", "dirichlet"]),
+    clients=st.integers(1, 40),
+    fraction=st.one_of(st.just(0.0), st.floats(0.001, 0.999)),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=40, deadline=None)
+def test_sizes_are_what_clients_train_on(partition, clients, fraction, seed):
+    loaded = federated.load(Data(clients=clients, partition=partition, validation_fraction=fraction), seed)
+    asked = np.random.default_rng(seed).integers(0, clients, 60)
+    sizes = loaded.sizes(asked)
+    assert sizes.dtype == np.int64
+    assert sizes.tolist() == [len(loaded.client(int(k))[0]) for k in asked]
+    everyone = [sum(map(len, loaded.client(k))) for k in range(clients)]
+    assert loaded.extremes() == (min(everyone), max(everyone))
+    assert loaded.fewer_than(40) == sum(n < 40 for n in everyone)
+
+
+def test_counts_are_of_all_that_a_client_has():
+    loaded = federated.load(Data(clients=9, partition="dirichlet", validation_fraction=0.3), 2)
+    asked = np.array([8, 0, 3])
+    for k, counts in zip(asked, loaded.counts(asked), strict=True):
+        labels = np.concatenate([part.labels for part in loaded.client(int(k))])
+        assert counts.tolist() == np.bincount(labels, minlength=10).tolist()
+
+
+@pytest.mark.parametrize("clients", [[0, 10], [-1]])
+def test_sizes_and_counts_of_a_client_that_does_not_exist_are_refused(clients):
+    loaded = federated.load(Data(), 0)
+    for ask in (loaded.sizes, loaded.counts):
+        with pytest.raises(SettingsError, match=f"no client {clients[-1]}: clients are 0 to 9"):
+            ask(np.array(clients))
 
 
 def test_without_a_validation_fraction_nothing_is_held_out():
@@ -169,4 +205,4 @@ def test_a_loader_that_returns_something_else_is_refused(users_loader):
 def test_mailboxes_can_be_clients(real_data):
     loaded = federated.load(Data(dataset="enron", clients=2, partition="natural", vocabulary="hashed", max_tokens=4), 0)
     for k in range(2):
-        assert set(loaded.dataset.groups[loaded.partition.indices(k)]) == {k}
+        assert set(loaded.dataset.groups[loaded.holdings.partition.indices(k)]) == {k}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file
 from support import GLOBAL, SHAPES, experiment, play_round
 
 from fedveil import SettingsError
 from fedveil.core.messages import from_arrays, to_arrays
 from fedveil.core.record import Record
-from fedveil.server.checkpoint import FILE, State, load_state, restore, save_state
+from fedveil.server.checkpoint import FILE, State, begun, load_state, put_back, restore, save_state
 from fedveil.server.strategies import make
 
 
@@ -76,20 +82,115 @@ def test_the_state_comes_back_whole(record) -> None:
         assert getattr(back, field) == getattr(wanted, field)
 
 
-def test_an_edited_experiment_or_a_damaged_file_is_refused(record) -> None:
+@pytest.fixture
+def saved(record) -> Record:
+    """A record with a checkpoint."""
     settings = experiment("fedavg")
-    with pytest.raises(SettingsError, match="no round was finished"):
-        load_state(record)
+    record.append("metrics.csv", [{"round": 3, "loss": 0.5}])
     save_state(record, settings, state(), make(settings))
-    content = record.path(FILE).read_bytes()
-    for damaged in (b"", content[:20], content[:-5], b"\xff" * 100):
-        record.path(FILE).write_bytes(damaged)
+    return record
+
+
+def test_an_experiment_that_was_edited_or_is_another_runs_is_refused(saved, tmp_path) -> None:
+    settings = experiment("fedavg").override({"training.learning_rate": 0.2})
+    other = Record.create(settings, tmp_path / "other")
+    shutil.copy(saved.path(FILE), other.path(FILE))
+    for edited in (saved, other):
+        edited.write("experiment.toml", settings.toml().encode())
+        with pytest.raises(SettingsError, match=r"experiment.toml is not the one that the checkpoint was made with"):
+            load_state(Record(edited.folder))
+
+
+def test_an_edit_while_the_run_goes_on_is_seen_when_it_is_resumed(saved) -> None:
+    settings = experiment("fedavg")
+    saved.write("experiment.toml", settings.override({"training.learning_rate": 0.2}).toml().encode())
+    save_state(saved, settings, state(), make(settings))
+    with pytest.raises(SettingsError, match=r"experiment.toml is not the one"):
+        load_state(Record(saved.folder))
+
+
+def test_a_checkpoint_that_was_cut_is_refused(saved) -> None:
+    content = saved.path(FILE).read_bytes()
+    for damaged in (b"", content[:20], content[:-5], content + b"more", b"\xff" * 100, b"\0" * len(content)):
+        saved.path(FILE).write_bytes(damaged)
         with pytest.raises(SettingsError, match="is damaged"):
-            load_state(record)
-    record.path(FILE).write_bytes(content)
-    record.write("experiment.toml", settings.override({"training.learning_rate": 0.2}).toml().encode())
-    with pytest.raises(SettingsError, match=r"experiment.toml is not the one that the checkpoint was made with"):
-        load_state(record)
+            load_state(saved)
+
+
+@hypothesis.given(where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_checkpoint_with_one_changed_byte_is_refused(saved, where, flip) -> None:
+    content = saved.path(FILE).read_bytes()
+    damaged = bytearray(content)
+    damaged[int(where * len(content))] ^= flip
+    saved.path(FILE).write_bytes(damaged)
+    try:
+        if bytes(damaged).split() != content.split():  # white space after the header means nothing
+            with pytest.raises(SettingsError, match=r"is damaged|was written by another version of FedVeil"):
+                load_state(saved)
+    finally:
+        saved.path(FILE).write_bytes(content)
+    load_state(saved)
+
+
+def test_a_checkpoint_of_another_format_is_refused(saved, monkeypatch) -> None:
+    settings = experiment("fedavg")
+    with monkeypatch.context() as patch:
+        patch.setattr("fedveil.server.checkpoint.FORMAT", 99)
+        save_state(saved, settings, state(), make(settings))
+    with pytest.raises(SettingsError, match=r"another version of FedVeil \(format 99; this version reads 2\)"):
+        load_state(saved)
+
+
+def test_the_checkpoint_is_what_safetensors_writes(saved) -> None:
+    arrays = load_file(saved.path(FILE))
+    with safe_open(saved.path(FILE), framework="numpy") as file:
+        assert set(file.metadata()) == {"format", "fedveil", "crc32"}
+    for name, value in state().parameters.items():
+        np.testing.assert_array_equal(arrays[f"model/{name}"], value)
+    assert arrays["rows/metrics.csv"].tobytes() == saved.path("metrics.csv").read_bytes()
+    assert arrays["train_losses"].tolist() == state().train_losses
+
+
+def test_a_lost_checkpoint_is_told_from_one_that_was_never_made(saved) -> None:
+    assert begun(saved)
+    saved.path(FILE).unlink()
+    with pytest.raises(SettingsError, match=r"state.safetensors is missing, and rounds were done"):
+        begun(saved)
+    saved.path("metrics.csv").unlink()
+    assert not begun(saved)
+
+
+def test_a_killed_run_gets_back_tables_and_models_of_its_last_whole_round(saved) -> None:
+    names = ("metrics.csv", "model.safetensors")
+    whole = {name: saved.path(name).read_bytes() for name in names}
+    for name in names:
+        saved.path(name).write_bytes(whole[name] + b"4,0.2")
+    for lost in (False, True):
+        if lost:
+            for name in names:
+                saved.path(name).unlink()
+        record = Record(saved.folder)
+        put_back(record, load_state(record)[0])
+        assert {name: saved.path(name).read_bytes() for name in names} == whole
+        best = load_file(saved.path("best.safetensors"))
+        assert all((best[name] == value).all() for name, value in state().best_parameters.items())
+
+
+@pytest.mark.parametrize("kind", ["bool", "uint8", "int64", "float16", "float32", "float64"])
+def test_a_strategys_arrays_of_every_kind_and_shape_come_back(kind, record) -> None:
+    settings = experiment("fedavg")
+    strategy, other = make(settings), make(settings)
+    strategy.mine = {
+        "none": np.zeros((0, 3), kind), "one": np.array(1, kind), "many": np.arange(24).astype(kind).reshape(2, 3, 4).T
+    }  # fmt: skip
+    save_state(record, settings, state(), strategy)
+    restore(other, load_state(record)[1])
+    for name, value in strategy.mine.items():
+        back = other.mine[name]
+        assert (back.dtype, back.shape) == (value.dtype, value.shape)
+        np.testing.assert_array_equal(back, value)
+        back[...] = 0  # a strategy may compute in place
 
 
 def test_a_users_own_strategy_keeps_what_it_needs_and_is_told_what_cannot_be_kept(record) -> None:
@@ -102,14 +203,13 @@ def test_a_users_own_strategy_keeps_what_it_needs_and_is_told_what_cannot_be_kep
     assert list(other.control) == list(control)
     assert all((other.control[key] == control[key]).all() for key in control)
     assert (other.count, other.t, other.mean.tolist()) == (7, [1, 2], [0.5])
-    strategy.seen = {1, 2}
-    with pytest.raises(SettingsError, match=r"fedavg.seen is a set, which no checkpoint can hold"):
-        save_state(record, settings, state(), strategy)
+    for unfit in ({1, 2}, np.array([1j]), [np.array("text")]):
+        strategy.seen = unfit
+        with pytest.raises(SettingsError, match=r"fedavg.seen is a (set|ndarray|list), which no checkpoint can hold"):
+            save_state(record, settings, state(), strategy)
 
 
 def test_the_models_lie_beside_the_checkpoint_after_every_round(record) -> None:
-    from safetensors.numpy import load_file
-
     settings, best = experiment("fedavg"), state()
     best.best_round = best.round
     save_state(record, settings, best, make(settings))

@@ -18,6 +18,7 @@ pytest.importorskip("ray", reason="needs the extra fedveil[ray]")
 
 CHECKOUT = Path(__file__).parents[2]
 SETTINGS = """name = "tiny"
+engine = "sequential"
 [data]
 clients = 4
 validation_fraction = 0.2
@@ -74,7 +75,7 @@ def superlink(tmp_path):
                 process.wait()
 
 
-def test_flwr_run_gives_the_bytes_of_the_in_process_engine(superlink, tmp_path) -> None:
+def test_flwr_run_gives_the_bytes_of_clients_one_by_one_in_process(superlink, tmp_path) -> None:
     (tmp_path / "run.toml").write_text(f"experiment = {json.dumps(SETTINGS)}\n")
     answer = subprocess.run(
         ["flwr", "run", ".", "--stream", "--run-config", str(tmp_path / "run.toml")],

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg, Strategy
 from support import CLIENTS, EXAMPLES, GLOBAL, LOCAL, LOSSES, SHAPES, experiment, play_round
 
 from fedveil import Experiment
+from fedveil.core import parts
 from fedveil.core.messages import from_arrays, to_arrays
+from fedveil.core.randomness import Stream, global_random
+from fedveil.server.nodes import ClientGrid
 from fedveil.server.strategies import make
 from fedveil.simulations.engine.grid import InProcessGrid
 
@@ -128,3 +134,67 @@ def test_the_cohort_is_exact_where_fractions_would_round(population: int) -> Non
             strategy.configure_train(1, to_arrays(GLOBAL), ConfigRecord(), InProcessGrid(ClientApp(), population, {}))
         )
         assert len({m.metadata.dst_node_id for m in messages}) == min(cohort, population)
+
+
+ALL = list(parts.STRATEGIES)
+
+
+def numbered(population: int) -> InProcessGrid:
+    return InProcessGrid(ClientApp(), population, {})
+
+
+def settings_for(strategy: str, population: int, cohort: int) -> Experiment:
+    return Experiment(
+        data={"clients": population, "validation_fraction": 0.5},
+        training={"proximal_mu": 0.3},
+        federation={"cohort": cohort, "strategy": strategy},
+        evaluation={"federated": True, "cohort": cohort + 1},
+    )
+
+
+def drawn(strategy: Strategy, population: int) -> list[list[int]]:
+    """The node ids that a strategy sends to, to train and to evaluate, in order."""
+    asked = []
+    for configure in (strategy.configure_train, strategy.configure_evaluate):
+        with global_random(Stream(3, 5), "sampling"):
+            config = ConfigRecord({"learning-rate": 0.5})
+            messages = configure(1, to_arrays(GLOBAL), config, numbered(population))
+            asked.append([m.metadata.dst_node_id for m in messages])
+            assert config["server-round"] == 1
+    return asked
+
+
+@pytest.mark.parametrize("strategy", ALL)
+@pytest.mark.parametrize(("population", "cohort"), [(12, 9), (12, 11), (5_000, 9)])
+def test_the_clients_drawn_are_those_that_flowers_fedavg_draws(strategy: str, population: int, cohort: int) -> None:
+    flowers = FedAvg(cohort / population, (cohort + 1) / population, cohort, cohort + 1, population)
+    ours = drawn(make(settings_for(strategy, population, cohort)), population)
+    assert ours == drawn(flowers, population)
+    assert [len(set(nodes)) for nodes in ours] == [cohort, cohort + 1]
+
+
+@pytest.mark.parametrize("strategy", ALL)
+def test_drawing_a_cohort_from_a_million_clients_writes_down_the_cohort_alone(strategy: str) -> None:
+    made = make(settings_for(strategy, 10**6, 9))
+    drawn(made, 10**6)
+    tracemalloc.start()
+    drawn(made, 10**6)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1e6  # bytes; a list of the population takes 8e6 for its places alone
+
+
+def test_clients_over_flowers_nodes_are_drawn_without_listing_them_too() -> None:
+    class OneNode(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            return [Message(RecordDict({"metrics": MetricRecord({"client": 0})}), reply_to=m) for m in messages]
+
+    tracemalloc.start()
+    grid = ClientGrid(OneNode(ClientApp(), 1, {}), 10**6)
+    strategy = make(settings_for("fedavg", 10**6, 9))
+    messages = list(strategy.configure_train(1, to_arrays(GLOBAL), ConfigRecord(), grid))
+    list(grid.send_and_receive(messages))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(messages) == 9
+    assert peak < 2e6

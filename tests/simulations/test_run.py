@@ -103,11 +103,13 @@ class StopAfter(Display):
 
     def __init__(self, clients: int) -> None:
         super().__init__(None)
-        self.left = clients
+        self.left, self.before = clients, 0
 
     def client_done(self, done: int, total: int) -> None:
-        self.left -= 1
-        if self.left == 0:
+        left = self.left
+        self.left -= done - self.before
+        self.before = done % total
+        if left > 0 >= self.left:
             import signal
 
             signal.raise_signal(signal.SIGINT)
@@ -115,7 +117,9 @@ class StopAfter(Display):
 
 @pytest.mark.parametrize("settings", STATEFUL)
 @pytest.mark.parametrize("clients", [1, 4])
-def test_a_stopped_run_goes_on_to_the_same_bytes(settings, clients, tmp_path) -> None:
+@pytest.mark.parametrize("engine", ["batched", "processes", "sequential"])
+def test_a_stopped_run_goes_on_to_the_same_bytes(settings, clients, engine, tmp_path) -> None:
+    settings = settings | {"engine": engine}
     whole = run(small(**settings), out=tmp_path / "whole")
     with pytest.raises(Interrupted, match="go on with: fedveil run --resume"):
         run(small(**settings), out=tmp_path / "cut", display=StopAfter(clients))

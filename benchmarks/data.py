@@ -1,0 +1,47 @@
+"""Random examples made in memory: what a job trains on, where only the time counts.
+
+As a user's own loaders (`data.dataset = "fedveil.benchmarks.data:random_images"`) they may read any setting of
+`[data]`: each of the `data.clients` clients gets `data.examples_per_client` examples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedveil.core.examples import Examples, Task
+from fedveil.core.experiment import Data
+from fedveil.datasets.dataset import DataSet
+
+IMAGE = (1, 28, 28)
+DIGITS = tuple("0123456789")
+TEST_EXAMPLES = 64  # evaluation is no part of what is measured
+
+
+def random_images(data: Data) -> DataSet:
+    """Images of uniform noise in [0, 1), float32 [n, 1, 28, 28], with random labels of 10 classes."""
+    rng = np.random.default_rng(0)
+
+    def part(n: int) -> Examples:
+        return Examples(rng.random((n, *IMAGE), dtype=np.float32), rng.integers(0, len(DIGITS), n))
+
+    return _dataset("random images", Task("images", IMAGE, DIGITS), part(_count(data)), part(TEST_EXAMPLES))
+
+
+def random_messages(data: Data) -> DataSet:
+    """Texts of `data.max_tokens` random words, none of them padding, with random labels of 2 classes."""
+    rng = np.random.default_rng(0)
+
+    def part(n: int) -> Examples:
+        words = rng.integers(1, data.vocabulary_size, (n, data.max_tokens), dtype=np.int32)
+        return Examples(words, rng.integers(0, 2, n))
+
+    task = Task("text", (data.max_tokens,), ("ham", "spam"), data.vocabulary_size)
+    return _dataset("random messages", task, part(_count(data)), part(TEST_EXAMPLES))
+
+
+def _count(data: Data) -> int:
+    return data.clients * data.examples_per_client
+
+
+def _dataset(name: str, task: Task, train: Examples, test: Examples) -> DataSet:
+    return DataSet(name, task, train, test, made_up=True)

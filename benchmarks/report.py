@@ -1,0 +1,184 @@
+"""What `fedveil bench` says: a table for a terminal, an object for a script, and the sections of docs/performance.md."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from fedveil.benchmarks.contest import PEERS, Measures
+from fedveil.benchmarks.stages import NAMES
+from fedveil.core.errors import SettingsError
+from fedveil.core.record import write_atomically
+
+PICTURE = "images/growth.png"  # beside the page
+HEADINGS = (
+    "job", "FedVeil", "bare loop", "FedVeil / bare", "floor", "Flower", "Flower / FedVeil", "pfl", "pfl / FedVeil",
+)  # fmt: skip
+
+
+def surroundings(command: Sequence[str]) -> Measures:
+    """The machine, the versions, the date and the command."""
+    packages = ("fedveil", "torch", "numpy", "flwr")
+    return {
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "platform": platform.platform()},
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": list(command),
+    }
+
+
+def _processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def table(rows: Sequence[Measures], notes: Sequence[str]) -> RenderableType:
+    """Milliseconds a client of each job, the first round, memory, and notes."""
+    speed = Table(title="ms a client, whole rounds", title_justify="left", box=None, pad_edge=False)
+    other = Table(title="first round done, s", title_justify="left", box=None, pad_edge=False)
+    for i, heading in enumerate(HEADINGS):
+        speed.add_column(heading, justify="left" if i == 0 else "right")
+    for i, heading in enumerate(("job", "FedVeil", *PEERS, "memory, MB", "engine", "model")):
+        other.add_column(heading, justify="left" if i in (0, 5, 6) else "right")
+    for row in rows:
+        speed.add_row(*_cells(row))
+        other.add_row(*_starts(row), row["model_sha256"][:12])
+    return Group(speed, "", other, *_notes(rows, notes))
+
+
+def growth_table(rows: Sequence[Measures]) -> RenderableType:
+    """Time and memory at each point."""
+    grid = Table(box=None, pad_edge=False)
+    for heading in ("population", "cohort", "ms a round", "ms a client", "first round, s", "memory, MB", "engine"):
+        grid.add_column(heading, justify="right")
+    for row in rows:
+        grid.add_row(*_point(row))
+    return grid
+
+
+def jobs_section(rows: Sequence[Measures], notes: Sequence[str], around: Measures, repeats: int) -> str:
+    """The measured part of the page about the jobs, Markdown."""
+    machine = around["machine"]
+    versions = {**around["versions"], **_peer_versions(rows)}
+    engines = ", ".join(f"{row['job']} {row['engine']}" for row in rows)
+    rate = max(row["gflops"] for row in rows)
+    lines = [
+        f"Measured on {around['date'][:10]} with `{' '.join(around['command'])}` on {machine['cores']} cores of {machine['processor']} "
+        f"({rate:.0f} GFLOP/s in a product of 1024 x 1024 matrices), "
+        f"{', '.join(f'{name} {version}' for name, version in versions.items())}; the median of {repeats} runs, least to most in "
+        f"brackets. Engines that `auto` picked, or that were asked for: {engines}.",
+        "",
+        *_markdown(HEADINGS, [_cells(row, spread=True) for row in rows]),
+        "",
+        "The first round done, in seconds from the start of the process, and the most memory FedVeil took:",
+        "",
+        *_markdown(("job", "FedVeil", *PEERS, "memory, MB", "engine"), [_starts(row) for row in rows]),
+        "",
+        "Where FedVeil's time goes, in milliseconds a client, from a run of its own with a clock around each stage:",
+        "",
+        *_markdown(("job", *NAMES), [[row["job"], *(f"{row['stages_ms'][name]:.3f}" for name in NAMES)] for row in rows]),
+    ]  # fmt: skip
+    said = _notes(rows, notes)
+    return "\n".join([*lines, *(["", *(f"- {note}" for note in said)] if said else [])])
+
+
+def growth_section(rows: Sequence[Measures], around: Measures) -> str:
+    """The measured part of the page about growth, Markdown."""
+    headings = ("population", "cohort", "ms a round", "ms a client", "first round, s", "memory, MB", "engine")
+    machine = around["machine"]
+    return "\n".join([
+        f"Measured on {around['date'][:10]} with `{' '.join(around['command'])}` on {machine['cores']} cores of {machine['processor']}.",
+        "",
+        f"![Time and memory by cohort and by population]({PICTURE})",
+        "",
+        *_markdown(headings, [_point(row) for row in rows]),
+    ])  # fmt: skip
+
+
+def check_page(path: Path, name: str) -> None:
+    """Raise SettingsError where `path` is no page that has a section `name`."""
+    begin, end = _marks(name)
+    text = path.read_text("utf-8") if path.is_file() else ""
+    if not 0 <= text.find(begin) < text.find(end):
+        raise SettingsError(
+            f"--write {path}: must be a page with the lines {begin} and {end}, as docs/performance.md has"
+        )
+
+
+def write_section(path: Path, name: str, text: str) -> None:
+    """Replace the section `name` of a page, all between its marks."""
+    begin, end = _marks(name)
+    before, _, rest = path.read_text("utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    write_atomically(path, f"{before}{begin}\n{text}\n{end}{after}".encode())
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name} -->", f"<!-- end of {name} -->"
+
+
+def _cells(row: Measures, *, spread: bool = False) -> list[str]:
+    """A job's row under HEADINGS."""
+
+    def time(prefix: str) -> str:
+        value = row[f"{prefix}ms_per_client"]
+        if value is None:
+            return "not measured"
+        least, most = row[f"{prefix}ms_per_client_range"]
+        more = f" ({row[f'{prefix}variant']})" if prefix else ""
+        return _short(value) + (f" [{_short(least)} to {_short(most)}]{more}" if spread else "")
+
+    def times(key: str) -> str:
+        return "" if row[key] is None else f"{row[key]:.1f}x"
+
+    return [
+        row["job"], time(""), time("bare_"), f"{row['times_bare']:.2f}", _short(row["floor_ms_per_client"]),
+        time("flower_"), times("flower_speedup"), time("pfl_"), times("pfl_speedup"),
+    ]  # fmt: skip
+
+
+def _starts(row: Measures) -> list[str]:
+    firsts = [row[f"{prefix}first_round_s"] for prefix in ("", *(f"{peer}_" for peer in PEERS))]
+    return [
+        row["job"],
+        *("" if value is None else f"{value:.1f}" for value in firsts),
+        f"{row['memory_mb']:,.0f}",
+        row["engine"],
+    ]
+
+
+def _point(row: Measures) -> list[str]:
+    return [
+        f"{row['population']:,}", f"{row['cohort']:,}", _short(row["ms_per_round"]), _short(row["ms_per_client"]),
+        f"{row['first_round_s']:.1f}", f"{row['memory_mb']:,.0f}", row["engine"],
+    ]  # fmt: skip
+
+
+def _short(value: float) -> str:
+    """Three digits that count, without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _notes(rows: Sequence[Measures], notes: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys([*notes, *(note for row in rows for note in row["notes"])]))
+
+
+def _peer_versions(rows: Sequence[Measures]) -> dict[str, Any]:
+    return {f"{peer} (peer)": row[f"{peer}_version"] for row in rows for peer in PEERS if row[f"{peer}_version"]}
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]

@@ -1,0 +1,228 @@
+"""Training K clients at once: the same steps as one by one, on stacked weights.
+
+Clients differ in size, so they are sorted by their number of steps; those that have done theirs leave, and the
+others go on as the first k. A leaver's weights and momenta are then out of everybody's reach. A client's batch
+that is smaller than the others' is padded with examples of weight zero, and divides by its own size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedveil.core.examples import Examples, Selection
+from fedveil.core.experiment import Training
+from fedveil.core.randomness import Stream
+from fedveil.models import words
+from fedveil.models.augmentation import augment, augments
+from fedveil.models.batches import is_plain, plan
+from fedveil.models.functional import Functional
+from fedveil.models.inputs import kept_on, to_tensor
+from fedveil.models.layers import Layer, Step, layers
+from fedveil.models.losses import losses_and_slopes
+from fedveil.models.optimizers import Optimizer
+
+
+class Chain:
+    """A network as a chain of layer rules (`layers.py`)."""
+
+    def __init__(self, rules: Sequence[Layer]) -> None:
+        self._rules = rules
+        self._first = next(i for i, rule in enumerate(rules) if rule.weighted)
+
+    def forward(self, inputs: Tensor, step: Step) -> Tensor:
+        """Logits [k, b, classes] of inputs [k, b, ...]."""
+        for rule in self._rules:
+            inputs = rule.forward(inputs, step)
+        return inputs
+
+    def backward(self, gradient: Tensor, step: Step) -> None:
+        """Hand every weight's gradient to `step`, from that of the logits."""
+        for i in range(len(self._rules) - 1, self._first - 1, -1):
+            gradient = self._rules[i].backward(gradient, step, first=i == self._first)
+
+
+def batched(network: nn.Module, inputs: Tensor) -> Chain | Functional | str:
+    """How to compute `network` for many clients at once; why it cannot be, in words, where it cannot.
+
+    inputs: a few examples, to compare with the network itself
+    """
+    rules = layers(network)
+    if rules is not None and _agrees(network, chain := Chain(rules), inputs):
+        return chain
+    return Functional.of(network, inputs)
+
+
+def _agrees(network: nn.Module, chain: Chain, inputs: Tensor) -> bool:
+    """Whether the rules give what the network gives; a user's Sequential may use a layer in another way than ours."""
+    weights = {name: parameter.detach().unsqueeze(0) for name, parameter in network.named_parameters()}
+    step = Step(weights, {}, 0.0, lambda share, like: torch.ones_like(like))
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            wanted = network(inputs)
+            try:
+                found = chain.forward(inputs.unsqueeze(0), step).squeeze(0)
+            except (RuntimeError, ValueError, IndexError):
+                return False  # shapes that the rules do not know
+            return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    finally:
+        network.train(training)
+
+
+def source(clients: Sequence[Examples]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Features and labels that all clients' examples are rows of, and each client's rows.
+
+    Clients of one data set share its arrays, which are not copied; others' examples are laid end to end.
+    """
+    first = clients[0]
+    if isinstance(first, Selection) and all(isinstance(c, Selection) and c.source is first.source for c in clients):
+        rows = [client.rows for client in clients if isinstance(client, Selection)]
+        return first.source.features, first.source.labels, rows
+    ends = np.cumsum([len(client) for client in clients])
+    own = [np.arange(end - len(client), end) for client, end in zip(clients, ends, strict=True)]
+    return np.concatenate([c.features for c in clients]), np.concatenate([c.labels for c in clients]), own
+
+
+def train_together(
+    how: Chain | Functional,
+    network: nn.Module,
+    weights: dict[str, Tensor],
+    clients: Sequence[Examples],
+    settings: Training,
+    learning_rate: float,
+    streams: Sequence[Stream],
+    mu: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Train clients whose `weights` (each [K, ...]) hold the global model; sorted by number of steps, falling.
+
+    Returns each client's mean loss (float64 [K]) and steps (int64 [K]); `weights` are trained in place.
+    """
+    device = next(iter(weights.values())).device
+    features, labels, own_rows = source(clients)
+    inputs, truth = kept_on(features, device), kept_on(labels, device)
+    todo = plan(own_rows, settings, streams)
+    trainable = {name: weights[name] for name, p in network.named_parameters() if p.requires_grad}
+    plain = is_plain(settings, mu) and isinstance(how, Chain)
+    tables = {} if plain or settings.weight_decay else words.tables(network)
+    ids: Tensor | None = None
+    if tables:  # the other rows of a word table have no gradient, and nothing else moves them
+        used, ids = _used_words(features, own_rows, len(next(iter(tables.values()))), device)
+        trainable |= {name: torch.take_along_dim(weights[name], used.unsqueeze(-1), 1) for name in tables}
+    work = _Work(how, settings, learning_rate, mu, trainable, plain)
+    draw = [torch.Generator().manual_seed(stream.integer("dropout")) for stream in streams]
+    pictures = [stream.generator("augmentation") for stream in streams] if augments(settings) else []
+    losses = torch.zeros(len(clients), dtype=torch.float64, device=device)
+    with torch.no_grad():
+        for rows, sizes in zip(todo.rows, todo.sizes, strict=True):
+            k, b = int((sizes > 0).sum()), int(sizes.max())
+            sizes = sizes[:k]
+            batch = to_tensor(rows[:k, :b].reshape(-1), device)
+            chosen = inputs.index_select(0, batch).view(k, b, *inputs.shape[1:])
+            if not chosen.is_floating_point():
+                chosen = chosen.long()
+            if ids is not None:
+                chosen = ids[:k].gather(1, chosen.view(k, -1)).view(chosen.shape)
+            for j, rng in enumerate(pictures[:k]):
+                chosen[j, : sizes[j]] = augment(chosen[j, : sizes[j]], settings, rng)
+            counts = to_tensor(sizes, device)
+            losses[:k] += work.step(chosen, truth.index_select(0, batch).view(k, b), counts, _dropper(draw, sizes))
+    for name in tables:
+        weights[name].scatter_(1, used.unsqueeze(-1).expand_as(trainable[name]), trainable[name])
+    seen = todo.sizes.sum(0)
+    return losses.cpu().numpy() / seen, (todo.sizes > 0).sum(0)
+
+
+class _Work:
+    """The steps of a chunk of clients: forward, loss, backward, update."""
+
+    def __init__(
+        self,
+        how: Chain | Functional,
+        settings: Training,
+        learning_rate: float,
+        mu: float,
+        weights: dict[str, Tensor],
+        plain: bool,
+    ) -> None:
+        self._how, self._settings, self._rate, self._mu = how, settings, learning_rate, mu
+        self._weights, self._plain = weights, plain
+        self._gradients = weights if plain else {name: torch.empty_like(w) for name, w in weights.items()}
+        self._start = {name: w.clone() for name, w in weights.items()} if mu > 0 else {}
+        self._optimizer = Optimizer(settings, learning_rate)
+        self._k = -1
+
+    def step(self, inputs: Tensor, labels: Tensor, sizes: Tensor, drop: Callable[[float, Tensor], Tensor]) -> Tensor:
+        """One step of the first k clients; the sum of each one's losses over its batch, float64 [k]."""
+        k, b = labels.shape
+        if k != self._k:
+            self._k = k
+            self._now = {name: w[:k] for name, w in self._weights.items()}
+            self._slopes = self._now if self._plain else {name: g[:k] for name, g in self._gradients.items()}
+        real = torch.arange(b, device=labels.device) < sizes[:, None]  # [k, b]
+        kind = next(iter(self._now.values())).dtype
+        factors = real.to(kind) / sizes[:, None]  # each client's mean over its own batch
+        step = Step(self._now, self._slopes, 1.0 if self._plain else 0.0, drop)
+        if self._plain:
+            factors = factors * -self._rate
+        values = self._values(inputs, labels, factors, step)
+        if not self._plain:
+            unused = self._how.unused if isinstance(self._how, Functional) else set()
+            self._adjust()
+            self._optimizer.step(
+                list(self._now.values()), [None if name in unused else slope for name, slope in self._slopes.items()]
+            )
+        return (values * real).sum(1, dtype=torch.float64)
+
+    def _values(self, inputs: Tensor, labels: Tensor, factors: Tensor, step: Step) -> Tensor:
+        if isinstance(self._how, Functional):
+            return self._how.losses(inputs, labels, factors, self._settings.loss, step)
+        outputs = self._how.forward(inputs, step)
+        values, slopes = losses_and_slopes(outputs, labels, self._settings.loss)
+        self._how.backward(slopes.mul_(factors.unsqueeze(-1)), step)
+        return values
+
+    def _adjust(self) -> None:
+        """Add the proximal term's gradient, then clip each client's gradient as a whole."""
+        if self._mu > 0:  # a weight without a gradient is still at its start
+            for name, slope in self._slopes.items():
+                slope.add_(self._now[name] - self._start[name][: self._k], alpha=self._mu)
+        if self._settings.max_grad_norm is not None:
+            squares = [slope.flatten(1).square().sum(1) for slope in self._slopes.values()]
+            norms = torch.stack(squares).sum(0).sqrt()  # [k]
+            share = (self._settings.max_grad_norm / (norms + 1e-6)).clamp_(max=1.0)  # as torch's clip_grad_norm_
+            for slope in self._slopes.values():
+                slope.mul_(share.view(-1, *[1] * (slope.dim() - 1)))
+
+
+def _used_words(
+    features: np.ndarray, own_rows: Sequence[np.ndarray], vocabulary_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The word-table rows each client uses, int64 [K, u], and each word's place among them, int64 [K, vocabulary].
+
+    Clients that use fewer than u words have the rest filled with padding's row, which nothing changes.
+    """
+    used = [words.own_rows(features[rows], vocabulary_size)[0] for rows in own_rows]
+    table = np.zeros((len(used), max(len(rows) for rows in used)), np.int64)
+    places = np.zeros((len(used), vocabulary_size), np.int64)
+    for k, rows in enumerate(used):
+        table[k, : len(rows)] = rows
+        places[k, rows] = np.arange(len(rows))
+    return to_tensor(table, device), to_tensor(places, device)
+
+
+def _dropper(draw: Sequence[torch.Generator], sizes: np.ndarray) -> Callable[[float, Tensor], Tensor]:
+    """Dropout's factors, drawn as PyTorch draws them on a CPU for each client's own batch."""
+
+    def drop(share: float, like: Tensor) -> Tensor:
+        factors = torch.zeros(like.shape, dtype=like.dtype)
+        for j, n in enumerate(sizes):
+            own = torch.empty(int(n), *like.shape[2:], dtype=like.dtype).bernoulli_(1 - share, generator=draw[j])
+            factors[j, :n] = own.div_(1 - share)
+        return factors.to(like.device)
+
+    return drop

@@ -1,0 +1,185 @@
+"""The folder of a Flower app: what its `pyproject.toml` says, and its modules, importable only while it runs."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from flwr.common.config import flatten_dict
+from flwr.supercore.utils import get_flwr_home
+
+from fedveil.core.errors import FedveilError, SettingsError, nearest
+from fedveil.simulations.engine.grid import where
+
+KINDS = ("serverapp", "clientapp")
+CLIENTS = 10  # where nobody says how many
+App = TypeVar("App")
+Scalar = bool | int | float | str
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text, in quotes"}
+
+
+@dataclass(frozen=True)
+class AppFolder:
+    """What the `pyproject.toml` of a Flower app says.
+
+    folder: absolute; server, client: module:attribute
+    config: the run config's defaults, nested tables flattened with dots
+    federations: its table of that name, in which older apps say how many clients they simulate
+    """
+
+    folder: Path
+    server: str
+    client: str
+    config: dict[str, Scalar]
+    federations: dict[str, Any]
+
+
+def read_app(folder: Path) -> AppFolder:
+    """Read the folder of a Flower app; raise SettingsError where it is none."""
+    folder = folder.resolve()
+    path = folder / "pyproject.toml"
+    if not path.is_file():
+        raise SettingsError(f"--app {folder}: is not the folder of a Flower app (it has no pyproject.toml)")
+    flower = _table(_read(path), "tool", "flwr")
+    components = _table(flower, "app", "components")
+    server, client = (_reference(components.get(kind), f"{path}: [tool.flwr.app.components] {kind}") for kind in KINDS)
+    try:
+        config = flatten_dict(_table(flower, "app", "config"))
+    except ValueError as error:
+        raise SettingsError(f"{path}: [tool.flwr.app.config] {error}") from None
+    return AppFolder(folder, server, client, config, _table(flower, "federations"))
+
+
+def find_clients(app: AppFolder, given: int | None) -> int:
+    """How many clients: `given`, or what the app's, or the user's, Flower configuration says, or 10."""
+    if given is not None and given < 1:
+        raise SettingsError(f"--clients {given}: must be a whole number above 0")
+    path = get_flwr_home() / "config.toml"
+    return (
+        given
+        or _supernodes(app.federations, app.folder / "pyproject.toml")
+        or (_supernodes(_table(_read(path), "superlink"), path) if path.is_file() else None)
+        or CLIENTS
+    )
+
+
+def _reference(value: Any, key: str) -> str:
+    """The module:attribute under a key."""
+    if value is None:
+        raise SettingsError(f"{key} is missing")
+    if not isinstance(value, str) or not all(value.partition(":")):
+        raise SettingsError(f"{key} = {value!r}: must be module:attribute, as 'my_app.server:app'")
+    return value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:  # a TOMLDecodeError and a UnicodeDecodeError are ValueErrors
+        raise SettingsError(f"cannot read {path}: {error}") from None
+
+
+def _table(tree: Any, *keys: str) -> dict[str, Any]:
+    """The table under these keys, empty where there is none."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) else {}
+
+
+def _supernodes(connections: dict[str, Any], path: Path) -> int | None:
+    """How many nodes the default connection simulates."""
+    found = _table(connections, str(connections.get("default")), "options").get("num-supernodes")
+    if found is None or (type(found) is int and found > 0):
+        return found
+    raise SettingsError(f"{path}: num-supernodes = {found!r}: must be a whole number above 0; or name it: --clients N")
+
+
+def override(app: AppFolder, settings: Mapping[str, Any]) -> dict[str, Scalar]:
+    """The app's run config with other values (None: the default); raise SettingsError for what the app does not declare."""
+    config = dict(app.config)
+    for key, value in settings.items():
+        if key not in config:
+            known = ", ".join(config) or "none"
+            raise SettingsError(f"{key}: the app has no such key{nearest(key, config)}\n  its run config: {known}")
+        default = app.config[key]
+        if value is None:
+            continue
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(default):
+            raise SettingsError(
+                f"{key} = {value!r}: must be {_KINDS[type(default)]}, as the app's own {default!r}; "
+                f"its run config: {', '.join(config)}"
+            )
+        config[key] = value
+    return config
+
+
+@contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """Put a folder first on `sys.path`; afterwards `sys.path` and `sys.modules` are as before.
+
+    A module that is loaded already, of a name that the folder holds too, steps aside meanwhile; the standard
+    library and Flower do not, as they would not in Flower's own runtime.
+    """
+    keep = sys.stdlib_module_names | {"flwr"}
+    names = {module.name for module in pkgutil.iter_modules([str(folder)])} - keep
+    aside = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in names}
+    path = list(sys.path)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        tops = {name for name, module in list(sys.modules.items()) if "." not in name and _lies_in(module, folder)}
+        for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
+            del sys.modules[name]
+        sys.modules.update(aside)
+
+
+def _lies_in(module: ModuleType, folder: Path) -> bool:
+    """The top-level module is a file or a package in the folder itself."""
+    spec = getattr(module, "__spec__", None)
+    places = [*(spec.submodule_search_locations or ()), spec.origin] if spec else []
+    own = {folder / module.__name__, folder / f"{module.__name__}.py"}
+    return any(Path(place) in own for place in places if place)
+
+
+def load(app: AppFolder, reference: str, kind: type[App]) -> App:
+    """The object of this kind that the app names by module:attribute, within `importable`.
+
+    Raise SettingsError where there is none, FedveilError where the app's own code fails.
+    """
+    module, _, attributes = reference.partition(":")
+    place = app.folder / "pyproject.toml"
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            raise SettingsError(f"{place}: '{reference}': there is no module '{error.name}' in {app.folder}") from None
+        raise SettingsError(
+            f"--app {app.folder}: the app needs the module '{error.name}', which is not installed{where(error, app.folder)}"
+        ) from None
+    except (Exception, SystemExit) as error:
+        raise FedveilError(f"importing '{module}' failed: {reason(error, app.folder)}") from error
+    for name in attributes.split("."):
+        if not hasattr(found, name):
+            raise SettingsError(f"{place}: '{reference}': module '{module}' has no '{attributes}'")
+        found = getattr(found, name)
+    if not isinstance(found, kind):
+        raise SettingsError(f"{place}: '{reference}': is a {type(found).__name__}, and must be a {kind.__name__}")
+    return found
+
+
+def reason(error: BaseException, folder: Path) -> str:
+    """What went wrong in the app's code, and at which line of it, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}{where(error, folder)}".split())

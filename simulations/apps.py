@@ -1,0 +1,146 @@
+"""Somebody else's Flower app, unmodified, in this process: no Ray, no SuperLink."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import ServerApp
+
+from fedveil.core.errors import FedveilError, Interrupted, SettingsError
+from fedveil.core.messages import wire_bytes
+from fedveil.core.randomness import Stream, global_random, torch_random
+from fedveil.simulations.app_folder import (
+    AppFolder,
+    Scalar,
+    find_clients,
+    importable,
+    load,
+    override,
+    read_app,
+    reason,
+)  # fmt: skip
+from fedveil.simulations.display import megabytes
+from fedveil.simulations.engine.grid import RUN_ID, InProcessGrid
+
+
+class AppGrid(InProcessGrid):
+    """Runs foreign clients as Flower's runtimes do: each on copies of its own, a failure answered by an error.
+
+    messages, failures: so many were sent, and had no proper answer; bytes_down, bytes_up: of what they carried
+    """
+
+    def __init__(self, app: ClientApp, clients: int, config: dict[str, Scalar], folder: Path) -> None:
+        super().__init__(app, clients, config)
+        self.messages = self.failures = self.bytes_down = self.bytes_up = 0
+        self._folder = folder
+        self._turn = Lock()  # Flower's older strategies send from several threads
+
+    def _run_client(self, message: Message) -> Message:
+        with self._turn:
+            self.messages += 1
+            self.bytes_down += wire_bytes(message.content)
+            reply = self._answer(message)
+            if reply.has_error():
+                self.failures += 1
+                client = message.metadata.dst_node_id - 1
+                print(f"client {client} failed: {reply.error.reason}", file=sys.stderr, flush=True)
+            else:
+                self.bytes_up += wire_bytes(reply.content)
+            return reply
+
+    def _answer(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        if not 1 <= node <= self._clients:
+            known = f"there is no node {node}; the nodes are 1 to {self._clients}"
+            return Message(Error(ErrorCode.NODE_UNAVAILABLE, known), reply_to=message)
+        # copies, as sending makes them: what a client changes is its own, and a failed one keeps its old state
+        context = deepcopy(self._context(node))
+        try:
+            reply = self._app(deepcopy(message), context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the client app returned a {type(reply).__name__}, not a Message")
+        except (Exception, SystemExit) as error:
+            why = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason(error, self._folder))
+            return Message(why, reply_to=message)
+        self._states[node] = context.state
+        return deepcopy(reply)
+
+
+def run_app(
+    folder: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    clients: int | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Run the Flower app in a folder to its end; return what `fedveil run --app ... --json` prints.
+
+    settings: other values for keys of the app's run config
+    clients: how many; without it what the app's, or the user's, Flower configuration says, else 10
+    seed: of Python's, NumPy's and PyTorch's global generators while the app runs; they are left alone without it
+    Raises SettingsError before any of the app's server code runs; FedveilError where that code fails; Interrupted.
+    """
+    app = read_app(Path(folder))
+    config = override(app, settings or {})
+    count = find_clients(app, clients)
+    started = time.perf_counter()
+    try:
+        with _seeded(seed), importable(app.folder):
+            server = load(app, app.server, ServerApp)
+            grid = AppGrid(load(app, app.client, ClientApp), count, config, app.folder)
+            _serve(app, server, grid, config)
+    except KeyboardInterrupt:
+        raise Interrupted("the app was stopped; what it wrote itself is kept, and --app cannot resume it") from None
+    return {
+        "app": str(app.folder),
+        "clients": count,
+        "seed": seed,
+        "messages": grid.messages,
+        "failures": grid.failures,
+        "seconds": round(time.perf_counter() - started, 3),
+        "bytes_up": grid.bytes_up,
+        "bytes_down": grid.bytes_down,
+    }
+
+
+def _serve(app: AppFolder, server: ServerApp, grid: AppGrid, config: dict[str, Scalar]) -> None:
+    """Run the app's server to its end."""
+    context = Context(run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config=dict(config))
+    try:
+        server(grid, context)
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            raise FedveilError(f"the app's server ended with exit code {error.code}") from error
+    except Exception as error:
+        raise FedveilError(f"the app's server failed: {reason(error, app.folder)}") from error
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Seed the global generators for a while; do nothing without a seed."""
+    if seed is None:
+        yield
+        return
+    if not 0 <= seed < 2**63:
+        raise SettingsError(f"seed = {seed}: must be a whole number from 0 to 2^63 - 1")
+    with global_random(Stream(seed), "app"), torch_random(Stream(seed), "app"):
+        yield
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """What a person reads at the end of an app's run."""
+    failed = f", {summary['failures']:,} failed" if summary["failures"] else ""
+    return (
+        f"done     {summary['messages']:,} messages to {summary['clients']:,} clients in {summary['seconds']:.1f} s{failed}\n"
+        f"traffic  {megabytes(summary['bytes_up'])} up, {megabytes(summary['bytes_down'])} down"
+    )

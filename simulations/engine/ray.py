@@ -1,0 +1,212 @@
+"""The same experiment on Flower's Simulation Runtime: clients in the processes of a Ray cluster.
+
+Flower's runtime lives on a thread of its own, and its `ServerApp` lends the grid to the round loop, which stays on the
+caller's thread: so errors and Ctrl-C come out of it as on every other engine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any, cast
+
+from flwr.app import ConfigRecord, Context, Error, Message
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid, ServerApp
+
+from fedveil.client.app import app
+from fedveil.core.errors import FedveilError, Interrupted, SettingsError, TrainingError
+from fedveil.core.messages import CLIENT, CONFIG
+from fedveil.core.record import Record
+from fedveil.server.checkpoint import State
+from fedveil.server.federation import Federation, federate
+from fedveil.server.nodes import ClientGrid
+from fedveil.server.rounds import Row
+from fedveil.simulations.engine.grid import where
+
+POLL = 0.02  # seconds between looks for replies
+
+
+def check_ray(workers: int | None) -> None:
+    """Raise SettingsError where Ray is not installed, or `workers` cannot be had."""
+    if importlib.util.find_spec("ray") is None:
+        raise SettingsError(
+            "engine = 'ray': needs Ray, which is not installed here: pip install 'fedveil[ray]'; or use engine = 'auto'"
+        )
+    if workers is not None and "RAY_ADDRESS" in os.environ:
+        raise SettingsError(
+            f"workers = {workers}: has no effect with RAY_ADDRESS set; the cluster there says how many processors it has"
+        )
+
+
+def run_on_ray(
+    federation: Federation,
+    record: Record,
+    watch: Callable[[Row, State], None],
+    workers: int | None,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    client_done: Callable[[int, int], None] = lambda _done, _total: None,
+) -> None:
+    """Run the rounds that are left on Flower's Simulation Runtime, and leave no process of it behind.
+
+    workers: processors of this machine that Ray may use, each for one client at a time; None: all of this machine,
+        or of the cluster that RAY_ADDRESS names
+    stop: is asked while clients work; client_done: is told how many of the messages at hand are answered
+    Raises what `check_ray` and `federate` raise; FedveilError where Ray cannot start or breaks down.
+    """
+    check_ray(workers)
+    experiment = federation.experiment
+    # a node for each client of a round: Flower gives a node one message at a time
+    nodes = min(experiment.data.clients, max(experiment.federation.cohort, experiment.evaluation.cohort or 1))
+    with _runtime(experiment.toml(), nodes, workers, federation.device.type == "cuda") as runtime:
+        lent = _LentGrid(runtime, stop, client_done)
+        federate(federation, ClientGrid(lent, experiment.data.clients, timeout=600.0), record, watch)
+
+
+class _Runtime:
+    """Flower's runtime on a thread: `grid` comes when it is up; `error` says why it is down."""
+
+    def __init__(self) -> None:
+        self.grids: SimpleQueue[Grid | None] = SimpleQueue()
+        self.finished = threading.Event()
+        self.error: BaseException | None = None
+        self.grid: Grid
+
+
+@contextmanager
+def _runtime(settings: str, nodes: int, workers: int | None, gpu: bool) -> Iterator[_Runtime]:
+    """Flower's Simulation Runtime, up; down again afterwards, with Ray."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no message leaves a machine unless a user sends it
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of this, its coming default
+    import ray
+    from flwr.simulation import run_simulation
+
+    runtime, server = _Runtime(), ServerApp()
+
+    @server.main()
+    def lend(grid: Grid, context: Context) -> None:
+        runtime.grids.put(grid)
+        runtime.finished.wait()
+
+    def serve() -> None:
+        try:
+            run_simulation(server, _Client(settings), nodes, backend_config=_backend(workers, gpu))
+        except BaseException as error:
+            runtime.error = error
+        runtime.grids.put(None)
+
+    python_path = os.environ.get("PYTHONPATH")  # Flower puts this process' `sys.path` there for Ray's
+    thread = threading.Thread(target=serve, name="flower-runtime")
+    thread.start()
+    try:
+        runtime.grid = runtime.grids.get() or _down(runtime)
+        yield runtime
+    finally:
+        runtime.finished.set()
+        thread.join()
+        ray.shutdown()
+        if python_path is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = python_path
+
+
+def _down(runtime: _Runtime) -> Any:
+    error = runtime.error
+    why = error.__cause__ or error if error else "it stopped"
+    raise FedveilError(f"Flower's simulation runtime failed: {type(why).__name__}: {why}") from error
+
+
+def _backend(workers: int | None, gpu: bool) -> dict[str, Any]:
+    """A processor for each client at work, and a share of the GPUs where the experiment computes on them."""
+    start: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    resources = {"num_cpus": 1, "num_gpus": 0.0}
+    if workers is not None:
+        start["num_cpus"] = workers
+    if gpu:
+        import torch
+
+        count = workers or os.cpu_count() or 1
+        resources["num_gpus"] = int(1e4 * min(1.0, torch.cuda.device_count() / count)) / 1e4  # Ray knows four digits
+    return {"init_args": start, "client_resources": resources}
+
+
+class _Client(ClientApp):
+    """FedVeil's client app in a Ray process: Flower's Python interface gives clients no run config, so it brings it along."""
+
+    def __init__(self, settings: str) -> None:
+        super().__init__()
+        self._settings = settings
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        inner = Context(
+            context.run_id, context.node_id, context.node_config, context.state, {"experiment": self._settings}
+        )
+        try:
+            reply = app(message, inner)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}{where(error)}"
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        context.state = inner.state
+        return reply
+
+
+class _LentGrid(Grid):
+    """Flower's grid, asked in such a way that a stop, a failing client and a dead runtime are noticed."""
+
+    def __init__(self, runtime: _Runtime, stop: Callable[[], bool], client_done: Callable[[int, int], None]) -> None:
+        self._runtime, self._grid = runtime, runtime.grid
+        self._stop, self._client_done = stop, client_done
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send, and wait for the replies (`timeout`: seconds); raise TrainingError where a client's own code failed."""
+        sent = list(messages)
+        waiting = dict(zip(self._grid.push_messages(sent), sent, strict=True))
+        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        replies: list[Message] = []
+        while waiting and time.monotonic() < deadline:
+            if self._stop():
+                raise Interrupted("stopped")
+            if not self._runtime.grids.empty():
+                _down(self._runtime)
+            for reply in self._grid.pull_messages(list(waiting)):
+                message = waiting.pop(reply.metadata.reply_to_message_id)
+                if reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION:
+                    client = int(cast(int, cast(ConfigRecord, message.content[CONFIG])[CLIENT]))
+                    raise TrainingError(f"client {client} failed: {reply.error.reason}")
+                replies.append(reply)
+                self._client_done(len(replies), len(sent))
+            time.sleep(POLL)
+        return replies
+
+    def get_node_ids(self) -> Iterable[int]:
+        """As Flower's grid."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """As Flower's grid."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """As Flower's grid."""
+        return self._grid.pull_messages(message_ids)
+
+    def set_run(self, run: Any) -> None:
+        """As Flower's grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """As Flower's grid."""
+        return self._grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """As Flower's grid."""
+        return self._grid.create_message(*args, **kwargs)

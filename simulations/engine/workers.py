@@ -1,0 +1,233 @@
+"""Who computes: this process, or worker processes that hold the data already, so that only weights travel.
+
+Workers are forked after the data is loaded: they see it without a copy. The model of a round and what clients
+make of it lie in memory that all share; through the pipes go a few numbers a job. Every process computes with
+one thread, and what it computes does not depend on which process that is.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import mmap
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from fedveil.client.work import Workplace, score, train
+from fedveil.core.errors import FedveilError, Interrupted, TrainingError
+from fedveil.models.evaluation import Scores
+from fedveil.models.parameters import from_numpy
+from fedveil.simulations.engine.grid import where
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does at a time: train some clients, or evaluate them.
+
+    first: the row of the shared results that the first client's weights go to; None to evaluate
+    global_loss: also give the loss of the received model on each client's training part
+    """
+
+    clients: Sequence[int]
+    round: int
+    first: int | None = None
+    learning_rate: float = 0.0
+    proximal_mu: float | None = None
+    global_loss: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job gave, a value a client, and the seconds it took.
+
+    loss, examples, steps: of training; global_loss: where the job asked for it; scores: of evaluation
+    """
+
+    seconds: float
+    loss: np.ndarray | None = None
+    examples: np.ndarray | None = None
+    steps: np.ndarray | None = None
+    global_loss: Sequence[float] | None = None
+    scores: Sequence[Scores] | None = None
+
+
+def can_fork() -> bool:
+    """Whether this system forks processes safely: Linux does."""
+    return sys.platform == "linux"
+
+
+class Workers:
+    """Runs jobs here, or in `number` processes where that is more than one.
+
+    results: the weights clients made, each [rows, ...]; row `job.first + i` is the i-th client's of a job. They are
+        overwritten by later jobs, but not while somebody holds one of their arrays: see `run`.
+    """
+
+    def __init__(
+        self, place: Workplace, like: Mapping[str, np.ndarray], rows: int, number: int, stop: Callable[[], bool]
+    ) -> None:
+        """`like`: arrays of the model's shapes; `stop` is asked while jobs run."""
+        self._place, self._rows, self._number, self._stop = place, rows, number, stop
+        self._shapes = {name: array.shape for name, array in like.items()}
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._pipes: list[Connection] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        shared = self._number > 1
+        given, self._flat = (_memory(self._shapes, rows, shared) for rows in (1, self._rows))
+        self._given = {name: flat.reshape(self._shapes[name]) for name, flat in given.items()}
+        self.results = {name: flat.reshape(self._rows, *self._shapes[name]) for name, flat in self._flat.items()}
+        self._unheld = self._references()
+        gc.collect()
+        gc.freeze()  # what is here now need not be looked through again, nor be copied by the processes
+        if not shared:
+            return
+        fork = multiprocessing.get_context("fork")
+        for _ in range(self._number):
+            here, there = fork.Pipe()
+            arguments = (self._place, self._given, self.results, there, [*self._pipes, here])
+            process = fork.Process(target=_serve, args=arguments, daemon=True)
+            process.start()
+            there.close()
+            self._pipes.append(here)
+            self._processes.append(process)
+
+    def run(self, given: Mapping[str, np.ndarray], jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
+        """Run jobs on the model `given`, and yield each as it ends, in any order.
+
+        Where somebody still holds weights of earlier jobs, a strategy that remembers updates say, new memory is taken
+        for these. Raises Interrupted when asked to stop; TrainingError where a client or a worker fails.
+        """
+        rows = max((job.first + len(job.clients) for job in jobs if job.first is not None), default=0)
+        if rows and self._references() > self._unheld:
+            gc.collect()  # Flower's records refer to themselves, so that they stay until they are looked for
+        if rows > self._rows or (rows and self._references() > self._unheld):
+            self.close()
+            self._rows = max(rows, self._rows)
+            self._begin()
+        for name, array in given.items():
+            self._given[name][...] = array
+        if not self._pipes:
+            for job in jobs:
+                if self._stop():
+                    raise Interrupted("stopped")
+                outcome = _attempt(self._place, self._given, self.results, job)
+                if isinstance(outcome, FedveilError):
+                    raise outcome
+                yield job, outcome
+            return
+        yield from self._distribute(jobs)
+
+    def _distribute(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
+        waiting, busy = list(reversed(jobs)), {}
+        idle = list(reversed(self._pipes))
+        while waiting or busy:
+            while waiting and idle:
+                pipe = idle.pop()
+                busy[pipe] = waiting.pop()
+                self._or_obituary(pipe, partial(pipe.send, busy[pipe]))
+            for pipe in wait(list(busy), timeout=0.2):
+                assert isinstance(pipe, Connection)
+                outcome = self._or_obituary(pipe, pipe.recv)
+                if isinstance(outcome, FedveilError):
+                    raise outcome
+                idle.append(pipe)
+                yield busy.pop(pipe), outcome
+            if self._stop():
+                raise Interrupted("stopped")
+
+    def _references(self) -> int:
+        """How many arrays look into the memory of the results."""
+        return sum(sys.getrefcount(flat) for flat in self._flat.values())
+
+    def _or_obituary(self, pipe: Connection, do: Callable[[], Any]) -> Any:
+        """Send or receive; raise TrainingError where the process at the other end has died."""
+        try:
+            return do()
+        except (EOFError, OSError):
+            process = self._processes[self._pipes.index(pipe)]
+            process.join(timeout=5)
+            code = process.exitcode
+            how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
+            raise TrainingError(f"a worker process {how}; where memory ran out, use fewer: --workers 1") from None
+
+    def close(self) -> None:
+        """End the worker processes, whatever they do."""
+        gc.unfreeze()
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.join()
+        for pipe in self._pipes:
+            pipe.close()
+        self._processes, self._pipes = [], []
+
+
+def _memory(shapes: Mapping[str, tuple[int, ...]], rows: int, shared: bool) -> Arrays:
+    """float32 memory for rows of each shape; `shared` with processes that are forked later, and gone with the last."""
+    sizes = {name: rows * math.prod(shape) for name, shape in shapes.items()}
+    if not shared:
+        return {name: np.empty(size, np.float32) for name, size in sizes.items()}
+    return {name: np.frombuffer(mmap.mmap(-1, max(4 * size, 1)), np.float32, size) for name, size in sizes.items()}
+
+
+def _serve(place: Workplace, given: Arrays, results: Arrays, pipe: Connection, others: Sequence[Connection]) -> None:
+    """Do jobs until nobody sends any: the parent is done, or gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for other in others:
+        other.close()  # an end held here would hide that the parent is gone
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        while True:
+            try:
+                job = pipe.recv()
+                pipe.send(_attempt(place, given, results, job))
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                return
+
+
+def _attempt(place: Workplace, given: Arrays, results: Arrays, job: Job) -> Outcome | FedveilError:
+    """Do a job; what goes wrong in it is returned, to be raised in the process that runs the rounds."""
+    try:
+        return _do(place, given, results, job)
+    except FedveilError as error:
+        return error
+    except Exception as error:
+        # in a simulation a client's exception is a mistake in the experiment, not a fault of a machine
+        who = f"client {job.clients[0]}" if len(job.clients) == 1 else f"one of clients {_names(job.clients)}"
+        return TrainingError(f"{who} failed: {type(error).__name__}: {error}{where(error)}")
+
+
+def _do(place: Workplace, given: Arrays, results: Arrays, job: Job) -> Outcome:
+    started = time.perf_counter()
+    if job.first is None:
+        scores = [score(place, client, given, held_out=True) for client in job.clients]
+        return Outcome(time.perf_counter() - started, scores=scores)
+    losses = [score(place, k, given, held_out=False).loss for k in job.clients] if job.global_loss else None
+    rows = slice(job.first, job.first + len(job.clients))
+    into = {name: array[rows] for name, array in results.items()}
+    here = from_numpy(into) if place.device.type == "cpu" else None
+    trained = train(place, job.clients, job.round, given, job.learning_rate, job.proximal_mu, here)
+    if here is None:
+        for name, tensor in trained.parameters.items():
+            torch.from_numpy(into[name]).copy_(tensor)
+    return Outcome(time.perf_counter() - started, trained.loss, trained.examples, trained.steps, losses)
+
+
+def _names(clients: Sequence[int]) -> str:
+    return ", ".join(str(client) for client in clients[:5]) + (", ..." if len(clients) > 5 else "")

@@ -1,0 +1,1 @@
+"""plain-flower: A Flower / PyTorch app."""

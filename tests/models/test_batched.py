@@ -1,0 +1,332 @@
+"""All clients at once against the plain loop, one by one: in float64, so that only rounding may differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fedveil.core.examples import Examples, Task
+from fedveil.core.experiment import Model, Training
+from fedveil.core.randomness import Stream
+from fedveil.models import parameters as weights
+from fedveil.models import training as training_module
+from fedveil.models.batched import Chain, batched
+from fedveil.models.batches import cut, plan, steps_of
+from fedveil.models.functional import Functional
+from fedveil.models.networks import build, example
+from fedveil.models.training import Trained, train_clients
+
+FEATURES = Task("features", (6,), ("a", "b", "c"))
+PAIR = Task("features", (6,), ("a", "b"))
+IMAGES = Task("images", (1, 5, 4), ("a", "b", "c"))
+TEXT = Task("text", (8,), ("ham", "spam"), vocabulary_size=50)
+
+
+def examples(task: Task, n: int, seed: int, kind: type = np.float64) -> Examples:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(task.classes), n)
+    if task.kind == "text":
+        ids = rng.integers(1, 30, (n, 8)).astype(np.int32)  # words 30 to 49 are in no text
+        ids[np.arange(8) >= rng.integers(0, 9, n)[:, None]] = 0  # and some texts have no words
+        return Examples(ids, labels)
+    return Examples(rng.random((n, *task.shape)).astype(kind), labels)
+
+
+def both(
+    network: nn.Module,
+    task: Task,
+    sizes: list[int],
+    training: Training,
+    mu: float | None = None,
+    kind: type = np.float64,
+) -> tuple[Trained, Trained, dict[str, Tensor]]:
+    """The plain loop's result, that of all at once, and the weights before."""
+    start = weights.get(network)
+    clients = [examples(task, n, seed, kind) for seed, n in enumerate(sizes)]
+    streams = [Stream(7, 3, client) for client in range(len(sizes))]
+    probe = example(task)
+    how = batched(network, probe if task.kind == "text" else probe.to(next(iter(start.values())).dtype))
+    assert not isinstance(how, str), how
+    arguments = (network, start, clients, training, training.learning_rate, streams)
+    classes = len(task.classes)
+    plain = train_clients(*arguments, classes=classes, proximal_mu=mu)
+    return plain, train_clients(*arguments, classes=classes, proximal_mu=mu, together=how), start
+
+
+def assert_same(plain: Trained, together: Trained, tolerance: float) -> None:
+    assert list(plain.parameters) == list(together.parameters)
+    for name, tensor in plain.parameters.items():
+        torch.testing.assert_close(together.parameters[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+    np.testing.assert_allclose(together.loss, plain.loss, rtol=10 * tolerance, atol=tolerance)
+    np.testing.assert_array_equal(together.steps, plain.steps)
+    np.testing.assert_array_equal(together.examples, plain.examples)
+
+
+@st.composite
+def trainings(draw: st.DrawFn) -> Training:
+    optimizer = draw(st.sampled_from(["sgd", "sgd", "adam", "adamw"]))
+    momentum = draw(st.sampled_from([0.0, 0.9])) if optimizer == "sgd" else 0.0
+    return Training(
+        epochs=draw(st.integers(1, 3)),
+        steps=draw(st.sampled_from([None, None, 1, 5])),
+        batch_size=draw(st.sampled_from([1, 2, 3, 4, 8, "full"])),
+        learning_rate=draw(st.sampled_from([0.05, 0.5])) if optimizer == "sgd" else 0.01,
+        optimizer=optimizer,
+        momentum=momentum,
+        nesterov=draw(st.booleans()) if momentum else False,
+        weight_decay=draw(st.sampled_from([0.0, 0.1])),
+        loss=draw(st.sampled_from(["cross_entropy", "squared_error"])),
+        max_grad_norm=draw(st.sampled_from([None, 0.1])),
+        proximal_mu=draw(st.sampled_from([0.0, 0.3])),
+    )
+
+
+@st.composite
+def models(draw: st.DrawFn) -> tuple[Task, Model]:
+    task = draw(st.sampled_from([FEATURES, PAIR, IMAGES, TEXT]))
+    dropout = draw(st.sampled_from([0.0, 0.3]))
+    if task is TEXT:
+        name = draw(st.sampled_from(["lstm", "bag", "mlp"]))
+        pooling = draw(st.sampled_from(["mean", "last" if name == "lstm" else "sum"]))
+        layers = draw(st.integers(1, 2)) if not dropout else 1
+        size = draw(st.sampled_from([1, 3]))
+        return task, Model(
+            name=name, pooling=pooling, layers=layers, embedding=size, units=4, hidden=(5,), dropout=dropout
+        )
+    return task, Model(
+        hidden=draw(st.sampled_from([(), (5,), (5, 4)])),
+        activation=draw(st.sampled_from(["relu", "leaky_relu", "prelu", "elu", "sigmoid", "tanh"])),
+        normalization=draw(st.sampled_from(["none", "layer"])),
+        dropout=dropout,
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(models(), trainings(), st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 99))
+def test_all_at_once_is_the_plain_loop(model, training, sizes, seed):
+    """Every optimiser, loss, clipping, proximal term and layer, over clients of different sizes and numbers of steps."""
+    task, settings_ = model
+    network = build(task, settings_, Stream(seed)).double()
+    plain, together, start = both(network, task, sizes, training)
+    assert_same(plain, together, 1e-9)
+    assert any((plain.parameters[name][0] != tensor).any() for name, tensor in start.items())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("task", [IMAGES, TEXT], ids=["images", "text"])
+def test_in_float32_the_two_agree_to_the_stated_tolerance(task, optimizer):
+    """1e-5; for adam, which divides by gradients however small they are, a hundredth of the learning rate a step."""
+    training = Training(epochs=2, batch_size=4, optimizer=optimizer, learning_rate=0.1 if optimizer == "sgd" else 0.01)
+    network = build(task, Model(name="lstm" if task is TEXT else "mlp", units=6, hidden=(8, 8)), Stream(1))
+    plain, together, _ = both(network, task, [17, 5, 9], training, kind=np.float32)
+    assert_same(plain, together, 1e-5 if optimizer == "sgd" else 0.01 * 0.01 * int(plain.steps.max()))
+
+
+def test_augmentation_comes_from_each_clients_own_stream():
+    training = Training(epochs=2, batch_size=4, shift=1, rotation=20.0, noise=0.1)
+    plain, together, _ = both(build(IMAGES, Model(hidden=(8,)), Stream(1)), IMAGES, [9, 5], training, kind=np.float32)
+    assert_same(plain, together, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"momentum": 0.9}, {"weight_decay": 0.5}, {"optimizer": "adam"}, {"optimizer": "adamw", "weight_decay": 0.5}],
+    ids=["momentum", "weight decay", "adam", "adamw"],
+)
+def test_a_client_that_has_finished_is_frozen(extra):
+    """A zero gradient would still move it: momentum, decay and Adam go on without one."""
+    training = Training(batch_size=2, learning_rate=0.1, **extra)
+    network = build(FEATURES, Model(hidden=(5,)), Stream(1)).double()
+    _, alone, _ = both(network, FEATURES, [2], training)
+    _, together, _ = both(network, FEATURES, [2, 40], training)
+    for name, tensor in alone.parameters.items():
+        torch.testing.assert_close(together.parameters[name][0], tensor[0], rtol=1e-12, atol=1e-12)
+
+
+def test_a_smaller_last_batch_divides_by_its_own_size():
+    """Five examples in batches of four: the last one's gradient counts whole, not a quarter."""
+    training = Training(batch_size=4, learning_rate=1.0)
+    network = nn.Sequential(nn.Linear(6, 3)).double()
+    client = examples(FEATURES, 5, 0)
+    _, together, start = both(network, FEATURES, [5, 40], training)
+    order = Stream(7, 3, 0).generator("batches").permutation(5)
+    w, b = start["0.weight"].numpy().copy(), start["0.bias"].numpy().copy()
+    for batch in (order[:4], order[4:]):
+        x, y = client.features[batch], client.labels[batch]
+        p = np.exp(x @ w.T + b)
+        slope = p / p.sum(1, keepdims=True) - np.eye(3)[y]
+        w, b = w - slope.T @ x / len(batch), b - slope.mean(0)
+    np.testing.assert_allclose(together.parameters["0.weight"][0].numpy(), w, rtol=1e-12)
+    np.testing.assert_allclose(together.parameters["0.bias"][0].numpy(), b, rtol=1e-12)
+
+
+def test_dropouts_masks_do_not_depend_on_the_other_clients():
+    training = Training(epochs=2, batch_size=3)
+    network = build(FEATURES, Model(hidden=(9, 9), dropout=0.5), Stream(1)).double()
+    plain, alone, _ = both(network, FEATURES, [7], training)
+    _, among, _ = both(network, FEATURES, [7, 2, 30], training)
+    for name, tensor in plain.parameters.items():
+        torch.testing.assert_close(alone.parameters[name], tensor, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(among.parameters[name][0], tensor[0], rtol=1e-12, atol=1e-12)
+
+
+class Convolution(nn.Module):
+    """A user's network, with a weight that no example uses and one that is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolve = nn.Conv2d(1, 2, 3)
+        self.unused = nn.Parameter(torch.ones(2))
+        self.fixed = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.output = nn.Linear(12, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.output(self.convolve(images).relu().flatten(1)) * self.fixed
+        return found
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"optimizer": "adamw", "weight_decay": 0.1}, {"momentum": 0.5, "max_grad_norm": 0.1, "proximal_mu": 0.2}],
+    ids=["sgd", "adamw", "momentum, clipped, proximal"],
+)
+def test_a_network_without_layer_rules_is_batched_by_torch_func(extra):
+    torch.manual_seed(0)
+    network = Convolution().double()
+    assert isinstance(batched(network, example(IMAGES).double()), Functional)
+    training = Training(epochs=2, batch_size=3, learning_rate=0.1, **extra)
+    plain, together, start = both(network, IMAGES, [7, 1, 4], training)
+    assert_same(plain, together, 1e-9)
+    assert (together.parameters["unused"] == start["unused"]).all()
+    assert (together.parameters["fixed"] == start["fixed"]).all()
+
+
+class Mixing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = nn.Linear(6, 3)
+
+    def forward(self, features: Tensor) -> Tensor:
+        found: Tensor = self.output(features - features.mean(0))
+        return found
+
+
+class Branching(Mixing):
+    def forward(self, features: Tensor) -> Tensor:
+        return self.output(features) if features.sum() > 0 else self.output(-features)
+
+
+class Dropping(Mixing):
+    def forward(self, features: Tensor) -> Tensor:
+        return self.output(nn.functional.dropout(features, 0.5, self.training))
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (Mixing(), "mixes the examples of a batch"),
+        (Branching(), "cannot be computed for many clients at once"),
+        (Dropping(), "cannot be computed for many clients at once"),
+    ],
+    ids=["mixing", "branching", "dropping"],
+)
+def test_what_cannot_be_batched_says_why_and_is_left_as_it_was(network, reason):
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.eval()
+    answer = batched(network, example(FEATURES))
+    assert isinstance(answer, str)
+    assert reason in answer
+    assert not network.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_a_layer_used_twice_or_in_another_way_has_no_rules():
+    shared = nn.Linear(6, 6)
+    twice = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(6, 3))
+    assert not isinstance(batched(twice, example(FEATURES)), Chain)
+    hooked = nn.Sequential(nn.Linear(6, 3))
+    hooked[0].register_forward_hook(lambda module, inputs, outputs: outputs * 2)
+    assert not isinstance(batched(hooked, example(FEATURES)), Chain)
+    unflattened = nn.Sequential(nn.Linear(4, 3), nn.Flatten(), nn.Linear(15, 3))  # on the rows of images
+    assert isinstance(batched(unflattened, example(IMAGES)), Functional)
+
+
+def test_where_memory_runs_out_the_parts_are_smaller_and_the_result_the_same(monkeypatch):
+    """A GPU's fault, made up: more than two clients at once do not fit."""
+    real, parts = training_module.train_together, []
+
+    def limited(how, network, own, clients, *others):
+        if len(clients) > 2:
+            raise torch.OutOfMemoryError("made up")
+        parts.append(len(clients))
+        return real(how, network, own, clients, *others)
+
+    training = Training(batch_size=3, momentum=0.5)
+    network = build(FEATURES, Model(hidden=(5,)), Stream(1)).double()
+    monkeypatch.setattr(training_module, "train_together", limited)
+    plain, together, _ = both(network, FEATURES, [7, 1, 4, 12, 3, 9, 2], training)
+    assert_same(plain, together, 1e-9)
+    assert sorted(parts) == [1, 2, 2, 2]
+
+
+def test_a_single_client_that_does_not_fit_is_an_error(monkeypatch):
+    def never(*_):
+        raise torch.OutOfMemoryError("made up")
+
+    monkeypatch.setattr(training_module, "train_together", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        both(build(FEATURES, Model(hidden=(5,)), Stream(1)).double(), FEATURES, [3, 2], Training())
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=300), st.integers(1, 10**9))
+def test_a_cohort_is_cut_into_chunks_that_hold_everybody_once_the_longest_first(sizes, numbers):
+    training = Training(batch_size=10)
+    chunks = cut(np.array(sizes), training, numbers, torch.device("cpu"))
+    order = np.concatenate(chunks)
+    assert sorted(order) == list(range(len(sizes)))
+    steps = [steps_of(sizes[k], training) for k in order]
+    assert steps == sorted(steps, reverse=True)
+    lengths = [len(chunk) for chunk in chunks]
+    assert max(lengths) - min(lengths) <= 1
+    assert max(lengths) <= 16
+    assert max(lengths) == 1 or max(lengths) * numbers * 4 * 2 <= 1 << 30
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.sampled_from([1, 4, 7, "full"]), st.integers(1, 3))
+def test_the_plan_shows_every_client_all_its_examples_once_a_pass(sizes, batch_size, epochs):
+    training = Training(batch_size=batch_size, epochs=epochs)
+    sizes = sorted(sizes, key=lambda n: -steps_of(n, training))
+    rows = [100 * k + np.arange(n) for k, n in enumerate(sizes)]
+    found = plan(rows, training, [Stream(1, 1, k) for k in range(len(sizes))])
+    for k, own in enumerate(rows):
+        seen = [found.rows[s, k, :n] for s, n in enumerate(found.sizes[:, k])]
+        for i in range(epochs):
+            each = len(own) if batch_size == "full" else batch_size
+            steps = -(-len(own) // each)
+            assert sorted(np.concatenate(seen[i * steps : (i + 1) * steps])) == sorted(own)
+        assert found.sizes[:, k].sum() == epochs * len(own)
+
+
+def test_results_go_where_they_are_asked_to_go_in_the_order_of_the_clients():
+    network = build(FEATURES, Model(hidden=(5,)), Stream(1))
+    start = weights.get(network)
+    how = batched(network, example(FEATURES))
+    assert isinstance(how, Chain)
+    clients = [examples(FEATURES, n, n, np.float32) for n in (3, 30, 8)]
+    streams = [Stream(7, 3, client) for client in range(3)]
+    memory: dict[str, Any] = {name: torch.full((5, *t.shape), torch.nan) for name, t in start.items()}
+    into = {name: tensor[1:4] for name, tensor in memory.items()}
+    training = Training(batch_size=4)
+    found = train_clients(network, start, clients, training, 0.1, streams, classes=3, together=how, into=into)
+    wanted = train_clients(network, start, clients, training, 0.1, streams, classes=3)
+    for name, tensor in memory.items():
+        assert found.parameters[name] is into[name]
+        torch.testing.assert_close(tensor[1:4], wanted.parameters[name], rtol=1e-5, atol=1e-6)
+        assert tensor[0].isnan().all()
+        assert tensor[4].isnan().all()
