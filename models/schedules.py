@@ -21,16 +21,22 @@ class Schedule:
 
     def __init__(self, settings: Training, rounds: int) -> None:
         """`rounds`: of the federation; the cosine reaches its minimum after them."""
-        self._optimizer = torch.optim.SGD([torch.zeros(1)], lr=settings.learning_rate)  # only holds the rate
-        self._scheduler = _scheduler(self._optimizer, settings, rounds)
+        self._constant = settings.learning_rate if settings.schedule == "constant" else None
+        if self._constant is None:  # else no optimiser is made: the first one imports PyTorch's compiler, for seconds
+            self._optimizer = torch.optim.SGD([torch.zeros(1)], lr=settings.learning_rate)  # only holds the rate
+            self._scheduler = _scheduler(self._optimizer, settings, rounds)
 
     @property
     def rate(self) -> float:
         """The learning rate of the coming round."""
+        if self._constant is not None:
+            return self._constant
         return float(self._optimizer.param_groups[0]["lr"])
 
     def advance(self, train_loss: float) -> None:
         """Go on by a round, whose mean training loss was `train_loss` (`plateau` looks at it)."""
+        if self._constant is not None:
+            return
         self._optimizer.step()  # schedulers warn where this does not come first
         if isinstance(self._scheduler, lr_scheduler.ReduceLROnPlateau):
             self._scheduler.step(train_loss)
@@ -61,5 +67,4 @@ def _scheduler(
             return lr_scheduler.CyclicLR(optimizer, minimum, settings.learning_rate, period, cycle_momentum=False)
         case "plateau":
             return lr_scheduler.ReduceLROnPlateau(optimizer, factor=factor, patience=period, min_lr=minimum)
-        case "constant":
-            return lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    raise AssertionError(settings.schedule)  # constant: no scheduler is made

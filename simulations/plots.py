@@ -155,7 +155,7 @@ def _heat_map(
         top.fill_between(np.arange(len(chosen)), sizes, step="mid", color=COLOURS[0], linewidth=0)
         top.set_ylim(bottom=0)
         top.set_ylabel("examples")
-        some = "" if len(chosen) == population else f" ({len(chosen):,} of {population:,} clients, evenly taken)"
+        some = "" if len(chosen) == population else f"\n{len(chosen):,} of {population:,} clients, evenly taken"
         top.set_title(f"{title}{some}", fontsize=9, loc="left")
         image = below.imshow(
             shares.T, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest", origin="lower"

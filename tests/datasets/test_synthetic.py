@@ -110,6 +110,7 @@ def test_iid_clients_are_alike_and_natural_ones_are_not() -> None:
     assert max(classes["own"], classes["shared"]) < 4
 
 
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")  # near enough after 40 steps
 @pytest.mark.parametrize(("form", "low", "high"), [(FORMS[0], 0.93, 1), (FORMS[1], 0, 0.2), (FORMS[2], 0.9, 1)])
 def test_what_one_model_can_learn_of_other_clients(form, low, high) -> None:
     """Pooled logistic regression: a shared rule carries over to clients never seen; rules of their own do not."""
@@ -118,7 +119,7 @@ def test_what_one_model_can_learn_of_other_clients(form, low, high) -> None:
     loaded = made(clients=1_000_000, examples_per_client=20, **form)
     features, labels = pooled(loaded, range(1, 1_001))
     test = loaded.dataset.test
-    score = LogisticRegression(C=100, max_iter=300).fit(features, labels).score(test.features, test.labels)
+    score = LogisticRegression(C=100, max_iter=40).fit(features, labels).score(test.features, test.labels)
     assert low <= score <= high
 
 
@@ -203,11 +204,13 @@ def test_a_million_clients_are_shown_by_a_few_and_called_made_up(tmp_path) -> No
     loaded = load(experiment.data, 0)
     console = Console(file=io.StringIO(), width=200)
     console.print(partition_table(experiment, loaded))
-    shown = console.file.getvalue()
+    lines = console.file.getvalue().splitlines()
+    shown = " ".join(" ".join(lines).split())
     assert "synthetic (made-up data): iid over 1,000,000 clients" in shown
     assert "each client makes its own, 1 to " in shown
     assert "(1,000 clients, evenly taken); 10,000 test examples" in shown
-    sizes = [int(line.split()[1]) for line in shown.splitlines()[2:22]]
+    first = next(i for i, line in enumerate(lines) if line.split()[:1] == ["0"])
+    sizes = [int(line.split()[1]) for line in lines[first : first + 20]]
     assert sizes == loaded.sizes(np.arange(20)).tolist()
     draw_partition(experiment, loaded, tmp_path / "p.png")
     assert matplotlib.image.imread(tmp_path / "p.png").std() > 0.05

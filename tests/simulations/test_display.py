@@ -51,6 +51,6 @@ def test_a_partition_is_drawn_and_listed(settings, tmp_path) -> None:
     console.print(partition_table(experiment, federated))
     listed = console.file.getvalue()
     assert f"over {experiment.data.clients:,} clients" in listed
-    counts = federated.partition.counts(federated.dataset.train.labels, 10)
+    counts = federated.holdings.partition.counts(federated.dataset.train.labels, 10)
     row = next(line for line in listed.splitlines() if line.split()[:1] == ["3"])
     assert row.split()[1:] == [str(counts[3].sum()), *(str(n) if n else "·" for n in counts[3])]
