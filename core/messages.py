@@ -32,7 +32,7 @@ class LazyArray(Array):
 
     def __init__(self, ndarray: np.ndarray) -> None:
         self.__dict__.update(
-            dtype=str(ndarray.dtype), shape=tuple(ndarray.shape), stype=_NUMPY, _ndarray=ndarray, _data=None
+            dtype=_name(ndarray.dtype), shape=ndarray.shape, stype=_NUMPY, _ndarray=ndarray, _data=None
         )
 
     @property
@@ -52,8 +52,8 @@ class LazyArray(Array):
 def to_arrays(parameters: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Parameters by name as an ArrayRecord, without copying or serialising them."""
     record = ArrayRecord()
-    for name, value in parameters.items():
-        record[name] = LazyArray(value)  # the constructor of ArrayRecord would serialise each
+    # the constructor would serialise each array, and setting items one by one checks each key: a tenth of a round
+    record.__dict__["_data"].update({name: LazyArray(value) for name, value in parameters.items()})
     return record
 
 
@@ -77,6 +77,9 @@ def _array_bytes(array: Array) -> int:
     if isinstance(array, LazyArray):
         return _npy_bytes(array.dtype, array.shape)
     return len(array.data)
+
+
+_name = lru_cache(maxsize=64)(str)  # of a dtype; NumPy makes it anew each time
 
 
 @lru_cache(maxsize=4096)

@@ -7,7 +7,7 @@ that is smaller than the others' is padded with examples of weight zero, and div
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -29,20 +29,34 @@ from fedveil.models.optimizers import Optimizer
 class Chain:
     """A network as a chain of layer rules (`layers.py`)."""
 
+    unused: frozenset[str] = frozenset()  # every weight has a gradient
+
     def __init__(self, rules: Sequence[Layer]) -> None:
         self._rules = rules
         self._first = next(i for i, rule in enumerate(rules) if rule.weighted)
 
-    def forward(self, inputs: Tensor, step: Step) -> Tensor:
-        """Logits [k, b, classes] of inputs [k, b, ...]."""
+    def anew(self, network: nn.Module) -> Chain:
+        """One that holds no tensors yet, for a network like the one it was made for."""
+        return Chain(layers(network) or [])
+
+    def bind(self, step: Step) -> None:
+        """Compute with these weights from now on."""
         for rule in self._rules:
-            inputs = rule.forward(inputs, step)
+            rule.bind(step)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits [k, b, classes] of inputs [k, b, ...], which may be written over."""
+        for rule in self._rules:
+            inputs = rule.forward(inputs)
         return inputs
 
-    def backward(self, gradient: Tensor, step: Step) -> None:
-        """Hand every weight's gradient to `step`, from that of the logits."""
+    def losses(self, inputs: Tensor, labels: Tensor, factors: Tensor, kind: str) -> Tensor:
+        """The loss of each example, [k, b]; the gradients of their sum, each times its factor, go to the targets."""
+        values, gradient = losses_and_slopes(self.forward(inputs), labels, kind)
+        gradient = gradient.mul_(factors.unsqueeze(-1))
         for i in range(len(self._rules) - 1, self._first - 1, -1):
-            gradient = self._rules[i].backward(gradient, step, first=i == self._first)
+            gradient = self._rules[i].backward(gradient, first=i == self._first)
+        return values
 
 
 def batched(network: nn.Module, inputs: Tensor) -> Chain | Functional | str:
@@ -59,14 +73,14 @@ def batched(network: nn.Module, inputs: Tensor) -> Chain | Functional | str:
 def _agrees(network: nn.Module, chain: Chain, inputs: Tensor) -> bool:
     """Whether the rules give what the network gives; a user's Sequential may use a layer in another way than ours."""
     weights = {name: parameter.detach().unsqueeze(0) for name, parameter in network.named_parameters()}
-    step = Step(weights, {}, 0.0, lambda share, like: torch.ones_like(like))
+    chain.bind(Step(weights, weights, 0.0, lambda share, like: torch.ones_like(like)))
     training = network.training
     network.eval()
     try:
         with torch.no_grad():
             wanted = network(inputs)
             try:
-                found = chain.forward(inputs.unsqueeze(0), step).squeeze(0)
+                found = chain.forward(inputs.unsqueeze(0).clone()).squeeze(0)
             except (RuntimeError, ValueError, IndexError):
                 return False  # shapes that the rules do not know
             return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
@@ -113,28 +127,36 @@ def train_together(
     if tables:  # the other rows of a word table have no gradient, and nothing else moves them
         used, ids = _used_words(features, own_rows, len(next(iter(tables.values()))), device)
         trainable |= {name: torch.take_along_dim(weights[name], used.unsqueeze(-1), 1) for name in tables}
-    work = _Work(how, settings, learning_rate, mu, trainable, plain)
-    draw = [torch.Generator().manual_seed(stream.integer("dropout")) for stream in streams]
+    gradients = trainable if plain else {name: torch.empty_like(w) for name, w in trainable.items()}
+    work = _Work(how.anew(network), settings, learning_rate, mu, trainable, gradients, _Dropper(streams))
     pictures = [stream.generator("augmentation") for stream in streams] if augments(settings) else []
-    losses = torch.zeros(len(clients), dtype=torch.float64, device=device)
+
+    rows, sizes = to_tensor(todo.rows, device), to_tensor(todo.sizes, device)  # [S, K, B], [S, K]
+    answers = truth.index_select(0, rows.view(-1)).view(rows.shape)
+    real = torch.arange(rows.shape[2], device=device) < sizes.unsqueeze(-1)
+    factors = real.to(work.kind) / sizes.clamp(min=1).unsqueeze(-1)  # each client's mean over its own batch
+    if plain:
+        factors *= -learning_rate  # what goes to the weights is the step itself
+    values = torch.zeros(rows.shape, dtype=work.kind, device=device)
+    memory = inputs.new_empty(rows[0].numel(), *inputs.shape[1:])
+    clients_left, widths = (todo.sizes > 0).sum(1).tolist(), todo.sizes.max(1).tolist()
     with torch.no_grad():
-        for rows, sizes in zip(todo.rows, todo.sizes, strict=True):
-            k, b = int((sizes > 0).sum()), int(sizes.max())
-            sizes = sizes[:k]
-            batch = to_tensor(rows[:k, :b].reshape(-1), device)
-            chosen = inputs.index_select(0, batch).view(k, b, *inputs.shape[1:])
+        for s, (k, b) in enumerate(zip(clients_left, widths, strict=True)):
+            chosen = torch.index_select(inputs, 0, rows[s, :k, :b].reshape(-1), out=memory[: k * b])
+            chosen = chosen.view(k, b, *inputs.shape[1:])
             if not chosen.is_floating_point():
                 chosen = chosen.long()
             if ids is not None:
                 chosen = ids[:k].gather(1, chosen.view(k, -1)).view(chosen.shape)
             for j, rng in enumerate(pictures[:k]):
-                chosen[j, : sizes[j]] = augment(chosen[j, : sizes[j]], settings, rng)
-            counts = to_tensor(sizes, device)
-            losses[:k] += work.step(chosen, truth.index_select(0, batch).view(k, b), counts, _dropper(draw, sizes))
+                own = todo.sizes[s, j]
+                chosen[j, :own] = augment(chosen[j, :own], settings, rng)
+            work.drop.sizes = todo.sizes[s, :k]
+            values[s, :k, :b] = work.step(chosen, answers[s, :k, :b], factors[s, :k, :b])
     for name in tables:
         weights[name].scatter_(1, used.unsqueeze(-1).expand_as(trainable[name]), trainable[name])
-    seen = todo.sizes.sum(0)
-    return losses.cpu().numpy() / seen, (todo.sizes > 0).sum(0)
+    total = torch.where(real, values, 0).sum((0, 2), dtype=torch.float64)
+    return total.cpu().numpy() / todo.sizes.sum(0), (todo.sizes > 0).sum(0)
 
 
 class _Work:
@@ -147,43 +169,33 @@ class _Work:
         learning_rate: float,
         mu: float,
         weights: dict[str, Tensor],
-        plain: bool,
+        gradients: dict[str, Tensor],
+        drop: _Dropper,
     ) -> None:
-        self._how, self._settings, self._rate, self._mu = how, settings, learning_rate, mu
-        self._weights, self._plain = weights, plain
-        self._gradients = weights if plain else {name: torch.empty_like(w) for name, w in weights.items()}
+        self._how, self._settings, self._mu = how, settings, mu
+        self._weights, self._gradients, self._plain = weights, gradients, gradients is weights
         self._start = {name: w.clone() for name, w in weights.items()} if mu > 0 else {}
         self._optimizer = Optimizer(settings, learning_rate)
         self._k = -1
+        self.drop, self.kind = drop, next(iter(weights.values())).dtype
 
-    def step(self, inputs: Tensor, labels: Tensor, sizes: Tensor, drop: Callable[[float, Tensor], Tensor]) -> Tensor:
-        """One step of the first k clients; the sum of each one's losses over its batch, float64 [k]."""
-        k, b = labels.shape
+    def step(self, inputs: Tensor, labels: Tensor, factors: Tensor) -> Tensor:
+        """One step of the first k clients; the loss of each example, [k, b].
+
+        factors: [k, b], of each example's loss in its client's objective; 0 for padding
+        """
+        k = len(inputs)
         if k != self._k:
             self._k = k
             self._now = {name: w[:k] for name, w in self._weights.items()}
             self._slopes = self._now if self._plain else {name: g[:k] for name, g in self._gradients.items()}
-        real = torch.arange(b, device=labels.device) < sizes[:, None]  # [k, b]
-        kind = next(iter(self._now.values())).dtype
-        factors = real.to(kind) / sizes[:, None]  # each client's mean over its own batch
-        step = Step(self._now, self._slopes, 1.0 if self._plain else 0.0, drop)
-        if self._plain:
-            factors = factors * -self._rate
-        values = self._values(inputs, labels, factors, step)
+            self._how.bind(Step(self._now, self._slopes, 1.0 if self._plain else 0.0, self.drop))
+        values = self._how.losses(inputs, labels, factors, self._settings.loss)
         if not self._plain:
-            unused = self._how.unused if isinstance(self._how, Functional) else set()
             self._adjust()
-            self._optimizer.step(
-                list(self._now.values()), [None if name in unused else slope for name, slope in self._slopes.items()]
-            )
-        return (values * real).sum(1, dtype=torch.float64)
-
-    def _values(self, inputs: Tensor, labels: Tensor, factors: Tensor, step: Step) -> Tensor:
-        if isinstance(self._how, Functional):
-            return self._how.losses(inputs, labels, factors, self._settings.loss, step)
-        outputs = self._how.forward(inputs, step)
-        values, slopes = losses_and_slopes(outputs, labels, self._settings.loss)
-        self._how.backward(slopes.mul_(factors.unsqueeze(-1)), step)
+            unused = self._how.unused
+            given = [None if name in unused else slope for name, slope in self._slopes.items()]
+            self._optimizer.step(list(self._now.values()), given)
         return values
 
     def _adjust(self) -> None:
@@ -197,6 +209,27 @@ class _Work:
             share = (self._settings.max_grad_norm / (norms + 1e-6)).clamp_(max=1.0)  # as torch's clip_grad_norm_
             for slope in self._slopes.values():
                 slope.mul_(share.view(-1, *[1] * (slope.dim() - 1)))
+
+
+class _Dropper:
+    """Dropout's factors, drawn as PyTorch draws them on a CPU for each client's own batch.
+
+    sizes: int64 [k], examples in the batches of the clients at work
+    """
+
+    def __init__(self, streams: Sequence[Stream]) -> None:
+        self._streams = streams
+        self._draws: list[torch.Generator] = []
+        self.sizes = np.zeros(0, np.int64)
+
+    def __call__(self, share: float, like: Tensor) -> Tensor:
+        if not self._draws:
+            self._draws = [torch.Generator().manual_seed(stream.integer("dropout")) for stream in self._streams]
+        factors = torch.zeros(like.shape, dtype=like.dtype)
+        for j, n in enumerate(self.sizes):
+            own = torch.empty(int(n), *like.shape[2:], dtype=like.dtype)
+            factors[j, :n] = own.bernoulli_(1 - share, generator=self._draws[j]).div_(1 - share)
+        return factors.to(like.device)
 
 
 def _used_words(
@@ -213,16 +246,3 @@ def _used_words(
         table[k, : len(rows)] = rows
         places[k, rows] = np.arange(len(rows))
     return to_tensor(table, device), to_tensor(places, device)
-
-
-def _dropper(draw: Sequence[torch.Generator], sizes: np.ndarray) -> Callable[[float, Tensor], Tensor]:
-    """Dropout's factors, drawn as PyTorch draws them on a CPU for each client's own batch."""
-
-    def drop(share: float, like: Tensor) -> Tensor:
-        factors = torch.zeros(like.shape, dtype=like.dtype)
-        for j, n in enumerate(sizes):
-            own = torch.empty(int(n), *like.shape[2:], dtype=like.dtype).bernoulli_(1 - share, generator=draw[j])
-            factors[j, :n] = own.div_(1 - share)
-        return factors.to(like.device)
-
-    return drop

@@ -59,8 +59,17 @@ class Functional:
 
         return vmap(one)(weights, inputs)
 
-    def losses(self, inputs: Tensor, labels: Tensor, factors: Tensor, kind: str, step: Step) -> Tensor:
+    def anew(self, network: nn.Module) -> Functional:
+        """One that holds no tensors of clients yet."""
+        return Functional(network)
+
+    def bind(self, step: Step) -> None:
+        """Compute with these weights from now on."""
+        self._step = step
+
+    def losses(self, inputs: Tensor, labels: Tensor, factors: Tensor, kind: str) -> Tensor:
         """The loss of each example, [k, b]; the gradients of their sum, each times its factor, go to the targets."""
+        step = self._step
         with torch.enable_grad():
             weights = {name: w.detach().requires_grad_() for name, w in step.weights.items()}
             outputs = self.outputs(weights, inputs)

@@ -24,7 +24,7 @@ aten = torch.ops.aten
 
 @dataclass
 class Step:
-    """What the layers read and write in one local step of k clients.
+    """What the layers read and write in a local step of k clients.
 
     weights: each [k, ...]
     targets: where the gradient of each weight goes; the weights themselves where the step is plain SGD
@@ -45,22 +45,23 @@ class Step:
         else:
             target.copy_(gradient)
 
-    def receive_product(self, name: str, left: Tensor, right: Tensor) -> None:
-        """Take the gradient `left^T right` of a matrix: left [k, m, out], right [k, m, in]."""
-        self.targets[name].baddbmm_(left.transpose(1, 2), right, beta=self.keep)
-
 
 class Layer:
     """One layer for k clients; `forward` keeps what `backward` needs until the next `forward`."""
 
     weighted = True  # has weights to train
+    step: Step
 
-    def forward(self, inputs: Tensor, step: Step) -> Tensor:
+    def bind(self, step: Step) -> None:
+        """Compute with these weights from now on; called again where other clients go on."""
+        self.step = step
+
+    def forward(self, inputs: Tensor) -> Tensor:
         """The outputs [k, b, ...] of inputs [k, b, ...]."""
         raise NotImplementedError
 
-    def backward(self, gradient: Tensor, step: Step, first: bool) -> Tensor:
-        """Hand the weights' gradients to `step`; return the inputs' (of the `first` with weights: anything, nobody reads it)."""
+    def backward(self, gradient: Tensor, first: bool) -> Tensor:
+        """Hand over the weights' gradients; return the inputs' (of the `first` with weights: anything, nobody reads it)."""
         raise NotImplementedError
 
 
@@ -70,11 +71,11 @@ class Flatten(Layer):
 
     weighted = False
 
-    def forward(self, inputs: Tensor, step: Step) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """[k, b, ...] -> [k, b, width]."""
         return inputs.flatten(2)
 
-    def backward(self, gradient: Tensor, step: Step, first: bool) -> Tensor:
+    def backward(self, gradient: Tensor, first: bool) -> Tensor:
         """Nothing to do."""
         return gradient
 
@@ -86,21 +87,35 @@ class Linear(Layer):
     name: str
     biased: bool
     inputs: Tensor = field(init=False)
+    ones: Tensor = field(init=False, default_factory=lambda: torch.empty(0))  # [k, 1, b], to sum over examples with
 
-    def forward(self, inputs: Tensor, step: Step) -> Tensor:
+    def bind(self, step: Step) -> None:
+        """Look the weights up once for many steps."""
+        super().bind(step)
+        self.weight, self.target = (where[f"{self.name}.weight"] for where in (step.weights, step.targets))
+        self.transposed = self.weight.transpose(1, 2)
+        if self.biased:
+            self.bias, self.bias_target = (
+                where[f"{self.name}.bias"].unsqueeze(1) for where in (step.weights, step.targets)
+            )
+
+    def forward(self, inputs: Tensor) -> Tensor:
         """[k, b, in] -> [k, b, out]."""
         self.inputs = inputs
-        weight = step.weights[f"{self.name}.weight"].transpose(1, 2)
         if not self.biased:
-            return torch.bmm(inputs, weight)
-        return torch.baddbmm(step.weights[f"{self.name}.bias"].unsqueeze(1), inputs, weight)
+            return torch.bmm(inputs, self.transposed)
+        return torch.baddbmm(self.bias, inputs, self.transposed)
 
-    def backward(self, gradient: Tensor, step: Step, first: bool) -> Tensor:
+    def backward(self, gradient: Tensor, first: bool) -> Tensor:
         """The inputs' gradient comes first: the target may be the weight itself."""
-        back = gradient if first else torch.bmm(gradient, step.weights[f"{self.name}.weight"])
-        step.receive_product(f"{self.name}.weight", gradient, self.inputs)
+        back = gradient if first else torch.bmm(gradient, self.weight)
+        keep = self.step.keep
+        self.target.baddbmm_(gradient.transpose(1, 2), self.inputs, beta=keep)
         if self.biased:
-            step.receive(f"{self.name}.bias", gradient.sum(1))
+            k, b, _ = gradient.shape
+            if self.ones.shape != (k, 1, b):
+                self.ones = gradient.new_ones(k, 1, b)
+            self.bias_target.baddbmm_(self.ones, gradient, beta=keep)
         return back
 
 
@@ -108,7 +123,7 @@ class Linear(Layer):
 class Elementwise(Layer):
     """An activation without weights.
 
-    apply: inputs -> outputs; slope: (gradient, inputs, outputs) -> the inputs' gradient
+    apply: inputs -> outputs, which may lie where the inputs were; slope: (gradient, inputs, outputs) -> the inputs' gradient
     """
 
     weighted = False
@@ -118,12 +133,12 @@ class Elementwise(Layer):
     inputs: Tensor = field(init=False)
     outputs: Tensor = field(init=False)
 
-    def forward(self, inputs: Tensor, step: Step) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """The same shape."""
         self.inputs, self.outputs = inputs, self.apply(inputs)
         return self.outputs
 
-    def backward(self, gradient: Tensor, step: Step, first: bool) -> Tensor:
+    def backward(self, gradient: Tensor, first: bool) -> Tensor:
         """The chain rule."""
         return self.slope(gradient, self.inputs, self.outputs)
 
@@ -135,17 +150,17 @@ class PReLU(Layer):
     name: str
     inputs: Tensor = field(init=False)
 
-    def forward(self, inputs: Tensor, step: Step) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """The same shape."""
         self.inputs = inputs
-        return torch.where(inputs > 0, inputs, inputs * step.weights[f"{self.name}.weight"].unsqueeze(1))
+        return torch.where(inputs > 0, inputs, inputs * self.step.weights[f"{self.name}.weight"].unsqueeze(1))
 
-    def backward(self, gradient: Tensor, step: Step, first: bool) -> Tensor:
+    def backward(self, gradient: Tensor, first: bool) -> Tensor:
         """The slope's gradient sums over all values below zero."""
-        slope = step.weights[f"{self.name}.weight"].unsqueeze(1)  # [k, 1, 1]
+        slope = self.step.weights[f"{self.name}.weight"].unsqueeze(1)  # [k, 1, 1]
         back = torch.where(self.inputs > 0, gradient, gradient * slope)
         below = self.inputs.clamp(max=0).mul_(gradient).sum((1, 2))  # [k]
-        step.receive(f"{self.name}.weight", below.unsqueeze(1))
+        self.step.receive(f"{self.name}.weight", below.unsqueeze(1))
         return back
 
 
@@ -158,23 +173,23 @@ class LayerNorm(Layer):
     eps: float
     kept: tuple[Tensor, Tensor, Tensor] = field(init=False)
 
-    def forward(self, inputs: Tensor, step: Step) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """[k, b, width] -> [k, b, width]."""
         normal, mean, scale = torch.native_layer_norm(inputs, [self.width], None, None, self.eps)
         self.kept = inputs, mean, scale
         self.normal = normal
-        gain, shift = (step.weights[f"{self.name}.{part}"].unsqueeze(1) for part in ("weight", "bias"))
+        gain, shift = (self.step.weights[f"{self.name}.{part}"].unsqueeze(1) for part in ("weight", "bias"))
         return torch.addcmul(shift, normal, gain)
 
-    def backward(self, gradient: Tensor, step: Step, first: bool) -> Tensor:
+    def backward(self, gradient: Tensor, first: bool) -> Tensor:
         """Through gain, shift and normalization."""
         inputs, mean, scale = self.kept
-        gain = step.weights[f"{self.name}.weight"].unsqueeze(1)
+        gain = self.step.weights[f"{self.name}.weight"].unsqueeze(1)
         back: Tensor = aten.native_layer_norm_backward(
             gradient * gain, inputs, [self.width], mean, scale, None, None, [True, False, False]
         )[0]
-        step.receive(f"{self.name}.weight", (gradient * self.normal).sum(1))
-        step.receive(f"{self.name}.bias", gradient.sum(1))
+        self.step.receive(f"{self.name}.weight", (gradient * self.normal).sum(1))
+        self.step.receive(f"{self.name}.bias", gradient.sum(1))
         return back
 
 
@@ -187,12 +202,12 @@ class Dropout(Layer):
     share: float
     factors: Tensor = field(init=False)
 
-    def forward(self, inputs: Tensor, step: Step) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Set a share of the values to zero, and make up for it."""
-        self.factors = step.drop(self.share, inputs)
+        self.factors = self.step.drop(self.share, inputs)
         return inputs * self.factors
 
-    def backward(self, gradient: Tensor, step: Step, first: bool) -> Tensor:
+    def backward(self, gradient: Tensor, first: bool) -> Tensor:
         """What was dropped has no gradient."""
         return gradient * self.factors
 
@@ -205,23 +220,23 @@ class WordTable(Layer):
     ids: Tensor = field(init=False)  # [k, t, b]
     real: Tensor = field(init=False)  # bool [k, t, b]
 
-    def forward(self, inputs: Tensor, step: Step) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Look the words up, as rows of all clients' tables laid end to end."""
         real = inputs != PADDING
         longest = max(int(real.sum(2).max()), 1)
         self.real = real[:, :, :longest].transpose(1, 2)
-        table = step.weights[f"{self.name}.weight"]  # [k, words, size]
+        table = self.step.weights[f"{self.name}.weight"]  # [k, words, size]
         k, rows, size = table.shape
         start = torch.arange(k, device=inputs.device).mul_(rows)[:, None, None]
         ids = (inputs[:, :, :longest].transpose(1, 2) + start).contiguous()
         self.ids = ids.view(-1)
         return table.reshape(-1, size).index_select(0, self.ids).view(*ids.shape, size)
 
-    def backward(self, gradient: Tensor, step: Step, first: bool) -> Tensor:
+    def backward(self, gradient: Tensor, first: bool) -> Tensor:
         """Only rows of words that occur change."""
-        target = step.targets[f"{self.name}.weight"]
-        padding = target[:, PADDING].clone() if step.keep else 0.0
-        if not step.keep:
+        target = self.step.targets[f"{self.name}.weight"]
+        padding = target[:, PADDING].clone() if self.step.keep else 0.0
+        if not self.step.keep:
             target.zero_()
         size = target.shape[-1]
         target.view(-1, size).index_add_(0, self.ids, gradient.reshape(-1, size))
@@ -239,7 +254,7 @@ class Pool(Layer):
     pooling: str
     factors: Tensor = field(init=False)  # [k, t, b, 1]
 
-    def forward(self, inputs: Tensor, step: Step) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Sum, mean, or the last word's."""
         real = self.table.real.to(inputs.dtype)
         if self.pooling == "mean":
@@ -249,7 +264,7 @@ class Pool(Layer):
         self.factors = real.unsqueeze(-1)
         return (inputs * self.factors).sum(1)
 
-    def backward(self, gradient: Tensor, step: Step, first: bool) -> Tensor:
+    def backward(self, gradient: Tensor, first: bool) -> Tensor:
         """[k, b, size] -> [k, t, b, size]."""
         return gradient.unsqueeze(1) * self.factors
 
@@ -267,17 +282,17 @@ class Recurrent(Layer):
     squashed: Tensor = field(init=False)  # tanh of the cells
     states: Tensor = field(init=False)
 
-    def _weight(self, step: Step, kind: str) -> Tensor:
-        return step.weights[f"{self.prefix}{kind}{self.suffix}"]
+    def _weight(self, kind: str) -> Tensor:
+        return self.step.weights[f"{self.prefix}{kind}{self.suffix}"]
 
-    def forward(self, inputs: Tensor, step: Step) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """The input's part of all time steps in one product, then one time step after another."""
         k, t, b, _ = inputs.shape
         u = self.units
         self.inputs = inputs.view(k, t * b, -1)
-        bias = (self._weight(step, "bias_ih") + self._weight(step, "bias_hh")).unsqueeze(1)
-        gates = torch.baddbmm(bias, self.inputs, self._weight(step, "weight_ih").transpose(1, 2)).view(k, t, b, 4 * u)
-        recurrent = self._weight(step, "weight_hh").transpose(1, 2)
+        bias = (self._weight("bias_ih") + self._weight("bias_hh")).unsqueeze(1)
+        gates = torch.baddbmm(bias, self.inputs, self._weight("weight_ih").transpose(1, 2)).view(k, t, b, 4 * u)
+        recurrent = self._weight("weight_hh").transpose(1, 2)
         cells, squashed, states = inputs.new_empty(3, k, t, b, u)
         for now in range(t):
             gate = gates[:, now]
@@ -294,10 +309,10 @@ class Recurrent(Layer):
         self.gates, self.cells, self.squashed, self.states = gates, cells, squashed, states
         return states
 
-    def backward(self, gradient: Tensor, step: Step, first: bool) -> Tensor:
+    def backward(self, gradient: Tensor, first: bool) -> Tensor:
         """Back through time; the weights' gradients in one product over all time steps."""
         k, t, b, u = gradient.shape
-        recurrent = self._weight(step, "weight_hh")
+        recurrent = self._weight("weight_hh")
         back = torch.empty_like(self.gates)  # the gradient before the gates' nonlinearities
         later_state: Tensor | None = None
         later_cell: Tensor | None = None
@@ -318,18 +333,19 @@ class Recurrent(Layer):
             else:
                 to_f.zero_()  # nothing came before
         flat = back.view(k, t * b, 4 * u)
-        onward = torch.bmm(flat, self._weight(step, "weight_ih")).view(k, t, b, -1)
+        onward = torch.bmm(flat, self._weight("weight_ih")).view(k, t, b, -1)
         names = {kind: f"{self.prefix}{kind}{self.suffix}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
-        step.receive_product(names["weight_ih"], flat, self.inputs)
-        step.receive_product(names["weight_hh"], flat[:, b:], self.states.view(k, t * b, u)[:, :-b])
+        targets, keep, slope = self.step.targets, self.step.keep, flat.transpose(1, 2)
+        targets[names["weight_ih"]].baddbmm_(slope, self.inputs, beta=keep)
+        targets[names["weight_hh"]].baddbmm_(slope[:, :, b:], self.states.view(k, t * b, u)[:, :-b], beta=keep)
         total = flat.sum(1)
-        step.receive(names["bias_ih"], total)
-        step.receive(names["bias_hh"], total)
+        self.step.receive(names["bias_ih"], total)
+        self.step.receive(names["bias_hh"], total)
         return onward
 
 
 _ELEMENTWISE: dict[type[nn.Module], Callable[[nn.Module], Elementwise]] = {
-    nn.ReLU: lambda _: Elementwise(torch.relu, lambda d, x, y: aten.threshold_backward(d, y, 0)),
+    nn.ReLU: lambda _: Elementwise(torch.relu_, lambda d, x, y: aten.threshold_backward(d, y, 0)),
     nn.Sigmoid: lambda _: Elementwise(torch.sigmoid, lambda d, x, y: aten.sigmoid_backward(d, y)),
     nn.Tanh: lambda _: Elementwise(torch.tanh, lambda d, x, y: aten.tanh_backward(d, y)),
     nn.LeakyReLU: lambda m: Elementwise(

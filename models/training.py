@@ -165,9 +165,10 @@ def _check_client(client: Examples, stream: Stream, classes: int) -> None:
         raise DataError(
             f"client {stream.client} has no examples to train on; set data.min_examples or fewer data.clients"
         )
-    if not 0 <= int(client.labels.min()) <= int(client.labels.max()) < classes:
+    low, high = int(client.labels.min()), int(client.labels.max())
+    if not 0 <= low <= high < classes:
         raise DataError(
-            f"client {stream.client} has labels from {client.labels.min()} to {client.labels.max()}; "
+            f"client {stream.client} has labels from {low} to {high}; "
             f"with {classes} classes they must be from 0 to {classes - 1}"
         )
 

@@ -122,8 +122,16 @@ def _train(
     """The next global model; the clients' weights are let go when this returns, so that their memory serves again."""
     exchanged, replies = _exchange(grid, messages, number, "train", timeout, record)
     exchanged.clients += _train_rows(replies, number)
-    _refuse_divergence(replies, number, record)
-    return _aggregate(strategy, replies, exchanged.failures, number, experiment, record), exchanged
+    if any(not math.isfinite(row["train_loss"]) for row in exchanged.clients):
+        _refuse_divergence(replies, number, record)
+    parameters = _aggregate(strategy, replies, exchanged.failures, number, experiment, record)
+    if not all(_is_finite(value) for value in parameters.values()):
+        _refuse_divergence(replies, number, record)
+        raise TrainingError(
+            f"training diverged: the model that {experiment.federation.strategy} made in round {number} is not finite, and "
+            f"the clients' were{_kept(number, record)}\n  try a smaller federation.server_learning_rate"
+        )
+    return parameters, exchanged
 
 
 def _evaluate(
@@ -177,10 +185,11 @@ def _aggregate(
     experiment: Experiment,
     record: Record,
 ) -> Parameters:
-    """The next global model, float32; raise TrainingError where there is none, or it is not finite."""
+    """The next global model, float32; raise TrainingError where there is none."""
     name = experiment.federation.strategy
     try:
-        aggregate, _ = strategy.aggregate_train(number, replies)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error, said below
+            aggregate, _ = strategy.aggregate_train(number, replies)
     except AppExitException as error:
         raise TrainingError(f"round {number}: {name} cannot aggregate: {error}") from error
     if aggregate is None:
@@ -191,13 +200,7 @@ def _aggregate(
         )
     # some of Flower's strategies answer in float64, and a number too large for float32 becomes infinite here
     with np.errstate(over="ignore"):
-        parameters = {key: value.astype(np.float32, copy=False) for key, value in from_arrays(aggregate).items()}
-    if not all(np.isfinite(value).all() for value in parameters.values()):
-        raise TrainingError(
-            f"training diverged: the model that {name} made in round {number} is not finite, and the clients' were"
-            f"{_kept(number, record)}\n  try a smaller federation.server_learning_rate"
-        )
-    return parameters
+        return {key: value.astype(np.float32, copy=False) for key, value in from_arrays(aggregate).items()}
 
 
 def _kept(number: int, record: Record) -> str:

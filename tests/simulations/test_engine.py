@@ -193,9 +193,9 @@ def test_weights_that_somebody_holds_are_not_overwritten(place, number) -> None:
         np.testing.assert_array_equal(kept, before)
         assert (workers.results[name][4] != before).any()
         del kept
-        memory = workers.results[name].__array_interface__["data"]
+        memory = workers.results[name]
         list(workers.run(like, jobs(rate=0.3)))
-        assert workers.results[name].__array_interface__["data"] == memory
+        assert workers.results[name] is memory
     finally:
         workers.close()
 
