@@ -9,7 +9,7 @@ run: .venv/.ready  ## train the main job on embedded data
 	$(BIN)/fedveil run
 
 test: .venv/.ready-test  ## all tests, with reduced counts where a claim needs many runs
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 claims: .venv/.ready-test  ## the full counts, written to docs/results.md; about half an hour
 	$(BIN)/python tests/claims.py docs/results.md

@@ -46,14 +46,16 @@ class Selection(Examples):
         self.__dict__.update(source=source, rows=rows)  # frozen, as Examples are
 
     @cached_property
-    def features(self) -> np.ndarray:  # type: ignore[override]
+    def features(self) -> np.ndarray:
         """A copy of the rows."""
-        return self.source.features[self.rows]
+        copied: np.ndarray = self.source.features[self.rows]
+        return copied
 
     @cached_property
-    def labels(self) -> np.ndarray:  # type: ignore[override]
+    def labels(self) -> np.ndarray:
         """A copy of the rows."""
-        return self.source.labels[self.rows]
+        copied: np.ndarray = self.source.labels[self.rows]
+        return copied
 
     def __len__(self) -> int:
         return len(self.rows)

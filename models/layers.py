@@ -293,7 +293,7 @@ class Recurrent(Layer):
         bias = (self._weight("bias_ih") + self._weight("bias_hh")).unsqueeze(1)
         gates = torch.baddbmm(bias, self.inputs, self._weight("weight_ih").transpose(1, 2)).view(k, t, b, 4 * u)
         recurrent = self._weight("weight_hh").transpose(1, 2)
-        cells, squashed, states = inputs.new_empty(3, k, t, b, u)
+        cells, squashed, states = (inputs.new_empty(k, t, b, u) for _ in range(3))
         for now in range(t):
             gate = gates[:, now]
             if now:
@@ -317,8 +317,8 @@ class Recurrent(Layer):
         later_state: Tensor | None = None
         later_cell: Tensor | None = None
         for now in range(t - 1, -1, -1):
-            i, f, g, o = self.gates[:, now].split(u, dim=-1)
-            to_i, to_f, to_g, to_o = back[:, now].split(u, dim=-1)
+            i, f, g, o = self.gates[:, now].chunk(4, -1)
+            to_i, to_f, to_g, to_o = back[:, now].chunk(4, -1)
             state = gradient[:, now] if later_state is None else later_state.add_(gradient[:, now])
             cell = aten.tanh_backward(state * o, self.squashed[:, now])
             if later_cell is not None:

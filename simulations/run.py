@@ -125,8 +125,8 @@ def _compute(federation: Federation, record: Record, show: Display, why: str, st
     experiment = federation.experiment
     if experiment.engine == "ray":
         with show.live(federation, record, f"Flower's simulation runtime: {why}"):
-            workers = experiment.workers
-            run_on_ray(federation, record, show.round_done, workers, stop=stop, client_done=show.client_done)
+            asked = experiment.workers
+            run_on_ray(federation, record, show.round_done, asked, stop=stop, client_done=show.client_done)
         return
     if experiment.engine == "sequential":
         with show.live(federation, record, f"one client after another: {why}"):
@@ -135,13 +135,13 @@ def _compute(federation: Federation, record: Record, show: Display, why: str, st
             federate(federation, grid, record, show.round_done)
         return
     place = workplace(experiment.toml())
-    cohort = min(experiment.federation.cohort, experiment.data.clients)
+    cohort = experiment.federation.cohort
     number = min(count_workers(experiment, federation.device.type), cohort)
     with closing(Workers(place, federation.state.parameters, cohort, number, stop)) as workers:
         words = "1 process" if number == 1 else f"{number} processes"
         with show.live(federation, record, f"{words}: {why}"):
-            grid = CohortGrid(place, workers, {"experiment": experiment.toml()}, watch=show.client_done)
-            federate(federation, grid, record, show.round_done)
+            cohorts = CohortGrid(place, workers, {"experiment": experiment.toml()}, watch=show.client_done)
+            federate(federation, cohorts, record, show.round_done)
 
 
 def _resumed(experiment: Experiment, folder: Path) -> Experiment:

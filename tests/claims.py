@@ -167,7 +167,7 @@ the test part is the same for every seed. How each preset came to its settings: 
 
 def survives(kills: int) -> bool:
     """Whether a run that is killed so often, and resumed, ends at the models and tables of one that never was."""
-    experiment = stateful("sequential", rounds=12 * kills)
+    experiment = stateful("batched", rounds=12 * kills)
     with tempfile.TemporaryDirectory() as folder:
         summary, _ = run_killed(experiment, Path(folder), kills, seed=0)
         whole = run(experiment, out=Path(folder) / "whole")

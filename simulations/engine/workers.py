@@ -133,7 +133,8 @@ class Workers:
         yield from self._distribute(jobs)
 
     def _distribute(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
-        waiting, busy = list(reversed(jobs)), {}
+        waiting = list(reversed(jobs))
+        busy: dict[Connection, Job] = {}
         idle = list(reversed(self._pipes))
         while waiting or busy:
             while waiting and idle:

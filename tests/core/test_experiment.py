@@ -68,7 +68,7 @@ def test_toml_gives_back_the_same_settings(seed, rate, hidden, batch, labels) ->
         ("federation.strategy=fedadm", "did you mean 'fedadam'"),
         ("privacy.protection=non", "did you mean 'none'"),
         ("federation.cohort=11", "federation.cohort = 11: larger than the population; data.clients = 10"),
-        ("engine=quick", "engine = 'quick': must be 'auto' or 'sequential'"),
+        ("engine=quick", "engine = 'quick': must be 'auto', 'batched', 'sequential', 'processes' or 'ray'"),
         ("seed=-1", "seed = -1"),
         ("seed.x=1", "'seed' is a value, not a section"),
         ("name=a/b", "name = 'a/b'"),

@@ -135,7 +135,7 @@ BAD_SETTINGS = [
     (["run", "--set", "data.dataset=mnits"], "did you mean 'mnist'"),
     (["run", "--set", "model.name=mpl"], "did you mean 'mlp'"),
     (["run", "--set", "federation.strategy=fedavgg"], "did you mean 'fedavg"),
-    (["run", "--engine", "warp"], "engine = 'warp': must be 'auto' or 'sequential'"),
+    (["run", "--engine", "warp"], "engine = 'warp': must be 'auto', 'batched', 'sequential', 'processes' or 'ray'"),
     (["run", "--device", "tpu"], "device = 'tpu'"),
     (["run", "--set", "data.clients=5000"], "data.clients = 5,000: more clients than the 1,438 training examples"),
     (["run", "--set", "data.min_examples=999"], "data.min_examples"),

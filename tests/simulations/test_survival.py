@@ -20,7 +20,7 @@ from fedveil.core import record as record_module
 from fedveil.core.errors import FedveilError
 from fedveil.core.experiment import resumable
 
-ENGINES = ["sequential"]
+ENGINES = ("sequential", "batched")  # the disk is written by the process that runs the rounds, whoever trains
 STOPS = {"federation.rounds": 6, "federation.patience": 3}  # after round 4, with a lower learning rate in it
 Tree = dict[str, bytes | None]  # a folder's files by path, None for a folder in it
 
@@ -109,7 +109,7 @@ def assert_all_go_on(trees: list[Tree], experiment: Experiment, whole: Path, tmp
 def test_a_run_goes_on_after_a_kill_between_any_two_changes_of_the_disk(
     engine, tmp_path, no_plots, small_checkpoints
 ) -> None:
-    experiment, whole = stateful(engine, **STOPS), tmp_path / "whole"
+    experiment, whole = stateful(engine, workers=1, **STOPS), tmp_path / "whole"
     trees: list[Tree] = []
 
     def look() -> None:
@@ -177,7 +177,7 @@ class ForgetfulDisk:
 def test_a_run_goes_on_after_a_power_cut_at_any_moment(
     engine, tmp_path, monkeypatch, no_plots, small_checkpoints
 ) -> None:
-    experiment, whole = stateful(engine, **STOPS), tmp_path / "whole"
+    experiment, whole = stateful(engine, workers=1, **STOPS), tmp_path / "whole"
     trees: list[Tree] = []
     with monkeypatch.context() as patch:
         disk = ForgetfulDisk(whole, patch)
@@ -197,9 +197,9 @@ def test_a_run_goes_on_after_a_power_cut_at_any_moment(
 # --- killed by the system, as it comes
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [*ENGINES, "processes"])
 def test_a_run_killed_five_times_ends_at_the_same_bytes(engine, tmp_path) -> None:
-    experiment = stateful(engine, rounds=60)
+    experiment = stateful(engine, rounds=60, **({} if engine == "sequential" else {"workers": 2}))
     summary, kept = run_killed(experiment, tmp_path, kills=5, seed=1)
     whole = run(experiment, out=tmp_path / "whole")
     assert content(tmp_path / "run") == content(tmp_path / "whole")
@@ -242,7 +242,7 @@ def failure(experiment: Experiment, **where: Path) -> FedveilError | None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_run_on_a_full_disk_keeps_whole_rounds_and_goes_on_once_there_is_room(engine, tmp_path, no_plots) -> None:
-    experiment = stateful(engine, rounds=6)
+    experiment = stateful(engine, workers=1, rounds=6)
     run(experiment, out=tmp_path / "whole")
     wanted, rounds = content(tmp_path / "whole"), set()
     with small_disk(tmp_path / "disk", 1000) as resize:
