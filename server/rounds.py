@@ -200,7 +200,8 @@ def _aggregate(
         )
     # some of Flower's strategies answer in float64, and a number too large for float32 becomes infinite here
     with np.errstate(over="ignore"):
-        return {key: value.astype(np.float32, copy=False) for key, value in from_arrays(aggregate).items()}
+        # a copy: some answer with a client's own arrays (Krum), whose memory serves again in the next round
+        return {key: np.array(value, np.float32) for key, value in from_arrays(aggregate).items()}
 
 
 def _kept(number: int, record: Record) -> str:

@@ -17,8 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-
+import conftest  # noqa: F401  (where the real data is, and no telemetry)
 from kills import content, run_killed, stateful
 
 from fedveil import Experiment, Result, run
@@ -154,7 +153,7 @@ def table(measured: dict[str, list[tuple[float, float]]]) -> tuple[str, list[str
         f"""# Results
 
 What the presets reach, measured by `make claims` on {date.today().isoformat()} with Python {platform.python_version()} on
-{os.cpu_count()} CPU cores ({platform.machine()}) that other work shared, one thread a run. A number is the median over seeds 0, 1, 2, ...;
+{os.cpu_count()} CPU cores ({platform.machine()}) that other work shared. A number is the median over seeds 0, 1, 2, ...;
 the test part is the same for every seed. How each preset came to its settings: [training.md](training.md).
 
 | preset | measured | claim | median | each seed | time of a run | for comparison |
