@@ -55,14 +55,15 @@ def global_random(stream: Stream, purpose: str) -> Iterator[None]:
 
 
 @contextmanager
-def torch_random(stream: Stream, purpose: str) -> Iterator[None]:
+def torch_random(stream: Stream, purpose: str, *, cuda: bool = False) -> Iterator[None]:
     """Set PyTorch's global generator from a stream, and put its state back afterwards.
 
     For initial weights and dropout of any `nn.Module`: PyTorch's layers take no generator of their own.
+    cuda: those of the GPUs too; a process that has touched a GPU can fork no workers that do
     """
     import torch
 
-    seed, cuda = stream.integer(purpose), torch.cuda.is_available()
+    seed = stream.integer(purpose)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else []):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed takes eight times as long on a CPU
         if cuda:

@@ -23,6 +23,7 @@ from fedveil.models.functional import Functional
 from fedveil.models.inputs import kept_on, to_tensor
 from fedveil.models.layers import Layer, Step, layers
 from fedveil.models.losses import losses_and_slopes
+from fedveil.models.networks import LSTM
 from fedveil.models.optimizers import Optimizer
 
 
@@ -35,8 +36,8 @@ class Chain:
         self._rules = rules
         self._first = next(i for i, rule in enumerate(rules) if rule.weighted)
 
-    def anew(self, network: nn.Module) -> Chain:
-        """One that holds no tensors yet, for a network like the one it was made for."""
+    def anew(self, network: nn.Module, fixed: dict[str, Tensor]) -> Chain:
+        """One that holds no tensors of clients yet; a network with weights that are not trained (`fixed`) has no chain."""
         return Chain(layers(network) or [])
 
     def bind(self, step: Step) -> None:
@@ -65,6 +66,8 @@ def batched(network: nn.Module, inputs: Tensor) -> Chain | Functional | str:
     inputs: a few examples, to compare with the network itself
     """
     rules = layers(network)
+    if rules is None and type(network) is LSTM:
+        return "dropout between layers of an LSTM is drawn by PyTorch inside, and cannot be each client's own"
     if rules is not None and _agrees(network, chain := Chain(rules), inputs):
         return chain
     return Functional.of(network, inputs)
@@ -122,13 +125,16 @@ def train_together(
     todo = plan(own_rows, settings, streams)
     trainable = {name: weights[name] for name, p in network.named_parameters() if p.requires_grad}
     plain = is_plain(settings, mu) and isinstance(how, Chain)
-    tables = {} if plain or settings.weight_decay else words.tables(network)
+    # where every word table is trained, and nothing moves a row without a gradient, only the rows in use are computed
+    restricted = not (plain or settings.weight_decay) and words.tables(network).keys() <= trainable.keys()
+    tables = words.tables(network) if restricted else {}
     ids: Tensor | None = None
-    if tables:  # the other rows of a word table have no gradient, and nothing else moves them
+    if tables:
         used, ids = _used_words(features, own_rows, len(next(iter(tables.values()))), device)
         trainable |= {name: torch.take_along_dim(weights[name], used.unsqueeze(-1), 1) for name in tables}
     gradients = trainable if plain else {name: torch.empty_like(w) for name, w in trainable.items()}
-    work = _Work(how.anew(network), settings, learning_rate, mu, trainable, gradients, _Dropper(streams))
+    fixed = {name: weights[name][0] for name in weights.keys() - trainable.keys()}
+    work = _Work(how.anew(network, fixed), settings, learning_rate, mu, trainable, gradients, _Dropper(streams))
     pictures = [stream.generator("augmentation") for stream in streams] if augments(settings) else []
 
     rows, sizes = to_tensor(todo.rows, device), to_tensor(todo.sizes, device)  # [S, K, B], [S, K]
@@ -204,7 +210,7 @@ class _Work:
             for name, slope in self._slopes.items():
                 slope.add_(self._now[name] - self._start[name][: self._k], alpha=self._mu)
         if self._settings.max_grad_norm is not None:
-            squares = [slope.flatten(1).square().sum(1) for slope in self._slopes.values()]
+            squares = [slope.reshape(len(slope), -1).square().sum(1) for slope in self._slopes.values()]
             norms = torch.stack(squares).sum(0).sqrt()  # [k]
             share = (self._settings.max_grad_norm / (norms + 1e-6)).clamp_(max=1.0)  # as torch's clip_grad_norm_
             for slope in self._slopes.values():

@@ -68,10 +68,10 @@ def is_plain(settings: Training, mu: float) -> bool:
     return settings.optimizer == "sgd" and not extras
 
 
-def cut(sizes: np.ndarray, settings: Training, weights: int, device: torch.device) -> list[np.ndarray]:
+def cut(sizes: np.ndarray, settings: Training, weights: int, example: int, device: torch.device) -> list[np.ndarray]:
     """Cut a cohort into chunks to compute at once: positions, those with most steps first.
 
-    sizes: int64 [n], examples of each client; weights: numbers in the network
+    sizes: int64 [n], examples of each client; weights, example: numbers in the network, and in one example
     The rule knows the cohort and the network, and nothing of workers: the same chunks whoever computes them. On a CPU
     about eight chunks, so that cores share them evenly, of 5 to 16 clients: more do not make a client cheaper.
     """
@@ -79,9 +79,14 @@ def cut(sizes: np.ndarray, settings: Training, weights: int, device: torch.devic
     widths = np.array([batch_size_of(int(n), settings) for n in sizes])
     order = np.lexsort((np.arange(len(sizes)), -widths, -steps))
     copies = 2 if is_plain(settings, 0.0) else 5  # weights; gradients, two moments, and a copy of the start
+    each = 4 * (copies * weights + int(widths.max()) * example)  # bytes of a client
     if device.type == "cuda":
-        memory, most, parts = torch.cuda.get_device_properties(device).total_memory // 4, len(sizes), 1
+        memory = torch.cuda.get_device_properties(device).total_memory // 4
+        # a plan is as long as the longest client's: where one has twice another's steps, they are planned apart
+        levels = np.floor(np.log2(steps[order]))
+        spans = np.split(order, np.flatnonzero(np.diff(levels)) + 1)
+        most = max(1, memory // each)
     else:
-        memory, most, parts = 1 << 30, 16, 8
-    size = min(max(5, math.ceil(len(sizes) / parts)), most, max(1, memory // (4 * weights * copies)))
-    return np.array_split(order, math.ceil(len(sizes) / size))
+        most = max(1, min(max(5, math.ceil(len(sizes) / 8)), 16, (1 << 30) // each))
+        spans = [order]
+    return [chunk for span in spans for chunk in np.array_split(span, math.ceil(len(span) / most))]

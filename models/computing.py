@@ -15,8 +15,10 @@ def find_device(name: str) -> torch.device:
 
     Raise SettingsError for `cuda` where PyTorch finds none.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("device = 'cuda': PyTorch finds no CUDA device here; use device = 'cpu'")
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise SettingsError("device = 'cuda': PyTorch finds no CUDA device here; use device = 'cpu'")
+        torch.backends.cudnn.allow_tf32 = False  # else an LSTM or a convolution computes with 10 bits, all else with 23
     return torch.device("cpu" if name == "auto" else name)
 
 

@@ -77,7 +77,11 @@ def evaluate(
         raise DataError("there are no examples to evaluate on; check the data settings (data.validation_fraction)")
     device = device_of(network)
     total, outputs = 0.0, []
-    with weights.kept(network), torch.no_grad(), torch_random(Stream(0), "evaluation"):
+    with (
+        weights.kept(network),
+        torch.no_grad(),
+        torch_random(Stream(0), "evaluation", cuda=device_of(network).type == "cuda"),
+    ):
         if parameters is not None:
             weights.check_fit(network, parameters)
             weights.place(network, parameters)

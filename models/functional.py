@@ -13,40 +13,47 @@ from fedveil.models.losses import losses_and_slopes
 class Functional:
     """A network computed with stacked weights, its gradients by autograd."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, fixed: dict[str, Tensor]) -> None:
+        """`fixed`: the values of weights that are not trained."""
         self._network = network
-        frozen = {name: p for name, p in network.named_parameters() if not p.requires_grad}
-        self._fixed = {**frozen, **dict(network.named_buffers())}
+        self._fixed = {**fixed, **dict(network.named_buffers())}
+        self._padding = {
+            f"{name}.weight" if name else "weight": module.padding_idx
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None
+        }
         self.unused: set[str] = set()  # weights without a gradient in the last step
 
     @classmethod
     def of(cls, network: nn.Module, inputs: Tensor) -> Functional | str:
         """The network; why it cannot be computed so, in words, where it cannot.
 
-        inputs: a few examples, to compare with the network itself
+        inputs: a few examples, to compare with the network itself, in outputs and gradients
         """
         kind = type(network).__name__
-        found = cls(network)
-        weights = {
-            name: p.detach().unsqueeze(0).expand(2, *p.shape).clone()
-            for name, p in network.named_parameters()
-            if p.requires_grad
-        }
-        pair = torch.stack([inputs, inputs.flip(0)])
+        weights = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
+        fixed = {name: p.detach() for name, p in network.named_parameters() if not p.requires_grad}
         training = network.training
         network.train()  # in training dropout draws, which vmap refuses: its draws would not be each client's own
         try:
-            with torch.no_grad():
-                together = found.outputs(weights, pair)
+            found = cls(network, fixed)
+            pair = torch.stack([inputs, inputs.flip(0)])
+            with torch.enable_grad():
+                stacked = {name: w.expand(2, *w.shape).clone().requires_grad_() for name, w in weights.items()}
+                together = found.outputs(stacked, pair)
                 alone = torch.stack([network(examples) for examples in pair])
                 single = torch.cat([network(inputs[i : i + 1]) for i in range(len(inputs))])
+                slopes = found.gradients(stacked, together, torch.cos(together.detach()))
+                wanted = [_gradients(network, outputs) for outputs in alone]
         except Exception as error:  # of a user's own code, or of an operation that vmap does not know: any
             return f"{kind} cannot be computed for many clients at once ({str(error).splitlines()[0][:100]})"
         finally:
             network.train(training)
-        if not torch.allclose(together, alone, rtol=1e-4, atol=1e-5):
+        same = [_close(together, alone)]
+        same += [_close(slope, torch.stack([w[name] for w in wanted])) for name, slope in slopes.items()]
+        if not all(same):
             return f"{kind} gives other values when it is computed for many clients at once"
-        if not torch.allclose(alone[0], single, rtol=1e-4, atol=1e-5):
+        if not _close(alone[0], single):
             return f"{kind} mixes the examples of a batch"
         return found
 
@@ -59,9 +66,18 @@ class Functional:
 
         return vmap(one)(weights, inputs)
 
-    def anew(self, network: nn.Module) -> Functional:
-        """One that holds no tensors of clients yet."""
-        return Functional(network)
+    def anew(self, network: nn.Module, fixed: dict[str, Tensor]) -> Functional:
+        """One that holds no tensors of clients yet; `fixed`: the values of weights that are not trained."""
+        return Functional(network, fixed)
+
+    def gradients(self, weights: dict[str, Tensor], outputs: Tensor, slopes: Tensor) -> dict[str, Tensor]:
+        """Each weight's gradient, [k, ...], from the outputs'; weights that had no part have none."""
+        found = torch.autograd.grad(outputs, list(weights.values()), slopes, allow_unused=True)
+        gradients = {name: g for name, g in zip(weights, found, strict=True) if g is not None}
+        for name, row in self._padding.items():
+            if name in gradients:  # vmap leaves out this row for the first client only
+                gradients[name][:, row] = 0.0
+        return gradients
 
     def bind(self, step: Step) -> None:
         """Compute with these weights from now on."""
@@ -74,13 +90,21 @@ class Functional:
             weights = {name: w.detach().requires_grad_() for name, w in step.weights.items()}
             outputs = self.outputs(weights, inputs)
         values, slopes = losses_and_slopes(outputs.detach(), labels, kind)
-        gradients = torch.autograd.grad(
-            outputs, list(weights.values()), slopes * factors.unsqueeze(-1), allow_unused=True
-        )
-        self.unused = {name for name, gradient in zip(weights, gradients, strict=True) if gradient is None}
-        for name, gradient in zip(weights, gradients, strict=True):
-            if gradient is None:
-                step.targets[name].zero_()
-            else:
-                step.targets[name].copy_(gradient)
+        gradients = self.gradients(weights, outputs, slopes * factors.unsqueeze(-1))
+        self.unused = weights.keys() - gradients.keys()
+        for name, gradient in gradients.items():
+            step.targets[name].copy_(gradient)
+        for name in self.unused:
+            step.targets[name].zero_()
         return values
+
+
+def _gradients(network: nn.Module, outputs: Tensor) -> dict[str, Tensor]:
+    """The plain network's gradients, of the same sum."""
+    named = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(outputs, list(named.values()), torch.cos(outputs.detach()), True, allow_unused=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), found, strict=True)}
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    return torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)

@@ -23,9 +23,9 @@ def to_tensor(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def kept_on(array: np.ndarray, device: torch.device) -> Tensor:
-    """A whole data set's features or labels as they are; a copy on a GPU is made once and stays while the array lives."""
-    if device.type == "cpu":
-        return _tensor(array)
+    """A whole data set's features or labels as they are; where a copy is needed, it is made once and stays while they live."""
+    if device.type == "cpu" and array.flags.writeable and array.flags.c_contiguous:
+        return _tensor(array)  # the array's own memory
     key = id(array), str(device)
     if key not in _kept:
         _kept[key] = _tensor(array).to(device)

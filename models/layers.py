@@ -361,11 +361,14 @@ _ELEMENTWISE: dict[type[nn.Module], Callable[[nn.Module], Elementwise]] = {
 
 def layers(network: nn.Module) -> list[Layer] | None:
     """The rules for a network's layers, in order; None where it has a layer without a rule."""
-    if any(not parameter.requires_grad for parameter in network.parameters()):
+    named = list(network.named_parameters(remove_duplicate=False))
+    if len(named) > len(list(network.parameters())) or not all(p.requires_grad for _, p in named):
+        return None  # weights that two layers share, or that are not trained
+    if any(_is_hooked(module) for module in network.modules()) or any(p._backward_hooks for _, p in named):
         return None
     if type(network) is LSTM:
         return _of_lstm(network)
-    if type(network) is not nn.Sequential or _is_hooked(network):
+    if type(network) is not nn.Sequential:
         return None
     if len(list(network.children())) < len(network):
         return None  # a layer used twice has one weight for both
@@ -380,8 +383,6 @@ def layers(network: nn.Module) -> list[Layer] | None:
 
 def _of_module(name: str, module: nn.Module, first: bool) -> Sequence[Layer] | None:
     kind = type(module)
-    if _is_hooked(module):
-        return None
     if kind in _ELEMENTWISE:
         return [_ELEMENTWISE[kind](module)]
     match module:
@@ -393,9 +394,9 @@ def _of_module(name: str, module: nn.Module, first: bool) -> Sequence[Layer] | N
             return [PReLU(name)]
         case nn.LayerNorm() if kind is nn.LayerNorm and len(module.normalized_shape) == 1 and module.bias is not None:
             return [LayerNorm(name, module.normalized_shape[0], module.eps)]
-        case nn.Dropout() if kind is nn.Dropout:
+        case nn.Dropout() if kind is nn.Dropout and module.p < 1:
             return [Dropout(module.p)] if module.p > 0 else []
-        case PooledWords() if first:
+        case PooledWords() if kind is PooledWords and first:
             table = WordTable(name)
             return [table, Pool(table, module.pooling)]
     return None
@@ -416,6 +417,5 @@ def _of_lstm(network: LSTM) -> list[Layer] | None:
 
 def _is_hooked(module: nn.Module) -> bool:
     """Whether calling the module does more than its `forward`: hooks, parametrizations."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks) or hasattr(
-        module, "parametrizations"
-    )
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or hasattr(module, "parametrizations")

@@ -19,7 +19,7 @@ from fedveil.core.errors import SettingsError
 from fedveil.core.examples import Task
 from fedveil.core.experiment import Model
 from fedveil.core.randomness import Stream, torch_random
-from fedveil.models.words import PooledWords, Words, pool, trim
+from fedveil.models.words import PADDING, PooledWords, Words, pool, trim
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -164,7 +164,9 @@ def example(task: Task) -> Tensor:
     """Three different examples, made up, to try a network on: [3, *task.shape]."""
     numbers = torch.arange(3 * math.prod(task.shape)).reshape(3, *task.shape)
     if task.kind == "text":
-        return numbers % (task.vocabulary_size - 1) + 1  # no padding
+        numbers = numbers % (task.vocabulary_size - 1) + 1
+        numbers[2, (task.shape[0] + 1) // 2 :] = PADDING  # behind the words of the last
+        return numbers
     return torch.frac(numbers * 0.618034)  # spread over [0, 1)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedveil.core.errors import DataError, SettingsError
+from fedveil.core.errors import DataError, SettingsError, TrainingError
 from fedveil.core.examples import Examples, Task
 from fedveil.core.experiment import Training
 from fedveil.core.randomness import Stream, torch_random
@@ -76,17 +77,18 @@ def train_clients(
 
     A client's result does not depend on the others, but for the last bits where they are computed together; where a GPU
     has no room for all at once, they are computed in smaller parts. A loss that is not finite is returned as it is.
-    Raises DataError for a client without examples or with unknown labels, or `parameters` of another network.
+    Raises DataError for a client without examples or with unknown labels, or `parameters` of another network; TrainingError
+    where a GPU has no room for a single client.
     """
     weights.check_fit(network, parameters)
     mu = settings.proximal_mu if proximal_mu is None else proximal_mu
     for client, stream in zip(clients, streams, strict=True):
         _check_client(client, stream, classes)
     results = into or {name: tensor.new_empty(len(clients), *tensor.shape) for name, tensor in parameters.items()}
-    if together is None:
-        losses, steps = _one_by_one(network, parameters, results, clients, settings, learning_rate, streams, mu)
-    else:
-        losses, steps = _together(together, network, parameters, results, clients, settings, learning_rate, streams, mu)
+    common = (network, parameters, results, clients, settings, learning_rate, streams, mu)
+    with weights.kept(network):
+        network.train()
+        losses, steps = _one_by_one(*common) if together is None else _together(together, *common)
     return Trained(results, losses, np.array([len(client) for client in clients], dtype=np.int64), steps)
 
 
@@ -103,11 +105,9 @@ def _one_by_one(
     losses, steps = np.zeros(len(clients)), np.zeros(len(clients), dtype=np.int64)
     for name, tensor in parameters.items():
         results[name].copy_(tensor)
-    with weights.kept(network):
-        network.train()
-        for k, (client, stream) in enumerate(zip(clients, streams, strict=True)):
-            own = {name: tensor[k] for name, tensor in results.items()}
-            losses[k], steps[k] = _train(network, own, client, settings, learning_rate, stream, mu)
+    for k, (client, stream) in enumerate(zip(clients, streams, strict=True)):
+        own = {name: tensor[k] for name, tensor in results.items()}
+        losses[k], steps[k] = _train(network, own, client, settings, learning_rate, stream, mu)
     return losses, steps
 
 
@@ -122,42 +122,47 @@ def _together(
     streams: Sequence[Stream],
     mu: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sort clients by their steps and train them at once, or in halves where memory does not suffice."""
+    """Sort clients by their steps and train them at once, or in halves where a GPU has no room for all."""
     sizes = [len(client) for client in clients]
-    order = sorted(
-        range(len(clients)), key=lambda k: (-steps_of(sizes[k], settings), -batch_size_of(sizes[k], settings))
-    )
-    sorted_already = order == list(range(len(clients)))
-    own = results if sorted_already else {name: torch.empty_like(tensor) for name, tensor in results.items()}
-    for name, tensor in parameters.items():
-        own[name].copy_(tensor)
-    some, draws = [clients[k] for k in order], [streams[k] for k in order]
-    try:
-        losses, steps = train_together(how, network, own, some, settings, learning_rate, draws, mu)
-    except torch.OutOfMemoryError:
-        half = len(order) // 2
-        if half == 0:
-            raise
-        own.clear() if not sorted_already else None
-        parts = []
-        for part in (range(half), range(half, len(order))):
-            rows = [order[k] for k in part]
-            place = {name: torch.empty_like(tensor[: len(rows)]) for name, tensor in results.items()}
-            parts.append(
-                _together(
-                    how, network, parameters, place, [clients[k] for k in rows], settings, learning_rate,
-                    [streams[k] for k in rows], mu,
+    everybody = list(range(len(clients)))
+    order = sorted(everybody, key=lambda k: (-steps_of(sizes[k], settings), -batch_size_of(sizes[k], settings)))
+    losses, steps = np.zeros(len(clients)), np.zeros(len(clients), dtype=np.int64)
+    waiting = [order]
+    while waiting:
+        part = waiting.pop()
+        own = (
+            results
+            if part == everybody
+            else {name: t.new_empty(len(part), *t.shape[1:]) for name, t in results.items()}
+        )
+        for name, tensor in parameters.items():
+            own[name].copy_(tensor)
+        some, draws = [clients[k] for k in part], [streams[k] for k in part]
+        done = _where_it_fits(how, network, own, some, settings, learning_rate, draws, mu)
+        if done is None:
+            if len(part) == 1:
+                raise TrainingError(
+                    f"client {draws[0].client}: training it alone needs more memory than the GPU has free"
                 )
-            )  # fmt: skip
+            waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+            continue
+        losses[part], steps[part] = done
+        if own is not results:
             for name, tensor in results.items():
-                tensor[rows] = place[name]
-        own, losses, steps = results, np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-        sorted_already = True
-    back = np.argsort(order)
-    if not sorted_already:
-        for name, tensor in results.items():
-            torch.index_select(own[name], 0, torch.from_numpy(back).to(tensor.device), out=tensor)
-    return losses[back], steps[back]
+                tensor[part] = own[name]
+    return losses, steps
+
+
+def _where_it_fits(*arguments: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """`train_together`, or None where a GPU has no room; what it had taken is free again when this returns."""
+    try:
+        return train_together(*arguments)
+    except torch.OutOfMemoryError:
+        return None
+    except RuntimeError as error:
+        if "ALLOC_FAILED" not in str(error):  # cuBLAS's own words for it
+            raise
+        return None
 
 
 def _check_client(client: Examples, stream: Stream, classes: int) -> None:
@@ -192,7 +197,7 @@ def _train(
     augmentation = stream.generator("augmentation") if augments(settings) else None
     total = torch.zeros((), dtype=torch.float64, device=device)
     seen = steps = 0
-    with torch_random(stream, "dropout"):
+    with torch_random(stream, "dropout", cuda=device.type == "cuda"):
         for batch in _batches(len(client), settings, stream, device):
             chosen = inputs.index_select(0, batch)
             if augmentation is not None:

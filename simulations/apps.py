@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
@@ -133,7 +134,7 @@ def _seeded(seed: int | None) -> Iterator[None]:
         return
     if not 0 <= seed < 2**63:
         raise SettingsError(f"seed = {seed}: must be a whole number from 0 to 2^63 - 1")
-    with global_random(Stream(seed), "app"), torch_random(Stream(seed), "app"):
+    with global_random(Stream(seed), "app"), torch_random(Stream(seed), "app", cuda=torch.cuda.is_available()):
         yield
 
 

@@ -6,6 +6,7 @@ together, cut into jobs by a rule that does not know the workers, and answered w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -36,15 +37,20 @@ class CohortGrid(InProcessGrid):
         """`watch` is told how many of the messages at hand are done."""
         super().__init__(app, place.experiment.data.clients, run_config, watch=watch)
         self._place, self._workers, self._show = place, workers, watch
+        self._row = 0  # of the results that the next client's weights go to
         self._numbers_in_model = sum(parameter.numel() for parameter in place.network.parameters())
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Train or evaluate the clients of the messages; raise as `Workers.run` does."""
-        messages = list(messages)
+        messages = self._number(messages)
         groups: dict[tuple[int, str], list[int]] = {}
         for i, message in enumerate(messages):
             groups.setdefault((id(message.content), message.metadata.message_type), []).append(i)
         replies: dict[int, Message] = {}
+        rows = sum(message.metadata.message_type == MessageType.TRAIN for message in messages)
+        if rows:
+            self._workers.make_room(rows)
+        self._row = 0
         for (_, kind), members in groups.items():
             some = [messages[i] for i in members]
             answer = {MessageType.TRAIN: self._train, MessageType.EVALUATE: self._evaluate}.get(kind)
@@ -63,7 +69,7 @@ class CohortGrid(InProcessGrid):
                 Job(
                     [int(k) for k in clients[chunk]],
                     int(config[ROUND]),
-                    len(order),
+                    self._row + len(order),
                     float(config["learning-rate"]),
                     config.get("proximal-mu"),
                     bool(config.get("report-global-loss", False)),
@@ -74,10 +80,10 @@ class CohortGrid(InProcessGrid):
         for job, outcome in self._workers.run(arrays, jobs):
             assert job.first is not None
             for j in range(len(job.clients)):
-                row = job.first + j
-                weights = {name: rows[row] for name, rows in self._workers.results.items()}
-                replies[order[row]] = training_reply(
-                    messages[order[row]],
+                weights = {name: rows[job.first + j] for name, rows in self._workers.results.items()}
+                i = order[job.first + j - self._row]
+                replies[i] = training_reply(
+                    messages[i],
                     job.clients[j],
                     weights,
                     float(outcome.loss[j]),  # type: ignore[index]
@@ -87,6 +93,7 @@ class CohortGrid(InProcessGrid):
                     outcome.seconds / len(job.clients),
                 )
             self._show(before + len(replies), total)
+        self._row += len(messages)
         return [replies[i] for i in range(len(messages))]
 
     def _cut(self, clients: np.ndarray) -> list[np.ndarray]:
@@ -94,7 +101,9 @@ class CohortGrid(InProcessGrid):
         if self._place.experiment.engine != "batched":
             return np.split(np.arange(len(clients)), len(clients))
         sizes = self._place.federated.sizes(clients)
-        return cut(sizes, self._place.experiment.training, self._numbers_in_model, self._place.device)
+        shape = self._place.federated.dataset.task.shape
+        settings, device = self._place.experiment.training, self._place.device
+        return cut(sizes, settings, self._numbers_in_model, math.prod(shape), device)
 
     def _evaluate(self, messages: Sequence[Message], before: int, total: int) -> Iterable[Message]:
         arrays, config = _open(messages[0].content)

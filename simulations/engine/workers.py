@@ -25,7 +25,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from fedveil.client.work import Workplace, score, train
-from fedveil.core.errors import FedveilError, Interrupted, TrainingError
+from fedveil.core.errors import DataError, FedveilError, Interrupted, SettingsError, TrainingError
 from fedveil.models.evaluation import Scores
 from fedveil.models.parameters import from_numpy
 from fedveil.simulations.engine.grid import where
@@ -73,7 +73,7 @@ class Workers:
     """Runs jobs here, or in `number` processes where that is more than one.
 
     results: the weights clients made, each [rows, ...]; row `job.first + i` is the i-th client's of a job. They are
-        overwritten by later jobs, but not while somebody holds one of their arrays: see `run`.
+        overwritten by later jobs, but not while somebody holds one of their arrays: see `make_room`.
     """
 
     def __init__(
@@ -88,37 +88,53 @@ class Workers:
 
     def _begin(self) -> None:
         shared = self._number > 1
+        self._froze = gc.get_freeze_count() == 0
         given, self._flat = (_memory(self._shapes, rows, shared) for rows in (1, self._rows))
         self._given = {name: flat.reshape(self._shapes[name]) for name, flat in given.items()}
         self.results = {name: flat.reshape(self._rows, *self._shapes[name]) for name, flat in self._flat.items()}
         self._unheld = self._references()
         gc.collect()
-        gc.freeze()  # what is here now need not be looked through again, nor be copied by the processes
+        if self._froze:
+            gc.freeze()  # what is here now need not be looked through again, nor be copied by the processes
         if not shared:
             return
         fork = multiprocessing.get_context("fork")
-        for _ in range(self._number):
-            here, there = fork.Pipe()
-            arguments = (self._place, self._given, self.results, there, [*self._pipes, here])
-            process = fork.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
-            there.close()
-            self._pipes.append(here)
-            self._processes.append(process)
+        try:
+            for _ in range(self._number):
+                here, there = fork.Pipe()
+                self._pipes.append(here)
+                arguments = (self._place, self._given, self.results, there, list(self._pipes))
+                process = fork.Process(target=_serve, args=arguments, daemon=True)
+                process.start()
+                self._processes.append(process)
+                there.close()
+        except BaseException:
+            self.close()
+            raise
+
+    def make_room(self, rows: int) -> None:
+        """Be ready for jobs whose results take so many rows, from row 0.
+
+        Where somebody still holds weights of earlier jobs, a strategy that remembers updates say, new memory is taken.
+        """
+        if self._references() > self._unheld:
+            gc.collect()  # Flower's records refer to themselves, so that they stay until they are looked for
+        if rows > self._rows or self._references() > self._unheld:
+            self.close()
+            self._rows = max(rows, self._rows)
+            self._begin()
 
     def run(self, given: Mapping[str, np.ndarray], jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
         """Run jobs on the model `given`, and yield each as it ends, in any order.
 
-        Where somebody still holds weights of earlier jobs, a strategy that remembers updates say, new memory is taken
-        for these. Raises Interrupted when asked to stop; TrainingError where a client or a worker fails.
+        Raises Interrupted when asked to stop; TrainingError where a client or a worker fails; DataError where `given` is not a
+        model of the clients' network.
         """
-        rows = max((job.first + len(job.clients) for job in jobs if job.first is not None), default=0)
-        if rows and self._references() > self._unheld:
-            gc.collect()  # Flower's records refer to themselves, so that they stay until they are looked for
-        if rows > self._rows or (rows and self._references() > self._unheld):
-            self.close()
-            self._rows = max(rows, self._rows)
-            self._begin()
+        found = {name: array.shape for name, array in given.items()}
+        if found != self._shapes:
+            raise DataError(
+                f"the strategy sent weights of another network: {found}, and the clients' has {self._shapes}"
+            )
         for name, array in given.items():
             self._given[name][...] = array
         if not self._pipes:
@@ -168,7 +184,8 @@ class Workers:
 
     def close(self) -> None:
         """End the worker processes, whatever they do."""
-        gc.unfreeze()
+        if self._froze:
+            gc.unfreeze()
         for process in self._processes:
             process.terminate()
         for process in self._processes:
@@ -181,9 +198,15 @@ class Workers:
 def _memory(shapes: Mapping[str, tuple[int, ...]], rows: int, shared: bool) -> Arrays:
     """float32 memory for rows of each shape; `shared` with processes that are forked later, and gone with the last."""
     sizes = {name: rows * math.prod(shape) for name, shape in shapes.items()}
-    if not shared:
-        return {name: np.empty(size, np.float32) for name, size in sizes.items()}
-    return {name: np.frombuffer(mmap.mmap(-1, max(4 * size, 1)), np.float32, size) for name, size in sizes.items()}
+    try:
+        if not shared:
+            return {name: np.empty(size, np.float32) for name, size in sizes.items()}
+        return {name: np.frombuffer(mmap.mmap(-1, max(4 * size, 1)), np.float32, size) for name, size in sizes.items()}
+    except (MemoryError, OSError):
+        raise SettingsError(
+            f"the weights of a cohort of {rows:,} take {4 * sum(sizes.values()) / 1e9:,.1f} GB, which this machine does not have; "
+            "take a smaller federation.cohort or a smaller network"
+        ) from None
 
 
 def _serve(place: Workplace, given: Arrays, results: Arrays, pipe: Connection, others: Sequence[Connection]) -> None:

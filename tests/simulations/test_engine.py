@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from fedveil.client.work import workplace
-from fedveil.core.errors import Interrupted, SettingsError, TrainingError
+from fedveil.core.errors import DataError, Interrupted, SettingsError, TrainingError
 from fedveil.core.experiment import Experiment
+from fedveil.core.messages import from_arrays, to_arrays
 from fedveil.models.parameters import get, to_numpy
 from fedveil.server.federation import prepare, resolve
 from fedveil.simulations.engine.choice import choose
+from fedveil.simulations.engine.cohort import CohortGrid
 from fedveil.simulations.engine.workers import Job, Workers
 from fedveil.simulations.run import run
 
@@ -189,11 +193,13 @@ def test_weights_that_somebody_holds_are_not_overwritten(place, number) -> None:
         name = next(iter(like))
         kept = workers.results[name][4]
         before = kept.copy()
+        workers.make_room(6)
         list(workers.run(like, jobs(rate=0.7)))
         np.testing.assert_array_equal(kept, before)
         assert (workers.results[name][4] != before).any()
         del kept
         memory = workers.results[name]
+        workers.make_room(6)
         list(workers.run(like, jobs(rate=0.3)))
         assert workers.results[name] is memory
     finally:
@@ -204,6 +210,7 @@ def test_a_larger_cohort_than_was_foreseen_gets_its_memory(place) -> None:
     like = to_numpy(get(place.network))
     workers = Workers(place, like, 2, 2, lambda: False)
     try:
+        workers.make_room(6)
         assert sum(len(job.clients) for job, _ in workers.run(like, jobs())) == 6
         assert len(next(iter(workers.results.values()))) == 6
     finally:
@@ -306,3 +313,103 @@ def test_a_network_of_ones_own_in_batches_is_what_it_is_one_by_one(monkeypatch, 
     for name, weight in alone.model.state_dict().items():
         torch.testing.assert_close(together.model.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
     assert isinstance(together.model, nn.Sequential)
+
+
+class Personal(FedAvg):
+    """Sends every client a model of its own, as personalised strategies do."""
+
+    def configure_train(self, server_round, arrays, config, grid):
+        found = []
+        for message in super().configure_train(server_round, arrays, config, grid):
+            node = message.metadata.dst_node_id
+            own = to_arrays({key: value + np.float32(node * 1e-3) for key, value in from_arrays(arrays).items()})
+            content = RecordDict({"arrays": own, "config": message.content["config"]})
+            found.append(Message(content, dst_node_id=node, message_type="train"))
+        return found
+
+
+def personal(_experiment, shared):
+    return Personal(**shared)
+
+
+@pytest.mark.parametrize("engine", ["batched", "processes"])
+def test_a_model_for_each_client_trains_as_it_does_one_by_one(engine, monkeypatch, tmp_path) -> None:
+    monkeypatch.setitem(sys.modules, "tests_remembering", sys.modules[__name__])
+    begun = []
+    real = Workers._begin
+    monkeypatch.setattr(Workers, "_begin", lambda self: (begun.append(1), real(self)))
+    settings = {"federation__strategy": "tests_remembering:personal"}
+    alone = run(small(engine="sequential", **settings), out=tmp_path / "alone")
+    found = run(small(engine=engine, workers=2, **settings), out=tmp_path / engine)
+    for name, weight in alone.model.state_dict().items():
+        torch.testing.assert_close(found.model.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
+    assert len(begun) == 1
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_model_of_another_network_is_refused(place, number) -> None:
+    like = to_numpy(get(place.network))
+    workers = Workers(place, like, 6, number, lambda: False)
+    try:
+        for wrong in (
+            {name: like[name] for name in list(like)[1:]},
+            like | {next(iter(like)): np.zeros((1, 1), np.float32)},
+        ):
+            with pytest.raises(DataError, match="the strategy sent weights of another network"):
+                list(workers.run(wrong, jobs()))
+    finally:
+        workers.close()
+
+
+def test_pushed_messages_are_pulled_by_their_ids(place) -> None:
+    like = to_numpy(get(place.network))
+    workers = Workers(place, like, 4, 1, lambda: False)
+    try:
+        grid = CohortGrid(place, workers, {"experiment": place.experiment.toml()})
+        config = ConfigRecord({"learning-rate": 0.1, "server-round": 1})
+        content = RecordDict({"arrays": to_arrays(like), "config": config})
+        ids = grid.push_messages([Message(content, dst_node_id=node, message_type="train") for node in (1, 2, 3, 4)])
+        replies = list(grid.pull_messages(ids))
+        assert [reply.metadata.reply_to_message_id for reply in replies] == ids
+        assert len(set(ids)) == 4
+    finally:
+        workers.close()
+
+
+def test_a_cohort_that_memory_cannot_hold_is_said(place, monkeypatch) -> None:
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(np, "empty", full)
+    with pytest.raises(SettingsError, match=r"the weights of a cohort of 1,000,000 take 68.9 GB.*federation.cohort"):
+        Workers(place, to_numpy(get(place.network)), 1_000_000, 1, lambda: False)
+
+
+def test_a_worker_that_cannot_start_leaves_none_behind(place, monkeypatch) -> None:
+    process = multiprocessing.get_context("fork").Process
+    real, started = process.start, []
+
+    def fails_on_the_second(self):
+        if started:
+            raise OSError("no more processes")
+        real(self)
+        started.append(self)
+
+    monkeypatch.setattr(process, "start", fails_on_the_second)
+    with pytest.raises(OSError, match="no more processes"):
+        Workers(place, to_numpy(get(place.network)), 2, 3, lambda: False)
+    assert not started[0].is_alive()
+    assert gc.get_freeze_count() == 0
+
+
+def test_computing_on_the_cpu_touches_no_gpu(monkeypatch, tmp_path) -> None:
+    """A process that has touched one cannot fork workers that do."""
+
+    def touched(*_, **__):
+        raise AssertionError("a GPU was touched")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("device_count", "manual_seed_all", "get_rng_state", "set_rng_state", "current_device"):
+        monkeypatch.setattr(torch.cuda, name, touched)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", touched)
+    run(small(engine="processes", workers=2), out=tmp_path / "run")
