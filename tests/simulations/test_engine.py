@@ -377,10 +377,14 @@ def test_pushed_messages_are_pulled_by_their_ids(place) -> None:
 
 
 def test_a_cohort_that_memory_cannot_hold_is_said(place, monkeypatch) -> None:
-    def full(*_):
-        raise MemoryError
+    real = np.empty
 
-    monkeypatch.setattr(np, "empty", full)
+    def limited(size, *others):
+        if size > 10**9:
+            raise MemoryError
+        return real(size, *others)
+
+    monkeypatch.setattr(np, "empty", limited)
     with pytest.raises(SettingsError, match=r"the weights of a cohort of 1,000,000 take 68.9 GB.*federation.cohort"):
         Workers(place, to_numpy(get(place.network)), 1_000_000, 1, lambda: False)
 
