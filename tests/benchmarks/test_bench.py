@@ -70,6 +70,7 @@ def row(name: str, peers: bool) -> dict:
         "model_sha256": "ab" * 32, "engine": "sequential", "bare_ms_per_client": 1.0, "bare_ms_per_client_range": [1.0, 1.0],
         "bare_first_round_s": 1.0, "bare_variant": "by hand", "bare_version": "2", "times_bare": 2.0,
         "floor_ms_per_client": 0.5, "gflops": 100.0, "notes": [], "stages_ms": dict.fromkeys(NAMES, 0.25),
+        "variants": {"bare autograd": [4.0, 3.0, 5.0]} if peers else {},
     }  # fmt: skip
     for peer in ("flower", "pfl"):
         found |= {
@@ -92,10 +93,15 @@ def test_the_page_gets_its_figures_and_keeps_its_words(tmp_path) -> None:
     report.write_section(page, "jobs", text)  # again: replaced, not added
     written = page.read_text()
     assert (
-        written.count("| j1 | 2 [1.5 to 2.5] | 1 [1 to 1] (by hand) | 2.00 | 0.5 | 20 [19 to 21] (2 workers) | 10.0x |")
+        written.count(
+            "| j1 | 2 [1.5 to 2.5] | 1 [1 to 1] (by hand) | 2.00 | 4 | 0.50 | 0.5 | 20 [19 to 21] (2 workers) | 10.0x |"
+        )
         == 1
     )
-    assert "| j2 | 2 [1.5 to 2.5] | 1 [1 to 1] (by hand) | 2.00 | 0.5 | not measured |  | not measured |  |" in written
+    assert (
+        "| j2 | 2 [1.5 to 2.5] | 1 [1 to 1] (by hand) | 2.00 |  |  | 0.5 | not measured |  | not measured |  |"
+        in written
+    )
     assert "- flower: not measured" in written
     assert "old" not in written
     assert all(word in written for word in ("before\n", "\nbetween\n", "\nafter\n", "<!-- growth -->"))

@@ -203,7 +203,7 @@ def test_an_app_of_flowers_older_interface_runs(tmp_path) -> None:
                 return float(parameters[0][0]), 1, {}
 
         def end(number, parameters, config):
-            print("model", number, parameters[0].tolist())
+            print("model", number, [round(value, 9) for value in parameters[0].tolist()])  # summed in any order
 
         client = ClientApp(client_fn=lambda context: Client(context.node_config["partition-id"]).to_client())
 
