@@ -35,6 +35,11 @@ from zlib import crc32
 from fedveil.core.errors import FedveilError, SettingsError
 from fedveil.core.experiment import Experiment
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 TABLES = ("metrics.csv", "clients.csv", "ledger.csv")
 CARRIED = 2**17  # bytes of rows that a checkpoint carries, before it is cheaper to flush the tables
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -113,6 +118,37 @@ def newest(path: Path) -> Path:
 
 def _previous(path: Path) -> Path:
     return path.with_name(f"previous-{path.name}")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the one process that writes the record in `folder`; raise SettingsError where another one does.
+
+    The system lets go of the folder when the process ends, however it ends. Systems without such locks go unguarded.
+    """
+    if fcntl is None:
+        yield
+        return
+    path = folder / ".lock"
+    with _named(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.read(descriptor, 32).decode("ascii", "replace") or "unknown"
+            raise SettingsError(
+                f"{folder}: another process (pid {owner}) is writing this run; wait for it to end, or stop it"
+            ) from None
+        try:
+            with _named(path):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, str(os.getpid()).encode())
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
 
 
 class Record:

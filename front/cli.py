@@ -72,7 +72,7 @@ def run(
     ] = None,
     assignments: Assignments = None,
     seed: Annotated[int | None, typer.Option(help="of every random choice; same seed, same bytes")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu (auto is cpu) or cuda")] = None,
     engine: Annotated[str | None, typer.Option(help="auto, batched, sequential, processes or ray")] = None,
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="processes that compute; changes the time and nothing else")
@@ -122,7 +122,8 @@ def run(
 
         if preset or assignments or seed is not None or device or engine or out:
             raise SettingsError(
-                "--resume: goes on with the run in that folder and its settings; it takes no preset, no settings and no --out"
+                "--resume: goes on with the run in that folder and its own settings; of the others only --workers, --data-dir, "
+                "--json and --quiet go with it"
             )
         experiment = resumable(resume).override({"workers": workers})
     else:

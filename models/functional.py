@@ -46,7 +46,7 @@ class Functional:
                 slopes = found.gradients(stacked, together, torch.cos(together.detach()))
                 wanted = [_gradients(network, outputs) for outputs in alone]
         except Exception as error:  # of a user's own code, or of an operation that vmap does not know: any
-            return f"{kind} cannot be computed for many clients at once ({str(error).splitlines()[0][:100]})"
+            return f"{kind} cannot be computed for many clients at once: {_reason(error)}"
         finally:
             network.train(training)
         same = [_close(together, alone)]
@@ -104,6 +104,16 @@ def _gradients(network: nn.Module, outputs: Tensor) -> dict[str, Tensor]:
     named = {name: p for name, p in network.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(outputs, list(named.values()), torch.cos(outputs.detach()), True, allow_unused=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), found, strict=True)}
+
+
+def _reason(error: Exception) -> str:
+    """What stood in the way, in a user's words where PyTorch's speak of its own options."""
+    text = str(error)
+    if "random" in text:
+        return "it draws random numbers; dropout as a layer of a torch.nn.Sequential of known layers can be"
+    if ".item()" in text or "data-dependent control flow" in text:
+        return "it branches on a value, or calls .item()"
+    return (text.splitlines() or [type(error).__name__])[0]
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:

@@ -167,7 +167,8 @@ def load(app: AppFolder, reference: str, kind: type[App]) -> App:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             raise SettingsError(f"{place}: '{reference}': there is no module '{error.name}' in {app.folder}") from None
         raise SettingsError(
-            f"--app {app.folder}: the app needs the module '{error.name}', which is not installed{where(error, app.folder)}"
+            f"--app {app.folder}: the app needs the module '{error.name}', which is not installed{where(error, app.folder)}; "
+            f"install it with {sys.executable} -m pip install"
         ) from None
     except (Exception, SystemExit) as error:
         raise FedveilError(f"importing '{module}' failed: {reason(error, app.folder)}") from error

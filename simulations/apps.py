@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -33,6 +33,8 @@ from fedveil.simulations.app_folder import (
 from fedveil.simulations.display import megabytes
 from fedveil.simulations.engine.grid import RUN_ID, InProcessGrid
 
+PATIENCE = 5  # questions, and seconds, after which an app that asks for nodes and sends nothing waits in vain
+
 
 class AppGrid(InProcessGrid):
     """Runs foreign clients as Flower's runtimes do: each on copies of its own, a failure answered by an error.
@@ -44,15 +46,41 @@ class AppGrid(InProcessGrid):
         super().__init__(app, clients, config)
         self.messages = self.failures = self.bytes_down = self.bytes_up = 0
         self._folder = folder
+        self._asked: dict[str, int] = {}  # messages by kind, and those of them that failed
+        self._failed: dict[str, int] = {}
+        self._waiting: tuple[int, float] = (
+            0,
+            0.0,
+        )  # questions for nodes since the last message, and the first one's time
         self._turn = Lock()  # Flower's older strategies send from several threads
 
+    def get_node_ids(self) -> Iterable[int]:
+        """Node ids, by partition; raise FedveilError where the app only waits for more of them, as none will come."""
+        asked, since = self._waiting
+        now = time.monotonic()
+        self._waiting = (asked + 1, since if asked else now)
+        if asked >= PATIENCE and now - since > PATIENCE:
+            raise FedveilError(
+                f"the app's server waits for more clients, and there are {self._clients}; give it more with --clients, or lower "
+                "the least number that its strategy asks for"
+            )
+        return super().get_node_ids()
+
+    def lost(self) -> str | None:
+        """The kind of message that no client answered properly; None where there is none."""
+        return next((kind for kind, asked in self._asked.items() if self._failed.get(kind) == asked), None)
+
     def _run_client(self, message: Message) -> Message:
+        kind = message.metadata.message_type
         with self._turn:
+            self._waiting = (0, 0.0)
+            self._asked[kind] = self._asked.get(kind, 0) + 1
             self.messages += 1
             self.bytes_down += wire_bytes(message.content)
             reply = self._answer(message)
             if reply.has_error():
                 self.failures += 1
+                self._failed[kind] = self._failed.get(kind, 0) + 1
                 client = message.metadata.dst_node_id - 1
                 print(f"client {client} failed: {reply.error.reason}", file=sys.stderr, flush=True)
             else:
@@ -100,8 +128,10 @@ def run_app(
             server = load(app, app.server, ServerApp)
             grid = AppGrid(load(app, app.client, ClientApp), count, config, app.folder)
             _serve(app, server, grid, config)
+        if kind := grid.lost():
+            raise FedveilError(f"no client answered a '{kind}' message without an error; the reasons are above")
     except KeyboardInterrupt:
-        raise Interrupted("the app was stopped; what it wrote itself is kept, and --app cannot resume it") from None
+        raise Interrupted("what the app wrote is kept; the run of an app cannot be resumed") from None
     return {
         "app": str(app.folder),
         "clients": count,

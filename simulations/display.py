@@ -97,7 +97,7 @@ def describe(federation: Federation, engine: str) -> str:
         f"{len(data.task.classes)} classes; {e.data.partition} over {e.data.clients:,} clients "
         f"of {least:,} to {most:,} examples\n"
         f"model    {e.model.name}, {parameters:,} parameters; {e.federation.strategy}, "
-        f"{e.federation.cohort:,} clients a round, {e.federation.rounds} rounds; seed {e.seed}\n"
+        f"{e.federation.cohort:,} clients a round, {count(e.federation.rounds, 'round')}; seed {e.seed}\n"
         f"engine   {e.engine} on {federation.device.type}, {engine}"
     )
 
@@ -118,6 +118,11 @@ def scores_line(row: Row, state: State) -> str:
     return "  ".join(words)
 
 
+def count(number: int, noun: str) -> str:
+    """`1 round`, `2 rounds`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def megabytes(count: int) -> str:
     """A number of bytes as MB (10^6)."""
     return f"{count / 1e6:,.1f} MB"
@@ -126,7 +131,10 @@ def megabytes(count: int) -> str:
 def summary_text(result: Result) -> str:
     """What a person reads at the end of a run."""
     s = result.summary
-    lines = [f"done     {s['rounds']} rounds in {s['seconds']:.1f} s" + (f": {s['stopped']}" if s["stopped"] else "")]
+    lines = [
+        f"done     {count(s['rounds'], 'round')} in {s['seconds']:.1f} s"
+        + (f": {s['stopped']}" if s["stopped"] else "")
+    ]
     for part in ("test", "validation"):
         names = ("accuracy", "loss", "precision", "recall", "f1", "auc")
         scores = [(name, s.get(f"{part}_{name}")) for name in names]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -19,7 +20,7 @@ from fedveil.client.app import app
 from fedveil.client.work import forget, workplace
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
 from fedveil.core.experiment import Experiment, known_keys, resumable
-from fedveil.core.record import Record
+from fedveil.core.record import Record, alone
 from fedveil.models.parameters import from_numpy, load
 from fedveil.server.checkpoint import begun, load_state, put_back
 from fedveil.server.federation import Federation, federate, prepare, resolve
@@ -70,15 +71,29 @@ def run(
     >>> float(result.metrics.test_accuracy.iloc[-1]) > 0.9
     True
     """
+    if resume is not None and out is not None:
+        raise SettingsError("a resumed run goes on in its own folder; give either `resume` or `out`")
+    if resume is None:
+        return _run(resolve(experiment), None, out, display, command)
+    folder = Path(resume)
+    recorded = _resumed(experiment, folder)
+    with alone(folder):
+        return _run(recorded, Record(folder), None, display, command)
+
+
+def _run(
+    experiment: Experiment,
+    earlier: Record | None,
+    out: str | Path | None,
+    display: Display | None,
+    command: Sequence[str],
+) -> Result:
+    """Run an experiment that is resolved; `earlier`: the record to go on with, which this process alone writes."""
     import pandas as pd
 
     from fedveil.simulations.plots import draw
 
-    if resume is not None and out is not None:
-        raise SettingsError("a resumed run goes on in its own folder; give either `resume` or `out`")
-    experiment = resolve(experiment) if resume is None else _resumed(experiment, Path(resume))
     forget()
-    earlier = Record(Path(resume)) if resume is not None else None
     goes_on = earlier is not None and begun(earlier)
     with _quiet_flower():
         federation = prepare(experiment, earlier if goes_on else None)
@@ -87,11 +102,12 @@ def run(
     record = earlier or Record.create(federation.experiment, out, command)
     show = display or Display(None)
     try:
-        if goes_on:
-            put_back(record, federation.state)
-        with _quiet_flower(), _stop_on_interrupt() as stopped:
-            _compute(federation, record, show, why, stopped.is_set)
-        draw(federation, record)
+        with nullcontext() if earlier else alone(record.folder):
+            if goes_on:
+                put_back(record, federation.state)
+            with _quiet_flower(), _stop_on_interrupt() as stopped:
+                _compute(federation, record, show, why, stopped.is_set)
+            draw(federation, record)
     except (Interrupted, KeyboardInterrupt):
         done = _rounds_kept(record)
         raise Interrupted(
@@ -101,10 +117,11 @@ def run(
     except OSError as error:
         if record.folder not in Path(error.filename or "").parents:
             raise  # not of the record's making
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise FedveilError(
             f"{error.filename} cannot be written: {error.strerror or error}\n"
             f"  rounds up to {_rounds_kept(record)} are kept in {record.folder}\n"
-            f"  make room, and go on with: fedveil run --resume {record.folder}"
+            f"  {'make room, and ' if full else ''}go on with: fedveil run --resume {record.folder}"
         ) from error
     finally:
         forget()
@@ -124,7 +141,7 @@ def _compute(federation: Federation, record: Record, show: Display, why: str, st
     """Run the rounds that are left on the experiment's engine."""
     experiment = federation.experiment
     if experiment.engine == "ray":
-        with show.live(federation, record, f"Flower's simulation runtime: {why}"):
+        with show.live(federation, record, f"Flower's simulation runtime, which takes several seconds to start: {why}"):
             asked = experiment.workers
             run_on_ray(federation, record, show.round_done, asked, stop=stop, client_done=show.client_done)
         return
@@ -205,19 +222,21 @@ def _quiet_flower() -> Iterator[None]:
 
 @contextmanager
 def _stop_on_interrupt() -> Iterator[threading.Event]:
-    """The first Ctrl-C asks the run to stop after the message in flight; the second stops it at once."""
+    """The first Ctrl-C, or SIGTERM as batch systems send it, asks the run to stop; the second stops it at once."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped  # signals reach the main thread only
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(_signal: int, _frame: Any) -> None:
+    def ask(number: int, _frame: Any) -> None:
         stopped.set()
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before[signal.Signals(number)])
 
-    signal.signal(signal.SIGINT, ask)
+    for number in before:
+        signal.signal(number, ask)
     try:
         yield stopped
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -13,6 +13,8 @@ from fedveil.server.federation import Federation
 from fedveil.simulations.engine.ray import check_ray
 from fedveil.simulations.engine.workers import can_fork
 
+ASKED = "as its settings say"
+
 
 def choose(federation: Federation) -> tuple[str, str]:
     """The engine to use, and why, in words; raise SettingsError where the one asked for cannot be used.
@@ -24,22 +26,22 @@ def choose(federation: Federation) -> tuple[str, str]:
     asked = experiment.engine
     if asked == "ray":
         check_ray(experiment.workers)
-        return asked, "as asked"
+        return asked, ASKED
     workers = count_workers(experiment, device)
     if asked in ("sequential", "processes"):
-        return asked, "as asked"
+        return asked, ASKED
     how = batched(federation.network, example(federation.federated.dataset.task).to(federation.device))
     if asked == "batched":
         if isinstance(how, str):
             raise SettingsError(f"engine = 'batched': {how}; use engine = 'processes' or 'sequential'")
-        return asked, "as asked"
+        return asked, ASKED
     one_by_one = "processes" if workers > 1 else "sequential"
     if isinstance(how, str):
         return one_by_one, how
     if device == "cuda":
         return "batched", "a GPU trains many clients in the time of one"
     if isinstance(how, Chain) and not any(isinstance(rule, Recurrent) for rule in layers(federation.network) or ()):
-        return "batched", "its layers train faster all clients at once"
+        return "batched", "dense layers train faster with all clients at once"
     kind = "an LSTM trains" if isinstance(how, Chain) else "layers of your own train"
     return one_by_one, f"on a CPU {kind} as fast one by one"
 

@@ -19,6 +19,7 @@ from flwr.app import ConfigRecord, Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
+from joblib import cpu_count
 
 from fedveil.client.app import app
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError, TrainingError
@@ -39,6 +40,8 @@ def check_ray(workers: int | None) -> None:
         raise SettingsError(
             "engine = 'ray': needs Ray, which is not installed here: pip install 'fedveil[ray]'; or use engine = 'auto'"
         )
+    if workers is not None and workers > cpu_count():
+        raise SettingsError(f"workers = {workers}: this machine has {cpu_count()} processors for Ray to use")
     if workers is not None and "RAY_ADDRESS" in os.environ:
         raise SettingsError(
             f"workers = {workers}: has no effect with RAY_ADDRESS set; the cluster there says how many processors it has"

@@ -388,3 +388,29 @@ def test_options_that_do_not_fit_an_app_are_refused(tmp_path) -> None:
     assert answer.returncode == 2
     assert "--clients 4: only with --app; use --set data.clients=4" in answer.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_app_that_waits_for_more_clients_than_there_are_is_ended(tmp_path) -> None:
+    answer = fedveil(
+        "--app", PLAIN, "--clients", 1, "--quiet", "--set", f"output={tmp_path / 'out.json'}", cwd=tmp_path
+    )
+    assert answer.returncode == 1
+    assert "the app's server waits for more clients, and there are 1; give it more with --clients" in answer.stderr
+
+
+def test_an_app_of_which_every_client_fails_is_a_failure(tmp_path) -> None:
+    app = make_app(tmp_path / "app", """
+        @client.train()
+        def train(message, context):
+            raise ValueError("never")
+
+        @server.main()
+        def main(grid, context):
+            messages = [Message(RecordDict(), dst_node_id=node, message_type="train") for node in grid.get_node_ids()]
+            print(len(list(grid.send_and_receive(messages))), "replies")
+    """)  # fmt: skip
+    answer = fedveil("--app", app, "--clients", 2, cwd=tmp_path)
+    assert answer.returncode == 1
+    assert "2 replies" in answer.stdout
+    assert answer.stderr.count("failed: ValueError: never") == 2
+    assert "no client answered a 'train' message without an error; the reasons are above" in answer.stderr

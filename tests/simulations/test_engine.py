@@ -74,8 +74,8 @@ def test_one_by_one_is_the_same_in_any_process_and_all_at_once_agrees_to_roundin
 @pytest.mark.parametrize(
     ("settings", "engine", "why"),
     [
-        ({}, "batched", "its layers"),
-        ({"workers": 1}, "batched", "its layers"),
+        ({}, "batched", "dense layers"),
+        ({"workers": 1}, "batched", "dense layers"),
         ({"model.name": "tests_networks:convolution", "workers": 2}, "processes", "layers of your own"),
         ({"model.name": "tests_networks:convolution", "workers": 1}, "sequential", "layers of your own"),
         ({"model.name": "tests_networks:branching", "workers": 2}, "processes", "cannot be computed for many"),
@@ -417,3 +417,39 @@ def test_computing_on_the_cpu_touches_no_gpu(monkeypatch, tmp_path) -> None:
         monkeypatch.setattr(torch.cuda, name, touched)
     monkeypatch.setattr(torch.cuda, "_lazy_init", touched)
     run(small(engine="processes", workers=2), out=tmp_path / "run")
+
+
+def wait_for_rounds(folder: Path, number: int) -> None:
+    deadline = time.monotonic() + 60
+    metrics = folder / "metrics.csv"
+    while not (metrics.exists() and metrics.read_text().count("\n") > number + 1) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def long_run(tmp_path):
+    """A run of the command line that goes on for minutes."""
+    words = ["run", "digits", "--quiet", "--out", str(tmp_path / "run"), "--set", "federation.rounds=100000"]
+    process = subprocess.Popen([sys.executable, "-m", "fedveil", *words], stderr=subprocess.PIPE, text=True)
+    wait_for_rounds(tmp_path / "run", 1)
+    yield process, tmp_path / "run"
+    process.kill()
+    process.wait()
+
+
+def test_a_run_that_still_goes_on_cannot_be_resumed_beside_itself(long_run) -> None:
+    process, folder = long_run
+    words = [sys.executable, "-m", "fedveil", "run", "--resume", str(folder)]
+    answer = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode == 2
+    assert f"another process (pid {process.pid}) is writing this run; wait for it to end, or stop it" in answer.stderr
+    assert process.poll() is None
+
+
+def test_sigterm_stops_a_run_as_ctrl_c_does(long_run) -> None:
+    process, folder = long_run
+    process.terminate()
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"go on with: fedveil run --resume {folder}" in said
+    assert not (folder / ".lock").exists()
