@@ -78,6 +78,7 @@ def draw(rows: list[Measures], path: Path) -> None:
             other = "population" if grows == "cohort" else "cohort"
             axes.set_title(f"{other} {points[0][other]:,}", fontsize=9, loc="left")
             axes.set_xlabel(f"{grows}, clients")
-            axes.legend(fontsize=8)
+            if grows == "cohort":
+                axes.legend(fontsize=8)
         path.parent.mkdir(exist_ok=True)
         figure.savefig(path)

@@ -52,7 +52,9 @@ def table(rows: Sequence[Measures], notes: Sequence[str]) -> RenderableType:
     speed = Table(title="ms a client, whole rounds", title_justify="left", box=None, pad_edge=False)
     other = Table(title="first round done, s", title_justify="left", box=None, pad_edge=False)
     for i, heading in enumerate(HEADINGS):
-        speed.add_column(heading, justify="left" if i == 0 else "right")
+        speed.add_column(
+            heading.replace("FedVeil / ", "ours/").replace(" / FedVeil", "/ours"), justify="left" if i == 0 else "right"
+        )
     for i, heading in enumerate(("job", "FedVeil", *PEERS, "memory, MB", "engine", "model")):
         other.add_column(heading, justify="left" if i in (0, 5, 6) else "right")
     for row in rows:

@@ -360,7 +360,7 @@ def test_a_folder_that_is_no_app_is_refused(pyproject, module, message, tmp_path
         ("return [][1]", 1, "the app's server failed: IndexError: list index out of range"),
         ("raise SystemExit(4)", 1, "the app's server ended with exit code 4"),
         ("raise SystemExit(0)", 0, ""),
-        ("raise KeyboardInterrupt", 130, "the app was stopped"),
+        ("raise KeyboardInterrupt", 130, "what the app wrote is kept"),
     ],
 )
 def test_how_an_app_that_fails_ends(statement, code, message, tmp_path) -> None:
