@@ -40,12 +40,12 @@ def check_ray(workers: int | None) -> None:
         raise SettingsError(
             "engine = 'ray': needs Ray, which is not installed here: pip install 'fedveil[ray]'; or use engine = 'auto'"
         )
-    if workers is not None and workers > cpu_count():
-        raise SettingsError(f"workers = {workers}: this machine has {cpu_count()} processors for Ray to use")
     if workers is not None and "RAY_ADDRESS" in os.environ:
         raise SettingsError(
             f"workers = {workers}: has no effect with RAY_ADDRESS set; the cluster there says how many processors it has"
         )
+    if workers is not None and workers > cpu_count():
+        raise SettingsError(f"workers = {workers}: this machine has {cpu_count()} processors for Ray to use")
 
 
 def run_on_ray(

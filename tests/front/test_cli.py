@@ -145,7 +145,7 @@ BAD_SETTINGS = [
     (["run", "--data-dir", "nowhere"], "is not a folder"),
     (["run", "--set", "privacy.protection=mine:secret"], "no protection is called 'mine:secret'"),
     (["run", "--set", "model.name=nowhere:factory"], "cannot be loaded (ModuleNotFoundError"),
-    (["run", "digits", "--resume", "nowhere"], "takes no preset"),
+    (["run", "digits", "--resume", "nowhere"], "of the others only --workers"),
     (["data", "show", "--out", "picture.foo"], "must end in .png"),
     (["list", "model"], "did you mean 'models'"),
     (["data", "fetch", "mnits"], "did you mean 'mnist'"),

@@ -17,7 +17,7 @@ from fedveil import Experiment, run
 from fedveil.core.errors import Interrupted, SettingsError, TrainingError
 from fedveil.core.record import Record
 from fedveil.server.federation import Federation, prepare, resolve
-from fedveil.simulations.engine.ray import run_on_ray
+from fedveil.simulations.engine.ray import check_ray, run_on_ray
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra fedveil[ray]")
 
@@ -119,3 +119,9 @@ def test_workers_are_refused_where_a_cluster_is_named(tmp_path, monkeypatch) -> 
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(SettingsError, match="workers = 3: has no effect with RAY_ADDRESS set"):
         run_on_ray(federation, record, lambda _row, _state: None, 3)
+
+
+def test_more_workers_than_this_machine_has_processors_are_refused(monkeypatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(SettingsError, match=r"workers = 9999: this machine has \d+ processors"):
+        check_ray(9999)
