@@ -172,9 +172,9 @@ class Record:
             else:
                 folder.mkdir(parents=True)
         except FileExistsError:
-            raise SettingsError(
-                f"--out {folder}: exists already; name another folder (or --resume {folder} to go on with that run)"
-            ) from None
+            resumable = (folder / "experiment.toml").is_file()
+            hint = f" (or --resume {folder} to go on with that run)" if resumable else ""
+            raise SettingsError(f"--out {folder}: exists already; name another folder{hint}") from None
         except OSError as error:
             raise _refusal(folder, error) from None
         record = cls(folder)

@@ -10,6 +10,7 @@ Shapes: k clients, b examples each in this step (padded), t words. Texts are com
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -46,7 +47,7 @@ class Step:
             target.copy_(gradient)
 
 
-class Layer:
+class Layer(ABC):
     """One layer for k clients; `forward` keeps what `backward` needs until the next `forward`."""
 
     weighted = True  # has weights to train
@@ -56,13 +57,13 @@ class Layer:
         """Compute with these weights from now on; called again where other clients go on."""
         self.step = step
 
+    @abstractmethod
     def forward(self, inputs: Tensor) -> Tensor:
         """The outputs [k, b, ...] of inputs [k, b, ...]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(self, gradient: Tensor, first: bool) -> Tensor:
         """Hand over the weights' gradients; return the inputs' (of the `first` with weights: anything, nobody reads it)."""
-        raise NotImplementedError
 
 
 @dataclass

@@ -85,30 +85,20 @@ def train_clients(
     for client, stream in zip(clients, streams, strict=True):
         _check_client(client, stream, classes)
     results = into or {name: tensor.new_empty(len(clients), *tensor.shape) for name, tensor in parameters.items()}
-    common = (network, parameters, results, clients, settings, learning_rate, streams, mu)
+    losses, steps = np.zeros(len(clients)), np.zeros(len(clients), dtype=np.int64)
     with weights.kept(network):
         network.train()
-        losses, steps = _one_by_one(*common) if together is None else _together(together, *common)
+        if together is not None:
+            losses, steps = _together(
+                together, network, parameters, results, clients, settings, learning_rate, streams, mu
+            )
+        else:
+            for name, tensor in parameters.items():
+                results[name].copy_(tensor)
+            for k, (client, stream) in enumerate(zip(clients, streams, strict=True)):
+                own = {name: tensor[k] for name, tensor in results.items()}
+                losses[k], steps[k] = _train(network, own, client, settings, learning_rate, stream, mu)
     return Trained(results, losses, np.array([len(client) for client in clients], dtype=np.int64), steps)
-
-
-def _one_by_one(
-    network: nn.Module,
-    parameters: dict[str, Tensor],
-    results: dict[str, Tensor],
-    clients: Sequence[Examples],
-    settings: Training,
-    learning_rate: float,
-    streams: Sequence[Stream],
-    mu: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    losses, steps = np.zeros(len(clients)), np.zeros(len(clients), dtype=np.int64)
-    for name, tensor in parameters.items():
-        results[name].copy_(tensor)
-    for k, (client, stream) in enumerate(zip(clients, streams, strict=True)):
-        own = {name: tensor[k] for name, tensor in results.items()}
-        losses[k], steps[k] = _train(network, own, client, settings, learning_rate, stream, mu)
-    return losses, steps
 
 
 def _together(

@@ -188,10 +188,10 @@ class Workers:
             gc.unfreeze()
         for process in self._processes:
             process.terminate()
+        for pipe in self._pipes:
+            pipe.close()  # ends one that was too young to hear of its end
         for process in self._processes:
             process.join()
-        for pipe in self._pipes:
-            pipe.close()
         self._processes, self._pipes = [], []
 
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,50 +25,6 @@ strategy = "fedavgm"
 [evaluation]
 federated = true
 """
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
-@pytest.fixture
-def superlink(tmp_path):
-    """A SuperLink of this test's own, in simulation mode; gone at the end with all it started."""
-    port, folder = free_port(), Path(sys.executable).parent
-    home = tmp_path / "flower"
-    home.mkdir()
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "test"\n[superlink.test]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-    )
-    environment = {
-        **os.environ, "FLWR_HOME": str(home), "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-        "RAY_TMPDIR": "/tmp", "FLWR_DISABLE_UPDATE_CHECK": "1",
-    }  # fmt: skip
-    command = [
-        "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1",
-        "--port", str(port), "--control-api-address", f"127.0.0.1:{free_port()}", "--disable-runtime-dependency-installation",
-    ]  # fmt: skip
-    with (tmp_path / "superlink.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            deadline = time.monotonic() + 60
-            while time.monotonic() < deadline:
-                with socket.socket() as client:
-                    if client.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
-            yield environment
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
 
 
 def test_flwr_run_gives_the_bytes_of_clients_one_by_one_in_process(superlink, tmp_path) -> None:
