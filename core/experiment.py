@@ -157,6 +157,24 @@ class Privacy(Section):
     """`[privacy]`: how updates are protected on their way."""
 
     protection: str = Field("none", description="see `fedveil list protections`")
+    profile: Literal["fast", "conservative", "exact-small", "own"] | None = Field(
+        None, description="ckks: fast (the default), conservative or own; bfv: exact-small (the default) or own"
+    )
+    range: Positive = Field(
+        6.0, description="ckks, bfv, secagg: weights are clipped to this distance from zero; public, not a privacy bound"
+    )
+    min_clients: Annotated[int, Field(ge=3)] = Field(
+        3, description="ckks, bfv, secagg: no aggregate of fewer clients is made or used"
+    )
+    degree: Literal[2048, 4096, 8192, 16384, 32768] = Field(4096, description="profile own: degree of the ring, N")
+    primes: Annotated[
+        tuple[Annotated[int, Field(ge=30, le=60)], Annotated[int, Field(ge=30, le=60)]], Field(strict=False)
+    ] = Field((40, 60), description="profile own: bits of the modulus that travels, and of SEAL's special prime")
+    plain_bits: Annotated[int, Field(ge=0, le=59)] = Field(45, description="profile own, bfv: bits of the plain modulus")
+    drop_outs: Fraction = Field(0.3, description="secagg: share of a cohort that may drop out in a round")
+    colluders: Fraction = Field(
+        0.3, description="secagg: share of the clients that may collude with the server, and learn nothing more"
+    )
 
 
 class Communication(Section):

@@ -1,0 +1,1 @@
+"""What may be seen: numbers on a grid, homomorphic encryption, secure aggregation, and keys. Knows no Flower."""

@@ -1,0 +1,112 @@
+"""Weights as whole numbers on a public grid, and back: what every protection adds up.
+
+A client sends q_k = round(clip(w_k) * n_k / n_ref / step). The sum of q_k is the next model up to a known factor:
+sum_k n_k w_k / sum_k n_k = step * sum_k q_k / (sum_k n_k / n_ref). It depends on the clients' weights alone, whatever
+noise a scheme adds on the way, as long as that is less than half a step: the published model then says no more
+than the plain one (Li and Micciancio 2021, section 1: what is published must not hold the noise of an encryption).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+
+import numpy as np
+
+from fedveil.core.errors import ProtectionError
+
+Parameters = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tensors a vector of weights is made of: names and shapes, in order."""
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, np.ndarray]) -> Layout:
+        """The layout of parameters by name, in their order."""
+        return cls(tuple((name, tuple(value.shape)) for name, value in parameters.items()))
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers in each tensor."""
+        return tuple(int(np.prod(shape, dtype=np.int64)) for _, shape in self.shapes)
+
+    @property
+    def size(self) -> int:
+        """Numbers in the whole vector."""
+        return sum(self.sizes)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """16 bytes that differ where names, order or shapes do."""
+        return sha256(repr(self.shapes).encode()).digest()[:16]
+
+    def tensor_at(self, position: int) -> str:
+        """The name of the tensor that a position of the vector belongs to."""
+        ends = np.cumsum(self.sizes)
+        return self.shapes[int(np.searchsorted(ends, position, side="right"))][0]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The public numbers that weights are rounded to: multiples of 2^-bits within `limit` (an absolute value)."""
+
+    limit: float
+    bits: int
+
+    @property
+    def step(self) -> float:
+        """The distance of neighbouring numbers, 2^-bits."""
+        return float(2.0**-self.bits)
+
+    @property
+    def most(self) -> int:
+        """`limit` in steps: no sum of examples may be larger, as counts travel in steps too."""
+        return int(self.limit / self.step)
+
+
+def flatten(parameters: Mapping[str, np.ndarray]) -> np.ndarray:
+    """All tensors one after another: float32 [size]."""
+    return np.concatenate([np.asarray(value, np.float32).reshape(-1) for value in parameters.values()])
+
+
+def unflatten(vector: np.ndarray, layout: Layout) -> Parameters:
+    """The tensors of a vector [layout.size], as views of it."""
+    pieces = np.split(vector, np.cumsum(layout.sizes)[:-1])
+    return {name: piece.reshape(shape) for (name, shape), piece in zip(layout.shapes, pieces, strict=True)}
+
+
+def quantize(vector: np.ndarray, examples: int, reference: int, grid: Grid, layout: Layout) -> tuple[np.ndarray, int]:
+    """round(clip(w) * examples / reference / step), int64 [size], and how many numbers were clipped.
+
+    vector: float32 [size]; examples: n_k; reference: n_ref, the announced total of the cohort
+    Raise ProtectionError, naming the tensor, where a number is not finite; and where `examples` is no share of `reference`.
+    """
+    if not 0 < examples <= reference:
+        raise ProtectionError(
+            f"{examples:,} training examples are no share of the {reference:,} that the server announced for the cohort"
+        )
+    wide = vector.astype(np.float64)
+    largest = float(np.abs(wide).max(initial=0.0))
+    if not np.isfinite(largest):
+        bad = int(np.flatnonzero(~np.isfinite(vector))[0])
+        raise ProtectionError(f"{layout.tensor_at(bad)} holds a number that is not finite ({vector[bad]})")
+    clipped = 0
+    if largest > grid.limit:
+        clipped = int(np.count_nonzero(np.abs(wide) > grid.limit))
+        np.clip(wide, -grid.limit, grid.limit, out=wide)
+    wide *= examples / reference / grid.step
+    return np.rint(wide, out=wide).astype(np.int64), clipped
+
+
+def dequantize(total: np.ndarray, examples: int, reference: int, grid: Grid) -> np.ndarray:
+    """step * total / (examples / reference), float32 [size]: the weighted mean that `total` is the sum of.
+
+    total: whole numbers [size], the sum of what `quantize` gave; examples: the sum of n_k of the clients in it
+    """
+    return np.asarray(total * (grid.step / (examples / reference)), np.float32)
