@@ -19,7 +19,7 @@ from fedveil.benchmarks.memory import peak_mb
 from fedveil.benchmarks.stages import NAMES, StageClock
 from fedveil.core.experiment import Experiment
 from fedveil.server.checkpoint import State
-from fedveil.server.rounds import Row
+from fedveil.server.exchange import Row
 from fedveil.simulations.display import Display
 from fedveil.simulations.run import run
 

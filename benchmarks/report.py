@@ -85,15 +85,15 @@ def jobs_section(rows: Sequence[Measures], notes: Sequence[str], around: Measure
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}; the median of {repeats} runs, least to most in "
         f"brackets. Engines that `auto` picked, or that were asked for: {engines}.",
         "",
-        *_markdown(HEADINGS, [_cells(row, spread=True) for row in rows]),
+        *markdown(HEADINGS, [_cells(row, spread=True) for row in rows]),
         "",
         "The first round done, in seconds from the start of the process, and the most memory FedVeil took:",
         "",
-        *_markdown(("job", "FedVeil", *PEERS, "memory, MB", "engine"), [_starts(row) for row in rows]),
+        *markdown(("job", "FedVeil", *PEERS, "memory, MB", "engine"), [_starts(row) for row in rows]),
         "",
         "Where FedVeil's time goes, in milliseconds a client, from a run of its own with a clock around each stage:",
         "",
-        *_markdown(("job", *NAMES), [[row["job"], *(f"{row['stages_ms'][name]:.3f}" for name in NAMES)] for row in rows]),
+        *markdown(("job", *NAMES), [[row["job"], *(f"{row['stages_ms'][name]:.3f}" for name in NAMES)] for row in rows]),
     ]  # fmt: skip
     said = _notes(rows, notes)
     return "\n".join([*lines, *(["", *(f"- {note}" for note in said)] if said else [])])
@@ -108,7 +108,7 @@ def growth_section(rows: Sequence[Measures], around: Measures) -> str:
         "",
         f"![Time and memory by cohort and by population]({PICTURE})",
         "",
-        *_markdown(headings, [_point(row) for row in rows]),
+        *markdown(headings, [_point(row) for row in rows]),
     ])  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def _cells(row: Measures, *, spread: bool = False) -> list[str]:
             return "not measured"
         least, most = row[f"{prefix}ms_per_client_range"]
         more = f" ({row[f'{prefix}variant']})" if prefix else ""
-        return _short(value) + (f" [{_short(least)} to {_short(most)}]{more}" if spread else "")
+        return short(value) + (f" [{short(least)} to {short(most)}]{more}" if spread else "")
 
     def times(key: str) -> str:
         return "" if row[key] is None else f"{row[key]:.1f}x"
@@ -151,8 +151,8 @@ def _cells(row: Measures, *, spread: bool = False) -> list[str]:
     usual = statistics.median(row["variants"].get("bare autograd", [0.0]))
     return [
         row["job"], time(""), time("bare_"), f"{row['times_bare']:.2f}",
-        _short(usual) if usual else "", f"{row['ms_per_client'] / usual:.2f}" if usual else "",
-        _short(row["floor_ms_per_client"]), time("flower_"), times("flower_speedup"), time("pfl_"), times("pfl_speedup"),
+        short(usual) if usual else "", f"{row['ms_per_client'] / usual:.2f}" if usual else "",
+        short(row["floor_ms_per_client"]), time("flower_"), times("flower_speedup"), time("pfl_"), times("pfl_speedup"),
     ]  # fmt: skip
 
 
@@ -168,12 +168,12 @@ def _starts(row: Measures) -> list[str]:
 
 def _point(row: Measures) -> list[str]:
     return [
-        f"{row['population']:,}", f"{row['cohort']:,}", _short(row["ms_per_round"]), _short(row["ms_per_client"]),
+        f"{row['population']:,}", f"{row['cohort']:,}", short(row["ms_per_round"]), short(row["ms_per_client"]),
         f"{row['first_round_s']:.1f}", f"{row['memory_mb']:,.0f}", row["engine"],
     ]  # fmt: skip
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Three digits that count, without an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
@@ -186,5 +186,6 @@ def _peer_versions(rows: Sequence[Measures]) -> dict[str, Any]:
     return {f"{peer} (peer)": row[f"{peer}_version"] for row in rows for peer in PEERS if row[f"{peer}_version"]}
 
 
-def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines."""
     return [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedveil.core.errors import SettingsError
+from fedveil.client.masked import MaskedSide, masked_side
+from fedveil.client.protect import LatticeSide, Witness, lattice_side
+from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.examples import Task
-from fedveil.core.experiment import Experiment
+from fedveil.core.experiment import LATTICES, Experiment
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import Federated, load
 from fedveil.models.batched import Chain, batched
@@ -22,6 +26,8 @@ from fedveil.models.functional import Functional
 from fedveil.models.networks import build, example
 from fedveil.models.parameters import from_numpy
 from fedveil.models.training import Trained, train_clients
+from fedveil.privacy.keys import find_client_key
+from fedveil.privacy.packing import Layout
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Workplace:
     federated: Federated
     network: nn.Module
     device: torch.device
+    keys: str = ""
 
     @cached_property
     def together(self) -> Chain | Functional | None:
@@ -43,17 +50,55 @@ class Workplace:
             raise SettingsError(f"engine = 'batched': {how}; use engine = 'processes' or 'sequential'")
         return how
 
+    @property
+    def layout(self) -> Layout:
+        """The tensors of the network's weights."""
+        return Layout(tuple((name, tuple(value.shape)) for name, value in self.network.named_parameters()))
 
-def workplace(settings: str) -> Workplace:
-    """The workplace for an experiment, given as TOML text or a preset's name."""
+    def lattice(self, client: int) -> LatticeSide | None:
+        """How a client encrypts and decrypts; None where the experiment's models are no ciphertexts."""
+        if self.experiment.privacy.protection not in LATTICES:
+            return None
+        if not self.keys:
+            raise ProtectionError(
+                f"privacy.protection = '{self.experiment.privacy.protection}': the client needs client.key, and no folder of keys "
+                "is named; name it in the node's configuration: keys = 'DIR'"
+            )
+        return lattice_side(self.experiment, self.layout, find_client_key(Path(self.keys), client))
+
+    @property
+    def masked(self) -> MaskedSide:
+        """How clients of this process mask their updates."""
+        return masked_side(self.experiment, self.layout)
+
+
+def workplace(settings: str, keys: str = "") -> Workplace:
+    """The workplace for an experiment, given as TOML text or a preset's name; `keys`: the folder with clients' keys."""
     experiment = _experiment(settings)
     federated = load(experiment.data, experiment.seed)  # kept by `load`, which notices other data
-    return Workplace(experiment, federated, *_network(settings, federated.dataset.task))
+    return Workplace(experiment, federated, *_network(settings, federated.dataset.task), keys)
 
 
 def forget() -> None:
     """Make the next workplace anew: another run in this process may mean another network by the same name."""
     _network.cache_clear()
+    lattice_side.cache_clear()
+    masked_side.cache_clear()
+
+
+@contextmanager
+def witnessed(place: Workplace, witness: Witness | None) -> Iterator[None]:
+    """While a simulation computes clients one by one in this process, let `witness` see what they make."""
+    protection = place.experiment.privacy.protection
+    if witness is None or protection == "none":
+        yield
+        return
+    watchers = place.masked.witnesses if protection == "secagg" else place.lattice(0).witnesses  # type: ignore[union-attr]
+    watchers.append(witness)
+    try:
+        yield
+    finally:
+        watchers.remove(witness)
 
 
 @lru_cache(maxsize=2)

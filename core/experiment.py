@@ -6,7 +6,7 @@ Everything a user can choose stands here, with its unit and its range; below thi
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -161,7 +161,8 @@ class Privacy(Section):
         None, description="ckks: fast (the default), conservative or own; bfv: exact-small (the default) or own"
     )
     range: Positive = Field(
-        6.0, description="ckks, bfv, secagg: weights are clipped to this distance from zero; public, not a privacy bound"
+        6.0,
+        description="ckks, bfv, secagg: weights are clipped to this distance from zero; public, not a privacy bound",
     )
     min_clients: Annotated[int, Field(ge=3)] = Field(
         3, description="ckks, bfv, secagg: no aggregate of fewer clients is made or used"
@@ -170,7 +171,9 @@ class Privacy(Section):
     primes: Annotated[
         tuple[Annotated[int, Field(ge=30, le=60)], Annotated[int, Field(ge=30, le=60)]], Field(strict=False)
     ] = Field((40, 60), description="profile own: bits of the modulus that travels, and of SEAL's special prime")
-    plain_bits: Annotated[int, Field(ge=0, le=59)] = Field(45, description="profile own, bfv: bits of the plain modulus")
+    plain_bits: Annotated[int, Field(ge=0, le=59)] = Field(
+        45, description="profile own, bfv: bits of the plain modulus"
+    )
     drop_outs: Fraction = Field(0.3, description="secagg: share of a cohort that may drop out in a round")
     colluders: Fraction = Field(
         0.3, description="secagg: share of the clients that may collude with the server, and learn nothing more"
@@ -366,6 +369,9 @@ _WORDS = {
 }
 
 
+LATTICES = ("ckks", "bfv")  # the model itself is a ciphertext
+PROTECTED = (*LATTICES, "secagg")
+
 # What a setting needs another one to be, to have an effect.
 _NEEDS = {
     "data.partition_alpha": ("data.partition", ("dirichlet",)),
@@ -392,7 +398,20 @@ _NEEDS = {
     "federation.trim_fraction": ("federation.strategy", ("fedtrimmedavg",)),
     "federation.malicious": ("federation.strategy", ("krum", "multikrum", "bulyan")),
     "federation.selected": ("federation.strategy", ("multikrum",)),
+    "privacy.profile": ("privacy.protection", LATTICES),
+    "privacy.range": ("privacy.protection", PROTECTED),
+    "privacy.min_clients": ("privacy.protection", PROTECTED),
+    "privacy.degree": ("privacy.profile", ("own",)),
+    "privacy.primes": ("privacy.profile", ("own",)),
+    "privacy.plain_bits": ("privacy.protection", ("bfv",)),
+    "privacy.drop_outs": ("privacy.protection", ("secagg",)),
+    "privacy.colluders": ("privacy.protection", ("secagg",)),
 }
+
+# What a protection can compute on: sums of ciphertexts alone, or any rule of the mean, which secure aggregation opens.
+_LINEAR = ("fedavg", "fedprox")
+_OF_THE_MEAN = (*_LINEAR, "fedavgm", "fedadam", "fedyogi", "fedadagrad")
+_PROFILES = {"ckks": ("fast", "conservative", "own"), "bfv": ("exact-small", "own")}
 
 
 def _check_effect(experiment: Experiment, settings: Mapping[str, Any]) -> None:
@@ -403,11 +422,16 @@ def _check_effect(experiment: Experiment, settings: Mapping[str, Any]) -> None:
         other, words = _NEEDS[key]
         section, name = other.split(".")
         found = getattr(getattr(experiment, section), name)
-        if found not in words and ":" not in found:
+        if found not in words and ":" not in (found or ""):
             wanted = " or ".join(f"'{word}'" for word in words)
             raise SettingsError(
-                f"{key} = {value!r}: has no effect with {other} = '{found}'; it needs {other} = {wanted}"
+                f"{key} = {value!r}: has no effect with {other} = {found!r}; it needs {other} = {wanted}"
             )
+    if settings.get("privacy.plain_bits") is not None and experiment.privacy.profile != "own":
+        raise SettingsError(
+            f"privacy.plain_bits = {settings['privacy.plain_bits']}: has no effect with privacy.profile = "
+            f"{experiment.privacy.profile!r}; it needs privacy.profile = 'own'"
+        )
     for key in ("data.synthetic_beta", "data.synthetic_rule"):
         if settings.get(key) is not None and experiment.data.partition == "iid":
             raise SettingsError(
@@ -483,6 +507,7 @@ def _check_combinations(e: Experiment) -> None:
         e.data.dataset == "own" and e.data.path is None,
         "data.path: data.dataset = 'own' needs the path of a CSV file, an .npz file, or a folder of images",
     )
+    _check_protection(e, refuse)
     made = e.data.dataset == "synthetic"
     refuse(
         made and e.data.partition not in ("iid", "natural"),
@@ -493,4 +518,43 @@ def _check_combinations(e: Experiment) -> None:
         made and e.data.min_examples > e.data.examples_per_client,
         f"data.min_examples = {e.data.min_examples}: larger than the average, data.examples_per_client = "
         f"{e.data.examples_per_client}",
+    )
+
+
+def _check_protection(e: Experiment, refuse: Callable[[bool, str], None]) -> None:
+    """Refuse what cannot work on sums of protected updates."""
+    protection, strategy = e.privacy.protection, e.federation.strategy
+    if protection not in PROTECTED:
+        return
+    refuse(
+        e.federation.cohort < e.privacy.min_clients,
+        f"federation.cohort = {e.federation.cohort}: an aggregate of fewer than privacy.min_clients = "
+        f"{e.privacy.min_clients} says too much about each of them; {protection} needs a larger cohort",
+    )
+    able = _LINEAR if protection in LATTICES else _OF_THE_MEAN
+    why = {
+        "fedmedian": "a median compares updates, and the server sees only their sum",
+        "fedtrimmedavg": "a trimmed mean compares updates, and the server sees only their sum",
+        "krum": "Krum compares updates, and the server sees only their sum",
+        "multikrum": "Krum compares updates, and the server sees only their sum",
+        "bulyan": "Bulyan compares updates, and the server sees only their sum",
+        "qfedavg": "q-FedAvg weighs each update by its loss at the server, which sees only their sum",
+        **dict.fromkeys(
+            ("fedavgm", "fedadam", "fedyogi", "fedadagrad"),
+            "it computes with the mean of the weights, which is a ciphertext here; privacy.protection = 'secagg' opens the mean",
+        ),
+    }
+    refuse(
+        strategy not in able,
+        f"federation.strategy = '{strategy}': cannot work with privacy.protection = '{protection}': "
+        f"{why.get(strategy, 'FedVeil cannot know that it needs no more than their sum')}\n  can: {', '.join(able)}",
+    )
+    profile = e.privacy.profile
+    refuse(
+        profile is not None and protection in _PROFILES and profile not in _PROFILES[protection],
+        f"privacy.profile = '{profile}': is none of {protection}'s, which are {', '.join(_PROFILES.get(protection, ()))}",
+    )
+    refuse(
+        protection == "ckks" and profile == "own" and e.privacy.primes[0] < 36,
+        f"privacy.primes = {list(e.privacy.primes)}: the noise leaves no room for weights in a modulus of fewer than 36 bits",
     )

@@ -20,6 +20,12 @@ ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 WEIGHT = "num-examples"  # the key of a client's weight in an average
 CLIENT = "client"  # the number of the partition a client holds: its name in records
 ROUND = "server-round"
+SEALED = "sealed"  # the one array of a protected model or update
+REFERENCE = "reference-examples"  # n_ref: the announced total of a cohort
+RUN = "run"  # 16 bytes that name the run
+ATTEMPT = "attempt"  # at a round of secure aggregation
+INBOX = "inbox"  # what a message of secure aggregation brings for its client alone
+BLOB, CONFIRMATIONS = "blob", "confirmations"  # bytes of its stages
 _NUMPY = "numpy.ndarray"
 
 
@@ -60,6 +66,18 @@ def to_arrays(parameters: Mapping[str, np.ndarray]) -> ArrayRecord:
 def from_arrays(record: ArrayRecord) -> dict[str, np.ndarray]:
     """The arrays of a record by name, in the record's order."""
     return {name: array.numpy() for name, array in record.items()}
+
+
+def to_sealed(blob: bytes, protection: str) -> ArrayRecord:
+    """A protected model or update as an ArrayRecord; `stype` names the encoding, so that any Flower transport carries it."""
+    array = Array(dtype="uint8", shape=(len(blob),), stype=f"fedveil.{protection}", data=blob)
+    return ArrayRecord({SEALED: array})
+
+
+def from_sealed(record: ArrayRecord, protection: str) -> bytes | None:
+    """The bytes of a protected model or update; None where the record is none, or of another protection."""
+    array = record.get(SEALED)
+    return array.data if array is not None and array.stype == f"fedveil.{protection}" else None
 
 
 def wire_bytes(content: RecordDict) -> int:

@@ -93,6 +93,22 @@ PROTECTIONS = Table(
     "protection",
     {
         "none": ("", "updates travel in the clear: the server sees every client's weights, and what they leak"),
+        "ckks": (
+            "fedveil.privacy.lattice:Encryptor",
+            "homomorphic encryption, approximate, snapped to a grid: the server adds ciphertexts and sees no weights, not even "
+            "the mean. All clients share one key: one client that colludes with the server opens everybody's updates. Does not "
+            "hide example counts, losses, or what the mean itself leaks; does not check a server that lies on purpose",
+        ),
+        "bfv": (
+            "fedveil.privacy.lattice:Encryptor",
+            "as ckks, with exact whole numbers and fewer bytes (upload smaller than float32), on a coarser grid",
+        ),
+        "secagg": (
+            "fedveil.privacy.masking:Masker",
+            "secure aggregation (Bonawitz et al. 2017, Bell et al. 2020): masks cancel in the sum. The server, with a set "
+            "share of the clients colluding, learns the mean of the cohort and no single update; clients may drop out. The "
+            "server does see the mean. Does not hide example counts, losses, or what the mean itself leaks",
+        ),
     },
     own=False,
 )

@@ -12,12 +12,12 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedveil.core.experiment import Experiment
+from fedveil.core.experiment import LATTICES, Experiment
 from fedveil.core.record import Record
-from fedveil.server.checkpoint import State
+from fedveil.server.checkpoint import MODEL, SEALED_MODEL, State
+from fedveil.server.exchange import Row
 from fedveil.server.federation import federate, prepare, resolve
 from fedveil.server.nodes import ClientGrid
-from fedveil.server.rounds import Row
 
 app = ServerApp()
 log = logging.getLogger("flwr")
@@ -29,6 +29,9 @@ def main(grid: Grid, context: Context) -> None:
     experiment = resolve(Experiment.find(str(context.run_config["experiment"])))
     experiment = experiment.override({"engine": "sequential", "workers": None})  # what a client does with a message
     federation = prepare(experiment)
+    keys = str(context.run_config.get("keys", ""))
+    # DIR/server on a machine that holds all parties' folders, else the server's own
+    federation.protect(_server_folder(Path(keys)) if keys else None)
     clients = ClientGrid(grid, experiment.data.clients)
     output = str(context.run_config.get("output", ""))
     record = Record.create(experiment, Path(output) if output else None)
@@ -37,6 +40,15 @@ def main(grid: Grid, context: Context) -> None:
         scores = {key: value for key, value in row.items() if value is not None and key != "round"}
         log.info("round %d: %s", row["round"], ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
 
-    federate(federation, clients, record, watch)
-    log.info("model_sha256 %s", record.sha256("model.safetensors"))
+    # the server cannot read a model that is a ciphertext: clients evaluate, and who holds the key opens model.sealed
+    lattices = experiment.privacy.protection in LATTICES
+    evaluate = None if lattices else federation.evaluate
+    federate(federation, clients, record, watch, evaluate=evaluate, warn=log.warning)
+    name = SEALED_MODEL if lattices else MODEL
+    log.info("%s sha256 %s", name, record.sha256(name))
     log.info("record %s", record.folder.resolve())
+
+
+def _server_folder(keys: Path) -> Path:
+    """The server's own folder of keys."""
+    return keys / "server" if (keys / "server").is_dir() else keys

@@ -21,12 +21,14 @@ from safetensors.numpy import load, save
 
 from fedveil.core.errors import SettingsError
 from fedveil.core.experiment import Experiment
-from fedveil.core.messages import from_arrays, to_arrays
+from fedveil.core.messages import SEALED, from_arrays, to_arrays
 from fedveil.core.record import TABLES, Record, Table, newest, write_in_turn
 
 FILE = "checkpoint/state.safetensors"
 FORMAT = 2
 MODEL, BEST = "model.safetensors", "best.safetensors"
+SEALED_MODEL, SEALED_BEST = "model.sealed", "best.sealed"  # of ciphertexts
+STORED_APART = ("parameters", "best_parameters", "pending", "train_losses")  # as arrays
 Parameters = dict[str, np.ndarray]
 # NumPy's names of the kinds of numbers a strategy may keep, and safetensors'
 KINDS = {
@@ -47,6 +49,9 @@ class State:
     stopped: why the run ended before its last round, in words; empty where it did not
     data: digest of a user's own data, which may change between a run and its resumption; empty for others
     bytes_up, bytes_down: of all messages so far; seconds: of all rounds so far
+    run: 16 bytes that name a protected run, in hexadecimal digits
+    costs: of the protection so far: seal_seconds, open_seconds, clipped, largest_error
+    pending, pending_rows: a protected model that was made and is not evaluated yet, and the account of its round
     """
 
     parameters: Parameters
@@ -61,6 +66,10 @@ class State:
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0
+    run: str = ""
+    costs: dict[str, float] = field(default_factory=dict)
+    pending: Parameters = field(default_factory=dict)
+    pending_rows: dict[str, Any] = field(default_factory=dict)
 
 
 def save_state(record: Record, experiment: Experiment, state: State, strategy: Strategy) -> None:
@@ -70,6 +79,7 @@ def save_state(record: Record, experiment: Experiment, state: State, strategy: S
     """
     arrays = {f"model/{k}": v for k, v in state.parameters.items()}
     arrays |= {f"best/{k}": v for k, v in state.best_parameters.items()}
+    arrays |= {f"pending/{k}": v for k, v in state.pending.items()}
     arrays["train_losses"] = np.array(state.train_losses, np.float64)
     kept: dict[str, tuple[str, Any]] = {}
     for attribute, value in vars(strategy).items():
@@ -83,7 +93,7 @@ def save_state(record: Record, experiment: Experiment, state: State, strategy: S
         "strategy": {attribute: pair for attribute, pair in kept.items() if pair[0] != "setting"},
         "order": list(state.parameters),
         "tables": {name: (table.length, table.crc) for name, table in record.tables.items()},
-        **{k: v for k, v in vars(state).items() if k not in ("parameters", "best_parameters", "train_losses")},
+        **{k: v for k, v in vars(state).items() if k not in STORED_APART},
     }
     write_in_turn(record.path(FILE), *_pack(arrays, {"format": str(FORMAT), "fedveil": json.dumps(description)}))
     _write_models(record, state, best=state.best_round == state.round)
@@ -96,15 +106,26 @@ def put_back(record: Record, state: State) -> None:
 
 
 def _write_models(record: Record, state: State, *, best: bool) -> None:
-    """Write model.safetensors and, where asked, best.safetensors; not flushed, since the checkpoint holds them too."""
-    content = _model(state.parameters)
+    """Write model.safetensors and, where asked, best.safetensors; not flushed, since the checkpoint holds them too.
+
+    A model that is a ciphertext goes to files of its own, as it is.
+    """
+    if state.run and state.round == 0:
+        return  # of a protected run, whose first model everybody makes from the seed
+    if SEALED in state.parameters:
+        record.write(SEALED_MODEL, state.parameters[SEALED].data, flush=False)
+        if best and SEALED in state.best_parameters:
+            record.write(SEALED_BEST, state.best_parameters[SEALED].data, flush=False)
+        return
+    content = model_file(state.parameters)
     record.write(MODEL, content, flush=False)
     if best and state.best_parameters:
         same = state.best_parameters is state.parameters
-        record.write(BEST, content if same else _model(state.best_parameters), flush=False)
+        record.write(BEST, content if same else model_file(state.best_parameters), flush=False)
 
 
-def _model(parameters: Parameters) -> bytes:
+def model_file(parameters: Parameters) -> bytes:
+    """Weights as a safetensors file."""
     return save({name: np.asarray(value, order="C") for name, value in parameters.items()})
 
 
@@ -234,6 +255,7 @@ def load_state(record: Record) -> tuple[State, dict[str, Any]]:
     state = State(
         parameters={k: arrays[f"model/{k}"] for k in order},
         best_parameters={k: arrays[f"best/{k}"] for k in order if f"best/{k}" in arrays},
+        pending={k.removeprefix("pending/"): v for k, v in arrays.items() if k.startswith("pending/")},
         train_losses=arrays["train_losses"].tolist(),
         **description,
     )

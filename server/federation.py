@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,8 +29,12 @@ from fedveil.models.evaluation import Scores, evaluate
 from fedveil.models.networks import build
 from fedveil.models.parameters import from_numpy, get, to_numpy
 from fedveil.models.training import check_training
+from fedveil.privacy.packing import Layout
+from fedveil.privacy.plan import make_plan
 from fedveil.server.checkpoint import Parameters, State, load_state, restore, save_state
-from fedveil.server.rounds import Row, run_rounds
+from fedveil.server.exchange import Row
+from fedveil.server.gathering import ServerSide, server_side
+from fedveil.server.rounds import run_rounds
 from fedveil.server.strategies import make
 
 
@@ -42,6 +48,7 @@ class Federation:
     strategy: Strategy
     state: State
     device: torch.device
+    side: ServerSide | None = None
 
     @property
     def binary(self) -> bool:
@@ -52,6 +59,19 @@ class Federation:
         """Scores of a model on the test part of the data set."""
         test, kind = self.federated.dataset.test, self.experiment.training.loss
         return evaluate(self.network, from_numpy(parameters, self.device), test, kind)
+
+    def protect(self, keys: Path | None) -> None:
+        """Take the server's part of the experiment's protection, with server.ctx in the folder `keys` where it needs one.
+
+        Raise SettingsError or ProtectionError where it cannot.
+        """
+        experiment, federated = self.experiment, self.federated
+
+        def sizes(clients: Sequence[int]) -> Sequence[int]:
+            return [int(n) for n in federated.sizes(np.asarray(clients))]
+
+        layout = Layout.of(to_numpy(get(self.network)))
+        self.side = server_side(experiment, layout, bytes.fromhex(self.state.run), sizes, keys)
 
 
 def resolve(experiment: Experiment) -> Experiment:
@@ -66,6 +86,9 @@ def prepare(experiment: Experiment, resume: Record | None = None) -> Federation:
     Raise SettingsError or DataError where it cannot run, or go on.
     """
     device = find_device(experiment.device)
+    protected = experiment.privacy.protection != "none"
+    if protected:
+        make_plan(experiment.privacy, experiment.federation.cohort)
     strategy = make(experiment)
     federated = load(experiment.data, experiment.seed)
     _check_evaluators(experiment, federated)
@@ -74,7 +97,7 @@ def prepare(experiment: Experiment, resume: Record | None = None) -> Federation:
     network = build(task, experiment.model, Stream(experiment.seed)).to(device)
     digest = _digest(federated) if experiment.data.path or ":" in experiment.data.dataset else ""
     if resume is None:
-        state = State(to_numpy(get(network)), data=digest)
+        state = State(to_numpy(get(network)), data=digest, run=os.urandom(16).hex() if protected else "")
     else:
         state, kept = load_state(resume)
         if state.data != digest:
@@ -105,17 +128,25 @@ def _digest(federated: Federated) -> str:
     return found.hexdigest()
 
 
-def federate(federation: Federation, grid: Grid, record: Record, watch: Callable[[Row, State], None]) -> None:
+def federate(
+    federation: Federation,
+    grid: Grid,
+    record: Record,
+    watch: Callable[[Row, State], None],
+    *,
+    evaluate: Callable[[Parameters], Scores] | None,
+    warn: Callable[[str], None] = lambda _text: None,
+    inspect: Callable[[Parameters, Sequence[int]], float] | None = None,
+) -> None:
     """Run the rounds that are left, with one thread, and keep each whole round in the record.
 
-    watch: is shown the row of each round as it enters metrics.csv
-    Raises what `run_rounds` raises.
+    Arguments and errors are those of `run_rounds`.
     """
     with (
         one_thread(),
         threadpool_limits(1, user_api="blas"),
     ):  # the second for NumPy, which some strategies compute with
-        if federation.state.round == 0:
+        if federation.state.round == 0 and not federation.state.pending:
             save_state(record, federation.experiment, federation.state, federation.strategy)
         run_rounds(
             grid,
@@ -123,7 +154,10 @@ def federate(federation: Federation, grid: Grid, record: Record, watch: Callable
             federation.strategy,
             federation.state,
             record,
-            evaluate=federation.evaluate,
+            side=federation.side,
+            evaluate=evaluate,
             binary=federation.binary,
             watch=watch,
+            warn=warn,
+            inspect=inspect,
         )

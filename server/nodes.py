@@ -9,7 +9,7 @@ fewer (Flower's simulation starts two unless it is told otherwise).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 
 from fedveil.core.errors import DeploymentError
 from fedveil.core.messages import CLIENT, CONFIG, METRICS
+from fedveil.server.exchange import answers
 
 
 class ClientGrid(Grid):
@@ -41,6 +42,10 @@ class ClientGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send each message to the node that its client was dealt to, naming the client in its config."""
         return self._grid.send_and_receive([self._address(message) for message in messages], timeout=timeout)
+
+    def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
+        """As `send_and_receive`, each reply as it arrives, with the position of its message."""
+        return answers(self._grid, [self._address(message) for message in messages], timeout)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """As `send_and_receive` sends them."""

@@ -8,41 +8,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import cast
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.app.exception import AppExitException
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedveil.core.errors import TrainingError
+from fedveil.core.errors import ProtectionError, TrainingError
 from fedveil.core.experiment import Experiment
-from fedveil.core.messages import ARRAYS, CLIENT, METRICS, WEIGHT, from_arrays, to_arrays, wire_bytes
+from fedveil.core.messages import ARRAYS, CLIENT, RUN, SEALED, WEIGHT, from_arrays, to_arrays, to_sealed
 from fedveil.core.randomness import Stream, global_random
 from fedveil.core.record import Record
 from fedveil.models.evaluation import Scores
 from fedveil.models.schedules import replay
 from fedveil.server.checkpoint import Parameters, State, save_state
+from fedveil.server.exchange import Exchanged, Row, exchange, metric
+from fedveil.server.gathering import Gathering, ServerSide, gather
 
-Row = dict[str, Any]
-
-
-@dataclass
-class Exchanged:
-    """What the record keeps of the messages of one stage of a round.
-
-    answered: clients that replied
-    failures: the reason of each message that has no reply
-    ledger, clients: rows of ledger.csv, one for each message sent, and of clients.csv, one for each reply
-    """
-
-    answered: list[int]
-    failures: list[str]
-    ledger: list[Row]
-    clients: list[Row]
+COUNTS = (WEIGHT, "loss", "correct", "true-positives", "false-positives", "false-negatives")  # of an evaluation
+ATTEMPTS = 3  # at a round of secure aggregation that too many clients left
 
 
 def run_rounds(
@@ -52,20 +40,26 @@ def run_rounds(
     state: State,
     record: Record,
     *,
+    side: ServerSide | None,
     evaluate: Callable[[Parameters], Scores] | None,
     binary: bool,
     watch: Callable[[Row, State], None],
+    warn: Callable[[str], None] = lambda _text: None,
+    inspect: Callable[[Parameters, Sequence[int]], float] | None = None,
     timeout: float = 3600.0,
 ) -> None:
     """Train from `state.round` to the last round, or until a stop that the settings ask for.
 
-    evaluate: scores of a model on the server's test data; None where it has none
-    watch: is shown the row of each round as it enters metrics.csv
+    side: the server's side of a protection; None where updates travel in the clear
+    evaluate: scores of a model on the server's test data; None where it has none, or cannot read the model
+    watch: is shown the row of each round as it enters metrics.csv; warn: is told why a client was left out
+    inspect: a simulation's own look at a protected model and the clients in it: how far it lies from their plain mean
     timeout: seconds to wait for a round's replies
-    Raises TrainingError where no client replies, or one diverges; Interrupted where the user stops the run.
+    Raises TrainingError where no client replies, or one diverges; ProtectionError where a protected round cannot be done;
+    Interrupted where the user stops the run.
     """
     schedule = replay(experiment.training, experiment.federation.rounds, state.train_losses)
-    if state.round == 0:
+    if state.round == 0 and not state.pending:
         row = _row(experiment, binary, 0, evaluate(state.parameters) if evaluate else None)
         record.append("metrics.csv", [row])
         watch(row, state)
@@ -74,18 +68,35 @@ def run_rounds(
         number = state.round + 1
         stream = Stream(experiment.seed, number)
         rate = schedule.rate
-        with global_random(stream, "sampling"):
-            messages = strategy.configure_train(
-                number, to_arrays(state.parameters), ConfigRecord({"learning-rate": rate}), grid
-            )
-        parameters, trained = _train(grid, list(messages), number, experiment, strategy, record, timeout)
-        del messages  # what it weighs is not needed while clients evaluate
-
+        config = {"learning-rate": rate} | ({RUN: bytes.fromhex(state.run)} if side else {})
         due = number % experiment.evaluation.every == 0 or number == experiment.federation.rounds
-        validation, evaluated = None, Exchanged([], [], [], [])
+        if state.pending:
+            parameters, trained = state.pending, Exchanged(**state.pending_rows)
+            state.pending, state.pending_rows = {}, {}
+        else:
+            with global_random(stream, "sampling"):
+                messages = strategy.configure_train(number, _to_record(state, experiment), ConfigRecord(config), grid)
+            parameters, trained = _train(grid, list(messages), number, experiment, strategy, side, record, timeout)
+            del messages  # what it weighs is not needed while clients evaluate
+            for reason in trained.failures:
+                warn(f"round {number}: left out {reason}")
+            if side:
+                _account(state, trained, inspect(parameters, trained.answered) if inspect else None)
+            if side and due and experiment.evaluation.federated:
+                # an aggregate is made once: stored before it is sent, so that no second one of the same round ever is
+                state.pending, state.pending_rows = parameters, asdict(trained)
+                save_state(record, experiment, state, strategy)
+                state.pending, state.pending_rows = {}, {}
+
+        validation, evaluated = None, Exchanged()
         if due and experiment.evaluation.federated:
+            model = (
+                to_sealed(parameters[SEALED].tobytes(), experiment.privacy.protection) if SEALED in parameters else None
+            )
             with global_random(stream, "evaluation sampling"):
-                messages = strategy.configure_evaluate(number, to_arrays(parameters), ConfigRecord(), grid)
+                messages = strategy.configure_evaluate(
+                    number, model or to_arrays(parameters), ConfigRecord(config), grid
+                )
             validation, evaluated = _evaluate(grid, list(messages), number, strategy, record, timeout)
         test = evaluate(parameters) if due and evaluate else None
 
@@ -110,125 +121,147 @@ def run_rounds(
     record.close()
 
 
+def _to_record(state: State, experiment: Experiment) -> ArrayRecord:
+    """The model as it travels."""
+    if SEALED in state.parameters:
+        return to_sealed(state.parameters[SEALED].tobytes(), experiment.privacy.protection)
+    return to_arrays(state.parameters)
+
+
 def _train(
     grid: Grid,
     messages: list[Message],
     number: int,
     experiment: Experiment,
     strategy: Strategy,
+    side: ServerSide | None,
     record: Record,
     timeout: float,
 ) -> tuple[Parameters, Exchanged]:
     """The next global model; the clients' weights are let go when this returns, so that their memory serves again."""
-    exchanged, replies = _exchange(grid, messages, number, "train", timeout, record)
-    exchanged.clients += _train_rows(replies, number)
-    if any(not math.isfinite(row["train_loss"]) for row in exchanged.clients):
-        _refuse_divergence(replies, number, record)
-    parameters = _aggregate(strategy, replies, exchanged.failures, number, experiment, record)
-    if not all(_is_finite(value) for value in parameters.values()):
+    whole = Exchanged()
+
+    def converse(
+        sent: Sequence[Message],
+        stage: str,
+        take: Callable[[int, Message], None] = lambda _client, _reply: None,
+        numbers: Sequence[str] = (),
+    ) -> tuple[Exchanged, list[Message]]:
+        try:
+            exchanged, replies = exchange(grid, sent, number, stage, timeout, take, numbers)
+        except TrainingError as error:  # the in-process engine's, where a client's own code failed
+            raise TrainingError(f"round {number}: {error}{_kept(number, record)}") from error
+        whole.ledger += exchanged.ledger
+        whole.failures += exchanged.failures
+        return exchanged, replies
+
+    numbers = (WEIGHT, "steps", "train-loss", *(("clipped", "seal-seconds", "open-seconds") if side else ()))
+    attempts = ATTEMPTS if experiment.privacy.protection == "secagg" else 1
+    for attempt in range(attempts):
+        gathering = gather(strategy, side, number, attempt, converse)
+        try:
+            exchanged, replies = converse(gathering.ask(messages), "train", gathering.take, numbers)
+            rows = _train_rows(replies, number, protected=side is not None)
+            if any(not math.isfinite(row["train_loss"]) for row in rows):
+                _refuse_divergence(replies, number, record)
+            parameters = _aggregate(gathering, replies, whole.failures, number, experiment, record)
+        except ProtectionError as error:
+            if attempt + 1 < attempts:
+                whole.failures.append(f"attempt {attempt + 1}, abandoned with nothing revealed: {error}")
+                continue
+            raise ProtectionError(
+                f"round {number}: {error}" + _reasons(whole.failures) + _kept(number, record)
+            ) from error
+        whole.answered, whole.clients = exchanged.answered, rows
+        break
+    if SEALED not in parameters and not all(_is_finite(value) for value in parameters.values()):
         _refuse_divergence(replies, number, record)
         raise TrainingError(
             f"training diverged: the model that {experiment.federation.strategy} made in round {number} is not finite, and "
             f"the clients' were{_kept(number, record)}\n  try a smaller federation.server_learning_rate"
         )
-    return parameters, exchanged
+    return parameters, whole
 
 
 def _evaluate(
     grid: Grid, messages: list[Message], number: int, strategy: Strategy, record: Record, timeout: float
 ) -> tuple[MetricRecord | None, Exchanged]:
     """The scores over all that clients hold out."""
-    exchanged, replies = _exchange(grid, messages, number, "evaluate", timeout, record)
-    exchanged.clients += _evaluate_rows(replies, number)
+    try:
+        exchanged, replies = exchange(grid, messages, number, "evaluate", timeout, numbers=COUNTS)
+    except TrainingError as error:
+        raise TrainingError(f"round {number}: {error}{_kept(number, record)}") from error
+    exchanged.clients = _evaluate_rows(replies, number)
     return strategy.aggregate_evaluate(number, replies), exchanged
 
 
-def _exchange(
-    grid: Grid, messages: list[Message], number: int, stage: str, timeout: float, record: Record
-) -> tuple[Exchanged, list[Message]]:
-    """Send messages, wait for the replies, order them by client, and account for both ways."""
-    weights = {id(m.content): wire_bytes(m.content) for m in {id(m.content): m for m in messages}.values()}
-    sent = {m.metadata.dst_node_id - 1: weights[id(m.content)] for m in messages}  # node id k+1 is client k
-    replies: dict[int, Message] = {}
-    errors: list[str] = []
-    try:
-        answers = list(grid.send_and_receive(messages, timeout=timeout))
-    except TrainingError as error:  # the in-process engine's, where a client's own code failed
-        raise TrainingError(f"round {number}: {error}{_kept(number, record)}") from error
-    for reply in answers:
-        if reply.has_error():
-            errors.append(f"node {reply.metadata.src_node_id}: {reply.error.reason}")
-        else:
-            replies[int(_metric(reply, CLIENT))] = reply
-    silent = len(sent) - len(replies) - len(errors)
-    ledger: list[Row] = [
-        {
-            "round": number,
-            "stage": stage,
-            "client": client,
-            "bytes_down": sent[client],
-            "bytes_up": wire_bytes(replies[client].content) if client in replies else None,
-            "seconds": round(_metric(replies[client], "seconds"), 6) if client in replies else None,
-        }
-        for client in sorted(sent)
-    ]
-    answered = sorted(replies)  # sums run in a fixed order, whoever answers first
-    exchanged = Exchanged(answered, errors + ["no answer in time"] * silent, ledger, [])
-    return exchanged, [replies[client] for client in answered]
-
-
 def _aggregate(
-    strategy: Strategy,
+    gathering: Gathering,
     replies: list[Message],
     failures: list[str],
     number: int,
     experiment: Experiment,
     record: Record,
 ) -> Parameters:
-    """The next global model, float32; raise TrainingError where there is none."""
+    """The next global model, float32 or a ciphertext; raise TrainingError where there is none."""
     name = experiment.federation.strategy
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error, said below
-            aggregate, _ = strategy.aggregate_train(number, replies)
+            aggregate = gathering.finish(number, replies)
     except AppExitException as error:
         raise TrainingError(f"round {number}: {name} cannot aggregate: {error}") from error
     if aggregate is None:
         raise TrainingError(
             f"round {number}: {name} made no model of {len(replies)} replies"
-            + "".join(f"\n  {reason}" for reason in failures[:3])
+            + _reasons(failures)
             + _kept(number, record)
         )
+    if SEALED in aggregate:
+        return aggregate
     # some of Flower's strategies answer in float64, and a number too large for float32 becomes infinite here
     with np.errstate(over="ignore"):
         # a copy: some answer with a client's own arrays (Krum), whose memory serves again in the next round
-        return {key: np.array(value, np.float32) for key, value in from_arrays(aggregate).items()}
+        return {key: np.array(value, np.float32) for key, value in aggregate.items()}
+
+
+def _account(state: State, trained: Exchanged, largest_error: float | None) -> None:
+    """Add a protected round's costs to the run's."""
+    costs = state.costs
+    for key in ("seal_seconds", "open_seconds"):
+        costs[key] = costs.get(key, 0.0) + sum(row.pop(key) for row in trained.clients)
+    costs["clipped"] = costs.get("clipped", 0) + sum(row["clipped"] for row in trained.clients)
+    if largest_error is not None:
+        costs["largest_error"] = max(costs.get("largest_error", 0.0), largest_error)
+
+
+def _reasons(failures: Sequence[str]) -> str:
+    return "".join(f"\n  {reason}" for reason in failures[:3])
 
 
 def _kept(number: int, record: Record) -> str:
     return f"\n  kept: the model and metrics of rounds up to {number - 1}, in {record.folder}"
 
 
-def _metric(reply: Message, key: str) -> float:
-    return float(cast(float, cast(MetricRecord, reply.content[METRICS])[key]))
-
-
+# "clipped" follows for protected updates
 CLIENT_COLUMNS = (
     "round", "client", "stage", "examples", "steps", "train_loss", "validation_loss", "validation_accuracy",
 )  # fmt: skip
 
 
-def _train_rows(replies: list[Message], number: int) -> list[Row]:
-    """Rows of clients.csv about training."""
+def _train_rows(replies: list[Message], number: int, *, protected: bool) -> list[Row]:
+    """Rows of clients.csv about training; of protected updates also what protecting them cost, in seconds."""
     return [
         dict.fromkeys(CLIENT_COLUMNS)
         | {
             "round": number,
-            "client": int(_metric(reply, CLIENT)),
+            "client": int(metric(reply, CLIENT)),
             "stage": "train",
-            "examples": int(_metric(reply, WEIGHT)),
-            "steps": int(_metric(reply, "steps")),
-            "train_loss": _metric(reply, "train-loss"),
+            "examples": int(metric(reply, WEIGHT)),
+            "steps": int(metric(reply, "steps")),
+            "train_loss": metric(reply, "train-loss"),
         }
+        | ({key: metric(reply, key.replace("_", "-")) for key in ("seal_seconds", "open_seconds")} if protected else {})
+        | ({"clipped": int(metric(reply, "clipped"))} if protected else {})
         for reply in replies
     ]
 
@@ -239,11 +272,11 @@ def _evaluate_rows(replies: list[Message], number: int) -> list[Row]:
         dict.fromkeys(CLIENT_COLUMNS)
         | {
             "round": number,
-            "client": int(_metric(reply, CLIENT)),
+            "client": int(metric(reply, CLIENT)),
             "stage": "evaluate",
-            "examples": int(_metric(reply, WEIGHT)),
-            "validation_loss": _metric(reply, "loss"),
-            "validation_accuracy": _metric(reply, "correct") / _metric(reply, WEIGHT),
+            "examples": int(metric(reply, WEIGHT)),
+            "validation_loss": metric(reply, "loss"),
+            "validation_accuracy": metric(reply, "correct") / metric(reply, WEIGHT),
         }
         for reply in replies
     ]
@@ -257,11 +290,11 @@ def _mean(clients: list[Row], key: str) -> float:
 def _refuse_divergence(replies: list[Message], number: int, record: Record) -> None:
     """Raise TrainingError for the first client whose loss or weights are not finite."""
     for reply in replies:
-        loss = _metric(reply, "train-loss")
-        arrays = from_arrays(cast(Any, reply.content[ARRAYS])).values()
+        loss = metric(reply, "train-loss")
+        arrays = from_arrays(cast(ArrayRecord, reply.content.get(ARRAYS, ArrayRecord()))).values()
         if not math.isfinite(loss) or not all(_is_finite(array) for array in arrays):
             raise TrainingError(
-                f"training diverged: client {int(_metric(reply, CLIENT))} in round {number} (loss {loss:g})"
+                f"training diverged: client {int(metric(reply, CLIENT))} in round {number} (loss {loss:g})"
                 f"{_kept(number, record)}\n  try a smaller training.learning_rate, or training.max_grad_norm"
             )
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedveil.core.examples import Examples
+from fedveil.privacy.keys import fingerprint
+from fedveil.simulations.holder import READERS
 
 if TYPE_CHECKING:
     from fedveil.core.record import Record
     from fedveil.server.checkpoint import State
+    from fedveil.server.exchange import Row
     from fedveil.server.federation import Federation
-    from fedveil.server.rounds import Row
     from fedveil.simulations.run import Result
 
 
@@ -82,6 +84,11 @@ class Display:
             self._console.print(line, highlight=False, soft_wrap=True, markup=False)
         self._start(state.round)
 
+    def warn(self, text: str) -> None:
+        """Say what went wrong and was left out."""
+        if self._console is not None:
+            self._console.print(f"warning  {text}", highlight=False, soft_wrap=True, markup=False)
+
 
 def describe(federation: Federation, engine: str) -> str:
     """Three lines that say what is about to run."""
@@ -98,8 +105,17 @@ def describe(federation: Federation, engine: str) -> str:
         f"of {least:,} to {most:,} examples\n"
         f"model    {e.model.name}, {parameters:,} parameters; {e.federation.strategy}, "
         f"{e.federation.cohort:,} clients a round, {count(e.federation.rounds, 'round')}; seed {e.seed}\n"
-        f"engine   {e.engine} on {federation.device.type}, {engine}"
+        f"engine   {e.engine} on {federation.device.type}, {engine}" + protection_line(federation)
     )
+
+
+def protection_line(federation: Federation) -> str:
+    """A line about what protects updates, and the key that clients and server can compare; empty where nothing does."""
+    side = federation.side
+    if side is None:
+        return ""
+    key = f"; key {fingerprint(side.context.key_id)}" if side.context else ""
+    return f"\nprivacy  {side.plan.protection} {side.plan.explain()}{key}"
 
 
 def scores_line(row: Row, state: State) -> str:
@@ -143,8 +159,37 @@ def summary_text(result: Result) -> str:
             lines.append(f"{part:<8} {words}")
     lines += [
         f"best     round {s['best_round']} (best.safetensors)",
-        f"traffic  {megabytes(s['bytes_up'])} up, {megabytes(s['bytes_down'])} down; the server sees every client's weights",
+        f"traffic  {megabytes(s['bytes_up'])} up, {megabytes(s['bytes_down'])} down; " + traffic_words(s),
+        *protection_lines(s),
         f"model    sha256 {s['model_sha256']}",
         f"record   {s['run_dir']} (plots/accuracy.png, metrics.csv, model.safetensors)",
     ]
     return "\n".join(lines)
+
+
+def traffic_words(summary: dict[str, Any]) -> str:
+    """What the bytes of a run are worth: who could read them, or how many more they are than in the clear."""
+    privacy = summary.get("privacy")
+    if privacy is None:
+        return READERS["none"]
+    return f"{privacy['bytes_up_ratio']:.2f} and {privacy['bytes_down_ratio']:.2f} times what the same messages are in the clear"
+
+
+def protection_lines(summary: dict[str, Any]) -> list[str]:
+    """What a protection cost, how exact it was, and who could read what; none where there was none."""
+    privacy = summary.get("privacy")
+    if privacy is None:
+        return []
+    error = privacy["largest_error"]
+    exact = (
+        f"largest error against the plain mean {error:.1e}"
+        if error is not None
+        else f"error against the plain mean at most {privacy['error_bound']:.1e} by rounding (not measured on this engine)"
+    )
+    cost = f"protecting {privacy['seal_seconds']:.2f} s"
+    if privacy["open_seconds"]:
+        cost += f", decrypting {privacy['open_seconds']:.2f} s"
+    return [
+        f"privacy  {summary['protection']}: {cost} of all clients; {exact}; {count(privacy['clipped'], 'value')} clipped",
+        f"seen by  {privacy['readers']}",
+    ]

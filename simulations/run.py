@@ -14,15 +14,18 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.numpy import load_file
 from torch import nn
 
 from fedveil.client.app import app
-from fedveil.client.work import forget, workplace
+from fedveil.client.protect import Witness
+from fedveil.client.work import forget, witnessed, workplace
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
 from fedveil.core.experiment import Experiment, known_keys, resumable
 from fedveil.core.record import Record, alone
-from fedveil.models.parameters import from_numpy, load
-from fedveil.server.checkpoint import begun, load_state, put_back
+from fedveil.models.parameters import from_numpy, get, load, to_numpy
+from fedveil.server.checkpoint import MODEL, State, begun, load_state, put_back
+from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.choice import choose, count_workers
@@ -30,6 +33,7 @@ from fedveil.simulations.engine.cohort import CohortGrid
 from fedveil.simulations.engine.grid import InProcessGrid
 from fedveil.simulations.engine.ray import run_on_ray
 from fedveil.simulations.engine.workers import Workers
+from fedveil.simulations.holder import Holder, costs, make_keys_once
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,8 +109,10 @@ def _run(
         with nullcontext() if earlier else alone(record.folder):
             if goes_on:
                 put_back(record, federation.state)
+            keys = make_keys_once(federation, record)
+            federation.protect(keys / "server" if keys else None)
             with _quiet_flower(), _stop_on_interrupt() as stopped:
-                _compute(federation, record, show, why, stopped.is_set)
+                _compute(federation, record, show, why, stopped.is_set, str(keys or ""))
             draw(federation, record)
     except (Interrupted, KeyboardInterrupt):
         done = _rounds_kept(record)
@@ -126,7 +132,7 @@ def _run(
     finally:
         forget()
 
-    load(federation.network, from_numpy(federation.state.parameters))
+    load(federation.network, from_numpy(load_file(record.path(MODEL))))
     metrics = pd.read_csv(record.path("metrics.csv"))
     return Result(
         run_dir=record.folder,
@@ -137,28 +143,47 @@ def _run(
     )
 
 
-def _compute(federation: Federation, record: Record, show: Display, why: str, stop: Callable[[], bool]) -> None:
-    """Run the rounds that are left on the experiment's engine."""
+def _compute(
+    federation: Federation, record: Record, show: Display, why: str, stop: Callable[[], bool], keys: str
+) -> None:
+    """Run the rounds that are left on the experiment's engine; `keys`: the folder of the run's keys, where it has any."""
     experiment = federation.experiment
+    settings = experiment.toml()
+    place = workplace(settings, keys)
+    here = federation.side is not None and experiment.engine != "ray"
+    witness = Witness() if here else None
+    holder = Holder(federation, record, place.lattice(0), witness)
+    if federation.side is not None:
+        holder.describe()
+
+    def watch(row: Row, state: State) -> None:
+        holder.write(state)
+        show.round_done(row, state)
+
+    hooks: dict[str, Any] = {
+        "evaluate": holder.evaluate, "warn": show.warn, "inspect": holder.inspect if here else None,
+    }  # fmt: skip
     if experiment.engine == "ray":
         with show.live(federation, record, f"Flower's simulation runtime, which takes several seconds to start: {why}"):
             asked = experiment.workers
-            run_on_ray(federation, record, show.round_done, asked, stop=stop, client_done=show.client_done)
+            run_on_ray(federation, record, watch, asked, keys, hooks, stop=stop, client_done=show.client_done)
         return
     if experiment.engine == "sequential":
         with show.live(federation, record, f"one client after another: {why}"):
-            config = {"experiment": experiment.toml()}
+            config = {"experiment": settings, "keys": keys}
             grid = InProcessGrid(app, experiment.data.clients, config, stop=stop, watch=show.client_done)
-            federate(federation, grid, record, show.round_done)
+            with witnessed(place, witness):
+                federate(federation, grid, record, watch, **hooks)
         return
-    place = workplace(experiment.toml())
     cohort = experiment.federation.cohort
     number = min(count_workers(experiment, federation.device.type), cohort)
-    with closing(Workers(place, federation.state.parameters, cohort, number, stop)) as workers:
+    parameters = to_numpy(get(federation.network))
+    with closing(Workers(place, parameters, cohort, number, stop)) as workers:
         words = "1 process" if number == 1 else f"{number} processes"
         with show.live(federation, record, f"{words}: {why}"):
-            cohorts = CohortGrid(place, workers, {"experiment": experiment.toml()}, watch=show.client_done)
-            federate(federation, cohorts, record, show.round_done)
+            config = {"experiment": settings, "keys": keys}
+            cohorts = CohortGrid(place, workers, config, watch=show.client_done, witness=witness)
+            federate(federation, cohorts, record, watch, **hooks)
 
 
 def _resumed(experiment: Experiment, folder: Path) -> Experiment:
@@ -205,6 +230,7 @@ def _summary(federation: Federation, metrics: pd.DataFrame, record: Record) -> d
         "engine": federation.experiment.engine,
         "device": federation.device.type,
         "protection": federation.experiment.privacy.protection,
+        **({"privacy": costs(federation, record)} if federation.side else {}),
     }
 
 

@@ -7,19 +7,26 @@ together, cut into jobs by a rule that does not know the workers, and answered w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
-from fedveil.client.app import app, evaluation_reply, training_reply
+from fedveil.client.app import app, costs, evaluation_reply, refusal, training_reply
+from fedveil.client.masked import seal_cohort
+from fedveil.client.protect import Sealed, Seen, Witness
 from fedveil.client.work import Workplace
-from fedveil.core.messages import ARRAYS, CONFIG, ROUND, from_arrays
+from fedveil.core.errors import ProtectionError
+from fedveil.core.experiment import LATTICES
+from fedveil.core.messages import ARRAYS, CONFIG, INBOX, REFERENCE, ROUND, RUN, from_arrays, to_arrays, to_sealed
 from fedveil.models.batches import cut
 from fedveil.simulations.engine.grid import InProcessGrid
-from fedveil.simulations.engine.workers import Job, Workers
+from fedveil.simulations.engine.workers import Job, Outcome, Workers
 
+# position, client, weights, examples, and what makes its reply of the masked update
+Waiting = tuple[int, int, dict[str, np.ndarray], int, Callable[[Sealed | ProtectionError], Message]]
 EVALUATED_AT_ONCE = 8  # clients a job: enough to hide what a job costs, few enough to share out
 
 
@@ -33,37 +40,54 @@ class CohortGrid(InProcessGrid):
         run_config: dict[str, Any],
         *,
         watch: Callable[[int, int], None] = lambda _done, _total: None,
+        witness: Witness | None = None,
     ) -> None:
-        """`watch` is told how many of the messages at hand are done."""
+        """`watch` is told how many of the messages at hand are done; `witness` sees what clients made, in the clear."""
         super().__init__(app, place.experiment.data.clients, run_config, watch=watch)
-        self._place, self._workers, self._show = place, workers, watch
+        self._place, self._workers, self._show, self._witness = place, workers, watch, witness
+        self._seen: Seen | None = None  # the newest aggregate that clients of this process used
         self._row = 0  # of the results that the next client's weights go to
         self._numbers_in_model = sum(parameter.numel() for parameter in place.network.parameters())
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
         """Train or evaluate the clients of the messages; raise as `Workers.run` does."""
         messages = self._number(messages)
-        groups: dict[tuple[int, str], list[int]] = {}
+        groups: dict[tuple[int, int, str], list[int]] = {}
         for i, message in enumerate(messages):
-            groups.setdefault((id(message.content), message.metadata.message_type), []).append(i)
-        replies: dict[int, Message] = {}
+            # those of one model and one stage, whatever else a message brings for its client alone
+            arrays, config = (id(message.content.get(key, message)) for key in (ARRAYS, CONFIG))
+            groups.setdefault((arrays, config, message.metadata.message_type), []).append(i)
         rows = sum(message.metadata.message_type == MessageType.TRAIN for message in messages)
         if rows:
             self._workers.make_room(rows)
         self._row = 0
-        for (_, kind), members in groups.items():
+        done = 0
+        for (*_, kind), members in groups.items():
             some = [messages[i] for i in members]
-            answer = {MessageType.TRAIN: self._train, MessageType.EVALUATE: self._evaluate}.get(kind)
-            answers = super().send_and_receive(some) if answer is None else answer(some, len(replies), len(messages))
-            replies |= dict(zip(members, answers, strict=True))
-        return [replies[i] for i in range(len(messages))]
+            if kind == MessageType.TRAIN:
+                found = self._train(some)
+            elif kind == MessageType.EVALUATE:
+                found = self._evaluate(some)
+            else:
+                found = super().answers(some)
+            for i, reply in found:
+                yield members[i], reply
+                done += 1
+                self._show(done, len(messages))
 
-    def _train(self, messages: Sequence[Message], before: int, total: int) -> Iterable[Message]:
-        """Replies to messages with one content: the same model and settings for all."""
-        arrays, config = _open(messages[0].content)
+    def _train(self, messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
+        """Replies to messages with one model and one set of settings, as each is made."""
         clients = np.array([message.metadata.dst_node_id - 1 for message in messages])
+        config = dict(cast(ConfigRecord, messages[0].content[CONFIG]))
+        try:
+            arrays, open_seconds = self._receive(messages[0], config, int(config[ROUND]) - 1)
+        except ProtectionError as error:
+            yield from ((i, refusal(message, error)) for i, message in enumerate(messages))
+            return
+        open_seconds /= len(messages)
         jobs: list[Job] = []
         order: list[int] = []  # positions in `messages`, as their clients follow one another in the jobs
+        encrypted = self._place.experiment.privacy.protection in LATTICES
         for chunk in self._cut(clients):
             jobs.append(
                 Job(
@@ -73,28 +97,89 @@ class CohortGrid(InProcessGrid):
                     float(config["learning-rate"]),
                     config.get("proximal-mu"),
                     bool(config.get("report-global-loss", False)),
+                    int(config[REFERENCE]) if encrypted else None,
+                    config.get(RUN, b""),
                 )
             )
             order += [int(i) for i in chunk]
-        replies: dict[int, Message] = {}
+        masked = self._place.experiment.privacy.protection == "secagg"
+        waiting: list[Waiting] = []  # for the last of the cohort: each pair's mask is made once for both
+        first = self._row
+        self._row += len(messages)
         for job, outcome in self._workers.run(arrays, jobs):
             assert job.first is not None
-            for j in range(len(job.clients)):
+            for j, client in enumerate(job.clients):
+                i = order[job.first + j - first]
                 weights = {name: rows[job.first + j] for name, rows in self._workers.results.items()}
-                i = order[job.first + j - self._row]
-                replies[i] = training_reply(
+                examples = int(outcome.examples[j])  # type: ignore[index]
+                if self._witness is not None:
+                    self._witness.saw(client, weights, examples)
+                sealed = None if outcome.sealed is None else outcome.sealed[j]
+                make = partial(
+                    self._reply,
                     messages[i],
-                    job.clients[j],
+                    client,
                     weights,
-                    float(outcome.loss[j]),  # type: ignore[index]
-                    int(outcome.examples[j]),  # type: ignore[index]
-                    int(outcome.steps[j]),  # type: ignore[index]
-                    outcome.global_loss[j] if outcome.global_loss else None,
+                    outcome,
+                    j,
                     outcome.seconds / len(job.clients),
+                    open_seconds,
                 )
-            self._show(before + len(replies), total)
-        self._row += len(messages)
-        return [replies[i] for i in range(len(messages))]
+                if masked:
+                    waiting.append((i, client, weights, examples, make))
+                else:
+                    yield i, make(sealed)
+        if waiting:
+            yield from self._mask(messages, waiting, config)
+
+    def _reply(
+        self,
+        message: Message,
+        client: int,
+        weights: dict[str, np.ndarray],
+        outcome: Outcome,
+        j: int,
+        seconds: float,
+        open_seconds: float,
+        sealed: Sealed | ProtectionError | None,
+    ) -> Message:
+        """The reply of the j-th client of a job."""
+        if isinstance(sealed, ProtectionError):
+            return refusal(message, sealed)
+        protection = self._place.experiment.privacy.protection
+        return training_reply(
+            message,
+            client,
+            to_arrays(weights) if sealed is None else to_sealed(sealed.blob, protection),
+            float(outcome.loss[j]),  # type: ignore[index]
+            int(outcome.examples[j]),  # type: ignore[index]
+            int(outcome.steps[j]),  # type: ignore[index]
+            outcome.global_loss[j] if outcome.global_loss else None,
+            seconds,
+            costs(sealed, open_seconds),
+        )
+
+    def _mask(
+        self, messages: Sequence[Message], waiting: Sequence[Waiting], config: dict[str, Any]
+    ) -> Iterator[tuple[int, Message]]:
+        """Mask the updates of the whole cohort at once."""
+        members = []
+        for i, client, weights, examples, _ in waiting:
+            state = self._states.setdefault(client + 1, RecordDict())
+            members.append((client, weights, examples, cast(ConfigRecord, messages[i].content[INBOX]), state))
+        sealed = seal_cohort(self._place.masked, members, config, int(config[REFERENCE]), self._place.keys)
+        for (i, *_, make), update in zip(waiting, sealed, strict=True):
+            yield i, make(update)
+
+    def _receive(self, message: Message, config: dict[str, Any], number: int) -> tuple[dict[str, np.ndarray], float]:
+        """The model of a message, which is that of round `number`, decrypted once for all clients of this
+        process, and the seconds that took."""
+        record = cast(ArrayRecord, message.content[ARRAYS])
+        side = self._place.lattice(message.metadata.dst_node_id - 1)
+        if side is None:
+            return from_arrays(record), 0.0
+        given, self._seen = side.receive(record, config[RUN], number, self._seen)
+        return given, side.take_open_seconds()
 
     def _cut(self, clients: np.ndarray) -> list[np.ndarray]:
         """Positions of the clients of each job."""
@@ -105,20 +190,19 @@ class CohortGrid(InProcessGrid):
         settings, device = self._place.experiment.training, self._place.device
         return cut(sizes, settings, self._numbers_in_model, math.prod(shape), device)
 
-    def _evaluate(self, messages: Sequence[Message], before: int, total: int) -> Iterable[Message]:
-        arrays, config = _open(messages[0].content)
+    def _evaluate(self, messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
+        config = dict(cast(ConfigRecord, messages[0].content[CONFIG]))
+        try:
+            arrays, _ = self._receive(messages[0], config, int(config.get(ROUND, 0)))
+        except ProtectionError as error:
+            yield from ((i, refusal(message, error)) for i, message in enumerate(messages))
+            return
         clients = [message.metadata.dst_node_id - 1 for message in messages]
         starts = range(0, len(clients), EVALUATED_AT_ONCE)
         jobs = [Job(clients[start : start + EVALUATED_AT_ONCE], int(config.get(ROUND, 0))) for start in starts]
-        asked = dict(zip(clients, messages, strict=True))
-        replies: dict[int, Message] = {}
+        position = {client: i for i, client in enumerate(clients)}
         for job, outcome in self._workers.run(arrays, jobs):
             assert outcome.scores is not None
             for client, scores in zip(job.clients, outcome.scores, strict=True):
-                replies[client] = evaluation_reply(asked[client], client, scores, outcome.seconds / len(job.clients))
-            self._show(before + len(replies), total)
-        return [replies[client] for client in clients]
-
-
-def _open(content: RecordDict) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    return from_arrays(cast(Any, content[ARRAYS])), dict(cast(ConfigRecord, content[CONFIG]))
+                i = position[client]
+                yield i, evaluation_reply(messages[i], client, scores, outcome.seconds / len(job.clients))

@@ -7,7 +7,7 @@ partition k, so ids and order are the same in every run.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -75,14 +75,18 @@ class InProcessGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Run the client of each message; raise Interrupted when asked to stop, TrainingError when a client fails."""
-        messages = self._number(messages)
-        replies: list[Message] = []
-        for message in messages:
+        sent = list(messages)
+        replies = dict(self.answers(sent, timeout))
+        return [replies[i] for i in range(len(sent))]
+
+    def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
+        """As `send_and_receive`, one reply after another, each with the position of its message."""
+        sent = self._number(messages)
+        for i, message in enumerate(sent):
             if self._stop():
                 raise Interrupted("stopped")
-            replies.append(self._run_client(message))
-            self._watch(len(replies), len(messages))
-        return replies
+            yield i, self._run_client(message)
+            self._watch(i + 1, len(sent))
 
     def _number(self, messages: Iterable[Message]) -> list[Message]:
         """The messages, each with an id that its reply will name; Flower gives it when a message is sent."""

@@ -10,8 +10,9 @@ import importlib.util
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -26,9 +27,9 @@ from fedveil.core.errors import FedveilError, Interrupted, SettingsError, Traini
 from fedveil.core.messages import CLIENT, CONFIG
 from fedveil.core.record import Record
 from fedveil.server.checkpoint import State
+from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate
 from fedveil.server.nodes import ClientGrid
-from fedveil.server.rounds import Row
 from fedveil.simulations.engine.grid import where
 
 POLL = 0.02  # seconds between looks for replies
@@ -53,6 +54,8 @@ def run_on_ray(
     record: Record,
     watch: Callable[[Row, State], None],
     workers: int | None,
+    keys: str,
+    hooks: dict[str, Any],
     *,
     stop: Callable[[], bool] = lambda: False,
     client_done: Callable[[int, int], None] = lambda _done, _total: None,
@@ -61,6 +64,7 @@ def run_on_ray(
 
     workers: processors of this machine that Ray may use, each for one client at a time; None: all of this machine,
         or of the cluster that RAY_ADDRESS names
+    keys: the folder of the clients' keys; hooks: for `federate`
     stop: is asked while clients work; client_done: is told how many of the messages at hand are answered
     Raises what `check_ray` and `federate` raise; FedveilError where Ray cannot start or breaks down.
     """
@@ -68,9 +72,10 @@ def run_on_ray(
     experiment = federation.experiment
     # a node for each client of a round: Flower gives a node one message at a time
     nodes = min(experiment.data.clients, max(experiment.federation.cohort, experiment.evaluation.cohort or 1))
-    with _runtime(experiment.toml(), nodes, workers, federation.device.type == "cuda") as runtime:
+    config = {"experiment": experiment.toml(), "keys": str(Path(keys).resolve()) if keys else ""}
+    with _runtime(config, nodes, workers, federation.device.type == "cuda") as runtime:
         lent = _LentGrid(runtime, stop, client_done)
-        federate(federation, ClientGrid(lent, experiment.data.clients, timeout=600.0), record, watch)
+        federate(federation, ClientGrid(lent, experiment.data.clients, timeout=600.0), record, watch, **hooks)
 
 
 class _Runtime:
@@ -84,7 +89,7 @@ class _Runtime:
 
 
 @contextmanager
-def _runtime(settings: str, nodes: int, workers: int | None, gpu: bool) -> Iterator[_Runtime]:
+def _runtime(config: dict[str, Any], nodes: int, workers: int | None, gpu: bool) -> Iterator[_Runtime]:
     """Flower's Simulation Runtime, up; down again afterwards, with Ray."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no message leaves a machine unless a user sends it
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of this, its coming default
@@ -100,7 +105,7 @@ def _runtime(settings: str, nodes: int, workers: int | None, gpu: bool) -> Itera
 
     def serve() -> None:
         try:
-            run_simulation(server, _Client(settings), nodes, backend_config=_backend(workers, gpu))
+            run_simulation(server, _Client(config), nodes, backend_config=_backend(workers, gpu))
         except BaseException as error:
             runtime.error = error
         runtime.grids.put(None)
@@ -144,14 +149,12 @@ def _backend(workers: int | None, gpu: bool) -> dict[str, Any]:
 class _Client(ClientApp):
     """FedVeil's client app in a Ray process: Flower's Python interface gives clients no run config, so it brings it along."""
 
-    def __init__(self, settings: str) -> None:
+    def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        self._settings = settings
+        self._config = config
 
     def __call__(self, message: Message, context: Context) -> Message:
-        inner = Context(
-            context.run_id, context.node_id, context.node_config, context.state, {"experiment": self._settings}
-        )
+        inner = Context(context.run_id, context.node_id, context.node_config, context.state, self._config)
         try:
             reply = app(message, inner)
         except Exception as error:
@@ -170,24 +173,25 @@ class _LentGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send, and wait for the replies (`timeout`: seconds); raise TrainingError where a client's own code failed."""
-        sent = list(messages)
-        waiting = dict(zip(self._grid.push_messages(sent), sent, strict=True))
+        return [reply for _, reply in self.answers(list(messages), timeout)]
+
+    def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
+        """As `send_and_receive`, each reply as it arrives, with the position of its message."""
+        waiting = {sent: i for i, sent in enumerate(self._grid.push_messages(messages))}
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
-        replies: list[Message] = []
         while waiting and time.monotonic() < deadline:
             if self._stop():
                 raise Interrupted("stopped")
             if not self._runtime.grids.empty():
                 _down(self._runtime)
             for reply in self._grid.pull_messages(list(waiting)):
-                message = waiting.pop(reply.metadata.reply_to_message_id)
+                index = waiting.pop(reply.metadata.reply_to_message_id)
                 if reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION:
-                    client = int(cast(int, cast(ConfigRecord, message.content[CONFIG])[CLIENT]))
+                    client = int(cast(int, cast(ConfigRecord, messages[index].content[CONFIG])[CLIENT]))
                     raise TrainingError(f"client {client} failed: {reply.error.reason}")
-                replies.append(reply)
-                self._client_done(len(replies), len(sent))
+                yield index, reply
+                self._client_done(len(messages) - len(waiting), len(messages))
             time.sleep(POLL)
-        return replies
 
     def get_node_ids(self) -> Iterable[int]:
         """As Flower's grid."""

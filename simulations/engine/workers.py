@@ -24,8 +24,16 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from fedveil.client.protect import Sealed
 from fedveil.client.work import Workplace, score, train
-from fedveil.core.errors import DataError, FedveilError, Interrupted, SettingsError, TrainingError
+from fedveil.core.errors import (
+    DataError,
+    FedveilError,
+    Interrupted,
+    ProtectionError,
+    SettingsError,
+    TrainingError,
+)
 from fedveil.models.evaluation import Scores
 from fedveil.models.parameters import from_numpy
 from fedveil.simulations.engine.grid import where
@@ -39,6 +47,8 @@ class Job:
 
     first: the row of the shared results that the first client's weights go to; None to evaluate
     global_loss: also give the loss of the received model on each client's training part
+    reference: encrypt each client's weights, as a share of so many examples; None to leave them as they are
+    run: 16 bytes that name the run, for the encryption
     """
 
     clients: Sequence[int]
@@ -47,6 +57,8 @@ class Job:
     learning_rate: float = 0.0
     proximal_mu: float | None = None
     global_loss: bool = False
+    reference: int | None = None
+    run: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ class Outcome:
     """What a job gave, a value a client, and the seconds it took.
 
     loss, examples, steps: of training; global_loss: where the job asked for it; scores: of evaluation
+    sealed: encrypted weights where the job asked for them, or why they could not be encrypted
     """
 
     seconds: float
@@ -62,6 +75,7 @@ class Outcome:
     steps: np.ndarray | None = None
     global_loss: Sequence[float] | None = None
     scores: Sequence[Scores] | None = None
+    sealed: Sequence[Sealed | ProtectionError] | None = None
 
 
 def can_fork() -> bool:
@@ -250,7 +264,23 @@ def _do(place: Workplace, given: Arrays, results: Arrays, job: Job) -> Outcome:
     if here is None:
         for name, tensor in trained.parameters.items():
             torch.from_numpy(into[name]).copy_(tensor)
-    return Outcome(time.perf_counter() - started, trained.loss, trained.examples, trained.steps, losses)
+    sealed = (
+        None if job.reference is None else [_seal(place, into, job, i, int(n)) for i, n in enumerate(trained.examples)]
+    )
+    return Outcome(time.perf_counter() - started, trained.loss, trained.examples, trained.steps, losses, sealed=sealed)
+
+
+def _seal(place: Workplace, rows: Arrays, job: Job, i: int, examples: int) -> Sealed | ProtectionError:
+    """The i-th client's weights, encrypted; or why they cannot be, which is no reason to stop the others."""
+    client = job.clients[i]
+    try:
+        side = place.lattice(client)
+        assert side is not None
+        assert job.reference is not None
+        weights = {name: array[i] for name, array in rows.items()}
+        return side.seal(weights, client, examples, job.round, job.run, job.reference)
+    except ProtectionError as error:
+        return error
 
 
 def _names(clients: Sequence[int]) -> str:

@@ -1,0 +1,162 @@
+"""FedVeil's homomorphic encryption as a benchmark plays it, and two yardsticks: no protection, and a shared mask.
+
+Each way is a client, which makes the key and puts what its server needs into a folder, and that server.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from fedveil.core.experiment import Privacy
+from fedveil.privacy import wire
+from fedveil.privacy.keys import CLIENT, SERVER, load_client, load_server, make_keys
+from fedveil.privacy.lattice import Adder, Encryptor
+from fedveil.privacy.packing import Layout, dequantize, quantize
+from fedveil.privacy.plan import make_plan
+
+RUN = bytes(16)
+
+
+class PlainClient:
+    """Sends its weights as they are."""
+
+    def __init__(self, folder: Path, size: int, clients: int) -> None: ...
+
+    def protect(self, weights: np.ndarray, client: int, examples: int, reference: int) -> bytes:
+        """The upload of a client that has `examples` of the cohort's `reference`; weights: float32 [size]."""
+        return weights.tobytes()
+
+    def open(self, download: bytes, clients: int, examples: int) -> np.ndarray:
+        """The weighted mean, float32 [size]."""
+        return np.frombuffer(download, np.float32)
+
+
+class PlainServer:
+    """A weighted mean in NumPy."""
+
+    def __init__(self, folder: Path, size: int, clients: int) -> None:
+        self._sum = np.zeros(size, np.float32)
+        self._examples = 0
+
+    def add(self, upload: bytes, client: int, examples: int, reference: int) -> None:
+        """Add an upload."""
+        self._sum += np.frombuffer(upload, np.float32) * np.float32(examples)
+        self._examples += examples
+
+    def total(self) -> bytes:
+        """What clients download."""
+        return (self._sum / np.float32(self._examples)).tobytes()
+
+
+class SharedMaskClient:
+    """Fixed point modulo 2^32 under masks that all clients can make and the server cannot: the trust of a shared HE key.
+
+    Client k adds stream k and takes off stream k + 1, so that in the sum of all only the first and the last are left
+    (Jiang et al. 2021, "FLASHE", the double mask). All must answer. A yardstick of what such trust costs at least, and no
+    protection that FedVeil offers.
+    """
+
+    def __init__(self, folder: Path, size: int, clients: int) -> None:
+        self._key = os.urandom(32)
+        self._layout = Layout((("weights", (size,)),))
+        self._grid = make_plan(Privacy(protection="secagg"), clients).grid
+
+    def protect(self, weights: np.ndarray, client: int, examples: int, reference: int) -> bytes:
+        """The upload of a client that has `examples` of the cohort's `reference`; weights: float32 [size]."""
+        whole, _ = quantize(weights, examples, reference, self._grid, self._layout)
+        return (whole.astype(np.uint32) + self._stream(client) - self._stream(client + 1)).tobytes()
+
+    def open(self, download: bytes, clients: int, examples: int) -> np.ndarray:
+        """The weighted mean, float32 [size]."""
+        total = np.frombuffer(download, np.uint32) - self._stream(0) + self._stream(clients)
+        return dequantize(total.view(np.int32), examples, examples, self._grid)
+
+    def _stream(self, number: int) -> np.ndarray:
+        """AES-256-CTR under the shared key, uint32 [size]."""
+        cipher = Cipher(algorithms.AES(self._key), modes.CTR(number.to_bytes(8, "big") + bytes(8))).encryptor()
+        return np.frombuffer(cipher.update(bytes(4 * self._layout.size)), np.uint32)
+
+
+class SharedMaskServer:
+    """Adds modulo 2^32."""
+
+    def __init__(self, folder: Path, size: int, clients: int) -> None:
+        self._sum = np.zeros(size, np.uint32)
+
+    def add(self, upload: bytes, client: int, examples: int, reference: int) -> None:
+        """Add an upload."""
+        self._sum += np.frombuffer(upload, np.uint32)
+
+    def total(self) -> bytes:
+        """What clients download."""
+        return self._sum.tobytes()
+
+
+class LatticeClient:
+    """CKKS or BFV with the profile that a user gets without naming one; compact: as of `lattice.Encryptor`."""
+
+    def __init__(self, protection: str, folder: Path, size: int, clients: int, compact: bool | None = None) -> None:
+        self._plan = make_plan(Privacy(protection=protection), clients)
+        assert self._plan.lattice is not None
+        client_key, server_context = make_keys(self._plan.lattice)
+        (folder / SERVER).write_bytes(server_context)
+        path = folder / CLIENT
+        path.touch(mode=0o600)
+        path.write_bytes(client_key)
+        self._key = load_client(path)
+        self._encryptor = Encryptor(self._key, self._plan, compact)
+        self._layout = Layout((("weights", (size,)),))
+
+    def protect(self, weights: np.ndarray, client: int, examples: int, reference: int) -> bytes:
+        """The upload of a client that has `examples` of the cohort's `reference`; weights: float32 [size]."""
+        whole, _ = quantize(weights, examples, reference, self._plan.grid, self._layout)
+        header = wire.expect(
+            "upload", self._plan, self._key, run=RUN, round=1, layout=self._layout, client=client, reference=reference
+        )
+        own = replace(header, seeded=self._encryptor.seeded, complex=self._encryptor.complex, examples=examples)
+        return wire.write(own, self._encryptor.encrypt(whole, examples))
+
+    def open(self, download: bytes, clients: int, examples: int) -> np.ndarray:
+        """The weighted mean, float32 [size]."""
+        expected = wire.expect(
+            "aggregate", self._plan, self._key, run=RUN, round=1, layout=self._layout, complex=self._encryptor.complex
+        )
+        header, body = wire.read(download, expected)
+        total = self._encryptor.decrypt(body, header.size, header.examples, header.clients)
+        return dequantize(total, header.examples, header.reference, self._plan.grid)
+
+
+class LatticeServer:
+    """Adds as uploads come."""
+
+    def __init__(self, protection: str, folder: Path, size: int, clients: int) -> None:
+        self._plan = make_plan(Privacy(protection=protection), clients)
+        self._key = load_server(folder / SERVER)
+        self._adder = Adder(self._key, self._plan)
+        self._layout = Layout((("weights", (size,)),))
+        self._complex = True
+        self._examples = self._reference = 0
+
+    def add(self, upload: bytes, client: int, examples: int, reference: int) -> None:
+        """Add an upload."""
+        expected = wire.expect(
+            "upload", self._plan, self._key, run=RUN, round=1, layout=self._layout, client=client, reference=reference
+        )
+        header, body = wire.read(upload, expected)
+        self._adder.add(body, header.form, header.seeded)
+        self._complex = header.complex
+        self._examples += header.examples
+        self._reference = reference
+
+    def total(self) -> bytes:
+        """What clients download."""
+        header = wire.expect(
+            "aggregate", self._plan, self._key, run=RUN, round=1, layout=self._layout, complex=self._complex
+        )
+        whole = replace(header, clients=self._adder.clients, examples=self._examples, reference=self._reference)
+        return wire.write(whole, self._adder.total())

@@ -1,0 +1,109 @@
+"""One round under one protection: the clients in this process, the server in another, and what each took.
+
+`python -m fedveil.benchmarks.protected_round WAY SETTINGS_AS_JSON STARTED` prints a JSON line. Seconds are CPU time of the
+process that did the work; memory is what the server's process grew by. Uploads travel as files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedveil.benchmarks import masked_round, own_ways
+from fedveil.benchmarks.peers import tenseal_ways
+from fedveil.benchmarks.remote import Measures, Remote, cohort
+
+OPENINGS = 3  # of the same download; the median counts
+# The client and the server of each way, made from a folder that they share, how many numbers, and how many clients.
+WAYS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "naive": (tenseal_ways.NaiveClient, tenseal_ways.NaiveServer),
+    "flare": (tenseal_ways.FlareClient, tenseal_ways.FlareServer),
+    "plain": (own_ways.PlainClient, own_ways.PlainServer),
+    "shared-mask": (own_ways.SharedMaskClient, own_ways.SharedMaskServer),
+    "ckks": (partial(own_ways.LatticeClient, "ckks"), partial(own_ways.LatticeServer, "ckks")),
+    "ckks, public API": (
+        partial(own_ways.LatticeClient, "ckks", compact=False),
+        partial(own_ways.LatticeServer, "ckks"),
+    ),
+    "bfv": (partial(own_ways.LatticeClient, "bfv"), partial(own_ways.LatticeServer, "bfv")),
+}
+
+
+def measure(way: str, size: int, clients: int, many: int, folder: Path) -> Measures:
+    """What a round takes; and the server's memory with `many` clients, whose uploads are the same ones again and again.
+
+    `naive` holds every upload: it is not given so many.
+    """
+    weights, examples = cohort(size, clients)
+    reference = sum(examples)
+    make_client, make_server = WAYS[way]
+    client = make_client(folder, size, clients)
+    server = Remote(make_server, folder, size, clients)
+    protecting, opening, sizes = [], [], []
+    for number in range(clients):
+        started = time.process_time()
+        upload = client.protect(weights[number], number, examples[number], reference)
+        protecting.append(time.process_time() - started)
+        sizes.append(len(upload))
+        path = folder / "upload"
+        path.write_bytes(upload)
+        server.call("add", path, number, examples[number], reference)
+    download = server.call("total")
+    server.close()
+    for _ in range(OPENINGS):
+        started = time.process_time()
+        mean = client.open(download, clients, reference)
+        opening.append(time.process_time() - started)
+    expected = np.average(np.stack(weights).astype(np.float64), axis=0, weights=examples)
+    adding, once = sum(server.seconds["add"]), server.seconds["total"][0]
+    return {
+        "upload_bytes": max(sizes),
+        "download_bytes": len(download),
+        "client_s": statistics.median(protecting) + statistics.median(opening),
+        "server_s": (adding + once) / clients,
+        "once_s": once,
+        "error": float(np.abs(mean - expected).max()),
+        "memory_mb": server.grown_mb,
+        "memory_many_mb": None if way == "naive" else _memory(way, size, many, weights, examples, folder),
+    }
+
+
+def _memory(way: str, size: int, many: int, weights: list[np.ndarray], examples: list[int], folder: Path) -> float:
+    """By how much the server grew with many clients' uploads, MB; parameters are those for so many clients."""
+    make_client, make_server = WAYS[way]
+    client = make_client(folder, size, many)
+    reference = sum(examples)
+    uploads = [folder / f"upload-{number}" for number in range(len(weights))]
+    for number, path in enumerate(uploads):
+        path.write_bytes(client.protect(weights[number], number, examples[number], reference))
+    server = Remote(make_server, folder, size, many)
+    for turn in range(many):
+        number = turn % len(uploads)
+        server.call("add", uploads[number], number, examples[number], reference)
+    server.call("total")
+    server.close()
+    return server.grown_mb
+
+
+def main(way: str, settings: str, _started: str) -> None:
+    """Print what a round took; nothing else reaches standard output, where TenSEAL's C++ code writes warnings."""
+    printed = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    with tempfile.TemporaryDirectory() as folder:
+        run = masked_round.measure if way == "secagg" else partial(measure, way)
+        found = run(**json.loads(settings), folder=Path(folder))
+    os.write(printed, json.dumps(found).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,147 @@
+"""A client's side of a protection: open the model it receives, protect what it sends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from flwr.app import ArrayRecord
+
+from fedveil.core.errors import ProtectionError
+from fedveil.core.experiment import Experiment
+from fedveil.core.messages import from_arrays, from_sealed
+from fedveil.privacy.keys import load_client
+from fedveil.privacy.lattice import Encryptor
+from fedveil.privacy.packing import Layout, Parameters, dequantize, flatten, quantize, unflatten
+from fedveil.privacy.plan import Plan, make_plan
+from fedveil.privacy.wire import Header, expect, read, write
+
+Seen = tuple[int, bytes]  # the newest aggregate a client has used: its round, and its SHA-256
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """One client's protected update.
+
+    blob: what travels; clipped: numbers that lay outside the range; seconds: it took to make
+    """
+
+    blob: bytes
+    clipped: int
+    seconds: float
+
+
+class Witness:
+    """A simulation's own memory of what clients of a round made, in the clear: what the protected sum is held against."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Mapping[str, np.ndarray], int]] = {}
+
+    def saw(self, client: int, weights: Mapping[str, np.ndarray], examples: int) -> None:
+        """Remember one client's weights and the number of its examples."""
+        self._made[client] = weights, examples
+
+    def error(self, model: Mapping[str, np.ndarray], clients: Sequence[int]) -> float:
+        """The largest distance of `model` from the mean of these clients' weights, in float64; then forget them."""
+        made = [self._made[client] for client in clients]
+        total = sum(examples for _, examples in made)
+        largest = 0.0
+        for name, value in model.items():
+            mean = np.zeros(value.shape)
+            for weights, examples in made:
+                mean += weights[name] * np.float64(examples / total)
+            largest = max(largest, float(np.abs(mean - value).max(initial=0.0)))
+        self._made.clear()
+        return largest
+
+
+class LatticeSide:
+    """Decrypts aggregates and encrypts updates with the clients' key; one serves all clients of a process."""
+
+    def __init__(self, experiment: Experiment, layout: Layout, key_file: Path) -> None:
+        self.plan: Plan = make_plan(experiment.privacy, experiment.federation.cohort)
+        self.layout = layout
+        self.key = load_client(key_file)
+        self._encryptor = Encryptor(self.key, self.plan)
+        self._opened: tuple[bytes, Parameters] | None = None
+        self._open_seconds = 0.0
+        self.witnesses: list[Witness] = []
+
+    def receive(
+        self, record: ArrayRecord, run: bytes, number: int, seen: Seen | None
+    ) -> tuple[Parameters, Seen | None]:
+        """The weights in a record, and what to remember of it.
+
+        run: 16 bytes that name the run; number: of the round whose model this must be, 0 for the first model
+        seen: the newest aggregate used before
+        Raise ProtectionError where the aggregate must not be used.
+        """
+        blob = from_sealed(record, self.plan.protection)
+        if blob is None:
+            if number > 0:
+                raise ProtectionError(
+                    f"the model of round {number} came without {self.plan.protection}; only the first one may, which "
+                    "everybody makes from the seed"
+                )
+            return from_arrays(record), seen
+        newest = number, sha256(blob).digest()
+        if seen is not None and (number < seen[0] or (number == seen[0] and newest != seen)):
+            raise ProtectionError(
+                f"the server sent a second aggregate of round {number}, or an old one (the newest is of round {seen[0]}); the "
+                "difference of two would show the clients that are in one of them alone"
+            )
+        return self.open(blob, run, number), newest
+
+    def open(self, blob: bytes, run: bytes, number: int) -> Parameters:
+        """The weights of the aggregate of a round; each is decrypted once, however often it is asked for."""
+        digest = sha256(blob).digest()
+        if self._opened is None or self._opened[0] != digest:
+            started = time.process_time()
+            header, body = read(blob, self._expect("aggregate", run, number))
+            total = self._encryptor.decrypt(body, header.size, header.examples, header.clients)
+            vector = dequantize(total, header.examples, header.reference, self.plan.grid)
+            self._opened = digest, unflatten(vector, self.layout)
+            self._open_seconds += time.process_time() - started
+        return self._opened[1]
+
+    def take_open_seconds(self) -> float:
+        """Processor time of decryption since this was last asked."""
+        seconds, self._open_seconds = self._open_seconds, 0.0
+        return seconds
+
+    def seal(
+        self, weights: Mapping[str, np.ndarray], client: int, examples: int, number: int, run: bytes, reference: int
+    ) -> Sealed:
+        """Encrypt weights, weighted by examples / reference; raise ProtectionError where they cannot be."""
+        for witness in self.witnesses:
+            witness.saw(client, weights, examples)
+        started = time.process_time()
+        values, clipped = quantize(flatten(weights), examples, reference, self.plan.grid, self.layout)
+        expected = self._expect("upload", run, number, client=client, reference=reference)
+        header = replace(expected, seeded=self._encryptor.seeded, examples=examples)
+        blob = write(header, self._encryptor.encrypt(values, examples))
+        return Sealed(blob, clipped, time.process_time() - started)
+
+    def _expect(self, kind: Literal["upload", "aggregate"], run: bytes, number: int, **others: int) -> Header:
+        return expect(
+            kind,
+            self.plan,
+            self.key,
+            run=run,
+            round=number,
+            layout=self.layout,
+            complex=self._encryptor.complex,
+            **others,
+        )
+
+
+@lru_cache(maxsize=2)
+def lattice_side(experiment: Experiment, layout: Layout, key_file: Path) -> LatticeSide:
+    """The side of an experiment's clients, made once a process."""
+    return LatticeSide(experiment, layout, key_file)

@@ -1,0 +1,99 @@
+"""Keys that two clients agree on, and the streams of masks made of them.
+
+X25519 for agreement (RFC 7748), HKDF with SHA-256 (RFC 5869) for one key a purpose, AES-256 in counter mode for masks,
+AES-256-GCM for the shares that clients send each other through the server.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from functools import lru_cache
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from fedveil.core.errors import ProtectionError
+
+KEY = 32  # bytes of every key, seed and public key
+NONCE, TAG = 12, 16  # bytes
+
+
+def new_key() -> bytes:
+    """A private key for `agree`, from the operating system's randomness."""
+    return X25519PrivateKey.generate().private_bytes_raw()
+
+
+def public_key(private: bytes) -> bytes:
+    """The public half of a private key."""
+    return agreement(private).public_key().public_bytes_raw()
+
+
+def agreement(private: bytes) -> X25519PrivateKey:
+    """A private key, ready for `agree` with many peers: making it ready takes as long as one agreement."""
+    return X25519PrivateKey.from_private_bytes(private)
+
+
+def agree(private: X25519PrivateKey, public: bytes, peer: int) -> bytes:
+    """What a private key and a peer's public key have in common; raise ProtectionError, naming the peer, for a bad one."""
+    try:
+        return private.exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError as error:
+        raise ProtectionError(f"client {peer}: its public key is no usable X25519 key") from error
+
+
+def pair_key(agreed: bytes, digest: bytes, one: int, other: int) -> bytes:
+    """The key of the mask of two clients, the same for both: `digest` binds it to a session."""
+    return _derive(agreed, b"pair mask", digest, min(one, other), max(one, other))
+
+
+def self_key(seed: bytes, digest: bytes, client: int) -> bytes:
+    """The key of the mask that a client adds on its own."""
+    return _derive(seed, b"self mask", digest, client, client)
+
+
+def stream(key: bytes, size: int) -> np.ndarray:
+    """A mask: uint32 [size], AES-256 in counter mode, little-endian. A key is for one stream, so its counter starts at 0."""
+    data = np.empty(4 * size + 15, np.uint8)  # the library wants room for one more block
+    Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor().update_into(_zeros(4 * size), data.data)
+    return data[: 4 * size].view("<u4")
+
+
+def seal(agreed: bytes, digest: bytes, sender: int, receiver: int, secret: bytes) -> bytes:
+    """A secret that only the receiver can read, and only as this sender's in this session: nonce, ciphertext, tag.
+
+    The nonce is random, so that a client restored from an older state does not use a key with one nonce twice.
+    """
+    nonce = os.urandom(NONCE)
+    key = _derive(agreed, b"shares", digest, sender, receiver)
+    return nonce + AESGCM(key).encrypt(nonce, secret, _bind(b"shares", digest, sender, receiver))
+
+
+def unseal(agreed: bytes, digest: bytes, sender: int, receiver: int, sealed: bytes) -> bytes:
+    """What `seal` sealed; raise ProtectionError, naming the sender, where it is anything else."""
+    key = _derive(agreed, b"shares", digest, sender, receiver)
+    try:
+        return AESGCM(key).decrypt(sealed[:NONCE], sealed[NONCE:], _bind(b"shares", digest, sender, receiver))
+    except (InvalidTag, ValueError) as error:
+        raise ProtectionError(
+            f"client {sender}: its shares for client {receiver} cannot be read: they were changed on the way, "
+            "or come from another session"
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def _zeros(length: int) -> bytes:
+    return bytes(length)
+
+
+def _bind(purpose: bytes, digest: bytes, one: int, other: int) -> bytes:
+    return b"fedveil " + purpose + b"\0" + digest + struct.pack(">QQ", one, other)
+
+
+def _derive(secret: bytes, purpose: bytes, digest: bytes, one: int, other: int) -> bytes:
+    return HKDF(SHA256(), KEY, salt=None, info=_bind(purpose, digest, one, other)).derive(secret)

@@ -1,0 +1,118 @@
+"""Messages out, replies back: as they arrive, by client, accounted for, and each failure with its reason."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from flwr.app import Message, MetricRecord
+from flwr.serverapp import Grid
+
+from fedveil.core.errors import ProtectionError
+from fedveil.core.messages import CLIENT, METRICS, wire_bytes
+
+POLL = (0.02, 0.5)  # seconds between looks for replies: the shortest, and the longest where none comes
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Exchanged:
+    """What the record keeps of the messages of one stage of a round.
+
+    answered: clients whose replies count
+    failures: the reason of each message that has no reply, or none that could be used
+    ledger, clients: rows of ledger.csv, one for each message sent, and of clients.csv, one for each reply
+    """
+
+    answered: list[int] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    ledger: list[Row] = field(default_factory=list)
+    clients: list[Row] = field(default_factory=list)
+
+
+def exchange(
+    grid: Grid,
+    messages: Sequence[Message],
+    number: int,
+    stage: str,
+    timeout: float,
+    take: Callable[[int, Message], None] = lambda _client, _reply: None,
+    numbers: Sequence[str] = (),
+) -> tuple[Exchanged, list[Message]]:
+    """Send messages and wait for the replies; return them by client, with the account of both ways.
+
+    timeout: seconds
+    take: is given each client and its reply as it arrives, and may take arrays out of it, so that they need not all be
+        held; a ProtectionError that it raises makes the reply a failure
+    numbers: metrics that a reply must have, beside who sends it and the seconds it took
+    Raises what the grid raises.
+    """
+    weights = {id(m.content): wire_bytes(m.content) for m in messages}
+    clients = [m.metadata.dst_node_id - 1 for m in messages]  # node id k+1 is client k
+    rows: dict[int, Row] = {
+        client: {
+            "round": number, "stage": stage, "client": client, "bytes_down": weights[id(message.content)],
+            "bytes_up": None, "seconds": None, "failure": "no answer in time",
+        }
+        for client, message in zip(clients, messages, strict=True)
+    }  # fmt: skip
+    replies: dict[int, Message] = {}
+    for index, reply in answers(grid, messages, timeout):
+        # who answers is known by the message, whatever the reply says
+        client = clients[index]
+        row = rows[client]
+        if reply.has_error():
+            row["failure"] = reply.error.reason or f"error {reply.error.code}"
+            continue
+        row["bytes_up"] = wire_bytes(reply.content)
+        try:
+            row["seconds"] = round(metric(reply, "seconds"), 6)
+            if metric(reply, CLIENT) != client:
+                raise ProtectionError(f"it calls itself client {metric(reply, CLIENT):g}")
+            for key in numbers:
+                metric(reply, key)
+            take(client, reply)
+        except ProtectionError as error:
+            row["failure"] = str(error)
+            continue
+        row["failure"] = None
+        replies[client] = reply
+    order = sorted(replies)  # sums run in a fixed order, whoever answers first
+    ledger = [rows[client] for client in sorted(rows)]
+    failures = [f"client {row['client']}: {row['failure']}" for row in ledger if row["failure"] is not None]
+    return Exchanged(order, failures, ledger), [replies[client] for client in order]
+
+
+def answers(grid: Grid, messages: Sequence[Message], timeout: float | None) -> Iterator[tuple[int, Message]]:
+    """Replies as they arrive, each with the position of its message in `messages`, for `timeout` seconds.
+
+    A grid of FedVeil's own may have a method `answers`, which hands on what its clients reply one by one.
+    """
+    own = getattr(grid, "answers", None)
+    if own is not None:
+        yield from own(messages, timeout)
+        return
+    waiting = {sent: i for i, sent in enumerate(grid.push_messages(messages))}
+    deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+    pause = POLL[0]
+    while waiting and time.monotonic() < deadline:
+        found: Iterable[Message] = list(grid.pull_messages(list(waiting)))
+        for reply in found:
+            index = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if index is not None:
+                yield index, reply
+        pause = POLL[0] if found else min(1.5 * pause, POLL[1])
+        if waiting:
+            time.sleep(pause)
+
+
+def metric(reply: Message, key: str) -> float:
+    """A number among a reply's metrics; raise ProtectionError where it holds none by this name."""
+    metrics = reply.content.get(METRICS)
+    value = metrics.get(key) if isinstance(metrics, MetricRecord) else None
+    if not isinstance(value, int | float):
+        raise ProtectionError(f"its reply has no number '{key}'")
+    return float(cast(float, value))

@@ -1,0 +1,181 @@
+"""How a round's updates become the next model: in the clear, as a sum of ciphertexts, or under masks that cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp.strategy import Strategy
+
+from fedveil.core.errors import ProtectionError
+from fedveil.core.experiment import Experiment
+from fedveil.core.messages import ARRAYS, CONFIG, REFERENCE, SEALED, WEIGHT, from_arrays, from_sealed
+from fedveil.privacy.identity import Registry
+from fedveil.privacy.keys import SERVER, ServerContext, check_lattice, load_server
+from fedveil.privacy.lattice import Adder
+from fedveil.privacy.packing import Layout, Parameters
+from fedveil.privacy.parties import load_registry
+from fedveil.privacy.plan import Plan, make_plan
+from fedveil.privacy.wire import Header, expect, read, write
+from fedveil.server.exchange import Exchanged, metric
+
+Converse = Callable[[Sequence[Message], str], tuple[Exchanged, list[Message]]]
+
+
+class Gathering(Protocol):
+    """The updates of one round, or of one attempt at it."""
+
+    def ask(self, messages: list[Message]) -> list[Message]:
+        """The training messages to send in place of `messages`; may exchange others first."""
+
+    def take(self, client: int, reply: Message) -> None:
+        """See one reply as it arrives; raise ProtectionError where it cannot be used."""
+
+    def finish(self, number: int, replies: list[Message]) -> Parameters | None:
+        """The next model of the replies taken; None where the strategy makes none; ProtectionError where it must not be made."""
+
+
+@dataclass
+class Clear:
+    """Updates in the clear: the strategy sees each."""
+
+    strategy: Strategy
+
+    def ask(self, messages: list[Message]) -> list[Message]:
+        """As they are."""
+        return messages
+
+    def take(self, client: int, reply: Message) -> None:
+        """Nothing to check or add yet."""
+
+    def finish(self, number: int, replies: list[Message]) -> Parameters | None:
+        """As the strategy aggregates."""
+        aggregate, _ = self.strategy.aggregate_train(number, replies)
+        return None if aggregate is None else from_arrays(aggregate)
+
+
+@dataclass(frozen=True)
+class ServerSide:
+    """What the server of a protected run has: no secret, and of the data the number of examples of each client.
+
+    sizes: examples of each of some clients; run: 16 bytes that name the run
+    context: of CKKS and BFV; registry: of secure aggregation whose clients do not trust the server to follow the protocol
+    """
+
+    experiment: Experiment
+    plan: Plan
+    layout: Layout
+    run: bytes
+    sizes: Callable[[Sequence[int]], Sequence[int]]
+    context: ServerContext | None = None
+    registry: Registry | None = None
+
+    def reference(self, messages: Sequence[Message]) -> int:
+        """n_ref: the examples of all clients that are asked."""
+        return int(sum(self.sizes([m.metadata.dst_node_id - 1 for m in messages])))
+
+
+def server_side(
+    experiment: Experiment,
+    layout: Layout,
+    run: bytes,
+    sizes: Callable[[Sequence[int]], Sequence[int]],
+    keys: Path | None,
+) -> ServerSide | None:
+    """The server's side of an experiment's protection; None where updates travel in the clear.
+
+    keys: the folder that holds server.ctx, for CKKS and BFV
+    Raise SettingsError or ProtectionError where it cannot work.
+    """
+    privacy = experiment.privacy
+    if privacy.protection == "none":
+        return None
+    plan = make_plan(privacy, experiment.federation.cohort)
+    context, registry = None, None if keys is None else load_registry(keys)
+    if plan.lattice is not None:
+        if keys is None:
+            raise ProtectionError(
+                f"privacy.protection = '{privacy.protection}': the server needs server.ctx, and no folder of keys is named; make "
+                "one with `fedveil keys new DIR`, and name it in the run's configuration: keys = 'DIR'"
+            )
+        context = load_server(keys / SERVER)
+        check_lattice(context.lattice, plan.lattice)
+    return ServerSide(experiment, plan, layout, run, sizes, context, registry)
+
+
+class Ciphertexts:
+    """Adds ciphertexts as they arrive and keeps one sum; there is no key here."""
+
+    def __init__(self, side: ServerSide, number: int) -> None:
+        assert side.context is not None
+        self._side, self._number = side, number
+        self._adder = Adder(side.context, side.plan)
+        self._examples = self._reference = 0
+
+    def ask(self, messages: list[Message]) -> list[Message]:
+        """Announce the cohort's examples."""
+        self._reference = self._side.reference(messages)
+        for message in messages:
+            cast(ConfigRecord, message.content[CONFIG])[REFERENCE] = self._reference
+        return messages
+
+    def take(self, client: int, reply: Message) -> None:
+        """Check an upload whole, then add it, then drop it."""
+        record = cast(ArrayRecord, reply.content.get(ARRAYS))
+        blob = None if record is None else from_sealed(record, self._side.plan.protection)
+        if blob is None:
+            raise ProtectionError(f"its update is not encrypted with {self._side.plan.protection}")
+        expected = self._expect("upload", client=client, reference=self._reference)
+        header, body = read(blob, expected)
+        if metric(reply, WEIGHT) != header.examples:
+            raise ProtectionError(f"it says {metric(reply, WEIGHT):g} examples, and its update {header.examples:,}")
+        if self._examples + header.examples > self._reference:
+            raise ProtectionError(f"the examples pass the {self._reference:,} that were announced for the cohort")
+        self._adder.add(body, header.form, header.seeded)
+        self._examples += header.examples
+        del reply.content[ARRAYS]
+
+    def finish(self, number: int, replies: list[Message]) -> Parameters | None:
+        """The sum, which is the model."""
+        adder = self._adder
+        enough(adder.clients, self._side.plan)
+        assert adder.form is not None
+        header = replace(
+            self._expect("aggregate", reference=self._reference),
+            complex=adder.form.complex, clients=adder.clients, examples=self._examples,
+        )  # fmt: skip
+        return {SEALED: np.frombuffer(write(header, adder.total()), np.uint8)}
+
+    def _expect(self, kind: Literal["upload", "aggregate"], **others: int) -> Header:
+        side = self._side
+        assert side.context is not None
+        return expect(kind, side.plan, side.context, run=side.run, round=self._number, layout=side.layout, **others)
+
+
+def enough(clients: int, plan: Plan) -> None:
+    """Raise ProtectionError where an aggregate of so few clients would say too much about each."""
+    if clients < plan.least:
+        raise ProtectionError(
+            f"{clients} clients sent an update that could be used, and an aggregate of fewer than privacy.min_clients = "
+            f"{plan.least} is not made"
+        )
+
+
+def is_sealed(parameters: Parameters) -> bool:
+    """Whether the model is a ciphertext."""
+    return SEALED in parameters
+
+
+def gather(strategy: Strategy, side: ServerSide | None, number: int, attempt: int, converse: Converse) -> Gathering:
+    """The gathering for a round."""
+    if side is None:
+        return Clear(strategy)
+    if side.context is not None:
+        return Ciphertexts(side, number)
+    from fedveil.server.masked import Masked
+
+    return Masked(strategy, side, number, attempt, converse)

@@ -1,0 +1,140 @@
+"""Secure aggregation from the server's side: the stages of `fedveil.privacy.unmasking` on Flower's messages.
+
+keys, shares, then the training message itself, whose reply is the masked vector, then who survived, and the shares that
+take the masks off. The server adds masked vectors as they arrive and keeps none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import cast
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp.strategy import Strategy
+
+from fedveil.core.errors import ProtectionError
+from fedveil.core.messages import (
+    ARRAYS,
+    ATTEMPT,
+    BLOB,
+    CONFIG,
+    CONFIRMATIONS,
+    INBOX,
+    REFERENCE,
+    ROUND,
+    RUN,
+    WEIGHT,
+    from_arrays,
+    from_sealed,
+    to_arrays,
+)
+from fedveil.privacy.graph import choose_degree, neighbours
+from fedveil.privacy.masked import from_ring, read_masked
+from fedveil.privacy.packing import Parameters, dequantize, unflatten
+from fedveil.privacy.plan import RESERVED
+from fedveil.privacy.rosters import Session
+from fedveil.privacy.unmasking import Unmasker
+from fedveil.server.exchange import metric
+from fedveil.server.gathering import Converse, ServerSide, enough
+
+
+class Masked:
+    """One attempt at a round; every ProtectionError of it means that nothing was revealed, or that the sum cannot be had."""
+
+    def __init__(self, strategy: Strategy, side: ServerSide, number: int, attempt: int, converse: Converse) -> None:
+        self._strategy, self._side, self._number, self._attempt = strategy, side, number, attempt
+        self._converse = converse
+        privacy = side.experiment.privacy
+        self._degree, threshold = choose_degree(side.experiment.federation.cohort, privacy.drop_outs, privacy.colluders)
+        size = RESERVED + side.layout.size
+        active = side.registry is not None
+        self._session = Session(side.run, number, attempt, size, threshold, privacy.min_clients, active)
+        self._examples: dict[int, int] = {}
+        self._reference = 0
+
+    def ask(self, messages: list[Message]) -> list[Message]:
+        """Exchange keys and shares; the training messages of those that go on."""
+        side = self._side
+        asked = {m.metadata.dst_node_id - 1: m for m in messages}
+        self._reference = side.reference(messages)
+        around = neighbours(sorted(asked), min(self._degree, len(asked) - 1))
+        self._unmasker = unmasker = Unmasker(self._session, sorted(asked), around, side.registry)
+        self._stage("advertise", asked, lambda _: {}, unmasker.adverts)
+        self._stage("share", unmasker.close(), lambda client: {BLOB: unmasker.roster(client)}, unmasker.shares)
+        stay = unmasker.close()
+        for message in messages:
+            cast(ConfigRecord, message.content[CONFIG]).update({REFERENCE: self._reference, ATTEMPT: self._attempt})
+        return [
+            Message(
+                RecordDict({**asked[client].content, INBOX: ConfigRecord({BLOB: unmasker.inbox(client)})}),
+                dst_node_id=client + 1,
+                message_type=MessageType.TRAIN,
+            )
+            for client in stay
+        ]
+
+    def take(self, client: int, reply: Message) -> None:
+        """Add a masked update to the sum, and drop it."""
+        record = cast(ArrayRecord, reply.content.get(ARRAYS))
+        blob = None if record is None else from_sealed(record, self._side.plan.protection)
+        if blob is None:
+            raise ProtectionError("its update is not masked")
+        examples = int(metric(reply, WEIGHT))
+        if not 0 < examples <= self._reference - sum(self._examples.values()):
+            raise ProtectionError(
+                f"{examples:,} examples pass the {self._reference:,} that were announced for the cohort"
+            )
+        self._unmasker.add(client, read_masked(self._session, client, blob))
+        self._examples[client] = examples
+        del reply.content[ARRAYS]
+
+    def finish(self, number: int, replies: list[Message]) -> Parameters | None:
+        """Unmask the sum; the strategy sees it as the reply of one client with all the examples."""
+        side, unmasker = self._side, self._unmasker
+        stay = unmasker.close()
+        enough(len(stay), side.plan)
+        survivors = unmasker.survivors()
+        brought: dict[str, bytes] = {BLOB: survivors, CONFIRMATIONS: b""}
+        if self._session.active:
+            self._stage("confirm", stay, lambda _: brought, unmasker.confirm)
+            stay = unmasker.close()
+            brought[CONFIRMATIONS] = unmasker.confirmations()
+        self._stage("reveal", stay, lambda _: brought, unmasker.reveals)
+        total, examples = unmasker.total(), sum(self._examples.values())
+        weights = from_ring(total, examples, len(self._examples), side.plan.grid)
+        mean = unflatten(dequantize(weights, examples, self._reference, side.plan.grid), side.layout)
+        content = RecordDict({**replies[0].content, ARRAYS: to_arrays(mean)})
+        aggregate, _ = self._strategy.aggregate_train(number, [Message(content, reply_to=_sent(replies[0]))])
+        return None if aggregate is None else from_arrays(aggregate)
+
+    def _stage(
+        self,
+        name: str,
+        clients: Iterable[int],
+        bring: Callable[[int], dict[str, bytes]],
+        take: Callable[[int, bytes], None],
+    ) -> None:
+        """Ask each client for its message of a stage, and take each as it comes."""
+        config = ConfigRecord({RUN: self._side.run, ROUND: self._number, ATTEMPT: self._attempt})
+        messages = [
+            Message(
+                RecordDict({CONFIG: config, INBOX: ConfigRecord(dict(bring(client)))}),
+                dst_node_id=client + 1,
+                message_type=f"{MessageType.QUERY}.{name}",
+            )
+            for client in clients
+        ]
+
+        def see(client: int, reply: Message) -> None:
+            record = reply.content.get(CONFIG)
+            blob = record.get(BLOB) if isinstance(record, ConfigRecord) else None
+            if not isinstance(blob, bytes):
+                raise ProtectionError(f"its reply carries no message of the stage '{name}'")
+            take(client, blob)
+
+        self._converse(messages, name, see)
+
+
+def _sent(reply: Message) -> Message:
+    """A message that `reply` can be a reply to: Flower makes replies from what they answer."""
+    return Message(RecordDict(), dst_node_id=reply.metadata.src_node_id, message_type=MessageType.TRAIN)

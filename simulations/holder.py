@@ -1,0 +1,124 @@
+"""The key holder of a simulation: one party beside the server that may read the model, and so evaluates it and writes it down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import RecordDict
+
+from fedveil.client.protect import LatticeSide, Witness
+from fedveil.core.experiment import LATTICES
+from fedveil.core.messages import ARRAYS, SEALED, to_arrays, wire_bytes
+from fedveil.core.record import Record
+from fedveil.models.evaluation import Scores
+from fedveil.models.parameters import get, to_numpy
+from fedveil.privacy.keys import fingerprint, write_keys
+from fedveil.privacy.plan import make_lattice, make_plan
+from fedveil.privacy.wire import round_of
+from fedveil.server.checkpoint import BEST, MODEL, Parameters, State, model_file
+from fedveil.server.federation import Federation
+
+KEYS = "keys"  # the folder in a record
+FILE = "protection.json"
+READERS = {
+    "none": "the server sees every client's weights",
+    "ckks": "the server saw ciphertexts only; whoever holds client.key, as every client does, can read all updates",
+    "bfv": "the server saw ciphertexts only; whoever holds client.key, as every client does, can read all updates",
+    "secagg": "the server saw the mean of each cohort and no client's weights; clients see the mean",
+}
+
+
+class Holder:
+    """Reads protected models of a run with the clients' key, as they do; models in the clear it takes as they are."""
+
+    def __init__(
+        self, federation: Federation, record: Record, side: LatticeSide | None, witness: Witness | None
+    ) -> None:
+        """`witness`: what the clients of this process make, in the clear; None where they work elsewhere."""
+        self._federation, self._record, self._side, self._witness = federation, record, side, witness
+
+    def open(self, parameters: Parameters) -> Parameters:
+        """The weights of a model."""
+        if SEALED not in parameters:
+            return parameters
+        assert self._side is not None
+        blob = parameters[SEALED].tobytes()
+        return self._side.open(blob, bytes.fromhex(self._federation.state.run), round_of(blob))
+
+    def evaluate(self, parameters: Parameters) -> Scores:
+        """Scores of a model on the test part of the data set."""
+        return self._federation.evaluate(self.open(parameters))
+
+    def inspect(self, parameters: Parameters, clients: Sequence[int]) -> float:
+        """How far a round's model lies from the plain mean of its clients' weights."""
+        assert self._witness is not None
+        return self._witness.error(self.open(parameters), clients)
+
+    def write(self, state: State) -> None:
+        """Write the models that the server cannot read beside what it keeps."""
+        if SEALED not in state.parameters:
+            return
+        self._record.write(MODEL, model_file(self.open(state.parameters)), flush=False)
+        if state.best_round == state.round:
+            self._record.write(BEST, (self._record.path(MODEL)).read_bytes(), flush=False)
+
+    def describe(self) -> None:
+        """Write what protects this run, and who reads what."""
+        experiment = self._federation.experiment
+        protection = experiment.privacy.protection
+        plan = make_plan(experiment.privacy, experiment.federation.cohort)
+        description: dict[str, Any] = {
+            "protection": protection,
+            "parameters": plan.explain(),
+            "readers": READERS[protection],
+            "test scores": "a key holder apart from the server evaluates the model, in the process of this simulation"
+            if protection in LATTICES
+            else "the server evaluates the mean, which it sees",
+        }
+        if self._side is not None:
+            description["key"] = fingerprint(self._side.key.key_id)
+        self._record.write(FILE, json.dumps(description, indent=2).encode() + b"\n")
+
+
+def costs(federation: Federation, record: Record) -> dict[str, Any]:
+    """What the protection of a run cost, for its summary, by name.
+
+    bytes_up_ratio, bytes_down_ratio: against the same messages in the clear
+    seal_seconds, open_seconds: of all clients, processor time
+    largest_error: of a round's model against the plain mean; None where clients work out of sight (Ray)
+    error_bound: what rounding alone can make of it, where nothing was clipped
+    """
+    import pandas as pd
+
+    assert federation.side is not None
+    state, plan = federation.state, federation.side.plan
+    ledger = pd.read_csv(record.path("ledger.csv"), usecols=["stage", "bytes_up"])
+    plain = wire_bytes(RecordDict({ARRAYS: to_arrays(to_numpy(get(federation.network)))}))
+    stages = ledger[ledger.stage.isin(["train", "evaluate"])]
+    up = plain * int(stages[stages.stage == "train"].bytes_up.notna().sum())
+    down = plain * len(stages)
+    return {
+        "parameters": plan.explain(),
+        "bytes_up_ratio": round(state.bytes_up / up, 3),
+        "bytes_down_ratio": round(state.bytes_down / down, 3),
+        "seal_seconds": round(state.costs.get("seal_seconds", 0.0), 3),
+        "open_seconds": round(state.costs.get("open_seconds", 0.0), 3),
+        "clipped": int(state.costs.get("clipped", 0)),
+        "largest_error": state.costs.get("largest_error"),
+        "error_bound": plan.rounding * federation.experiment.federation.cohort,
+        "readers": READERS[federation.experiment.privacy.protection],
+    }
+
+
+def make_keys_once(federation: Federation, record: Record) -> Path | None:
+    """The folder of the run's keys, new with the run; None where its protection needs none."""
+    privacy = federation.experiment.privacy
+    if privacy.protection not in LATTICES:
+        return None
+    folder = record.path(KEYS)
+    if not folder.exists():
+        write_keys(folder, make_lattice(privacy), 1)
+    return folder
