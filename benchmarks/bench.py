@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
-from fedveil.benchmarks import contest, growth, jobs, report
+from fedveil.benchmarks import contest, encryption, encryption_report, growth, jobs, report
 from fedveil.core.errors import SettingsError, nearest
 
-GROWTH = "growth"
+GROWTH, ENCRYPTION = "growth", "encryption"
 
 
 def bench(
@@ -25,25 +25,29 @@ def bench(
     write: Path | None = None,
     command: Sequence[str] = (),
 ) -> None:
-    """Measure a job, all jobs (no name), or how cost grows (`growth`), and print a table or one JSON object.
+    """Measure a job, all jobs (no name), how cost grows (`growth`), or what protection costs (`encryption`).
+
+    Prints a table or one JSON object.
 
     settings: changes to every experiment, `engine` and `workers` say
-    peers: by name, the Python of its environment; None for the conventional place
+    peers: by name, the Python of its environment; None for the conventional place; of the jobs alone
     repeats: runs of each contestant
     write: a page whose measured section is replaced
     Raises SettingsError before anything is measured; FedveilError where a run fails.
     """
-    if name not in (None, GROWTH, *jobs.JOBS):
-        known = (*jobs.JOBS, GROWTH)
+    known = (*jobs.JOBS, GROWTH, ENCRYPTION)
+    if name not in (None, *known):
         raise SettingsError(f"bench: there is no job '{name}'{nearest(str(name), known)}\n  known: {', '.join(known)}")
     if write is not None:
         if name in jobs.JOBS:
-            raise SettingsError(f"--write {write}: the page holds all jobs; name no job, or {GROWTH}")
+            raise SettingsError(f"--write {write}: the page holds all jobs; name no job, {GROWTH} or {ENCRYPTION}")
         report.check_page(write, name or "jobs")
     console = Console(stderr=as_json)
     around = report.surroundings(command)
     if name == GROWTH:
         _growth(settings, around, console, as_json, write)
+    elif name == ENCRYPTION:
+        _encryption(settings, repeats, around, console, as_json, write)
     else:
         _jobs(name, settings, peers, repeats, around, console, as_json, write)
 
@@ -87,6 +91,23 @@ def _growth(
     if write is not None:
         growth.draw(rows, write.parent / report.PICTURE)
         report.write_section(write, GROWTH, report.growth_section(rows, around))
+
+
+def _encryption(
+    settings: dict[str, Any],
+    repeats: int,
+    around: contest.Measures,
+    console: Console,
+    as_json: bool,
+    write: Path | None,
+) -> None:
+    found = encryption.measure(settings, repeats, lambda line: _say(console, [line]))
+    if as_json:
+        print(json.dumps({**found, "repeats": repeats, **around, "versions": around["versions"] | found["versions"]}))
+    else:
+        console.print(encryption_report.table(found), highlight=False)
+    if write is not None:
+        report.write_section(write, ENCRYPTION, encryption_report.section(found, around, repeats))
 
 
 def _say(console: Console, lines: Sequence[str]) -> None:

@@ -121,7 +121,8 @@ def _compare(runs: dict[str, list[Measures]]) -> list[Measures]:
             "client_ratio": row["client_s"] / naive["client_s"],
             "server_ratio": row["server_s"] / naive["server_s"],
             "memory_growth": None if many is None else (many - row["memory_mb"]) / (row["upload_bytes"] / 1e6),
-            "memory_peak": None if many is None else many / (row["download_bytes"] / 1e6),  # an aggregate is as large as an upload without seeds
+            # an aggregate is as large as an upload without seeds
+            "memory_peak": None if many is None else many / (row["download_bytes"] / 1e6),
         })  # fmt: skip
     return rows
 
@@ -129,7 +130,7 @@ def _compare(runs: dict[str, list[Measures]]) -> list[Measures]:
 def _masked(repeats: int, progress: Callable[[str], None]) -> Measures:
     """Secure aggregation of many small updates, and Flower's with as many neighbours.
 
-    Flower's runs once: its Shamir sharing alone takes seconds a client.
+    Flower's runs once, as it takes minutes.
     """
     size, clients = MASKED_PARAMETERS, MASKED_CLIENTS
     own = []

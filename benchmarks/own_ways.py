@@ -69,7 +69,8 @@ class SharedMaskClient:
     def protect(self, weights: np.ndarray, client: int, examples: int, reference: int) -> bytes:
         """The upload of a client that has `examples` of the cohort's `reference`; weights: float32 [size]."""
         whole, _ = quantize(weights, examples, reference, self._grid, self._layout)
-        return (whole.astype(np.uint32) + self._stream(client) - self._stream(client + 1)).tobytes()
+        masked: np.ndarray = whole.astype(np.uint32) + self._stream(client) - self._stream(client + 1)
+        return masked.tobytes()
 
     def open(self, download: bytes, clients: int, examples: int) -> np.ndarray:
         """The weighted mean, float32 [size]."""

@@ -42,7 +42,7 @@ WAYS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 def measure(way: str, size: int, clients: int, many: int, folder: Path) -> Measures:
     """What a round takes; and the server's memory with `many` clients, whose uploads are the same ones again and again.
 
-    `naive` holds every upload: it is not given so many.
+    `naive` adds as uploads come, which is faster, and holds them where its memory is measured, for `clients` alone.
     """
     weights, examples = cohort(size, clients)
     reference = sum(examples)
@@ -50,13 +50,12 @@ def measure(way: str, size: int, clients: int, many: int, folder: Path) -> Measu
     client = make_client(folder, size, clients)
     server = Remote(make_server, folder, size, clients)
     protecting, opening, sizes = [], [], []
+    path = folder / "upload"
     for number in range(clients):
         started = time.process_time()
         upload = client.protect(weights[number], number, examples[number], reference)
         protecting.append(time.process_time() - started)
-        sizes.append(len(upload))
-        path = folder / "upload"
-        path.write_bytes(upload)
+        sizes.append(path.write_bytes(upload))
         server.call("add", path, number, examples[number], reference)
     download = server.call("total")
     server.close()
@@ -65,31 +64,40 @@ def measure(way: str, size: int, clients: int, many: int, folder: Path) -> Measu
         mean = client.open(download, clients, reference)
         opening.append(time.process_time() - started)
     expected = np.average(np.stack(weights).astype(np.float64), axis=0, weights=examples)
-    adding, once = sum(server.seconds["add"]), server.seconds["total"][0]
-    return {
+    once = server.seconds["total"][0]
+    found = {
         "upload_bytes": max(sizes),
         "download_bytes": len(download),
         "client_s": statistics.median(protecting) + statistics.median(opening),
-        "server_s": (adding + once) / clients,
+        "server_s": (sum(server.seconds["add"]) + once) / clients,
         "once_s": once,
         "error": float(np.abs(mean - expected).max()),
         "memory_mb": server.grown_mb,
-        "memory_many_mb": None if way == "naive" else _memory(way, size, many, weights, examples, folder),
     }
+    if way == "naive":
+        holding = memory_mb(make_client, tenseal_ways.HoldingServer, size, clients, clients, folder)
+        return found | {"memory_mb": holding, "memory_many_mb": None}
+    return found | {"memory_many_mb": memory_mb(make_client, make_server, size, many, clients, folder)}
 
 
-def _memory(way: str, size: int, many: int, weights: list[np.ndarray], examples: list[int], folder: Path) -> float:
-    """By how much the server grew with many clients' uploads, MB; parameters are those for so many clients."""
-    make_client, make_server = WAYS[way]
-    client = make_client(folder, size, many)
-    reference = sum(examples)
-    uploads = [folder / f"upload-{number}" for number in range(len(weights))]
-    for number, path in enumerate(uploads):
+def memory_mb(
+    make_client: Callable[..., Any],
+    make_server: Callable[..., Any],
+    size: int,
+    clients: int,
+    uploads: int,
+    folder: Path,
+) -> float:
+    """By how much a server of `clients` grows, MB; they send the same few uploads in turn."""
+    weights, examples = cohort(size, uploads)
+    client, reference = make_client(folder, size, clients), sum(examples)
+    paths = [folder / f"upload-{number}" for number in range(uploads)]
+    for number, path in enumerate(paths):
         path.write_bytes(client.protect(weights[number], number, examples[number], reference))
-    server = Remote(make_server, folder, size, many)
-    for turn in range(many):
-        number = turn % len(uploads)
-        server.call("add", uploads[number], number, examples[number], reference)
+    server = Remote(make_server, folder, size, clients)
+    for turn in range(clients):
+        number = turn % uploads
+        server.call("add", paths[number], number, examples[number], reference)
     server.call("total")
     server.close()
     return server.grown_mb

@@ -193,7 +193,7 @@ def evaluate(message: Message, context: Context) -> Message:
     started = time.perf_counter()
     place, client, record, config = _open(message, context)
     try:
-        given, _ = _receive(place, client, record, int(config[ROUND]), config.get(RUN, b""), context)
+        given, _ = _receive(place, client, record, int(config.get(ROUND, 0)), config.get(RUN, b""), context)
     except ProtectionError as error:
         return refusal(message, error)
     with one_thread():

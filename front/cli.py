@@ -267,7 +267,9 @@ def data_show(
 
 @app.command()
 def bench(
-    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="j1 to j4, or growth; all jobs without it")] = None,
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="j1 to j4, growth or encryption; j1 to j4 without it")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="runs of each contestant, in turn; medians are quoted")] = 3,
     engine: Annotated[str | None, typer.Option(help="how FedVeil's clients are computed; auto without it")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="FedVeil's processes that train")] = None,

@@ -353,10 +353,10 @@ class Adder:
 
 
 def _agreed(key: ClientKey | ServerContext, plan: Plan) -> Lattice:
-    """The plan's lattice, which the key must be made for."""
+    """The lattice of a key, which must be the plan's."""
     assert plan.lattice is not None, "a plan of secure aggregation has no lattice"
     check_lattice(key.lattice, plan.lattice)
-    return plan.lattice
+    return key.lattice
 
 
 def _check_coefficients(coefficients: np.ndarray, ring: Ring, index: int) -> None:

@@ -180,9 +180,10 @@ class Unmasker:
         for client in silent:
             self.dropped.setdefault(client, f"{self.stage}: no answer")
         stayed = [client for client in self.clients if client in self._answered]
+        self._expect_enough(stayed)
         if self.stage in (Stage.ADVERTS, Stage.SHARES):
             stayed = self._prune(stayed)
-        self._expect_enough(stayed)
+            self._expect_enough(stayed)
         if self.stage == Stage.ADVERTS:
             self._adverts = {client: self._answered[client] for client in stayed}
             self._roster = {client: tuple(sorted(self._around[client] & set(stayed))) for client in stayed}
@@ -283,11 +284,11 @@ class Unmasker:
                 )
 
     def _abandon(self, why: str) -> None:
-        told = "some shares" if self._shares else "nothing"
+        told = "after some shares were revealed" if self._shares else "nothing was revealed"
         self.stage = Stage.OVER
         self._sum = np.zeros(0, np.uint32)
         self._shares = {}
-        raise ProtectionError(f"{self._here()} is abandoned, {told} was revealed: {why}")
+        raise ProtectionError(f"{self._here()} is abandoned, {told}: {why}")
 
     def _secret(self, client: int) -> bytes:
         try:

@@ -35,7 +35,9 @@ def check_adverts(session: Session, client: int, own: bytes, adverts: Mapping[in
             owners[key] = member
     for member, advert in adverts.items() if session.active else ():
         statement = rosters.advert_statement(session, member, advert[: rosters.KEYS])
-        _check_signature(member, statement, advert[rosters.KEYS :], registry, "its keys")
+        _check_signature(
+            member, statement, advert[rosters.KEYS :], registry, "its keys are not signed by its registered key"
+        )
 
 
 def check_inbox(session: Session, client: int, roster: Mapping[int, bytes], sealed: Mapping[int, bytes]) -> None:
@@ -86,7 +88,7 @@ def check_confirmations(
     for member in sorted(signatures.keys() - {client}):
         if agreeing == session.threshold:
             return
-        _check_signature(member, statement, signatures[member], registry, "the survivors")
+        _check_signature(member, statement, signatures[member], registry, "it did not sign this list of survivors")
         agreeing += 1
     if agreeing < session.threshold:
         raise ProtectionError(
@@ -103,11 +105,10 @@ def _expect_quorum(session: Session, client: int, what: str, members: int) -> No
         )
 
 
-def _check_signature(member: int, statement: bytes, signature: bytes, registry: Registry, what: str) -> None:
+def _check_signature(member: int, statement: bytes, signature: bytes, registry: Registry, otherwise: str) -> None:
     if member not in registry:
         raise ProtectionError(f"client {member} is not registered with this client")
     if not identity.verify(registry[member], statement, signature):
         raise ProtectionError(
-            f"client {member}: {what} are not signed by its registered key, or it was shown another list; "
-            "the server or somebody on the way lies"
+            f"client {member}: {otherwise}; the server, or somebody on the way, shows clients other things"
         )

@@ -208,8 +208,6 @@ def _check(header: Header) -> None:
         raise ProtectionError(
             f"{header.clients:,} clients with {header.examples:,} examples in an encrypted {header.kind}"
         )
-    if header.seeded and header.kind == "aggregate":
-        raise ProtectionError("an encrypted aggregate with a seed: a sum has none")
     if header.ring.scheme == "bfv" and not header.complex:
         raise ProtectionError("an encrypted message in BFV with one number a slot, where two are expected")
 
@@ -234,6 +232,10 @@ def _packing(value: object) -> str:
     return "two numbers a slot" if value else "one number a slot"
 
 
+def _halves(value: object) -> str:
+    return "of one polynomial and a seed" if value else "of two polynomials"
+
+
 _RING = {field.name for field in fields(Ring)}
 _FIELDS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("scheme", "scheme", _plain),
@@ -252,7 +254,7 @@ _FIELDS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("size", "size", _plain),
     ("client", "client", _plain),
     ("complex", "packing", _packing),
-    ("seeded", "seeded", _plain),
+    ("seeded", "ciphertexts", _halves),
     ("clients", "number of clients", _plain),
     ("examples", "number of examples", _plain),
     ("reference", "announced number of examples", _plain),

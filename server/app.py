@@ -18,6 +18,7 @@ from fedveil.server.checkpoint import MODEL, SEALED_MODEL, State
 from fedveil.server.exchange import Row
 from fedveil.server.federation import federate, prepare, resolve
 from fedveil.server.nodes import ClientGrid
+from fedveil.server.rounds import Hooks
 
 app = ServerApp()
 log = logging.getLogger("flwr")
@@ -43,9 +44,8 @@ def main(grid: Grid, context: Context) -> None:
     # the server cannot read a model that is a ciphertext: clients evaluate, and who holds the key opens model.sealed
     lattices = experiment.privacy.protection in LATTICES
     evaluate = None if lattices else federation.evaluate
-    federate(federation, clients, record, watch, evaluate=evaluate, warn=log.warning)
-    name = SEALED_MODEL if lattices else MODEL
-    log.info("%s sha256 %s", name, record.sha256(name))
+    federate(federation, clients, record, Hooks(watch, evaluate, log.warning))
+    log.info("model_sha256 %s", record.sha256(SEALED_MODEL if lattices else MODEL))
     log.info("record %s", record.folder.resolve())
 
 

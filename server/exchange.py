@@ -55,7 +55,7 @@ def exchange(
     rows: dict[int, Row] = {
         client: {
             "round": number, "stage": stage, "client": client, "bytes_down": weights[id(message.content)],
-            "bytes_up": None, "seconds": None, "failure": "no answer in time",
+            "bytes_up": None, "failure": "no answer in time", "seconds": None,
         }
         for client, message in zip(clients, messages, strict=True)
     }  # fmt: skip

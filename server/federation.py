@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -32,9 +32,8 @@ from fedveil.models.training import check_training
 from fedveil.privacy.packing import Layout
 from fedveil.privacy.plan import make_plan
 from fedveil.server.checkpoint import Parameters, State, load_state, restore, save_state
-from fedveil.server.exchange import Row
 from fedveil.server.gathering import ServerSide, server_side
-from fedveil.server.rounds import run_rounds
+from fedveil.server.rounds import Hooks, run_rounds
 from fedveil.server.strategies import make
 
 
@@ -128,19 +127,10 @@ def _digest(federated: Federated) -> str:
     return found.hexdigest()
 
 
-def federate(
-    federation: Federation,
-    grid: Grid,
-    record: Record,
-    watch: Callable[[Row, State], None],
-    *,
-    evaluate: Callable[[Parameters], Scores] | None,
-    warn: Callable[[str], None] = lambda _text: None,
-    inspect: Callable[[Parameters, Sequence[int]], float] | None = None,
-) -> None:
+def federate(federation: Federation, grid: Grid, record: Record, hooks: Hooks) -> None:
     """Run the rounds that are left, with one thread, and keep each whole round in the record.
 
-    Arguments and errors are those of `run_rounds`.
+    Raises what `run_rounds` raises.
     """
     with (
         one_thread(),
@@ -155,9 +145,6 @@ def federate(
             federation.state,
             record,
             side=federation.side,
-            evaluate=evaluate,
+            hooks=hooks,
             binary=federation.binary,
-            watch=watch,
-            warn=warn,
-            inspect=inspect,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import cast
 
 import numpy as np
@@ -33,6 +33,22 @@ COUNTS = (WEIGHT, "loss", "correct", "true-positives", "false-positives", "false
 ATTEMPTS = 3  # at a round of secure aggregation that too many clients left
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What is done between rounds.
+
+    watch: is shown the row of each round as it enters metrics.csv
+    evaluate: scores of a model on the server's test data; None where it has none, or cannot read the model
+    warn: is told why a client was left out
+    inspect: a simulation's own look at a protected model and the clients in it: how far it lies from their plain mean
+    """
+
+    watch: Callable[[Row, State], None]
+    evaluate: Callable[[Parameters], Scores] | None = None
+    warn: Callable[[str], None] = lambda _text: None
+    inspect: Callable[[Parameters, Sequence[int]], float] | None = None
+
+
 def run_rounds(
     grid: Grid,
     experiment: Experiment,
@@ -41,28 +57,23 @@ def run_rounds(
     record: Record,
     *,
     side: ServerSide | None,
-    evaluate: Callable[[Parameters], Scores] | None,
+    hooks: Hooks,
     binary: bool,
-    watch: Callable[[Row, State], None],
-    warn: Callable[[str], None] = lambda _text: None,
-    inspect: Callable[[Parameters, Sequence[int]], float] | None = None,
     timeout: float = 3600.0,
 ) -> None:
     """Train from `state.round` to the last round, or until a stop that the settings ask for.
 
     side: the server's side of a protection; None where updates travel in the clear
-    evaluate: scores of a model on the server's test data; None where it has none, or cannot read the model
-    watch: is shown the row of each round as it enters metrics.csv; warn: is told why a client was left out
-    inspect: a simulation's own look at a protected model and the clients in it: how far it lies from their plain mean
     timeout: seconds to wait for a round's replies
     Raises TrainingError where no client replies, or one diverges; ProtectionError where a protected round cannot be done;
     Interrupted where the user stops the run.
     """
+    evaluate = hooks.evaluate
     schedule = replay(experiment.training, experiment.federation.rounds, state.train_losses)
     if state.round == 0 and not state.pending:
         row = _row(experiment, binary, 0, evaluate(state.parameters) if evaluate else None)
         record.append("metrics.csv", [row])
-        watch(row, state)
+        hooks.watch(row, state)
     while state.round < experiment.federation.rounds and not state.stopped:
         started = time.perf_counter()
         number = state.round + 1
@@ -79,9 +90,9 @@ def run_rounds(
             parameters, trained = _train(grid, list(messages), number, experiment, strategy, side, record, timeout)
             del messages  # what it weighs is not needed while clients evaluate
             for reason in trained.failures:
-                warn(f"round {number}: left out {reason}")
+                hooks.warn(f"round {number}: left out {reason}")
             if side:
-                _account(state, trained, inspect(parameters, trained.answered) if inspect else None)
+                _account(state, trained, hooks.inspect(parameters, trained.answered) if hooks.inspect else None)
             if side and due and experiment.evaluation.federated:
                 # an aggregate is made once: stored before it is sent, so that no second one of the same round ever is
                 state.pending, state.pending_rows = parameters, asdict(trained)
@@ -117,7 +128,7 @@ def run_rounds(
         record.append("clients.csv", trained.clients + evaluated.clients)
         record.append("ledger.csv", ledger)
         save_state(record, experiment, state, strategy)
-        watch(row, state)
+        hooks.watch(row, state)
     record.close()
 
 

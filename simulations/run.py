@@ -27,6 +27,7 @@ from fedveil.models.parameters import from_numpy, get, load, to_numpy
 from fedveil.server.checkpoint import MODEL, State, begun, load_state, put_back
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
+from fedveil.server.rounds import Hooks
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.choice import choose, count_workers
 from fedveil.simulations.engine.cohort import CohortGrid
@@ -160,20 +161,18 @@ def _compute(
         holder.write(state)
         show.round_done(row, state)
 
-    hooks: dict[str, Any] = {
-        "evaluate": holder.evaluate, "warn": show.warn, "inspect": holder.inspect if here else None,
-    }  # fmt: skip
+    hooks = Hooks(watch, holder.evaluate, show.warn, holder.inspect if here else None)
     if experiment.engine == "ray":
         with show.live(federation, record, f"Flower's simulation runtime, which takes several seconds to start: {why}"):
             asked = experiment.workers
-            run_on_ray(federation, record, watch, asked, keys, hooks, stop=stop, client_done=show.client_done)
+            run_on_ray(federation, record, hooks, asked, keys, stop=stop, client_done=show.client_done)
         return
     if experiment.engine == "sequential":
         with show.live(federation, record, f"one client after another: {why}"):
             config = {"experiment": settings, "keys": keys}
             grid = InProcessGrid(app, experiment.data.clients, config, stop=stop, watch=show.client_done)
             with witnessed(place, witness):
-                federate(federation, grid, record, watch, **hooks)
+                federate(federation, grid, record, hooks)
         return
     cohort = experiment.federation.cohort
     number = min(count_workers(experiment, federation.device.type), cohort)
@@ -183,7 +182,7 @@ def _compute(
         with show.live(federation, record, f"{words}: {why}"):
             config = {"experiment": settings, "keys": keys}
             cohorts = CohortGrid(place, workers, config, watch=show.client_done, witness=witness)
-            federate(federation, cohorts, record, watch, **hooks)
+            federate(federation, cohorts, record, hooks)
 
 
 def _resumed(experiment: Experiment, folder: Path) -> Experiment:

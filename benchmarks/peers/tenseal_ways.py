@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tenseal as ts
+import tenseal as ts  # type: ignore[import-untyped]
 
 SERVER = "server.ctx"
 DEGREE, SCALE = 8192, 2.0**40
@@ -63,21 +63,34 @@ class NaiveClient:
 
 
 class NaiveServer:
-    """Holds every ciphertext, as a server does that aggregates a list of replies."""
+    """Adds as uploads come."""
 
     def __init__(self, folder: Path, size: int, clients: int) -> None:
         self._context = ts.context_from((folder / SERVER).read_bytes(), n_threads=1)
-        self._held: list[Any] = []
+        self._sum: Any = None
 
     def add(self, upload: bytes, client: int, examples: int, reference: int) -> None:
-        """Load an upload and add it; the first holds the sum."""
-        self._held.append(ts.ckks_vector_from(self._context, upload))
-        if len(self._held) > 1:
-            self._held[0] += self._held[-1]
+        """Load an upload and add it."""
+        self._take(ts.ckks_vector_from(self._context, upload))
+
+    def _take(self, vector: Any) -> None:
+        self._sum = vector if self._sum is None else self._sum.add_(vector)
 
     def total(self) -> bytes:
         """What clients download."""
-        return bytes(self._held[0].serialize())
+        return bytes(self._sum.serialize())
+
+
+class HoldingServer(NaiveServer):
+    """Keeps every ciphertext as well, as a server does that is handed a list of replies: for its memory alone."""
+
+    def __init__(self, folder: Path, size: int, clients: int) -> None:
+        super().__init__(folder, size, clients)
+        self._held: list[Any] = []
+
+    def _take(self, vector: Any) -> None:
+        super()._take(vector)
+        self._held.append(vector)
 
 
 class FlareClient:

@@ -26,10 +26,9 @@ from fedveil.client.app import app
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError, TrainingError
 from fedveil.core.messages import CLIENT, CONFIG
 from fedveil.core.record import Record
-from fedveil.server.checkpoint import State
-from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate
 from fedveil.server.nodes import ClientGrid
+from fedveil.server.rounds import Hooks
 from fedveil.simulations.engine.grid import where
 
 POLL = 0.02  # seconds between looks for replies
@@ -52,10 +51,9 @@ def check_ray(workers: int | None) -> None:
 def run_on_ray(
     federation: Federation,
     record: Record,
-    watch: Callable[[Row, State], None],
+    hooks: Hooks,
     workers: int | None,
-    keys: str,
-    hooks: dict[str, Any],
+    keys: str = "",
     *,
     stop: Callable[[], bool] = lambda: False,
     client_done: Callable[[int, int], None] = lambda _done, _total: None,
@@ -64,7 +62,7 @@ def run_on_ray(
 
     workers: processors of this machine that Ray may use, each for one client at a time; None: all of this machine,
         or of the cluster that RAY_ADDRESS names
-    keys: the folder of the clients' keys; hooks: for `federate`
+    keys: the folder of the clients' keys, where the run has any
     stop: is asked while clients work; client_done: is told how many of the messages at hand are answered
     Raises what `check_ray` and `federate` raise; FedveilError where Ray cannot start or breaks down.
     """
@@ -75,7 +73,7 @@ def run_on_ray(
     config = {"experiment": experiment.toml(), "keys": str(Path(keys).resolve()) if keys else ""}
     with _runtime(config, nodes, workers, federation.device.type == "cuda") as runtime:
         lent = _LentGrid(runtime, stop, client_done)
-        federate(federation, ClientGrid(lent, experiment.data.clients, timeout=600.0), record, watch, **hooks)
+        federate(federation, ClientGrid(lent, experiment.data.clients, timeout=600.0), record, hooks)
 
 
 class _Runtime:

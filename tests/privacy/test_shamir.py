@@ -62,7 +62,7 @@ def test_any_threshold_of_shares_gives_the_secret(secret: bytes, data: st.DataOb
 @given(secrets_of_32, secrets_of_32, st.integers(2, 12))
 def test_one_share_too_few_fits_every_secret(secret: bytes, other: bytes, threshold: int) -> None:
     shares = split(secret, threshold, threshold)
-    known = {point: share for point, share in enumerate(shares[:-1], 1)}
+    known = dict(enumerate(shares[:-1], 1))
     with pytest.raises(ProtectionError, match=f"{threshold - 1} shares of a secret that takes {threshold}"):
         combine(known, threshold)
     missing = at({0: number(other)} | {point: number(share) for point, share in known.items()}, threshold)
@@ -86,10 +86,7 @@ def test_a_secret_is_never_shared_the_same_way_twice() -> None:
 def test_shares_of_different_secrets_or_out_of_range_are_refused_or_give_another_secret() -> None:
     one, other = split(bytes(SECRET), 3, 3), split(bytes(SECRET), 3, 3)
     mixed = {1: one[0], 2: other[1], 3: one[2]}
-    try:
-        assert combine(mixed, 3) != bytes(SECRET)
-    except ProtectionError as error:
-        assert "do not belong together" in str(error)
+    assert combine(mixed, 3) != bytes(SECRET)
     with pytest.raises(ProtectionError, match="out of range"):
         combine({1: one[0], 2: one[1], 3: b"\xff" * SHARE}, 3)
     beyond = (PRIME - 1).to_bytes(SHARE, "big")  # a constant polynomial, whose value no secret of 32 bytes is
