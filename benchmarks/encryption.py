@@ -87,6 +87,7 @@ def measure(settings: dict[str, Any], repeats: int, progress: Callable[[str], No
         "job": "encryption",
         "parameters": PARAMETERS,
         "clients": CLIENTS,
+        "many": MANY,
         "ms_per_client": times["ckks"],
         "naive_ms_per_client": times["naive"],
         "flare_ms_per_client": times["flare"],

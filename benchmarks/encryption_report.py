@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from fedveil.benchmarks.encryption import DROP_OUTS, MANY, SAID
+from fedveil.benchmarks.encryption import DROP_OUTS, SAID
 from fedveil.benchmarks.remote import Measures
 from fedveil.benchmarks.report import markdown, short
 
@@ -44,7 +44,8 @@ def section(found: Measures, around: Measures, repeats: int) -> str:
 def grids(found: Measures, *, spread: bool) -> list[Grid]:
     """All tables; spread: with the least and the most of the runs."""
     return [
-        _ways(found, spread),
+        _costs(found, spread),
+        _errors(found),
         _masked(found),
         *([_whole(found)] if found["whole_runs"] else []),
         ("What is to be reached", ("row", "figure", "at most", "found", "reached"), [
@@ -54,12 +55,8 @@ def grids(found: Measures, *, spread: bool) -> list[Grid]:
     ]  # fmt: skip
 
 
-def _ways(found: Measures, spread: bool) -> Grid:
-    clients = found["clients"]
-    headings = (
-        "way", "upload, B a parameter", "download", "client, ms a round", "of naive's", "server, ms a client", "of naive's",
-        "of it once a round, ms", "largest error", f"server's memory, MB, {clients} clients", f"{MANY} clients",
-    )  # fmt: skip
+def _costs(found: Measures, spread: bool) -> Grid:
+    headings = ("way", "up", "down", "client, ms", "of naive's", "server, ms", "of naive's", "once, ms")
     rows = []
     for row in found["ways"]:
 
@@ -67,21 +64,35 @@ def _ways(found: Measures, spread: bool) -> Grid:
             least, most = (value * 1e3 for value in row[f"{key}_range"])
             return short(row[key] * 1e3) + (f" [{short(least)} to {short(most)}]" if spread else "")
 
-        many = row["memory_many_mb"]
         rows.append([
             row["way"], f"{row['upload']:.2f}", f"{row['download']:.2f}", time("client_s"), f"{row['client_ratio']:.3f}",
-            time("server_s"), f"{row['server_ratio']:.3f}", short(row["once_s"] * 1e3), f"{row['error']:.1e}",
-            f"{row['memory_mb']:,.1f}",
-            f"about {row['memory_mb'] * MANY / clients:,.0f}, held" if many is None else f"{many:,.1f}",
+            time("server_s"), f"{row['server_ratio']:.3f}", short(row["once_s"] * 1e3),
         ])  # fmt: skip
-    return f"{found['parameters']:,} parameters, {clients} clients", headings, rows
+    title = (
+        f"{found['parameters']:,} parameters, {found['clients']} clients: bytes a parameter, CPU of a client's round, of the "
+        "server a client, and what of that it does once a round"
+    )
+    return title, headings, rows
+
+
+def _errors(found: Measures) -> Grid:
+    clients = found["clients"]
+    rows = []
+    for row in found["ways"]:
+        many = row["memory_many_mb"]
+        rows.append([
+            row["way"], f"{row['error']:.1e}", f"{row['memory_mb']:,.1f}",
+            f"{row['memory_each_mb']:.0f} more a client" if many is None else f"{many:,.1f}",
+        ])  # fmt: skip
+    headings = ("way", "largest error", f"{clients} clients", f"{found['many']} clients")
+    return "The error of the mean, and the server's memory in MB", headings, rows
 
 
 def _masked(found: Measures) -> Grid:
     masked = found["secagg"]
     headings = (
-        "secure aggregation", "upload, B a parameter", "of plain's", "and shares, kB", "client, ms a round",
-        "server, ms a round", f"with {DROP_OUTS:.0%} dropped out", "largest error",
+        "secure aggregation", "up", "of plain's", "shares, kB", "client, ms", "server, ms", f"{DROP_OUTS:.0%} drop out, ms",
+        "largest error",
     )  # fmt: skip
     rows = [
         [
@@ -93,13 +104,13 @@ def _masked(found: Measures) -> Grid:
     ]  # fmt: skip
     title = (
         f"{masked['parameters']:,} parameters, {masked['clients']} clients, each secret in {masked['shares']} shares of which "
-        f"{masked['threshold']} give it back"
+        f"{masked['threshold']} give it back: bytes a parameter, other bytes a client, CPU of a client's round and of the server's"
     )
     return title, headings, rows
 
 
 def _whole(found: Measures) -> Grid:
-    headings = ("whole runs", "plain, ms a client", "protected", "added", "times")
+    headings = ("run", "plain, ms", "protected, ms", "added, ms", "times")
     rows = [
         [
             row["job"],
@@ -110,7 +121,7 @@ def _whole(found: Measures) -> Grid:
         ]
         for row in found["whole_runs"]
     ]
-    return "Whole runs in one process, CPU time of a client's round and its share of the server's", headings, rows
+    return "Whole runs: CPU of a client's round and its share of the server's", headings, rows
 
 
 def _verdict(target: Measures) -> list[str]:

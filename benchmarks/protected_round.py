@@ -42,7 +42,8 @@ WAYS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 def measure(way: str, size: int, clients: int, many: int, folder: Path) -> Measures:
     """What a round takes; and the server's memory with `many` clients, whose uploads are the same ones again and again.
 
-    `naive` adds as uploads come, which is faster, and holds them where its memory is measured, for `clients` alone.
+    `naive` adds as uploads come, which is faster, and holds them where its memory is measured: for `clients`, and for one,
+    which tells what each takes.
     """
     weights, examples = cohort(size, clients)
     reference = sum(examples)
@@ -75,8 +76,11 @@ def measure(way: str, size: int, clients: int, many: int, folder: Path) -> Measu
         "memory_mb": server.grown_mb,
     }
     if way == "naive":
-        holding = memory_mb(make_client, tenseal_ways.HoldingServer, size, clients, clients, folder)
-        return found | {"memory_mb": holding, "memory_many_mb": None}
+        few, all_of_them = (
+            memory_mb(make_client, tenseal_ways.HoldingServer, size, held, clients, folder) for held in (1, clients)
+        )
+        each = (all_of_them - few) / (clients - 1)
+        return found | {"memory_mb": all_of_them, "memory_many_mb": None, "memory_each_mb": each}
     return found | {"memory_many_mb": memory_mb(make_client, make_server, size, many, clients, folder)}
 
 

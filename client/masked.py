@@ -35,20 +35,23 @@ STATE, REVEALED = "fedveil.masker", "fedveil.revealed"  # in a client's state
 
 @dataclass(frozen=True)
 class MaskedSide:
-    """What all clients of a process share.
-
-    threshold: of shares, from the client's own settings: one that the server may choose protects from no server
-    """
+    """What all clients of a process share; `witnesses` see what they make, in the clear."""
 
     experiment: Experiment
     layout: Layout
-    threshold: int
     witnesses: list[Witness]
 
     def session(self, config: Mapping[str, Any], active: bool) -> Session:
-        """The session that a message is of."""
-        size, least = RESERVED + self.layout.size, self.experiment.privacy.min_clients
-        return Session(config[RUN], int(config[ROUND]), int(config[ATTEMPT]), size, self.threshold, least, active)
+        """The session that a message is of: all but run, round and attempt from the client's own settings.
+
+        A threshold that the server may choose protects from no server. active: the server may lie
+        """
+        privacy, cohort = self.experiment.privacy, self.experiment.federation.cohort
+        _, threshold = choose_degree(cohort, privacy.drop_outs, privacy.colluders, active)
+        size = RESERVED + self.layout.size
+        return Session(
+            config[RUN], int(config[ROUND]), int(config[ATTEMPT]), size, threshold, privacy.min_clients, active
+        )
 
     def numbers(self, weights: Mapping[str, np.ndarray], examples: int, reference: int) -> tuple[np.ndarray, int]:
         """What is masked, uint32 [2 + size], and how many weights were clipped."""
@@ -60,9 +63,7 @@ class MaskedSide:
 @lru_cache(maxsize=2)
 def masked_side(experiment: Experiment, layout: Layout) -> MaskedSide:
     """The side of an experiment's clients, made once a process."""
-    privacy = experiment.privacy
-    _, threshold = choose_degree(experiment.federation.cohort, privacy.drop_outs, privacy.colluders)
-    return MaskedSide(experiment, layout, threshold, [])
+    return MaskedSide(experiment, layout, [])
 
 
 def answer(

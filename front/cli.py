@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Data sets: where they are, fetching, checking, and who holds what.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+keys_app = typer.Typer(help="Make, compare and use the keys of protected runs.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 
 TABLES = {
     "presets": parts.PRESETS,
@@ -263,6 +265,66 @@ def data_show(
     console.print(partition_table(experiment, federated))
     draw_partition(experiment, federated, path)
     console.print(f"picture  {path}", highlight=False, soft_wrap=True, markup=False)
+
+
+@keys_app.command("new")
+def keys_new(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder; it gets a folder for each party")],
+    clients: Annotated[int, typer.Option(metavar="N", min=1, help="parties that train")] = 1,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="what the keys are for, as in privacy.protection=bfv (ckks without it)"
+        ),
+    ] = None,
+) -> None:
+    """Make new keys: DIR/server without any secret, DIR/client-1, DIR/client-2, ... with the clients' own.
+
+    A new run needs a new key. Bring each client its folder by a way you trust, never through the server.
+    """
+    from fedveil.core.experiment import LATTICES, Experiment, parse_assignments
+    from fedveil.privacy.keys import fingerprint, write_keys
+    from fedveil.privacy.parties import new_parties
+    from fedveil.privacy.plan import make_lattice
+
+    settings = {"privacy.protection": "ckks", **parse_assignments(assignments or [])}
+    unfit = [key for key in settings if not key.startswith("privacy.")]
+    if unfit:
+        raise SettingsError(f"--set {unfit[0]}: keys depend on settings of [privacy] alone")
+    privacy = Experiment().override(settings).privacy
+    lattice = make_lattice(privacy) if privacy.protection in LATTICES else None
+    key_id = write_keys(folder, lattice, clients, new_parties(clients))
+    if lattice:
+        typer.echo(
+            f"key      {fingerprint(key_id)}  ({privacy.protection}, degree {lattice.degree}; both sides show this)"
+        )
+    typer.echo(f"server   {folder / 'server'}  (no secret)")
+    names = "client-1" if clients == 1 else f"client-1 to client-{clients}"
+    typer.echo(f"clients  {folder / names}  (secret: mode 0600; bring each to its machine by a way you trust)")
+
+
+@keys_app.command("show")
+def keys_show(file: Annotated[Path, typer.Argument(metavar="FILE", help="a client.key or server.ctx")]) -> None:
+    """Show the fingerprint of a key file, for people to compare; nothing of the key itself."""
+    from fedveil.privacy.keys import SERVER, fingerprint, load_client, load_server
+
+    found = load_server(file) if file.name == SERVER else load_client(file)
+    lattice = found.lattice
+    typer.echo(
+        f"{fingerprint(found.key_id)}  {lattice.scheme}, degree {lattice.degree}, primes of {list(lattice.primes)} bits"
+    )
+
+
+@keys_app.command("open")
+def keys_open(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="the record of a run under ckks or bfv")],
+    keys: Annotated[Path, typer.Option(metavar="DIR", help="a client's folder of keys")],
+    out: Annotated[Path | None, typer.Option(help="where to; RUN/model.safetensors without it")] = None,
+) -> None:
+    """Decrypt the model that a server kept as a ciphertext: who holds the key writes the final model."""
+    from fedveil.simulations.holder import open_record
+
+    typer.echo(f"model    {open_record(folder, keys, out)}")
 
 
 @app.command()

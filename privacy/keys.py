@@ -10,7 +10,7 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
@@ -137,24 +137,29 @@ def _is_prime(number: int) -> bool:
     return True
 
 
-def write_keys(folder: Path, lattice: Lattice, clients: int) -> bytes:
+def write_keys(
+    folder: Path, lattice: Lattice | None, clients: int, others: Mapping[str, Mapping[str, bytes]] | None = None
+) -> bytes:
     """Make a new key and a folder for each party: server/server.ctx, client-1/client.key and so on; return the key's id.
 
+    lattice: None makes no key, and returns nothing; others: more files, by party and name
     Only the owner can read any of it, from the first byte on; a failure leaves nothing behind.
     Raise SettingsError where the folder holds something already, or cannot be made.
     """
+    client, server = (b"", b"") if lattice is None else make_keys(lattice)
+    parties = {"server": {SERVER: server}, **{f"client-{number}": {CLIENT: client} for number in range(1, clients + 1)}}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise SettingsError(
                 f"{folder}: exists already and is not empty; a new run needs a new key: name another folder"
             )
-        client, server = make_keys(lattice)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # mode 0700
         try:
-            _write(unfinished / "server", SERVER, server)
-            for number in range(1, clients + 1):
-                _write(unfinished / f"client-{number}", CLIENT, client)
+            for party, files in parties.items():
+                (unfinished / party).mkdir(mode=0o700)
+                for name, content in {**(files if lattice else {}), **(others or {}).get(party, {})}.items():
+                    _write(unfinished / party / name, content)
             if folder.exists():
                 folder.rmdir()
             unfinished.rename(folder)
@@ -166,9 +171,8 @@ def write_keys(folder: Path, lattice: Lattice, clients: int) -> bytes:
     return server[-KEY_ID:]
 
 
-def _write(folder: Path, name: str, content: bytes) -> None:
-    folder.mkdir(mode=0o700)
-    with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+def _write(path: Path, content: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

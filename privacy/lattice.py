@@ -39,6 +39,7 @@ from fedveil.privacy.seal import (
     write_vector,
 )
 
+HEADROOM = 196  # bytes before a sum, where `wire.write_before` puts its header without copying it
 PENDING = 32  # clients whose seeds wait to be expanded together: 16 kB each at a million numbers
 
 
@@ -274,7 +275,8 @@ class Adder:
         _agreed(context, plan)
         self._plan, self._ring, self._version = plan, context.ring, context.version
         self._context = tenseal.context_from(context.context, n_threads=1)
-        self._sum = np.empty((0, 2, 0), np.uint8)  # [chunks, polynomials, N * width]
+        self._message = np.empty(HEADROOM, np.uint8)  # room for a header, then the sum
+        self._sum = np.empty((0, 2, 0), np.uint8)  # [chunks, polynomials, N * width], a view of it
         self._seeds: list[np.ndarray] = []
         self._made = False
         self.form: Form | None = None  # of the first upload, which all must share
@@ -305,7 +307,8 @@ class Adder:
             _check_coefficients(untrim(chunk, self._ring.width), self._ring, index)
         if self.form is None:
             self.form = form
-            self._sum = np.zeros((form.chunks, 2, self._ring.degree * self._ring.width), np.uint8)
+            self._message = np.zeros(HEADROOM + form.bytes(seeded=False), np.uint8)
+            self._sum = self._message[HEADROOM:].reshape(form.chunks, 2, -1)
         for chunk, total in zip(coefficients, self._sum, strict=True):
             self._accumulate(total[0] if seeded else total.reshape(-1), untrim(chunk, self._ring.width))
         if seeded:
@@ -319,6 +322,11 @@ class Adder:
         self._expand()
         self._made = True
         return self._sum.reshape(-1).data.toreadonly()
+
+    def message(self) -> np.ndarray:
+        """`total` with HEADROOM bytes before it, uint8."""
+        self.total()
+        return self._message
 
     def _accumulate(self, total: np.ndarray, coefficients: np.ndarray) -> None:
         """Add coefficients, uint64 [n], to trimmed ones in place, modulo the prime."""

@@ -14,11 +14,13 @@ from fedveil.privacy.identity import Registry, Signer, load_signer, new_identity
 IDENTITY, REGISTRY = "identity.key", "registry.json"
 
 
-def new_parties(clients: int) -> tuple[list[bytes], bytes]:
-    """A private key for each client, and the registry of the public ones as a file."""
+def new_parties(clients: int) -> dict[str, dict[str, bytes]]:
+    """A private key for each client, and the registry of the public ones for all: files by party, for `write_keys`."""
     pairs = [new_identity() for _ in range(clients)]
-    registry = {str(client): public.decode() for client, (_, public) in enumerate(pairs)}
-    return [private for private, _ in pairs], json.dumps(registry, indent=1).encode() + b"\n"
+    public = {str(client): key.decode() for client, (_, key) in enumerate(pairs)}
+    registry = {REGISTRY: json.dumps(public, indent=1).encode() + b"\n"}
+    own = {f"client-{client + 1}": {IDENTITY: private, **registry} for client, (private, _) in enumerate(pairs)}
+    return {"server": registry, **own}
 
 
 def load_registry(folder: Path) -> Registry | None:

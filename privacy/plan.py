@@ -130,7 +130,8 @@ def make_lattice(privacy: Privacy) -> Lattice:
     if name != "own":
         scheme, degree, primes, plain_bits = PROFILES[name]
         return Lattice(scheme, degree, primes, plain_bits)
-    lattice = Lattice(privacy.protection, privacy.degree, privacy.primes, privacy.plain_bits)
+    plain_bits = privacy.plain_bits if privacy.protection == "bfv" else 0
+    lattice = Lattice(privacy.protection, privacy.degree, privacy.primes, plain_bits)
     total, most = sum(lattice.primes), STANDARD[lattice.degree][128]
     if total > most:
         larger = [degree for degree, levels in STANDARD.items() if levels[128] >= total]

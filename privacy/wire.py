@@ -33,9 +33,11 @@ from dataclasses import dataclass, fields
 from typing import Literal
 from zlib import crc32
 
+import numpy as np
+
 from fedveil.core.errors import ProtectionError
 from fedveil.privacy.keys import ClientKey, ServerContext, fingerprint
-from fedveil.privacy.lattice import Form
+from fedveil.privacy.lattice import HEADROOM, Form
 from fedveil.privacy.packing import Layout
 from fedveil.privacy.plan import Plan
 from fedveil.privacy.seal import SCHEMES, Buffer, Ring
@@ -109,6 +111,15 @@ def write(header: Header, body: Buffer) -> bytes:
     """A message: header, checksum, body."""
     head = _pack(header, len(body))
     return b"".join((head, _CRC.pack(crc32(body, crc32(head))), body))
+
+
+def write_before(header: Header, message: np.ndarray) -> None:
+    """Make `Adder.message` a message, in place. Raise ProtectionError where the header is of other sizes."""
+    body = message[HEADROOM:]
+    if len(body) != header.form.bytes(header.seeded):
+        raise ProtectionError(f"a header of {header.form.bytes(header.seeded):,} bytes before a sum of {len(body):,}")
+    head = _pack(header, len(body))
+    message[:HEADROOM] = np.frombuffer(head + _CRC.pack(crc32(body, crc32(head))), np.uint8)
 
 
 def read(blob: Buffer, expected: Header) -> tuple[Header, memoryview]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.strategy import Strategy
 
@@ -20,14 +19,16 @@ from fedveil.privacy.lattice import Adder
 from fedveil.privacy.packing import Layout, Parameters
 from fedveil.privacy.parties import load_registry
 from fedveil.privacy.plan import Plan, make_plan
-from fedveil.privacy.wire import Header, expect, read, write
+from fedveil.privacy.wire import Header, expect, read, write_before
 from fedveil.server.exchange import Exchanged, metric
 
 Converse = Callable[[Sequence[Message], str], tuple[Exchanged, list[Message]]]
 
 
 class Gathering(Protocol):
-    """The updates of one round, or of one attempt at it."""
+    """The updates of one round, or of one attempt at it; `final`: too much was revealed for another attempt."""
+
+    final: bool
 
     def ask(self, messages: list[Message]) -> list[Message]:
         """The training messages to send in place of `messages`; may exchange others first."""
@@ -44,6 +45,7 @@ class Clear:
     """Updates in the clear: the strategy sees each."""
 
     strategy: Strategy
+    final: bool = True
 
     def ask(self, messages: list[Message]) -> list[Message]:
         """As they are."""
@@ -110,6 +112,8 @@ def server_side(
 class Ciphertexts:
     """Adds ciphertexts as they arrive and keeps one sum; there is no key here."""
 
+    final = True
+
     def __init__(self, side: ServerSide, number: int) -> None:
         assert side.context is not None
         self._side, self._number = side, number
@@ -148,7 +152,9 @@ class Ciphertexts:
             self._expect("aggregate", reference=self._reference),
             complex=adder.form.complex, clients=adder.clients, examples=self._examples,
         )  # fmt: skip
-        return {SEALED: np.frombuffer(write(header, adder.total()), np.uint8)}
+        model = adder.message()
+        write_before(header, model)
+        return {SEALED: model}
 
     def _expect(self, kind: Literal["upload", "aggregate"], **others: int) -> Header:
         side = self._side

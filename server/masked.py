@@ -41,13 +41,16 @@ from fedveil.server.gathering import Converse, ServerSide, enough
 class Masked:
     """One attempt at a round; every ProtectionError of it means that nothing was revealed, or that the sum cannot be had."""
 
+    final = False
+
     def __init__(self, strategy: Strategy, side: ServerSide, number: int, attempt: int, converse: Converse) -> None:
         self._strategy, self._side, self._number, self._attempt = strategy, side, number, attempt
         self._converse = converse
         privacy = side.experiment.privacy
-        self._degree, threshold = choose_degree(side.experiment.federation.cohort, privacy.drop_outs, privacy.colluders)
-        size = RESERVED + side.layout.size
         active = side.registry is not None
+        cohort = side.experiment.federation.cohort
+        self._degree, threshold = choose_degree(cohort, privacy.drop_outs, privacy.colluders, active)
+        size = RESERVED + side.layout.size
         self._session = Session(side.run, number, attempt, size, threshold, privacy.min_clients, active)
         self._examples: dict[int, int] = {}
         self._reference = 0
@@ -99,6 +102,7 @@ class Masked:
             self._stage("confirm", stay, lambda _: brought, unmasker.confirm)
             stay = unmasker.close()
             brought[CONFIRMATIONS] = unmasker.confirmations()
+        self.final = True
         self._stage("reveal", stay, lambda _: brought, unmasker.reveals)
         total, examples = unmasker.total(), sum(self._examples.values())
         weights = from_ring(total, examples, len(self._examples), side.plan.grid)

@@ -167,8 +167,7 @@ def _train(
         return exchanged, replies
 
     numbers = (WEIGHT, "steps", "train-loss", *(("clipped", "seal-seconds", "open-seconds") if side else ()))
-    attempts = ATTEMPTS if experiment.privacy.protection == "secagg" else 1
-    for attempt in range(attempts):
+    for attempt in range(ATTEMPTS):
         gathering = gather(strategy, side, number, attempt, converse)
         try:
             exchanged, replies = converse(gathering.ask(messages), "train", gathering.take, numbers)
@@ -177,7 +176,7 @@ def _train(
                 _refuse_divergence(replies, number, record)
             parameters = _aggregate(gathering, replies, whole.failures, number, experiment, record)
         except ProtectionError as error:
-            if attempt + 1 < attempts:
+            if attempt + 1 < ATTEMPTS and not gathering.final:
                 whole.failures.append(f"attempt {attempt + 1}, abandoned with nothing revealed: {error}")
                 continue
             raise ProtectionError(

@@ -10,16 +10,18 @@ from typing import Any
 from flwr.app import RecordDict
 
 from fedveil.client.protect import LatticeSide, Witness
-from fedveil.core.experiment import LATTICES
+from fedveil.core.errors import SettingsError
+from fedveil.core.experiment import LATTICES, resumable
 from fedveil.core.messages import ARRAYS, SEALED, to_arrays, wire_bytes
-from fedveil.core.record import Record
+from fedveil.core.record import Record, write_atomically
 from fedveil.models.evaluation import Scores
 from fedveil.models.parameters import get, to_numpy
-from fedveil.privacy.keys import fingerprint, write_keys
+from fedveil.privacy.keys import find_client_key, fingerprint, write_keys
+from fedveil.privacy.packing import Layout
 from fedveil.privacy.plan import make_lattice, make_plan
 from fedveil.privacy.wire import round_of
-from fedveil.server.checkpoint import BEST, MODEL, Parameters, State, model_file
-from fedveil.server.federation import Federation
+from fedveil.server.checkpoint import BEST, MODEL, Parameters, State, load_state, model_file
+from fedveil.server.federation import Federation, prepare
 
 KEYS = "keys"  # the folder in a record
 FILE = "protection.json"
@@ -89,7 +91,7 @@ def costs(federation: Federation, record: Record) -> dict[str, Any]:
     bytes_up_ratio, bytes_down_ratio: against the same messages in the clear
     seal_seconds, open_seconds: of all clients, processor time
     largest_error: of a round's model against the plain mean; None where clients work out of sight (Ray)
-    error_bound: what rounding alone can make of it, where nothing was clipped
+    error_bound: what rounding alone can make of it, to the grid and to float32, where nothing was clipped
     """
     import pandas as pd
 
@@ -108,7 +110,7 @@ def costs(federation: Federation, record: Record) -> dict[str, Any]:
         "open_seconds": round(state.costs.get("open_seconds", 0.0), 3),
         "clipped": int(state.costs.get("clipped", 0)),
         "largest_error": state.costs.get("largest_error"),
-        "error_bound": plan.rounding * federation.experiment.federation.cohort,
+        "error_bound": plan.rounding * federation.experiment.federation.cohort + plan.grid.limit * 2.0**-24,
         "readers": READERS[federation.experiment.privacy.protection],
     }
 
@@ -122,3 +124,26 @@ def make_keys_once(federation: Federation, record: Record) -> Path | None:
     if not folder.exists():
         write_keys(folder, make_lattice(privacy), 1)
     return folder
+
+
+def open_record(folder: Path, keys: Path, out: Path | None) -> Path:
+    """Decrypt a record's model.sealed with a client's key, and write it as safetensors; return where.
+
+    folder: of the record; keys: of a client; out: a new file, model.safetensors in the record without it
+    Raise SettingsError or ProtectionError where that cannot be done.
+    """
+    record = Record(folder)
+    experiment = resumable(folder)
+    if experiment.privacy.protection not in LATTICES:
+        raise SettingsError(
+            f"{folder}: privacy.protection = '{experiment.privacy.protection}', whose model is no ciphertext; it is in {MODEL}"
+        )
+    state, _ = load_state(record)
+    if SEALED not in state.parameters:
+        raise SettingsError(f"{folder}: no round was done, so there is no encrypted model yet")
+    federation = prepare(experiment, record)
+    side = LatticeSide(experiment, Layout.of(to_numpy(get(federation.network))), find_client_key(keys, 0))
+    holder = Holder(federation, record, side, None)
+    path = out or record.path(MODEL)
+    write_atomically(path, model_file(holder.open(state.parameters)))
+    return path

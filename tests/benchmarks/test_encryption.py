@@ -95,7 +95,9 @@ def test_errors_of_others_are_small(rows) -> None:
 
 def test_naive_holds_every_ciphertext(rows) -> None:
     ciphertext = 2 * 3 * 8192 * 8  # three primes
-    assert rows["naive"]["memory_mb"] * 1e6 > CLIENTS * -(-SIZE // 4096) * ciphertext
+    upload = -(-SIZE // 4096) * ciphertext / 1e6
+    assert rows["naive"]["memory_mb"] > CLIENTS * upload
+    assert rows["naive"]["memory_each_mb"] == pytest.approx(upload, rel=0.5)
 
 
 def test_secure_aggregation_stands_beside_flowers(found) -> None:

@@ -111,6 +111,13 @@ def test_a_ciphertext_under_other_parameters_is_refused(parties):
         seal.read_ciphertext(blob, parties("ckks").client.ring)
 
 
+def test_an_object_of_another_length_than_it_says_is_refused(parties):
+    good = parties("ckks").client.parameters
+    for bad in (good + b"x", good[:-1], good[:8] + struct.pack("<Q", 2**62) + good[16:]):
+        with pytest.raises(ProtectionError, match="a SEAL object of"):
+            seal.read_ring(bad)
+
+
 @pytest.mark.parametrize("announced", [True, False])
 def test_a_small_object_that_unpacks_to_a_gigabyte_is_refused_without_the_memory(parties, announced):
     if announced:

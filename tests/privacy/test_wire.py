@@ -288,3 +288,19 @@ def test_the_round_of_a_stored_message_can_be_told_without_a_plan(messages):
     _, uploads, aggregate, _ = messages("bfv", True)
     assert wire.round_of(uploads[0]) == wire.round_of(aggregate) == 5
     assert wire.round_of(b"") == wire.round_of(uploads[0][:139]) == 0
+
+
+@pytest.mark.parametrize(("scheme", "compact"), WAYS)
+def test_a_header_goes_before_a_sum_as_if_they_were_written_together(parties, scheme, compact):
+    p = parties(scheme)
+    encryptor, adder = Encryptor(p.client, p.plan, compact), Adder(p.server, p.plan)
+    for _ in range(3):
+        body = encryptor.encrypt(np.arange(LAYOUT.size), 5)
+        adder.add(body, encryptor.form(LAYOUT.size), compact)
+    header = replace(expected(p, "aggregate"), complex=encryptor.complex, clients=3, examples=15)
+    together = wire.write(header, adder.total())
+    message = adder.message()
+    wire.write_before(header, message)
+    assert message.tobytes() == together
+    with pytest.raises(ProtectionError, match="a header of"):
+        wire.write_before(replace(header, size=1), message)
