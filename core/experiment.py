@@ -174,9 +174,9 @@ class Privacy(Section):
     plain_bits: Annotated[int, Field(ge=0, le=59)] = Field(
         45, description="profile own, bfv: bits of the plain modulus"
     )
-    drop_outs: Fraction = Field(0.3, description="secagg: share of a cohort that may drop out in a round")
+    drop_outs: Fraction = Field(0.2, description="secagg: share of a cohort that may drop out in a round")
     colluders: Fraction = Field(
-        0.3, description="secagg: share of the clients that may collude with the server, and learn nothing more"
+        0.2, description="secagg: share of the clients that may collude with the server, and learn nothing more"
     )
 
 

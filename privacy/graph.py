@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,6 +20,7 @@ SECURITY = 2.0**-40  # the chance, at most, that a graph lets the server and the
 FAILURE = 2.0**-20  # the chance, at most, that a round is abandoned although no more than `drop_outs` dropped out
 
 
+@lru_cache(maxsize=64)
 def choose_degree(clients: int, drop_outs: float, colluders: float, active: bool = False) -> tuple[int, int]:
     """The fewest neighbours a client needs, and the threshold of shares among them and itself.
 

@@ -30,7 +30,7 @@ from fedveil.privacy import rosters, shamir, streams, vetting
 from fedveil.privacy.identity import Registry, Signer
 from fedveil.privacy.rosters import Kind, Session
 
-STATE = struct.Struct(f">4sB{rosters.SESSION.size}sQ32s32s32s32sII")
+STATE = struct.Struct(f">4sB{rosters.SESSION.size}sQ32s32s32s32sIII")
 MAGIC = b"FVM1"
 
 
@@ -221,9 +221,9 @@ class Masker:
         """
         state = STATE.pack(
             MAGIC, self.stage, self.session.save(), self.client, self._sealing, self._masking, self._seed,
-            self._confirmed, len(self._roster), len(self._held),
+            self._confirmed, len(self._roster), len(self._held), len(self._agreed),
         )  # fmt: skip
-        state += rosters.pack_entries(self._roster) + rosters.pack_entries(self._held)
+        state += b"".join(map(rosters.pack_entries, (self._roster, self._held, self._agreed)))
         return state + sha256(state).digest()
 
     @classmethod
@@ -232,13 +232,17 @@ class Masker:
         content, checksum = state[:-32], state[-32:]
         if len(content) < STATE.size or sha256(content).digest() != checksum or content[:4] != MAGIC:
             raise ProtectionError(f"the state of a secure aggregation is damaged ({len(state)} bytes); begin anew")
-        _, stage, session, client, sealing, masking, seed, confirmed, members, holders = STATE.unpack_from(content)
+        _, stage, session, client, sealing, masking, seed, confirmed, *counts = STATE.unpack_from(content)
         self = cls(Session.load(session), client, signer, registry)
         self.stage = Stage(stage)
         self._sealing, self._masking, self._seed, self._confirmed = sealing, masking, seed, confirmed
-        cut = STATE.size + members * (rosters.ENTRY.size + rosters.KEYS)
-        self._roster = rosters.unpack_entries(content[STATE.size : cut], members, "state")
-        self._held = rosters.unpack_entries(content[cut:], holders, "state")
+        lengths = rosters.KEYS, 2 * shamir.SHARE, streams.KEY
+        sizes = [count * (rosters.ENTRY.size + length) for count, length in zip(counts, lengths, strict=True)]
+        kept, start = [], STATE.size
+        for count, size in zip(counts, sizes, strict=True):
+            kept.append(rosters.unpack_entries(content[start : start + size], count, "state"))
+            start += size
+        self._roster, self._held, self._agreed = kept
         return self
 
     @property

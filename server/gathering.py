@@ -26,9 +26,14 @@ Converse = Callable[[Sequence[Message], str], tuple[Exchanged, list[Message]]]
 
 
 class Gathering(Protocol):
-    """The updates of one round, or of one attempt at it; `final`: too much was revealed for another attempt."""
+    """The updates of one round, or of one attempt at it.
+
+    final: too much was revealed for another attempt; mean: of the clients' weights, where the server opened it and the
+    strategy makes another model of it
+    """
 
     final: bool
+    mean: Parameters | None
 
     def ask(self, messages: list[Message]) -> list[Message]:
         """The training messages to send in place of `messages`; may exchange others first."""
@@ -46,6 +51,7 @@ class Clear:
 
     strategy: Strategy
     final: bool = True
+    mean: Parameters | None = None
 
     def ask(self, messages: list[Message]) -> list[Message]:
         """As they are."""
@@ -113,6 +119,7 @@ class Ciphertexts:
     """Adds ciphertexts as they arrive and keeps one sum; there is no key here."""
 
     final = True
+    mean = None
 
     def __init__(self, side: ServerSide, number: int) -> None:
         assert side.context is not None

@@ -42,6 +42,7 @@ class Masked:
     """One attempt at a round; every ProtectionError of it means that nothing was revealed, or that the sum cannot be had."""
 
     final = False
+    mean: Parameters | None = None
 
     def __init__(self, strategy: Strategy, side: ServerSide, number: int, attempt: int, converse: Converse) -> None:
         self._strategy, self._side, self._number, self._attempt = strategy, side, number, attempt
@@ -107,6 +108,7 @@ class Masked:
         total, examples = unmasker.total(), sum(self._examples.values())
         weights = from_ring(total, examples, len(self._examples), side.plan.grid)
         mean = unflatten(dequantize(weights, examples, self._reference, side.plan.grid), side.layout)
+        self.mean = mean
         content = RecordDict({**replies[0].content, ARRAYS: to_arrays(mean)})
         aggregate, _ = self._strategy.aggregate_train(number, [Message(content, reply_to=_sent(replies[0]))])
         return None if aggregate is None else from_arrays(aggregate)

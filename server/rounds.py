@@ -87,12 +87,14 @@ def run_rounds(
         else:
             with global_random(stream, "sampling"):
                 messages = strategy.configure_train(number, _to_record(state, experiment), ConfigRecord(config), grid)
-            parameters, trained = _train(grid, list(messages), number, experiment, strategy, side, record, timeout)
+            parameters, trained, mean = _train(
+                grid, list(messages), number, experiment, strategy, side, record, timeout
+            )
             del messages  # what it weighs is not needed while clients evaluate
             for reason in trained.failures:
                 hooks.warn(f"round {number}: left out {reason}")
             if side:
-                _account(state, trained, hooks.inspect(parameters, trained.answered) if hooks.inspect else None)
+                _account(state, trained, hooks.inspect(mean or parameters, trained.answered) if hooks.inspect else None)
             if side and due and experiment.evaluation.federated:
                 # an aggregate is made once: stored before it is sent, so that no second one of the same round ever is
                 state.pending, state.pending_rows = parameters, asdict(trained)
@@ -148,8 +150,8 @@ def _train(
     side: ServerSide | None,
     record: Record,
     timeout: float,
-) -> tuple[Parameters, Exchanged]:
-    """The next global model; the clients' weights are let go when this returns, so that their memory serves again."""
+) -> tuple[Parameters, Exchanged, Parameters | None]:
+    """The next global model, and the mean it was made of where it is another; the clients' weights are let go when this returns, so that their memory serves again."""
     whole = Exchanged()
 
     def converse(
@@ -190,7 +192,7 @@ def _train(
             f"training diverged: the model that {experiment.federation.strategy} made in round {number} is not finite, and "
             f"the clients' were{_kept(number, record)}\n  try a smaller federation.server_learning_rate"
         )
-    return parameters, whole
+    return parameters, whole, gathering.mean
 
 
 def _evaluate(
