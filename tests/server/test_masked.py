@@ -1,0 +1,72 @@
+"""Secure aggregation whose server may lie: signed keys and confirmed survivors, on Flower's messages, through the round loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedveil import Experiment
+from fedveil.client.app import app
+from fedveil.core.errors import ProtectionError
+from fedveil.core.record import Record
+from fedveil.privacy.keys import write_keys
+from fedveil.privacy.parties import REGISTRY, new_parties
+from fedveil.server.federation import Federation, federate, prepare, resolve
+from fedveil.server.rounds import Hooks
+from fedveil.simulations.engine.grid import InProcessGrid
+
+SETTINGS = {
+    "privacy.protection": "secagg", "federation.rounds": 2, "data.clients": 5, "federation.cohort": 5, "model.hidden": [8],
+    "training.epochs": 1,
+}  # fmt: skip
+
+
+def ready() -> Federation:
+    """A secure aggregation of the digits over five clients."""
+    experiment = Experiment.preset("digits").override(SETTINGS)
+    return prepare(resolve(experiment).override({"engine": "sequential"}))
+
+
+def play(federation: Federation, folder: Path, keys: Path | None, grid: type[InProcessGrid] = InProcessGrid) -> Record:
+    """Run it; `keys`: the folder of all parties' keys."""
+    federation.protect(None if keys is None else keys / "server")
+    record = Record.create(federation.experiment, folder)
+    config = {"experiment": federation.experiment.toml(), "keys": "" if keys is None else str(keys)}
+    federate(federation, grid(app, 5, config), record, Hooks(lambda _row, _state: None, federation.evaluate))
+    return record
+
+
+@pytest.fixture
+def keys(tmp_path) -> Path:
+    folder = tmp_path / "keys"
+    write_keys(folder, None, 5, new_parties(5))
+    return folder
+
+
+def stages(record: Record) -> set[str]:
+    """The stages whose messages a record accounts for."""
+    return {line.split(",")[1] for line in record.path("ledger.csv").read_text().splitlines()[1:]}
+
+
+def test_registered_keys_add_a_stage_and_give_the_same_model(keys, tmp_path) -> None:
+    trusting = play(ready(), tmp_path / "trusting", None)
+    wary = play(ready(), tmp_path / "wary", keys)
+    assert wary.sha256("model.safetensors") == trusting.sha256("model.safetensors")
+    assert stages(wary) - stages(trusting) == {"confirm"}
+
+
+def test_a_client_whose_key_is_another_one_is_left_out_by_name(keys, tmp_path) -> None:
+    stranger = tmp_path / "other"
+    write_keys(stranger, None, 5, new_parties(5))
+    (keys / "client-2" / "identity.key").write_bytes((stranger / "client-2" / "identity.key").read_bytes())
+    record = play(ready(), tmp_path / "run", keys)
+    ledger = record.path("ledger.csv").read_text()
+    assert "client 1, adverts: not signed by its registered key" in ledger
+    assert record.path("metrics.csv").read_text().splitlines()[2].split(",")[2] == "4"
+
+
+def test_clients_with_registered_keys_refuse_a_server_without(keys, tmp_path) -> None:
+    (keys / "server" / REGISTRY).unlink()
+    with pytest.raises(ProtectionError, match=r"round 1: .*adverts came from 0 of 5 clients"):
+        play(ready(), tmp_path / "run", keys)
