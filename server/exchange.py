@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -41,6 +41,7 @@ def exchange(
     timeout: float,
     take: Callable[[int, Message], None] = lambda _client, _reply: None,
     numbers: Sequence[str] = (),
+    counts: Mapping[str, int] | None = None,
 ) -> tuple[Exchanged, list[Message]]:
     """Send messages and wait for the replies; return them by client, with the account of both ways.
 
@@ -48,6 +49,8 @@ def exchange(
     take: is given each client and its reply as it arrives, and may take arrays out of it, so that they need not all be
         held; a ProtectionError that it raises makes the reply a failure
     numbers: metrics that a reply must have, beside who sends it and the seconds it took
+    counts: those that must be whole numbers, and the least of each
+    Of several replies to one message the first counts; the others are failures.
     Raises what the grid raises.
     """
     weights = {id(m.content): wire_bytes(m.content) for m in messages}
@@ -60,9 +63,15 @@ def exchange(
         for client, message in zip(clients, messages, strict=True)
     }  # fmt: skip
     replies: dict[int, Message] = {}
+    answered: set[int] = set()
+    again: list[str] = []
     for index, reply in answers(grid, messages, timeout):
         # who answers is known by the message, whatever the reply says
         client = clients[index]
+        if client in answered:
+            again.append(f"client {client}: a second reply to one message; the first counts")
+            continue
+        answered.add(client)
         row = rows[client]
         if reply.has_error():
             row["failure"] = reply.error.reason or f"error {reply.error.code}"
@@ -74,6 +83,8 @@ def exchange(
                 raise ProtectionError(f"it calls itself client {metric(reply, CLIENT):g}")
             for key in numbers:
                 metric(reply, key)
+            for key, least in (counts or {}).items():
+                count(reply, key, least)
             take(client, reply)
         except ProtectionError as error:
             row["failure"] = str(error)
@@ -83,7 +94,7 @@ def exchange(
     order = sorted(replies)  # sums run in a fixed order, whoever answers first
     ledger = [rows[client] for client in sorted(rows)]
     failures = [f"client {row['client']}: {row['failure']}" for row in ledger if row["failure"] is not None]
-    return Exchanged(order, failures, ledger), [replies[client] for client in order]
+    return Exchanged(order, failures + again, ledger), [replies[client] for client in order]
 
 
 def answers(grid: Grid, messages: Sequence[Message], timeout: float | None) -> Iterator[tuple[int, Message]]:
@@ -116,3 +127,11 @@ def metric(reply: Message, key: str) -> float:
     if not isinstance(value, int | float):
         raise ProtectionError(f"its reply has no number '{key}'")
     return float(cast(float, value))
+
+
+def count(reply: Message, key: str, least: int = 0) -> int:
+    """A whole number among a reply's metrics, of at least `least`; raise ProtectionError where it holds none by this name."""
+    value = metric(reply, key)
+    if not value.is_integer() or value < least:
+        raise ProtectionError(f"its reply says {key} = {value:g}, where a whole number from {least} belongs")
+    return int(value)

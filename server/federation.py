@@ -30,9 +30,8 @@ from fedveil.models.networks import build
 from fedveil.models.parameters import from_numpy, get, to_numpy
 from fedveil.models.training import check_training
 from fedveil.privacy.packing import Layout
-from fedveil.privacy.plan import make_plan
 from fedveil.server.checkpoint import Parameters, State, load_state, restore, save_state
-from fedveil.server.gathering import ServerSide, server_side
+from fedveil.server.gathering import ServerSide, check_protection, server_side
 from fedveil.server.rounds import Hooks, run_rounds
 from fedveil.server.strategies import make
 
@@ -86,8 +85,7 @@ def prepare(experiment: Experiment, resume: Record | None = None) -> Federation:
     """
     device = find_device(experiment.device)
     protected = experiment.privacy.protection != "none"
-    if protected:
-        make_plan(experiment.privacy, experiment.federation.cohort)
+    check_protection(experiment)
     strategy = make(experiment)
     federated = load(experiment.data, experiment.seed)
     _check_evaluators(experiment, federated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +15,14 @@ from fedveil.core.errors import ProtectionError
 from fedveil.core.experiment import Experiment
 from fedveil.core.messages import ARRAYS, CONFIG, REFERENCE, SEALED, WEIGHT, from_arrays, from_sealed
 from fedveil.privacy.identity import Registry
+from fedveil.privacy.graph import choose_degree
 from fedveil.privacy.keys import SERVER, ServerContext, check_lattice, load_server
 from fedveil.privacy.lattice import Adder
 from fedveil.privacy.packing import Layout, Parameters
 from fedveil.privacy.parties import load_registry
 from fedveil.privacy.plan import Plan, make_plan
 from fedveil.privacy.wire import Header, expect, read, write_before
-from fedveil.server.exchange import Exchanged, metric
+from fedveil.server.exchange import Exchanged, count, metric
 
 Converse = Callable[[Sequence[Message], str], tuple[Exchanged, list[Message]]]
 
@@ -87,6 +89,15 @@ class ServerSide:
         return int(sum(self.sizes([m.metadata.dst_node_id - 1 for m in messages])))
 
 
+def check_protection(experiment: Experiment) -> None:
+    """Raise SettingsError where a protection cannot work for the experiment's cohorts."""
+    privacy, cohort = experiment.privacy, experiment.federation.cohort
+    if privacy.protection != "none":
+        make_plan(privacy, cohort)
+    if privacy.protection == "secagg":
+        choose_degree(cohort, privacy.drop_outs, privacy.colluders)
+
+
 def server_side(
     experiment: Experiment,
     layout: Layout,
@@ -136,14 +147,10 @@ class Ciphertexts:
 
     def take(self, client: int, reply: Message) -> None:
         """Check an upload whole, then add it, then drop it."""
-        record = cast(ArrayRecord, reply.content.get(ARRAYS))
-        blob = None if record is None else from_sealed(record, self._side.plan.protection)
-        if blob is None:
-            raise ProtectionError(f"its update is not encrypted with {self._side.plan.protection}")
-        expected = self._expect("upload", client=client, reference=self._reference)
-        header, body = read(blob, expected)
-        if metric(reply, WEIGHT) != header.examples:
-            raise ProtectionError(f"it says {metric(reply, WEIGHT):g} examples, and its update {header.examples:,}")
+        blob = protected_update(reply, self._side.plan.protection)
+        header, body = read(blob, self._expect("upload", client=client, reference=self._reference))
+        if count(reply, WEIGHT) != header.examples:
+            raise ProtectionError(f"it says {count(reply, WEIGHT):,} examples, and its update {header.examples:,}")
         if self._examples + header.examples > self._reference:
             raise ProtectionError(f"the examples pass the {self._reference:,} that were announced for the cohort")
         self._adder.add(body, header.form, header.seeded)
@@ -167,6 +174,18 @@ class Ciphertexts:
         side = self._side
         assert side.context is not None
         return expect(kind, side.plan, side.context, run=side.run, round=self._number, layout=side.layout, **others)
+
+
+def protected_update(reply: Message, protection: str) -> bytes:
+    """The protected update in a client's reply; raise ProtectionError where it has none, or its training failed."""
+    record = reply.content.get(ARRAYS)
+    blob = from_sealed(record, protection) if isinstance(record, ArrayRecord) else None
+    if blob is None:
+        raise ProtectionError(f"its update is not protected with {protection}")
+    for key in ("train-loss", "seal-seconds", "open-seconds"):
+        if not math.isfinite(metric(reply, key)):
+            raise ProtectionError(f"its reply says {key} = {metric(reply, key):g}: its training failed")
+    return blob
 
 
 def enough(clients: int, plan: Plan) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import Strategy
 
 from fedveil.core.errors import ProtectionError
@@ -25,7 +25,6 @@ from fedveil.core.messages import (
     RUN,
     WEIGHT,
     from_arrays,
-    from_sealed,
     to_arrays,
 )
 from fedveil.privacy.graph import choose_degree, neighbours
@@ -34,8 +33,8 @@ from fedveil.privacy.packing import Parameters, dequantize, unflatten
 from fedveil.privacy.plan import RESERVED
 from fedveil.privacy.rosters import Session
 from fedveil.privacy.unmasking import Unmasker
-from fedveil.server.exchange import metric
-from fedveil.server.gathering import Converse, ServerSide, enough
+from fedveil.server.exchange import count
+from fedveil.server.gathering import Converse, ServerSide, enough, protected_update
 
 
 class Masked:
@@ -79,12 +78,9 @@ class Masked:
 
     def take(self, client: int, reply: Message) -> None:
         """Add a masked update to the sum, and drop it."""
-        record = cast(ArrayRecord, reply.content.get(ARRAYS))
-        blob = None if record is None else from_sealed(record, self._side.plan.protection)
-        if blob is None:
-            raise ProtectionError("its update is not masked")
-        examples = int(metric(reply, WEIGHT))
-        if not 0 < examples <= self._reference - sum(self._examples.values()):
+        blob = protected_update(reply, self._side.plan.protection)
+        examples = count(reply, WEIGHT, 1)
+        if examples > self._reference - sum(self._examples.values()):
             raise ProtectionError(
                 f"{examples:,} examples pass the {self._reference:,} that were announced for the cohort"
             )

@@ -110,7 +110,9 @@ def run_rounds(
                 messages = strategy.configure_evaluate(
                     number, model or to_arrays(parameters), ConfigRecord(config), grid
                 )
-            validation, evaluated = _evaluate(grid, list(messages), number, strategy, record, timeout)
+            validation, evaluated = _evaluate(
+                grid, list(messages), number, strategy, record, timeout, protected=side is not None
+            )
         test = evaluate(parameters) if due and evaluate else None
 
         # the round is whole: from here on it counts
@@ -196,14 +198,21 @@ def _train(
 
 
 def _evaluate(
-    grid: Grid, messages: list[Message], number: int, strategy: Strategy, record: Record, timeout: float
+    grid: Grid,
+    messages: list[Message],
+    number: int,
+    strategy: Strategy,
+    record: Record,
+    timeout: float,
+    *,
+    protected: bool,
 ) -> tuple[MetricRecord | None, Exchanged]:
     """The scores over all that clients hold out."""
     try:
         exchanged, replies = exchange(grid, messages, number, "evaluate", timeout, numbers=COUNTS)
     except TrainingError as error:
         raise TrainingError(f"round {number}: {error}{_kept(number, record)}") from error
-    exchanged.clients = _evaluate_rows(replies, number)
+    exchanged.clients = _evaluate_rows(replies, number, protected=protected)
     return strategy.aggregate_evaluate(number, replies), exchanged
 
 
@@ -278,7 +287,7 @@ def _train_rows(replies: list[Message], number: int, *, protected: bool) -> list
     ]
 
 
-def _evaluate_rows(replies: list[Message], number: int) -> list[Row]:
+def _evaluate_rows(replies: list[Message], number: int, *, protected: bool) -> list[Row]:
     """Rows of clients.csv about evaluation on what clients hold out."""
     return [
         dict.fromkeys(CLIENT_COLUMNS)
@@ -290,6 +299,7 @@ def _evaluate_rows(replies: list[Message], number: int) -> list[Row]:
             "validation_loss": metric(reply, "loss"),
             "validation_accuracy": metric(reply, "correct") / metric(reply, WEIGHT),
         }
+        | ({"clipped": None} if protected else {})
         for reply in replies
     ]
 
