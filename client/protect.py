@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +17,13 @@ from flwr.app import ArrayRecord
 from fedveil.core.errors import ProtectionError
 from fedveil.core.experiment import Experiment
 from fedveil.core.messages import from_arrays, from_sealed
-from fedveil.privacy.keys import load_client
+from fedveil.privacy.keys import fingerprint, load_client
 from fedveil.privacy.lattice import Encryptor
 from fedveil.privacy.packing import Layout, Parameters, dequantize, flatten, quantize, unflatten
 from fedveil.privacy.plan import Plan, make_plan
 from fedveil.privacy.wire import Header, expect, read, write
+
+log = logging.getLogger("flwr")  # where Flower shows what a node does
 
 Seen = tuple[int, bytes]  # the newest aggregate a client has used: its round, and its SHA-256
 
@@ -68,6 +71,7 @@ class LatticeSide:
         self.plan: Plan = make_plan(experiment.privacy, experiment.federation.cohort)
         self.layout = layout
         self.key = load_client(key_file)
+        log.info("key %s, for %s", fingerprint(self.key.key_id), self.plan.protection)
         self._encryptor = Encryptor(self.key, self.plan)
         self._opened: tuple[bytes, Parameters] | None = None
         self._open_seconds = 0.0
@@ -84,10 +88,10 @@ class LatticeSide:
         """
         blob = from_sealed(record, self.plan.protection)
         if blob is None:
-            if number > 0:
+            if number > 0 or seen is not None:
                 raise ProtectionError(
                     f"the model of round {number} came without {self.plan.protection}; only the first one may, which "
-                    "everybody makes from the seed"
+                    f"everybody makes from the seed{'' if seen is None else f', and the newest is of round {seen[0]}'}"
                 )
             return from_arrays(record), seen
         newest = number, sha256(blob).digest()

@@ -33,6 +33,8 @@ def main(grid: Grid, context: Context) -> None:
     keys = str(context.run_config.get("keys", ""))
     # DIR/server on a machine that holds all parties' folders, else the server's own
     federation.protect(_server_folder(Path(keys)) if keys else None)
+    if federation.side is not None:
+        log.info("privacy %s %s", experiment.privacy.protection, federation.side.words)
     clients = ClientGrid(grid, experiment.data.clients)
     output = str(context.run_config.get("output", ""))
     record = Record.create(experiment, Path(output) if output else None)

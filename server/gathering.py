@@ -14,9 +14,9 @@ from flwr.serverapp.strategy import Strategy
 from fedveil.core.errors import ProtectionError
 from fedveil.core.experiment import Experiment
 from fedveil.core.messages import ARRAYS, CONFIG, REFERENCE, SEALED, WEIGHT, from_arrays, from_sealed
-from fedveil.privacy.identity import Registry
 from fedveil.privacy.graph import choose_degree
-from fedveil.privacy.keys import SERVER, ServerContext, check_lattice, load_server
+from fedveil.privacy.identity import Registry
+from fedveil.privacy.keys import SERVER, ServerContext, check_lattice, fingerprint, load_server
 from fedveil.privacy.lattice import Adder
 from fedveil.privacy.packing import Layout, Parameters
 from fedveil.privacy.parties import load_registry
@@ -84,18 +84,25 @@ class ServerSide:
     context: ServerContext | None = None
     registry: Registry | None = None
 
+    @property
+    def words(self) -> str:
+        """The parameters, and the key that clients and server can compare."""
+        key = f"; key {fingerprint(self.context.key_id)}" if self.context else ""
+        signed = "; keys are signed, survivors confirmed" if self.registry else ""
+        return self.plan.explain() + key + signed
+
     def reference(self, messages: Sequence[Message]) -> int:
         """n_ref: the examples of all clients that are asked."""
         return int(sum(self.sizes([m.metadata.dst_node_id - 1 for m in messages])))
 
 
-def check_protection(experiment: Experiment) -> None:
-    """Raise SettingsError where a protection cannot work for the experiment's cohorts."""
+def check_protection(experiment: Experiment, active: bool = False) -> None:
+    """Raise SettingsError where a protection cannot work for the experiment's cohorts; active: the server may lie."""
     privacy, cohort = experiment.privacy, experiment.federation.cohort
     if privacy.protection != "none":
         make_plan(privacy, cohort)
     if privacy.protection == "secagg":
-        choose_degree(cohort, privacy.drop_outs, privacy.colluders)
+        choose_degree(cohort, privacy.drop_outs, privacy.colluders, active)
 
 
 def server_side(
@@ -115,6 +122,8 @@ def server_side(
         return None
     plan = make_plan(privacy, experiment.federation.cohort)
     context, registry = None, None if keys is None else load_registry(keys)
+    if registry is not None:
+        check_protection(experiment, active=True)
     if plan.lattice is not None:
         if keys is None:
             raise ProtectionError(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import cast
 
@@ -26,10 +27,12 @@ from fedveil.core.record import Record
 from fedveil.models.evaluation import Scores
 from fedveil.models.schedules import replay
 from fedveil.server.checkpoint import Parameters, State, save_state
-from fedveil.server.exchange import Exchanged, Row, exchange, metric
+from fedveil.server.exchange import Exchanged, Row, count, exchange, metric
 from fedveil.server.gathering import Gathering, ServerSide, gather
 
-COUNTS = (WEIGHT, "loss", "correct", "true-positives", "false-positives", "false-negatives")  # of an evaluation
+# whole numbers in a reply, and the least of each
+TRAINED = {WEIGHT: 1, "steps": 0}
+EVALUATED = {WEIGHT: 1, **dict.fromkeys(("correct", "true-positives", "false-positives", "false-negatives"), 0)}
 ATTEMPTS = 3  # at a round of secure aggregation that too many clients left
 
 
@@ -82,7 +85,10 @@ def run_rounds(
         config = {"learning-rate": rate} | ({RUN: bytes.fromhex(state.run)} if side else {})
         due = number % experiment.evaluation.every == 0 or number == experiment.federation.rounds
         if state.pending:
-            parameters, trained = state.pending, Exchanged(**state.pending_rows)
+            # in the model's order, which a file does not keep, and strategies count on
+            names = [SEALED] if SEALED in state.pending else list(state.parameters)
+            parameters = {name: state.pending[name] for name in names}
+            trained = Exchanged(**state.pending_rows)
             state.pending, state.pending_rows = {}, {}
         else:
             with global_random(stream, "sampling"):
@@ -94,7 +100,9 @@ def run_rounds(
             for reason in trained.failures:
                 hooks.warn(f"round {number}: left out {reason}")
             if side:
-                _account(state, trained, hooks.inspect(mean or parameters, trained.answered) if hooks.inspect else None)
+                with _named(number, record):
+                    error = hooks.inspect(mean or parameters, trained.answered) if hooks.inspect else None
+                _account(state, trained, error)
             if side and due and experiment.evaluation.federated:
                 # an aggregate is made once: stored before it is sent, so that no second one of the same round ever is
                 state.pending, state.pending_rows = parameters, asdict(trained)
@@ -113,7 +121,10 @@ def run_rounds(
             validation, evaluated = _evaluate(
                 grid, list(messages), number, strategy, record, timeout, protected=side is not None
             )
-        test = evaluate(parameters) if due and evaluate else None
+            for reason in evaluated.failures:
+                hooks.warn(f"round {number}: evaluated without {reason}")
+        with _named(number, record):
+            test = evaluate(parameters) if due and evaluate else None
 
         # the round is whole: from here on it counts
         loss = _mean(trained.clients, "train_loss")
@@ -161,20 +172,20 @@ def _train(
         stage: str,
         take: Callable[[int, Message], None] = lambda _client, _reply: None,
         numbers: Sequence[str] = (),
+        counts: Mapping[str, int] | None = None,
     ) -> tuple[Exchanged, list[Message]]:
-        try:
-            exchanged, replies = exchange(grid, sent, number, stage, timeout, take, numbers)
-        except TrainingError as error:  # the in-process engine's, where a client's own code failed
-            raise TrainingError(f"round {number}: {error}{_kept(number, record)}") from error
+        with _named(number, record):
+            exchanged, replies = exchange(grid, sent, number, stage, timeout, take, numbers, counts)
         whole.ledger += exchanged.ledger
         whole.failures += exchanged.failures
         return exchanged, replies
 
-    numbers = (WEIGHT, "steps", "train-loss", *(("clipped", "seal-seconds", "open-seconds") if side else ()))
+    numbers = ("train-loss", *(("seal-seconds", "open-seconds") if side else ()))
+    counts = TRAINED | ({"clipped": 0} if side else {})
     for attempt in range(ATTEMPTS):
         gathering = gather(strategy, side, number, attempt, converse)
         try:
-            exchanged, replies = converse(gathering.ask(messages), "train", gathering.take, numbers)
+            exchanged, replies = converse(gathering.ask(messages), "train", gathering.take, numbers, counts)
             rows = _train_rows(replies, number, protected=side is not None)
             if any(not math.isfinite(row["train_loss"]) for row in rows):
                 _refuse_divergence(replies, number, record)
@@ -208,10 +219,8 @@ def _evaluate(
     protected: bool,
 ) -> tuple[MetricRecord | None, Exchanged]:
     """The scores over all that clients hold out."""
-    try:
-        exchanged, replies = exchange(grid, messages, number, "evaluate", timeout, numbers=COUNTS)
-    except TrainingError as error:
-        raise TrainingError(f"round {number}: {error}{_kept(number, record)}") from error
+    with _named(number, record):
+        exchanged, replies = exchange(grid, messages, number, "evaluate", timeout, numbers=("loss",), counts=EVALUATED)
     exchanged.clients = _evaluate_rows(replies, number, protected=protected)
     return strategy.aggregate_evaluate(number, replies), exchanged
 
@@ -259,6 +268,15 @@ def _reasons(failures: Sequence[str]) -> str:
     return "".join(f"\n  {reason}" for reason in failures[:3])
 
 
+@contextmanager
+def _named(number: int, record: Record) -> Iterator[None]:
+    """Let an error say in which round it came, and what is kept."""
+    try:
+        yield
+    except (TrainingError, ProtectionError) as error:
+        raise type(error)(f"round {number}: {error}{_kept(number, record)}") from error
+
+
 def _kept(number: int, record: Record) -> str:
     return f"\n  kept: the model and metrics of rounds up to {number - 1}, in {record.folder}"
 
@@ -277,12 +295,12 @@ def _train_rows(replies: list[Message], number: int, *, protected: bool) -> list
             "round": number,
             "client": int(metric(reply, CLIENT)),
             "stage": "train",
-            "examples": int(metric(reply, WEIGHT)),
-            "steps": int(metric(reply, "steps")),
+            "examples": count(reply, WEIGHT),
+            "steps": count(reply, "steps"),
             "train_loss": metric(reply, "train-loss"),
         }
         | ({key: metric(reply, key.replace("_", "-")) for key in ("seal_seconds", "open_seconds")} if protected else {})
-        | ({"clipped": int(metric(reply, "clipped"))} if protected else {})
+        | ({"clipped": count(reply, "clipped")} if protected else {})
         for reply in replies
     ]
 
@@ -295,7 +313,7 @@ def _evaluate_rows(replies: list[Message], number: int, *, protected: bool) -> l
             "round": number,
             "client": int(metric(reply, CLIENT)),
             "stage": "evaluate",
-            "examples": int(metric(reply, WEIGHT)),
+            "examples": count(reply, WEIGHT),
             "validation_loss": metric(reply, "loss"),
             "validation_accuracy": metric(reply, "correct") / metric(reply, WEIGHT),
         }

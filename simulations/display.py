@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedveil.core.examples import Examples
-from fedveil.privacy.keys import fingerprint
 from fedveil.simulations.holder import READERS
 
 if TYPE_CHECKING:
@@ -114,8 +113,7 @@ def protection_line(federation: Federation) -> str:
     side = federation.side
     if side is None:
         return ""
-    key = f"; key {fingerprint(side.context.key_id)}" if side.context else ""
-    return f"\nprivacy  {side.plan.protection} {side.plan.explain()}{key}"
+    return f"\nprivacy  {side.plan.protection} {side.words}"
 
 
 def scores_line(row: Row, state: State) -> str:

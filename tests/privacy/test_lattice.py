@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import struct
 import sys
+import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -426,3 +428,38 @@ def test_a_plain_tenseal_vector_of_the_sum_is_what_the_servers_context_opens(par
     vector = tenseal.bfv_vector_from(tenseal.context_from(p.client.context), seal.write_vector(blob, ring.degree, 0))
     slots = np.array(vector.decrypt())
     assert np.array_equal(encryptor._numbers(slots)[2:102], total)
+
+
+@pytest.mark.parametrize("scheme", ["ckks", "bfv"])
+def test_other_threads_go_on_while_a_client_encrypts_and_decrypts(parties, scheme) -> None:
+    """TenSEAL holds the interpreter's lock for a whole call: in one call a heartbeat would have to wait for all of it."""
+    p = parties(scheme)
+    encryptor, adder = Encryptor(p.client, p.plan), Adder(p.server, p.plan)
+    form = encryptor.form(300_000)
+    turns = 0
+    over = threading.Event()
+
+    def beat() -> None:
+        nonlocal turns
+        while not over.is_set():
+            turns += 1
+            time.sleep(0)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # a turn whenever a call ends
+    heart = threading.Thread(target=beat)
+    heart.start()
+    try:
+        body = encryptor.encrypt(np.zeros(300_000, np.int64), 1)
+        encrypting = turns
+        for _ in range(3):
+            adder.add(body, form, encryptor.seeded)
+        turns = 0
+        encryptor.decrypt(adder.total(), 300_000, 3, 3)
+        decrypting = turns
+    finally:
+        over.set()
+        heart.join()
+        sys.setswitchinterval(before)
+    assert encrypting > form.chunks / 2
+    assert decrypting > form.chunks / 2
