@@ -14,9 +14,10 @@ test: .venv/.ready-test  ## all tests, with reduced counts where a claim needs m
 claims: .venv/.ready-test  ## the full counts, written to docs/results.md; about half an hour
 	$(BIN)/python tests/claims.py docs/results.md
 
-bench: .venv/.ready  ## speed beside the peers, written to docs/performance.md; about 20 minutes of a quiet machine
+bench: .venv/.ready  ## speed beside the peers, written to docs/performance.md; about half an hour of a quiet machine
 	$(BIN)/fedveil bench --write docs/performance.md
 	$(BIN)/fedveil bench growth --write docs/performance.md
+	$(BIN)/fedveil bench encryption --write docs/performance.md
 
 peers: .venv-flower/.ready .venv-pfl/.ready  ## the frameworks that bench compares with, an environment each
 

@@ -14,8 +14,7 @@ from typing import Any
 
 REST = "rest"  # of the round loop: rows, checks, conversions
 STAGES = {
-    "fedveil.simulations.engine.grid:InProcessGrid.send_and_receive": "messages",
-    "fedveil.simulations.engine.cohort:CohortGrid.send_and_receive": "messages",
+    "fedveil.server.exchange:exchange": "messages",
     "fedveil.client.work:train": "train",
     "multiprocessing.connection:wait": "train",  # where worker processes train, the round waits for them
     "fedveil.core.record:Record.append": "record",
