@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from fedveil.client.protect import Sealed, Witness
+from fedveil.client.protect import Sealed, Witness, vector
 from fedveil.core.errors import ProtectionError
 from fedveil.core.experiment import Experiment
 from fedveil.core.messages import ATTEMPT, BLOB, CONFIRMATIONS, ROUND, RUN
@@ -24,7 +24,7 @@ from fedveil.privacy.graph import choose_degree
 from fedveil.privacy.identity import Registry, Signer
 from fedveil.privacy.masked import to_ring, write_masked
 from fedveil.privacy.masking import Masker, Revealed, mask_cohort
-from fedveil.privacy.packing import Layout, flatten, quantize
+from fedveil.privacy.packing import Layout, quantize
 from fedveil.privacy.parties import load_identity
 from fedveil.privacy.plan import RESERVED, make_plan
 from fedveil.privacy.rosters import Session
@@ -56,7 +56,7 @@ class MaskedSide:
     def numbers(self, weights: Mapping[str, np.ndarray], examples: int, reference: int) -> tuple[np.ndarray, int]:
         """What is masked, uint32 [2 + size], and how many weights were clipped."""
         plan = make_plan(self.experiment.privacy, self.experiment.federation.cohort)
-        values, clipped = quantize(flatten(weights), examples, reference, plan.grid, self.layout)
+        values, clipped = quantize(vector(weights, self.layout), examples, reference, plan.grid, self.layout)
         return to_ring(values, examples), clipped
 
 

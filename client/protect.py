@@ -40,6 +40,11 @@ class Sealed:
     seconds: float
 
 
+def vector(weights: Mapping[str, np.ndarray], layout: Layout) -> np.ndarray:
+    """The weights of a client, float32 [layout.size]: in the layout's order, whatever order the server sent them in."""
+    return flatten({name: weights[name] for name, _ in layout.shapes})
+
+
 class Witness:
     """A simulation's own memory of what clients of a round made, in the clear: what the protected sum is held against."""
 
@@ -126,7 +131,7 @@ class LatticeSide:
         for witness in self.witnesses:
             witness.saw(client, weights, examples)
         started = time.process_time()
-        values, clipped = quantize(flatten(weights), examples, reference, self.plan.grid, self.layout)
+        values, clipped = quantize(vector(weights, self.layout), examples, reference, self.plan.grid, self.layout)
         expected = self._expect("upload", run, number, client=client, reference=reference)
         header = replace(expected, seeded=self._encryptor.seeded, examples=examples)
         blob = write(header, self._encryptor.encrypt(values, examples))

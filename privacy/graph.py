@@ -40,7 +40,7 @@ def choose_degree(clients: int, drop_outs: float, colluders: float, active: bool
         table = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, clients + 1)))])  # log of factorials
         threshold = 0
         for degree in range(2, clients - 1, 2):
-            if _disconnected(table, clients, gone + bad, degree) > SECURITY / 2:
+            if _disconnected(table, clients, min(gone + bad, clients), degree) > SECURITY / 2:
                 continue
             threshold = max(threshold, (degree + 1) // 2 + 1)
             while (clients - bad) * _tail(table, threshold, clients - 1, bad, degree) > SECURITY / 2:

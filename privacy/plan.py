@@ -155,7 +155,8 @@ def _ckks(privacy: Privacy, lattice: Lattice, cohort: int) -> tuple[Grid, int, i
     encodes up to a quarter of the modulus. Noise of standard deviation SIGMA in coefficients is SIGMA sqrt(N/2) in each
     part of a slot, and sqrt(K) of that in a sum of K (Cheon et al. 2017, section 3.4: additions).
     """
-    scale_bits = math.floor(lattice.primes[0] - 2 - math.log2(math.sqrt(2) * privacy.range * (1 + 2.0**-COARSEST)))
+    room = math.floor(lattice.primes[0] - 2 - math.log2(math.sqrt(2) * privacy.range * (1 + 2.0**-COARSEST)))
+    scale_bits = min(room, lattice.primes[0] - 2)  # SEAL takes no larger scale, however small the numbers
     noise = SIGMA * math.sqrt(lattice.degree / 2)
     bits = math.floor(scale_bits - math.log2(2 * FAILURE * noise * math.sqrt(cohort)))
     grid = _grid(privacy, bits, cohort, f"a {lattice.primes[0]}-bit modulus")

@@ -119,7 +119,7 @@ def write_before(header: Header, message: np.ndarray) -> None:
     if len(body) != header.form.bytes(header.seeded):
         raise ProtectionError(f"a header of {header.form.bytes(header.seeded):,} bytes before a sum of {len(body):,}")
     head = _pack(header, len(body))
-    message[:HEADROOM] = np.frombuffer(head + _CRC.pack(crc32(body, crc32(head))), np.uint8)
+    message[:HEADROOM] = np.frombuffer(head + _CRC.pack(crc32(body.data, crc32(head))), np.uint8)
 
 
 def read(blob: Buffer, expected: Header) -> tuple[Header, memoryview]:

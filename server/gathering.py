@@ -24,7 +24,8 @@ from fedveil.privacy.plan import Plan, make_plan
 from fedveil.privacy.wire import Header, expect, read, write_before
 from fedveil.server.exchange import Exchanged, count, metric
 
-Converse = Callable[[Sequence[Message], str], tuple[Exchanged, list[Message]]]
+Take = Callable[[int, Message], None]
+Converse = Callable[[Sequence[Message], str, Take], tuple[Exchanged, list[Message]]]
 
 
 class Gathering(Protocol):
@@ -139,7 +140,7 @@ class Ciphertexts:
     """Adds ciphertexts as they arrive and keeps one sum; there is no key here."""
 
     final = True
-    mean = None
+    mean: Parameters | None = None
 
     def __init__(self, side: ServerSide, number: int) -> None:
         assert side.context is not None
@@ -157,7 +158,7 @@ class Ciphertexts:
     def take(self, client: int, reply: Message) -> None:
         """Check an upload whole, then add it, then drop it."""
         blob = protected_update(reply, self._side.plan.protection)
-        header, body = read(blob, self._expect("upload", client=client, reference=self._reference))
+        header, body = read(blob, self._expect("upload", client))
         if count(reply, WEIGHT) != header.examples:
             raise ProtectionError(f"it says {count(reply, WEIGHT):,} examples, and its update {header.examples:,}")
         if self._examples + header.examples > self._reference:
@@ -172,17 +173,20 @@ class Ciphertexts:
         enough(adder.clients, self._side.plan)
         assert adder.form is not None
         header = replace(
-            self._expect("aggregate", reference=self._reference),
+            self._expect("aggregate"),
             complex=adder.form.complex, clients=adder.clients, examples=self._examples,
         )  # fmt: skip
         model = adder.message()
         write_before(header, model)
         return {SEALED: model}
 
-    def _expect(self, kind: Literal["upload", "aggregate"], **others: int) -> Header:
+    def _expect(self, kind: Literal["upload", "aggregate"], client: int = 0) -> Header:
         side = self._side
         assert side.context is not None
-        return expect(kind, side.plan, side.context, run=side.run, round=self._number, layout=side.layout, **others)
+        return expect(
+            kind, side.plan, side.context, run=side.run, round=self._number, layout=side.layout, client=client,
+            reference=self._reference,
+        )  # fmt: skip
 
 
 def protected_update(reply: Message, protection: str) -> bytes:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -82,7 +82,7 @@ def run_rounds(
         number = state.round + 1
         stream = Stream(experiment.seed, number)
         rate = schedule.rate
-        config = {"learning-rate": rate} | ({RUN: bytes.fromhex(state.run)} if side else {})
+        config: dict[str, Any] = {"learning-rate": rate} | ({RUN: bytes.fromhex(state.run)} if side else {})
         due = number % experiment.evaluation.every == 0 or number == experiment.federation.rounds
         if state.pending:
             # in the model's order, which a file does not keep, and strategies count on

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import RecordDict
 
 from fedveil.client.protect import LatticeSide, Witness
-from fedveil.core.errors import SettingsError
+from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.experiment import LATTICES, resumable
 from fedveil.core.messages import ARRAYS, SEALED, to_arrays, wire_bytes
 from fedveil.core.record import Record, write_atomically
@@ -67,6 +67,13 @@ class Holder:
         if state.best_round == state.round:
             self._record.write(BEST, (self._record.path(MODEL)).read_bytes(), flush=False)
 
+    def put_back(self, state: State) -> None:
+        """Make the models in the clear those of the checkpoint: a killed run may have written it and not them."""
+        if SEALED in state.parameters:
+            self._record.write(MODEL, model_file(self.open(state.parameters)), flush=False)
+        if SEALED in state.best_parameters:
+            self._record.write(BEST, model_file(self.open(state.best_parameters)), flush=False)
+
     def describe(self) -> None:
         """Write what protects this run, and who reads what."""
         experiment = self._federation.experiment
@@ -116,12 +123,19 @@ def costs(federation: Federation, record: Record) -> dict[str, Any]:
 
 
 def make_keys_once(federation: Federation, record: Record) -> Path | None:
-    """The folder of the run's keys, new with the run; None where its protection needs none."""
-    privacy = federation.experiment.privacy
+    """The folder of the run's keys, new with the run; None where its protection needs none.
+
+    Raise ProtectionError where a run that goes on has lost its keys: new ones open nothing of it.
+    """
+    privacy, state = federation.experiment.privacy, federation.state
     if privacy.protection not in LATTICES:
         return None
     folder = record.path(KEYS)
     if not folder.exists():
+        if state.round or state.pending:
+            raise ProtectionError(
+                f"{folder}: the run's keys are gone, and its model is encrypted with them; put them back"
+            )
         write_keys(folder, make_lattice(privacy), 1)
     return folder
 

@@ -156,6 +156,7 @@ def _compute(
     holder = Holder(federation, record, place.lattice(0), witness)
     if federation.side is not None:
         holder.describe()
+        holder.put_back(federation.state)
 
     def watch(row: Row, state: State) -> None:
         holder.write(state)

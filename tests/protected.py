@@ -134,14 +134,12 @@ def _meddling(kind: type[InProcessGrid], seen: Observed) -> type[InProcessGrid]:
     """A grid on which messages travel as Flower's bytes, and anybody may have his hands on them."""
 
     class Meddling(kind):  # type: ignore[misc, valid-type]
-        def answers(
-            self, messages: Sequence[Message], timeout: float | None = None
-        ) -> Iterator[tuple[int, Message]]:
+        def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
             sent = [_sent(message) for message in messages]
             changed = [seen.out(about, message) for about, message in zip(sent, messages, strict=True)]
             for i, reply in super().answers(changed, timeout):
                 arrived = travelled(reply)
-                if sent[i].stage == "train" and arrived.has_content():
+                if sent[i].stage == "train" and arrived.has_content() and SEALED in arrived.content[ARRAYS]:
                     seen.uploads.append(blob_of(arrived))
                 for message in seen.home(sent[i], arrived):
                     yield i, message

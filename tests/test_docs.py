@@ -1,6 +1,7 @@
 """The documentation is true: its Python runs, its commands are understood, its links lead somewhere.
 
-`python tests/test_docs.py` writes the table of settings into docs/experiments.md.
+`python tests/test_docs.py` writes the tables that follow from the code: settings into docs/experiments.md, the parameters
+of protections into docs/privacy.md.
 """
 
 from __future__ import annotations
@@ -10,17 +11,25 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from torch.nn.utils import parameters_to_vector
 
-from fedveil import Experiment
-from fedveil.core.experiment import known_keys
+from fedveil import Experiment, run
+from fedveil.core.errors import SettingsError
+from fedveil.core.experiment import Privacy, known_keys
+from fedveil.core.parts import STRATEGIES
+from fedveil.privacy.graph import choose_degree
+from fedveil.privacy.lattice import Form
+from fedveil.privacy.plan import PROFILES, make_lattice, make_plan
 
 CHECKOUT = Path(__file__).parents[1]
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 BAR = "\\|"  # a bar within a cell of a table
-MARK = ("<!-- settings -->\n", "<!-- end of settings -->\n")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -49,6 +58,50 @@ def settings_table() -> str:
     return "\n".join(["| setting | default | |", "|---|---|---|", *rows]) + "\n"
 
 
+def plan_table() -> str:
+    """Grid, largest cohort and rounding of every profile at three cohorts."""
+    rows = []
+    for protection, profile in [*((scheme, name) for name, (scheme, *_) in PROFILES.items()), ("secagg", None)]:
+        for cohort in (10, 100, 1000):
+            plan = make_plan(Privacy(protection=protection, profile=profile), cohort)
+            scale = f"2^{plan.scale_bits}" if plan.scale_bits else ""
+            rows.append(
+                f"| `{profile or protection}` | {cohort:,} | {scale} | 2^-{plan.grid.bits} | {plan.clients:,} | "
+                f"{plan.rounding * cohort:.1e} | {plan.grid.most:,} |"
+            )
+    head = "| profile | cohort K | scale | grid | most clients | rounding of the mean, at most | most examples of a cohort |"
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows]) + "\n"
+
+
+def size_table() -> str:
+    """Bytes a parameter on the wire, of a million parameters."""
+    rows = []
+    for profile, (protection, *_) in PROFILES.items():
+        lattice, size = make_lattice(Privacy(protection=protection, profile=profile)), 1_000_000
+        forms = {True: Form(lattice, size, True), False: Form(lattice, size, protection == "bfv")}
+        cells = [f"{form.bytes(seeded) / size:.2f}" for way, form in forms.items() for seeded in (way, False)]
+        rows.append(f"| `{profile}` | {protection} | {' | '.join(cells)} |")
+    head = "| profile | | upload | download | upload, public API alone | download, public API alone |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows]) + "\n"
+
+
+def graph_table() -> str:
+    """Neighbours and threshold of secure aggregation with the default shares."""
+    rows = []
+    for clients in (3, 4, 5, 10, 20, 50, 100, 200, 500, 1000):
+        passive, active = (choose_degree(clients, 0.2, 0.2, lying) for lying in (False, True))
+        few = clients // 5
+        rows.append(f"| {clients:,} | {few} | {few} | {passive[0]} | {passive[1]} | {active[0]} | {active[1]} |")
+    head = "| cohort | may drop out | may collude | neighbours | threshold | neighbours, server may lie | threshold |"
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows]) + "\n"
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "settings": ("experiments.md", settings_table),
+    "plans": ("privacy.md", plan_table),
+    "sizes": ("privacy.md", size_table),
+    "graph": ("privacy.md", graph_table),
+}
 PYTHON = [(page.name, code) for page in PAGES for code in blocks(page, "python")]
 COMMANDS = sorted({
     line.split("#")[0].strip()
@@ -70,7 +123,7 @@ def test_commands_in_the_documentation_are_understood(command, tmp_path) -> None
     words = shlex.split(command.split(">")[0])
     if words[1] == "run" and "--resume" not in words:
         words.append("--show")  # settings are resolved and checked; whole runs are tested elsewhere
-    elif words[1] == "run" or words[1] == "data":
+    elif words[1] in ("run", "data") or words[1:3] in (["keys", "show"], ["keys", "open"]):
         words.append("--help")
     answer = subprocess.run(
         [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
@@ -89,6 +142,54 @@ def test_the_example_of_a_users_own_network_trains(tmp_path) -> None:
     assert answer.returncode == 0, answer.stderr
 
 
+@pytest.mark.parametrize("protection", ["ckks", "bfv"])
+def test_a_sealed_model_opens_with_tenseal_alone_as_the_documentation_says(protection, tmp_path) -> None:
+    (code,) = [code for page, code in PYTHON if "# open_sealed.py" in code]
+    settings = {"privacy.protection": protection, "federation.rounds": 2, "engine": "sequential"}
+    result = run(Experiment.preset("digits").override(settings), out=tmp_path / "run")
+    (tmp_path / "open_sealed.py").write_text(code)
+    reader = (
+        "import sys, numpy, open_sealed\n"
+        "numpy.save('opened.npy', open_sealed.weights('run/model.sealed', 'run/keys/client-1/client.key'))\n"
+        "assert not [name for name in sys.modules if name.partition('.')[0] == 'fedveil']\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", reader], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    written = parameters_to_vector(result.model.parameters()).detach().numpy()
+    np.testing.assert_array_equal(np.load(tmp_path / "opened.npy"), written)
+
+
+def test_experiments_in_the_documentation_are_understood() -> None:
+    found = [tomllib.loads(block) for page in PAGES for block in blocks(page, "toml")]
+    assert len(found) >= 2
+    for config in found:
+        Experiment.parse(config["experiment"])
+
+
+def test_strategies_work_under_protection_as_the_documentation_says() -> None:
+    page = (CHECKOUT / "docs" / "experiments.md").read_text()
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (yes|no) \| (yes|no) \|$", page, re.MULTILINE)
+    said = {name: marks for names, *marks in rows for name in re.findall(r"\w+", names)}
+    assert set(said) == set(STRATEGIES)
+    for name, (encrypted, masked) in said.items():
+        found = {protection: _works(name, protection) for protection in ("none", "ckks", "bfv", "secagg")}
+        wanted = {"none": "yes", "ckks": encrypted, "bfv": encrypted, "secagg": masked}
+        assert found == {protection: mark == "yes" for protection, mark in wanted.items()}, name
+
+
+def _works(strategy: str, protection: str) -> bool:
+    settings = {"federation.strategy": strategy, "privacy.protection": protection}
+    if strategy == "fedprox":
+        settings["training.proximal_mu"] = 0.1
+    try:
+        Experiment.preset("digits").override(settings)
+    except SettingsError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_pictures_lead_somewhere(page) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
@@ -96,12 +197,22 @@ def test_links_and_pictures_lead_somewhere(page) -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_table_of_settings_is_the_settings() -> None:
-    assert settings_table() in (CHECKOUT / "docs" / "experiments.md").read_text(), "run: python tests/test_docs.py"
-    assert all(text for text in known_keys().values())
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_what_the_code_says(name) -> None:
+    page, table = TABLES[name]
+    assert _marked(name, table()) in (CHECKOUT / "docs" / page).read_text(), "run: python tests/test_docs.py"
+
+
+def test_every_setting_is_described() -> None:
+    assert all(known_keys().values())
+
+
+def _marked(name: str, table: str) -> str:
+    return f"<!-- {name} -->\n{table}<!-- end of {name} -->\n"
 
 
 if __name__ == "__main__":
-    path = CHECKOUT / "docs" / "experiments.md"
-    before, _, rest = path.read_text().partition(MARK[0])
-    path.write_text(before + MARK[0] + settings_table() + MARK[1] + rest.partition(MARK[1])[2])
+    for name, (page, table) in TABLES.items():
+        path = CHECKOUT / "docs" / page
+        before, _, rest = path.read_text().partition(f"<!-- {name} -->\n")
+        path.write_text(before + _marked(name, table()) + rest.partition(f"<!-- end of {name} -->\n")[2])

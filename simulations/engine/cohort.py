@@ -78,7 +78,7 @@ class CohortGrid(InProcessGrid):
     def _train(self, messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
         """Replies to messages with one model and one set of settings, as each is made."""
         clients = np.array([message.metadata.dst_node_id - 1 for message in messages])
-        config = dict(cast(ConfigRecord, messages[0].content[CONFIG]))
+        config: dict[str, Any] = dict(cast(ConfigRecord, messages[0].content[CONFIG]))
         try:
             arrays, open_seconds = self._receive(messages[0], config, int(config[ROUND]) - 1)
         except ProtectionError as error:
@@ -191,7 +191,7 @@ class CohortGrid(InProcessGrid):
         return cut(sizes, settings, self._numbers_in_model, math.prod(shape), device)
 
     def _evaluate(self, messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
-        config = dict(cast(ConfigRecord, messages[0].content[CONFIG]))
+        config: dict[str, Any] = dict(cast(ConfigRecord, messages[0].content[CONFIG]))
         try:
             arrays, _ = self._receive(messages[0], config, int(config.get(ROUND, 0)))
         except ProtectionError as error:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import tenseal
 import tenseal.sealapi as sealapi
-from hypothesis import given, settings
+from fuzzing import parses
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fedveil
@@ -165,8 +166,8 @@ def test_a_missing_key_is_named(tmp_path, load):
         load(tmp_path / "nowhere")
 
 
+@parses("keys.load_client, keys.load_server, damaged files", usual=300)
 @given(st.data())
-@settings(max_examples=300, deadline=None)
 def test_damaged_keys_are_refused_or_read_and_nothing_else(parties, tmp_path_factory, data):
     p = parties(data.draw(st.sampled_from(["ckks", "bfv"])))
     path = tmp_path_factory.getbasetemp() / "damaged"
@@ -186,8 +187,8 @@ def test_damaged_keys_are_refused_or_read_and_nothing_else(parties, tmp_path_fac
             load(path)
 
 
+@parses("keys.load_client", "keys.load_server", usual=1000)
 @given(st.binary(max_size=200))
-@settings(max_examples=1000, deadline=None)
 def test_random_bytes_are_no_key(tmp_path_factory, data):
     path = private(tmp_path_factory.getbasetemp() / "random", data)
     for load in (keys.load_server, keys.load_client):

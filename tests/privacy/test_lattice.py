@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tenseal
 import tenseal.sealapi as sealapi
+from fuzzing import parses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -299,8 +300,8 @@ def test_an_upload_is_added_whole_or_not_at_all(parties, encryptors, scheme, com
         adder.add(bodies[0], form, encryptor.seeded)
 
 
+@parses("Adder.add", usual=200)
 @given(st.binary(max_size=64), st.integers(1, 3))
-@settings(max_examples=200, deadline=None)
 def test_random_bodies_are_refused_or_added(parties, encryptors, data, fill):
     p, encryptor = parties("bfv"), encryptors("bfv", True)
     form, adder = encryptor.form(9000), Adder(p.server, p.plan)

@@ -13,6 +13,7 @@ import pytest
 from aggregations import Aggregation, identities, numbers, session
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from fuzzing import inputs
 
 from fedveil.core.errors import ProtectionError
 from fedveil.privacy import identity, rosters, streams
@@ -367,16 +368,20 @@ def stages(active: bool) -> dict[str, tuple[bytes, Callable[[bytes], object]]]:
     return found
 
 
+@pytest.mark.fuzz(
+    "Unmasker.adverts", "Unmasker.shares", "Unmasker.confirm", "Unmasker.reveals", "Masker.share", "Masker.receive",
+    "Masker.confirm", "Masker.reveal", "Masker.load", "Revealed.load",
+)  # fmt: skip
 @pytest.mark.parametrize("active", [False, True])
 def test_no_bytes_crash_a_parser_and_damaged_messages_are_refused_or_say_the_same(active: bool) -> None:
     rng = random.Random(3)
     for name, (message, read) in stages(active).items():
         read(message)
-        for _ in range(3000):
+        for _ in range(inputs(3000)):
             with pytest.raises(ProtectionError):
                 read(random_bytes(rng))
         accepted = []
-        for _ in range(3000):
+        for _ in range(inputs(3000)):
             damaged = mutated(rng, message)
             if damaged == message:
                 continue

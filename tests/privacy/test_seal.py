@@ -14,6 +14,7 @@ import pytest
 import tenseal
 import tenseal.sealapi as sealapi
 import zstandard
+from fuzzing import inputs, parses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -141,8 +142,8 @@ def readers(ring):
     }
 
 
+@parses("seal.read_context", "seal.read_ring", "seal.read_vector", "seal.read_ciphertext", usual=1000)
 @given(st.binary(max_size=300))
-@settings(max_examples=1000)
 def test_random_bytes_are_refused_or_read_and_nothing_else(parties, data):
     prefixed = struct.pack("<HBBBBHQ", 0xA15E, 16, 4, 3, 2, 0, 16 + len(data)) + data
     plain = struct.pack("<HBBBBHQ", 0xA15E, 16, 4, 3, 0, 0, 16 + len(data)) + data
@@ -154,6 +155,7 @@ def test_random_bytes_are_refused_or_read_and_nothing_else(parties, data):
                 continue
 
 
+@pytest.mark.fuzz("seal.read_*, damaged objects")
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_damaged_objects_are_refused_or_read_and_nothing_else(parties, scheme):
     p = parties(scheme)
@@ -167,7 +169,7 @@ def test_damaged_objects_are_refused_or_read_and_nothing_else(parties, scheme):
     rng, refused = np.random.default_rng(0), 0
     for name, good in whole:
         reader = readers(p.client.ring)[name]
-        for turn in range(500):
+        for turn in range(inputs(500)):
             bad = bytearray(good)
             for place in rng.integers(0, min(len(bad), 200 if turn % 2 else len(bad)), rng.integers(1, 4)):
                 bad[place] = rng.integers(256)

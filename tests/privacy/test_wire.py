@@ -9,7 +9,8 @@ from zlib import crc32
 import numpy as np
 import pytest
 import tenseal
-from hypothesis import given, settings
+from fuzzing import parses
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.core.errors import ProtectionError
@@ -257,8 +258,8 @@ def test_another_format_is_refused_before_its_sizes_are_used(messages):
         wire.read(bytes(300), expected(p))
 
 
+@parses("wire.read", usual=1500)
 @given(st.binary(max_size=400), st.booleans())
-@settings(max_examples=1500, deadline=None)
 def test_random_bytes_are_refused(messages, data, framed):
     p, _, _, _ = messages("ckks", True)
     if framed:  # a right magic, version, length and checksum, so that the fields are reached
@@ -268,8 +269,8 @@ def test_random_bytes_are_refused(messages, data, framed):
         wire.read(data, expected(p))
 
 
+@parses("wire.read, damaged headers", usual=1500)
 @given(st.lists(st.tuples(st.integers(4, 191), st.integers(0, 255)), min_size=1, max_size=4))
-@settings(max_examples=1500, deadline=None)
 def test_a_damaged_header_with_a_right_checksum_is_refused_or_one_that_only_its_sender_could_tell(messages, changes):
     p, uploads, _, _ = messages("bfv", True)
     head = bytearray(uploads[0][:192])
