@@ -12,7 +12,7 @@ test: .venv/.ready-test  ## all tests, with reduced counts where a claim needs m
 	$(BIN)/pytest -n 2 --dist worksteal
 
 claims: .venv/.ready-test  ## the full counts, written to docs/results.md; about half an hour
-	$(BIN)/python tests/claims.py docs/results.md
+	$(BIN)/python tests/results.py docs/results.md
 
 bench: .venv/.ready  ## speed beside the peers, written to docs/performance.md; about half an hour of a quiet machine
 	$(BIN)/fedveil bench --write docs/performance.md

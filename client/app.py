@@ -7,6 +7,7 @@ that must not use what it got, or cannot protect what it has, replies with an er
 
 from __future__ import annotations
 
+import logging
 import time
 from functools import partial
 from typing import Any, cast
@@ -19,7 +20,7 @@ from flwr.common.constant import ErrorCode
 from fedveil.client.masked import STAGES, answer, seal_cohort
 from fedveil.client.protect import Sealed, Seen
 from fedveil.client.work import Workplace, score, train, workplace
-from fedveil.core.errors import ProtectionError
+from fedveil.core.errors import FedveilError, ProtectionError, SettingsError
 from fedveil.core.messages import (
     ARRAYS,
     BLOB,
@@ -40,6 +41,8 @@ from fedveil.models.evaluation import Scores
 
 app = ClientApp()
 Metrics = dict[str, int | float | list[int] | list[float]]
+REFUSED = (ProtectionError, SettingsError)  # what a client refuses, and is left out for; other errors are faults
+log = logging.getLogger("flwr")  # where Flower shows what a node does
 SEEN = "fedveil.seen"  # in a client's state: the newest aggregate it used
 
 
@@ -58,17 +61,18 @@ def _address(message: Message, context: Context) -> tuple[Workplace, int, dict[s
 
 def _receive(
     place: Workplace, client: int, record: ArrayRecord, number: int, run: bytes, context: Context
-) -> tuple[dict[str, np.ndarray], float]:
-    """The weights in a message, the model of round `number`, and the seconds it took to decrypt them."""
+) -> dict[str, np.ndarray]:
+    """The weights in a message, the model of round `number`."""
+    place.check_agreed(client)
     side = place.lattice(client)
     if side is None:
-        return from_arrays(record), 0.0
+        return from_arrays(record)
     state = cast(ConfigRecord | None, context.state.get(SEEN))
     seen = None if state is None else cast(Seen, (state["round"], state["sha256"]))
     given, newest = side.receive(record, run, number, seen)
     if newest is not None:
         context.state[SEEN] = ConfigRecord({"round": newest[0], "sha256": newest[1]})
-    return given, side.take_open_seconds()
+    return given
 
 
 @app.query()
@@ -85,7 +89,7 @@ def fit(message: Message, context: Context) -> Message:
     place, client, record, config = _open(message, context)
     number = int(config[ROUND])
     try:
-        given, open_seconds = _receive(place, client, record, number - 1, config.get(RUN, b""), context)
+        given = _receive(place, client, record, number - 1, config.get(RUN, b""), context)
         with one_thread():
             wanted = bool(config.get("report-global-loss", False))
             global_loss = score(place, client, given, held_out=False).loss if wanted else None
@@ -93,9 +97,9 @@ def fit(message: Message, context: Context) -> Message:
             trained = train(place, [client], number, given, rate, config.get("proximal-mu"))
         weights = {name: value[0].cpu().numpy() for name, value in trained.parameters.items()}
         examples = int(trained.examples[0])
-        sealed = _seal(place, client, weights, examples, message, config, context)
-    except ProtectionError as error:
-        return refusal(message, error)
+        sealed = _seal(place, client, given, weights, examples, message, config, context)
+    except REFUSED as error:
+        return refusal(message, error, place.keys)
     return training_reply(
         message,
         client,
@@ -105,13 +109,14 @@ def fit(message: Message, context: Context) -> Message:
         int(trained.steps[0]),
         global_loss,
         time.perf_counter() - started,
-        costs(sealed, open_seconds),
+        costs(sealed, place.take_open_seconds(client)),
     )
 
 
 def _seal(
     place: Workplace,
     client: int,
+    given: dict[str, np.ndarray],
     weights: dict[str, np.ndarray],
     examples: int,
     message: Message,
@@ -121,13 +126,12 @@ def _seal(
     """The protected update; None where the experiment protects none. Raise ProtectionError where it cannot be."""
     if place.experiment.privacy.protection == "none":
         return None
-    reference = int(config[REFERENCE])
     side = place.lattice(client)
     if side is not None:
-        return side.seal(weights, client, examples, int(config[ROUND]), config[RUN], reference)
+        return side.seal(weights, client, examples, int(config[ROUND]), config[RUN], int(config[REFERENCE]))
     brought = cast(ConfigRecord, message.content[INBOX])
     member = (client, weights, examples, brought, context.state)
-    (sealed,) = seal_cohort(place.masked, [member], config, reference, place.keys)
+    (sealed,) = seal_cohort(place.masked, [member], config, given, place.keys)
     if isinstance(sealed, ProtectionError):
         raise sealed
     return sealed
@@ -146,9 +150,10 @@ def _stage(stage: str, message: Message, context: Context) -> Message:
     place, client, config = _address(message, context)
     brought = cast(ConfigRecord, message.content[INBOX])
     try:
+        place.check_agreed(client)
         blob = answer(place.masked, stage, client, config, brought, context.state, place.keys)
-    except ProtectionError as error:
-        return refusal(message, error)
+    except REFUSED as error:
+        return refusal(message, error, place.keys)
     metrics = MetricRecord({CLIENT: client, "seconds": time.perf_counter() - started})
     return Message(RecordDict({CONFIG: ConfigRecord({BLOB: blob}), METRICS: metrics}), reply_to=message)
 
@@ -182,9 +187,11 @@ def training_reply(
     return Message(RecordDict({ARRAYS: arrays, METRICS: MetricRecord(metrics)}), reply_to=message)
 
 
-def refusal(message: Message, error: ProtectionError) -> Message:
-    """What a client replies that will not, or cannot, do what a message asks."""
-    return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, str(error)), reply_to=message)
+def refusal(message: Message, error: FedveilError, keys: str = "") -> Message:
+    """What a client replies that will not, or cannot, do what a message asks; where its keys lie stays with it."""
+    log.warning("refused: %s", error)
+    reason = str(error).replace(keys, "its folder of keys") if keys else str(error)
+    return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, reason), reply_to=message)
 
 
 @app.evaluate()
@@ -193,9 +200,9 @@ def evaluate(message: Message, context: Context) -> Message:
     started = time.perf_counter()
     place, client, record, config = _open(message, context)
     try:
-        given, _ = _receive(place, client, record, int(config.get(ROUND, 0)), config.get(RUN, b""), context)
-    except ProtectionError as error:
-        return refusal(message, error)
+        given = _receive(place, client, record, int(config.get(ROUND, 0)), config.get(RUN, b""), context)
+    except REFUSED as error:
+        return refusal(message, error, place.keys)
     with one_thread():
         scores = score(place, client, given, held_out=True)
     return evaluation_reply(message, client, scores, time.perf_counter() - started)

@@ -19,10 +19,10 @@ from flwr.app import ConfigRecord, RecordDict
 from fedveil.client.protect import Sealed, Witness, vector
 from fedveil.core.errors import ProtectionError
 from fedveil.core.experiment import Experiment
-from fedveil.core.messages import ATTEMPT, BLOB, CONFIRMATIONS, ROUND, RUN
+from fedveil.core.messages import ATTEMPT, BLOB, CLIENT, CONFIRMATIONS, REFERENCE, ROUND, RUN
 from fedveil.privacy.graph import choose_degree
 from fedveil.privacy.identity import Registry, Signer
-from fedveil.privacy.masked import to_ring, write_masked
+from fedveil.privacy.masked import shown, to_ring, write_masked
 from fedveil.privacy.masking import Masker, Revealed, mask_cohort
 from fedveil.privacy.packing import Layout, quantize
 from fedveil.privacy.parties import load_identity
@@ -95,6 +95,8 @@ def answer(
             revealed = Revealed() if memory is None else Revealed.load(cast(bytes, memory[BLOB]))
             blob = masker.reveal(brought[BLOB], revealed, brought[CONFIRMATIONS])
             state[REVEALED] = ConfigRecord({BLOB: revealed.save()})
+            del state[f"{STATE}.{client}"]  # the session is over; its secrets go
+            return blob
         else:
             raise ProtectionError(f"secure aggregation has no stage '{stage}'")
     _keep(state, masker)
@@ -120,12 +122,13 @@ def seal_cohort(
     side: MaskedSide,
     members: Sequence[tuple[int, Mapping[str, np.ndarray], int, Mapping[str, Any], RecordDict]],
     config: Mapping[str, Any],
-    reference: int,
+    given: Mapping[str, np.ndarray],
     keys: str,
 ) -> list[Sealed | ProtectionError]:
     """Masked updates of many clients of one process; each pair's mask is made once.
 
     members: of each its number, weights, examples, what the message brought for it alone, and the state of its context
+    config, given: settings of the round and the model that all of them trained
     Gives for each its update, or why it cannot be protected.
     """
     started = time.process_time()
@@ -137,12 +140,13 @@ def seal_cohort(
                 witness.saw(client, weights, examples)
             masker = load(side, client, config, state, keys)
             masker.receive(brought[BLOB])
-            numbers, clipped = side.numbers(weights, examples, reference)
+            numbers, clipped = side.numbers(weights, examples, int(config[REFERENCE]))
             able.append((i, masker, numbers, clipped))
         except ProtectionError as error:
             found[i] = error
     rows = np.stack([numbers for _, _, numbers, _ in able]) if able else np.zeros((0, 0), np.uint32)
-    mask_cohort([masker for _, masker, _, _ in able], rows)
+    settings = {key: value for key, value in config.items() if key != CLIENT}
+    mask_cohort([masker for _, masker, _, _ in able], rows, shown(given, side.layout, settings))
     seconds = (time.process_time() - started) / max(len(able), 1)
     for (i, masker, _, clipped), row in zip(able, rows, strict=True):
         _keep(members[i][4], masker)

@@ -28,6 +28,7 @@ from fedveil.models.parameters import from_numpy
 from fedveil.models.training import Trained, train_clients
 from fedveil.privacy.keys import find_client_key
 from fedveil.privacy.packing import Layout
+from fedveil.privacy.parties import check_agreed
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,16 @@ class Workplace:
                 "is named; name it in the node's configuration: keys = 'DIR'"
             )
         return lattice_side(self.experiment, self.layout, find_client_key(Path(self.keys), client))
+
+    def check_agreed(self, client: int) -> None:
+        """Raise ProtectionError where a client's keys were made for another `[privacy]` than the run's, which the server names."""
+        if self.keys:
+            check_agreed(self.experiment.privacy, Path(self.keys), client)
+
+    def take_open_seconds(self, client: int) -> float:
+        """Processor time of decryption in this process since this was last asked."""
+        side = self.lattice(client)
+        return 0.0 if side is None else side.take_open_seconds()
 
     @property
     def masked(self) -> MaskedSide:

@@ -160,7 +160,7 @@ class Privacy(Section):
     profile: Literal["fast", "conservative", "exact-small", "own"] | None = Field(
         None, description="ckks: fast (the default), conservative or own; bfv: exact-small (the default) or own"
     )
-    range: Positive = Field(
+    range: Annotated[float, Field(ge=0.01, le=1e6)] = Field(
         6.0,
         description="ckks, bfv, secagg: weights are clipped to this distance from zero; public, not a privacy bound",
     )

@@ -95,19 +95,22 @@ PROTECTIONS = Table(
         "none": ("", "updates travel in the clear: the server sees every client's weights, and what they leak"),
         "ckks": (
             "fedveil.privacy.lattice:Encryptor",
-            "homomorphic encryption, approximate, snapped to a grid: the server adds ciphertexts and sees no weights, not even "
-            "the mean. All clients share one key: one client that colludes with the server opens everybody's updates. Does not "
-            "hide example counts, losses, or what the mean itself leaks; does not check a server that lies on purpose",
+            "homomorphic encryption of numbers snapped to a grid: the server adds ciphertexts and sees no trained weights, "
+            "not even their mean. All clients share one key: one that colludes with the server, or reads another's traffic, "
+            "opens everybody's updates. Does not hide who takes part, example counts, losses and scores of each client, or "
+            "what the mean itself leaks to the clients; does not stop a server that lies",
         ),
         "bfv": (
             "fedveil.privacy.lattice:Encryptor",
-            "as ckks, with exact whole numbers and fewer bytes (upload smaller than float32), on a coarser grid",
+            "as ckks, with whole numbers: fewer bytes (models of many weights upload less than float32) and less time, for "
+            "smaller cohorts",
         ),
         "secagg": (
             "fedveil.privacy.masking:Masker",
-            "secure aggregation (Bonawitz et al. 2017, Bell et al. 2020): masks cancel in the sum. The server, with a set "
-            "share of the clients colluding, learns the mean of the cohort and no single update; clients may drop out. The "
-            "server does see the mean. Does not hide example counts, losses, or what the mean itself leaks",
+            "secure aggregation (Bonawitz et al. 2017, Bell et al. 2020): masks that cancel in the sum. A server that follows "
+            "the protocol, with a set share of the clients telling it all they know, learns the mean of a cohort's weights and "
+            "no client's own; clients may drop out. With keys registered beforehand the server may lie too. Does not hide the "
+            "mean, who takes part, example counts, losses and scores of each client",
         ),
     },
     own=False,

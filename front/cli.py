@@ -293,7 +293,7 @@ def keys_new(
         raise SettingsError(f"--set {unfit[0]}: keys depend on settings of [privacy] alone")
     privacy = Experiment().override(settings).privacy
     lattice = make_lattice(privacy) if privacy.protection in LATTICES else None
-    key_id = write_keys(folder, lattice, clients, new_parties(clients))
+    key_id = write_keys(folder, lattice, clients, new_parties(clients, privacy))
     if lattice:
         typer.echo(
             f"key      {fingerprint(key_id)}  ({privacy.protection}, degree {lattice.degree}; both sides show this)"

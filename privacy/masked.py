@@ -8,12 +8,15 @@ little-endian; the first two numbers are the client's examples and 1, under the 
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 
 from fedveil.core.errors import ProtectionError
-from fedveil.privacy.packing import Grid
+from fedveil.privacy.packing import Grid, Layout
 from fedveil.privacy.plan import RESERVED
 from fedveil.privacy.rosters import Session
 
@@ -21,6 +24,15 @@ _HEADER = struct.Struct("<4s32sQI")
 _CRC = struct.Struct("<I")
 _MAGIC = b"FVU1"
 BEFORE = _HEADER.size + _CRC.size  # bytes before the numbers
+
+
+def shown(model: Mapping[str, np.ndarray], layout: Layout, settings: Mapping[str, Any]) -> bytes:
+    """What a client was given to train on, as 32 bytes that bind its masks: the model and the settings of the round."""
+    found = sha256(layout.digest)
+    for name, _ in layout.shapes:
+        found.update(np.ascontiguousarray(model[name], np.float32).data)
+    found.update(repr(sorted((key, settings[key]) for key in settings)).encode())
+    return found.digest()
 
 
 def to_ring(values: np.ndarray, examples: int) -> np.ndarray:

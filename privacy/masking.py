@@ -168,14 +168,19 @@ class Masker:
         self._held |= opened
         self.stage = Stage.RECEIVED
 
-    def mask(self, values: np.ndarray) -> np.ndarray:
-        """The client's numbers under all its masks, modulo 2^32: what goes to the server. values: uint32 [size]."""
+    def mask(self, values: np.ndarray, shown: bytes = b"") -> np.ndarray:
+        """The client's numbers under all its masks, modulo 2^32: what goes to the server.
+
+        values: uint32 [size]
+        shown: digest of what the numbers were made from; the masks of two clients that were shown different things do not
+            cancel, so that a server learns nothing by showing one client another model than the others
+        """
         self._expect("mask", Stage.RECEIVED)
         self._expect_vector(values)
         masked: np.ndarray = values + streams.stream(self._self_key, self.session.size)
         own = streams.agreement(self._masking)
         for peer in self._peers():
-            _apply(masked, self.client, peer, self._pair_stream(own, peer))
+            _apply(masked, self.client, peer, self._pair_stream(own, peer, shown))
         self._forget()
         return masked
 
@@ -260,10 +265,11 @@ class Masker:
         """The public mask key of a peer, as the roster has it."""
         return self._roster[peer][streams.KEY :]
 
-    def _pair_stream(self, own: X25519PrivateKey, peer: int) -> np.ndarray:
+    def _pair_stream(self, own: X25519PrivateKey, peer: int, shown: bytes) -> np.ndarray:
         """The mask that the client exchanges with a peer; own: its private mask key."""
         agreed = streams.agree(own, self._mask_key(peer), peer)
-        return streams.stream(streams.pair_key(agreed, self.session.digest, self.client, peer), self.session.size)
+        key = streams.pair_key(agreed, streams.bound(self.session.digest, shown), self.client, peer)
+        return streams.stream(key, self.session.size)
 
     def _read_survivors(self, survivors: bytes) -> frozenset[int]:
         listed = rosters.unpack(Kind.SURVIVORS, self.session, 0, survivors)
@@ -296,10 +302,10 @@ class Masker:
             )
 
 
-def mask_cohort(maskers: Sequence[Masker], values: np.ndarray) -> None:
+def mask_cohort(maskers: Sequence[Masker], values: np.ndarray, shown: bytes = b"") -> None:
     """Mask the vectors of many clients in place: bit for bit what each `Masker.mask` gives, each pair's mask made once.
 
-    values: uint32 [K, size], a row a client. Raise ProtectionError where one of them cannot mask; the rows are
+    values: uint32 [K, size], a row a client; shown: as in `Masker.mask`, the same to all. Raise ProtectionError where one of them cannot mask; the rows are
     then of no use.
     """
     for masker, row in zip(maskers, values, strict=True):
@@ -316,7 +322,7 @@ def mask_cohort(maskers: Sequence[Masker], values: np.ndarray) -> None:
             both = other is not None and _exchange(masker, maskers[other])
             if both and peer < masker.client:
                 continue  # done with the peer's row
-            mask = masker._pair_stream(own, peer)
+            mask = masker._pair_stream(own, peer, shown)
             _apply(values[row], masker.client, peer, mask)
             if other is not None and both:
                 _apply(values[other], peer, masker.client, mask)

@@ -17,7 +17,8 @@ from fedveil.privacy.packing import Grid
 RESERVED = 2  # numbers at the start of every chunk: the client's examples, and 1 for the client itself
 COARSEST = 12  # bits: a grid coarser than 2^-12 rounds away what training learns
 FAILURE = 8  # standard deviations of noise that fit under half a step: one failure in 10^15 numbers
-SIGMA = math.sqrt(21 / 2 + 1 / 12)  # of a fresh coefficient: SEAL's centred binomial noise, and rounding to integers
+FRESH = 21 / 2  # variance of a fresh coefficient: SEAL's centred binomial noise
+ROUNDING = 1 / 12  # and of rounding it to a whole number: the same for clients that send the same
 RING = 32  # bits a number of secure aggregation has on the wire
 
 # The most bits of all primes together for a degree, ternary secret: Homomorphic Encryption Standard (Albrecht et al.
@@ -117,9 +118,11 @@ def make_plan(privacy: Privacy, cohort: int) -> Plan:
     else:
         grid, clients = _bfv(privacy, lattice, cohort)
     if cohort > clients:
+        other = "ckks, which takes a coarser grid" if lattice.scheme == "bfv" else "a profile with a larger modulus"
         raise SettingsError(
-            f"federation.cohort = {cohort:,}: the noise of so many ciphertexts would pass the grid of 2^-{grid.bits}; "
-            f"{privacy.protection} with privacy.profile = '{profile}' adds at most {clients:,} clients"
+            f"federation.cohort = {cohort:,}: {privacy.protection} with privacy.profile = '{profile}' adds at most {clients:,} "
+            f"clients, or their noise would pass the grid of 2^-{grid.bits}; take a smaller cohort, {other}, or parameters of "
+            "your own (privacy.profile = 'own')"
         )
     return Plan(lattice.scheme, profile, grid, clients, privacy.min_clients, lattice, scale_bits)
 
@@ -152,26 +155,30 @@ def _ckks(privacy: Privacy, lattice: Lattice, cohort: int) -> tuple[Grid, int, i
     """Grid, scale and most clients of CKKS.
 
     Two weights share a complex slot, so a coefficient of the encoded sum is at most sqrt(2) (limit + rounding) scale; SEAL
-    encodes up to a quarter of the modulus. Noise of standard deviation SIGMA in coefficients is SIGMA sqrt(N/2) in each
-    part of a slot, and sqrt(K) of that in a sum of K (Cheon et al. 2017, section 3.4: additions).
+    encodes up to a quarter of the modulus. In a sum of K the variance of a coefficient's noise is K FRESH, and of its
+    rounding up to K^2 ROUNDING, where all clients send the same; in each part of a slot it is N/2 of that (Cheon et al.
+    2017, section 3.4: additions).
     """
     room = math.floor(lattice.primes[0] - 2 - math.log2(math.sqrt(2) * privacy.range * (1 + 2.0**-COARSEST)))
     scale_bits = min(room, lattice.primes[0] - 2)  # SEAL takes no larger scale, however small the numbers
-    noise = SIGMA * math.sqrt(lattice.degree / 2)
-    bits = math.floor(scale_bits - math.log2(2 * FAILURE * noise * math.sqrt(cohort)))
+    variance = lattice.degree / 2 * (FRESH * cohort + ROUNDING * cohort**2)
+    bits = math.floor(scale_bits - math.log2(2 * FAILURE * math.sqrt(variance)))
     grid = _grid(privacy, bits, cohort, f"a {lattice.primes[0]}-bit modulus")
-    return grid, scale_bits, math.floor((2.0 ** (scale_bits - bits) / (2 * FAILURE * noise)) ** 2)
+    # the root of ROUNDING K^2 + FRESH K = what half a step has room for
+    most = (2.0 ** (scale_bits - bits) / (2 * FAILURE)) ** 2 / (lattice.degree / 2)
+    return grid, scale_bits, math.floor((math.sqrt(FRESH**2 + 4 * ROUNDING * most) - FRESH) / (2 * ROUNDING))
 
 
 def _bfv(privacy: Privacy, lattice: Lattice, cohort: int) -> tuple[Grid, int]:
     """Grid and most clients of BFV.
 
     A sum must fit its half of a slot, sign and rounding included; and decryption is exact while the summed noise stays
-    under q / 2t (Fan and Vercauteren 2012, lemma 1).
+    under q / 2t (Fan and Vercauteren 2012, lemma 1): FAILURE sqrt(FRESH K), and K / 2 of rounding.
     """
     bits = math.floor(math.log2((2 ** (lattice.field_bits - 1) - cohort / 2 - 1) / privacy.range))
     grid = _grid(privacy, bits, cohort, f"a {lattice.plain_bits}-bit plain modulus")
-    by_noise = (2.0 ** (lattice.primes[0] - lattice.plain_bits - 1) / (FAILURE * SIGMA)) ** 2
+    noise = FAILURE * math.sqrt(FRESH)
+    by_noise = (math.sqrt(noise**2 + 2.0 ** (lattice.primes[0] - lattice.plain_bits)) - noise) ** 2
     by_field = 2 * (2 ** (lattice.field_bits - 1) - 1 - grid.most)
     return grid, math.floor(min(by_noise, by_field))
 

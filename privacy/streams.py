@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from functools import lru_cache
+from hashlib import sha256
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -50,6 +51,11 @@ def agree(private: X25519PrivateKey, public: bytes, peer: int) -> bytes:
 def pair_key(agreed: bytes, digest: bytes, one: int, other: int) -> bytes:
     """The key of the mask of two clients, the same for both: `digest` binds it to a session."""
     return _derive(agreed, b"pair mask", digest, min(one, other), max(one, other))
+
+
+def bound(digest: bytes, shown: bytes) -> bytes:
+    """A session's digest, bound to what its clients were shown, where anything is said of that."""
+    return sha256(digest + shown).digest() if shown else digest
 
 
 def self_key(seed: bytes, digest: bytes, client: int) -> bytes:

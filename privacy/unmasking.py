@@ -77,6 +77,10 @@ class Unmasker:
             entries = self._own(Kind.ADVERT, client, blob)
             rosters.expect_length(Kind.ADVERT, entries, rosters.KEYS, rosters.KEYS + identity.SIGNATURE)
             advert = entries[client]
+            for key in (advert[: streams.KEY], advert[streams.KEY : rosters.KEYS]):
+                streams.agree(
+                    streams.agreement(streams.new_key()), key, client
+                )  # a key that agrees on nothing is refused
             statement = rosters.advert_statement(self.session, client, advert[: rosters.KEYS])
             self._check_signature(client, statement, advert[rosters.KEYS :])
             self._answered[client] = advert
@@ -149,8 +153,11 @@ class Unmasker:
                 self._shares.setdefault(owner, {})[self._roster[owner].index(client) + 1] = entry[1:]
             self._answered[client] = b""
 
-    def total(self) -> np.ndarray:
-        """The sum of the survivors' vectors, uint32 [size], modulo 2^32; raise ProtectionError where shares are missing."""
+    def total(self, shown: bytes = b"") -> np.ndarray:
+        """The sum of the survivors' vectors, uint32 [size], modulo 2^32; raise ProtectionError where shares are missing.
+
+        shown: digest of what the clients were shown, as they have it in `Masker.mask`
+        """
         if self.stage != Stage.REVEALS:
             raise ProtectionError(f"there is no sum to unmask: {self._here()} waits for {self.stage}")
         survivors = set(self.clients)
@@ -168,7 +175,7 @@ class Unmasker:
             self._sum -= streams.stream(streams.self_key(seed, self.session.digest, client), self.session.size)
         for client, peers in gone.items():
             if peers:
-                self._unmask_pairs(client, peers)
+                self._unmask_pairs(client, peers, shown)
         self.stage = Stage.OVER
         return self._sum
 
@@ -296,15 +303,15 @@ class Unmasker:
         except ProtectionError as error:
             raise ProtectionError(f"{self._here()} client {client}, reveals: {error}") from error
 
-    def _unmask_pairs(self, client: int, peers: Iterable[int]) -> None:
+    def _unmask_pairs(self, client: int, peers: Iterable[int], shown: bytes) -> None:
         """Take off the masks that the survivors among its neighbours exchanged with a client that dropped out."""
         key = self._secret(client)
         if streams.public_key(key) != self._adverts[client][streams.KEY : rosters.KEYS]:
             raise ProtectionError(f"{self._here()} client {client}: it did not share the key that it advertised")
-        own = streams.agreement(key)
+        own, digest = streams.agreement(key), streams.bound(self.session.digest, shown)
         for peer in peers:
             agreed = streams.agree(own, self._adverts[peer][streams.KEY : rosters.KEYS], peer)
-            mask = streams.stream(streams.pair_key(agreed, self.session.digest, client, peer), self.session.size)
+            mask = streams.stream(streams.pair_key(agreed, digest, client, peer), self.session.size)
             if peer < client:
                 self._sum -= mask
             else:

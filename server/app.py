@@ -53,4 +53,8 @@ def main(grid: Grid, context: Context) -> None:
 
 def _server_folder(keys: Path) -> Path:
     """The server's own folder of keys."""
-    return keys / "server" if (keys / "server").is_dir() else keys
+    if not (keys / "server").is_dir():
+        return keys
+    if any(keys.glob("client-*")):
+        log.warning("%s holds the keys of all parties: this tests the protocol, and protects from nobody", keys)
+    return keys / "server"

@@ -50,7 +50,7 @@ class State:
     data: digest of a user's own data, which may change between a run and its resumption; empty for others
     bytes_up, bytes_down: of all messages so far; seconds: of all rounds so far
     run: 16 bytes that name a protected run, in hexadecimal digits
-    costs: of the protection so far: seal_seconds, open_seconds, clipped, largest_error
+    costs: of the protection so far: seal_seconds, open_seconds, clipped, largest_error, error_bound
     pending, pending_rows: a protected model that was made and is not evaluated yet, and the account of its round
     """
 

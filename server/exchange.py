@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from flwr.serverapp import Grid
 from fedveil.core.errors import ProtectionError
 from fedveil.core.messages import CLIENT, METRICS, wire_bytes
 
+AT_ONCE = 4  # replies that are asked for together, so that no more of them are held than that
 POLL = (0.02, 0.5)  # seconds between looks for replies: the shortest, and the longest where none comes
 
 Row = dict[str, Any]
@@ -78,7 +80,10 @@ def exchange(
             continue
         row["bytes_up"] = wire_bytes(reply.content)
         try:
-            row["seconds"] = round(metric(reply, "seconds"), 6)
+            seconds = metric(reply, "seconds")
+            if not math.isfinite(seconds):
+                raise ProtectionError(f"it took {seconds} seconds")
+            row["seconds"] = round(seconds, 6)
             if metric(reply, CLIENT) != client:
                 raise ProtectionError(f"it calls itself client {metric(reply, CLIENT):g}")
             for key in numbers:
@@ -93,7 +98,8 @@ def exchange(
         replies[client] = reply
     order = sorted(replies)  # sums run in a fixed order, whoever answers first
     ledger = [rows[client] for client in sorted(rows)]
-    failures = [f"client {row['client']}: {row['failure']}" for row in ledger if row["failure"] is not None]
+    where = "" if stage == "train" else f", {stage}"
+    failures = [f"client {row['client']}{where}: {row['failure']}" for row in ledger if row["failure"] is not None]
     return Exchanged(order, failures + again, ledger), [replies[client] for client in order]
 
 
@@ -110,11 +116,14 @@ def answers(grid: Grid, messages: Sequence[Message], timeout: float | None) -> I
     deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
     pause = POLL[0]
     while waiting and time.monotonic() < deadline:
-        found: Iterable[Message] = list(grid.pull_messages(list(waiting)))
-        for reply in found:
-            index = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if index is not None:
-                yield index, reply
+        found = False
+        asked = list(waiting)
+        for start in range(0, len(asked), AT_ONCE):
+            for reply in grid.pull_messages(asked[start : start + AT_ONCE]):
+                index = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if index is not None:
+                    found = True
+                    yield index, reply
         pause = POLL[0] if found else min(1.5 * pause, POLL[1])
         if waiting:
             time.sleep(pause)

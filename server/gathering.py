@@ -16,11 +16,11 @@ from fedveil.core.experiment import Experiment
 from fedveil.core.messages import ARRAYS, CONFIG, REFERENCE, SEALED, WEIGHT, from_arrays, from_sealed
 from fedveil.privacy.graph import choose_degree
 from fedveil.privacy.identity import Registry
-from fedveil.privacy.keys import SERVER, ServerContext, check_lattice, fingerprint, load_server
-from fedveil.privacy.lattice import Adder
+from fedveil.privacy.keys import CLIENT, SERVER, ServerContext, check_lattice, fingerprint, load_server
+from fedveil.privacy.lattice import Adder, compact_works
 from fedveil.privacy.packing import Layout, Parameters
-from fedveil.privacy.parties import load_registry
-from fedveil.privacy.plan import Plan, make_plan
+from fedveil.privacy.parties import IDENTITY, load_registry
+from fedveil.privacy.plan import COARSEST, Plan, make_plan
 from fedveil.privacy.wire import Header, expect, read, write_before
 from fedveil.server.exchange import Exchanged, count, metric
 
@@ -32,11 +32,12 @@ class Gathering(Protocol):
     """The updates of one round, or of one attempt at it.
 
     final: too much was revealed for another attempt; mean: of the clients' weights, where the server opened it and the
-    strategy makes another model of it
+    strategy makes another model of it; bound: the most that rounding makes the mean differ, where nothing was clipped
     """
 
     final: bool
     mean: Parameters | None
+    bound: float
 
     def ask(self, messages: list[Message]) -> list[Message]:
         """The training messages to send in place of `messages`; may exchange others first."""
@@ -55,6 +56,7 @@ class Clear:
     strategy: Strategy
     final: bool = True
     mean: Parameters | None = None
+    bound: float = 0.0
 
     def ask(self, messages: list[Message]) -> list[Message]:
         """As they are."""
@@ -92,9 +94,10 @@ class ServerSide:
         signed = "; keys are signed, survivors confirmed" if self.registry else ""
         return self.plan.explain() + key + signed
 
-    def reference(self, messages: Sequence[Message]) -> int:
-        """n_ref: the examples of all clients that are asked."""
-        return int(sum(self.sizes([m.metadata.dst_node_id - 1 for m in messages])))
+    def announced(self, messages: Sequence[Message]) -> dict[int, int]:
+        """The examples of each client that is asked; their sum is n_ref."""
+        clients = [m.metadata.dst_node_id - 1 for m in messages]
+        return dict(zip(clients, self.sizes(clients), strict=True))
 
 
 def check_protection(experiment: Experiment, active: bool = False) -> None:
@@ -121,6 +124,11 @@ def server_side(
     privacy = experiment.privacy
     if privacy.protection == "none":
         return None
+    for name in () if keys is None else (CLIENT, IDENTITY):
+        if (keys / name).exists():
+            raise ProtectionError(
+                f"{keys / name}: a client's secret in the server's folder; remove it from this machine"
+            )
     plan = make_plan(privacy, experiment.federation.cohort)
     context, registry = None, None if keys is None else load_registry(keys)
     if registry is not None:
@@ -141,16 +149,19 @@ class Ciphertexts:
 
     final = True
     mean: Parameters | None = None
+    bound = 0.0
 
     def __init__(self, side: ServerSide, number: int) -> None:
         assert side.context is not None
         self._side, self._number = side, number
         self._adder = Adder(side.context, side.plan)
         self._examples = self._reference = 0
+        self._announced: dict[int, int] = {}
 
     def ask(self, messages: list[Message]) -> list[Message]:
         """Announce the cohort's examples."""
-        self._reference = self._side.reference(messages)
+        self._announced = self._side.announced(messages)
+        self._reference = sum(self._announced.values())
         for message in messages:
             cast(ConfigRecord, message.content[CONFIG])[REFERENCE] = self._reference
         return messages
@@ -159,10 +170,13 @@ class Ciphertexts:
         """Check an upload whole, then add it, then drop it."""
         blob = protected_update(reply, self._side.plan.protection)
         header, body = read(blob, self._expect("upload", client))
-        if count(reply, WEIGHT) != header.examples:
+        if header.examples != examples_in(reply, self._announced[client]):
             raise ProtectionError(f"it says {count(reply, WEIGHT):,} examples, and its update {header.examples:,}")
-        if self._examples + header.examples > self._reference:
-            raise ProtectionError(f"the examples pass the {self._reference:,} that were announced for the cohort")
+        if header.complex != compact_works():
+            raise ProtectionError(
+                "its update packs numbers in another way than this server's: one of them lacks SEAL's own interface "
+                "(tenseal.sealapi); install the same TenSEAL everywhere"
+            )
         self._adder.add(body, header.form, header.seeded)
         self._examples += header.examples
         del reply.content[ARRAYS]
@@ -170,7 +184,7 @@ class Ciphertexts:
     def finish(self, number: int, replies: list[Message]) -> Parameters | None:
         """The sum, which is the model."""
         adder = self._adder
-        enough(adder.clients, self._side.plan)
+        self.bound = enough(self._side.plan, adder.clients, self._examples, self._reference)
         assert adder.form is not None
         header = replace(
             self._expect("aggregate"),
@@ -201,18 +215,35 @@ def protected_update(reply: Message, protection: str) -> bytes:
     return blob
 
 
-def enough(clients: int, plan: Plan) -> None:
-    """Raise ProtectionError where an aggregate of so few clients would say too much about each."""
+def examples_in(reply: Message, announced: int) -> int:
+    """The examples a client says it trained on; raise ProtectionError where they are none, or more than were announced for it.
+
+    More would weigh more than its share, and leave no room for the others'.
+    """
+    examples = count(reply, WEIGHT, 1)
+    if examples > announced:
+        raise ProtectionError(f"it says {examples:,} examples, and {announced:,} were announced for it")
+    return examples
+
+
+def enough(plan: Plan, clients: int, examples: int, reference: int) -> float:
+    """The most that rounding makes of a mean over so many clients with `examples` of the `reference` announced.
+
+    Raise ProtectionError where an aggregate of so few clients would say too much about each, or where those with most of
+    the examples are missing, so that what is left lies on a grid too coarse to learn on.
+    """
     if clients < plan.least:
         raise ProtectionError(
             f"{clients} clients sent an update that could be used, and an aggregate of fewer than privacy.min_clients = "
             f"{plan.least} is not made"
         )
-
-
-def is_sealed(parameters: Parameters) -> bool:
-    """Whether the model is a ciphertext."""
-    return SEALED in parameters
+    step = plan.grid.step * reference / examples
+    if step > 2.0**-COARSEST:
+        raise ProtectionError(
+            f"the clients that answered hold {examples:,} of the {reference:,} examples announced, which leaves their mean a grid "
+            f"of {step:.1g}, coarser than 2^-{COARSEST}"
+        )
+    return clients * step / 2 + plan.grid.limit * 2.0**-24  # to the grid, and to float32
 
 
 def gather(strategy: Strategy, side: ServerSide | None, number: int, attempt: int, converse: Converse) -> Gathering:

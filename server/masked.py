@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import cast
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import Strategy
 
 from fedveil.core.errors import ProtectionError
@@ -23,18 +23,16 @@ from fedveil.core.messages import (
     REFERENCE,
     ROUND,
     RUN,
-    WEIGHT,
     from_arrays,
     to_arrays,
 )
 from fedveil.privacy.graph import choose_degree, neighbours
-from fedveil.privacy.masked import from_ring, read_masked
+from fedveil.privacy.masked import from_ring, read_masked, shown
 from fedveil.privacy.packing import Parameters, dequantize, unflatten
 from fedveil.privacy.plan import RESERVED
 from fedveil.privacy.rosters import Session
 from fedveil.privacy.unmasking import Unmasker
-from fedveil.server.exchange import count
-from fedveil.server.gathering import Converse, ServerSide, enough, protected_update
+from fedveil.server.gathering import Converse, ServerSide, enough, examples_in, protected_update
 
 
 class Masked:
@@ -42,6 +40,7 @@ class Masked:
 
     final = False
     mean: Parameters | None = None
+    bound = 0.0
 
     def __init__(self, strategy: Strategy, side: ServerSide, number: int, attempt: int, converse: Converse) -> None:
         self._strategy, self._side, self._number, self._attempt = strategy, side, number, attempt
@@ -53,13 +52,15 @@ class Masked:
         size = RESERVED + side.layout.size
         self._session = Session(side.run, number, attempt, size, threshold, privacy.min_clients, active)
         self._examples: dict[int, int] = {}
+        self._announced: dict[int, int] = {}
         self._reference = 0
 
     def ask(self, messages: list[Message]) -> list[Message]:
         """Exchange keys and shares; the training messages of those that go on."""
         side = self._side
         asked = {m.metadata.dst_node_id - 1: m for m in messages}
-        self._reference = side.reference(messages)
+        self._announced = side.announced(messages)
+        self._reference = sum(self._announced.values())
         around = neighbours(sorted(asked), min(self._degree, len(asked) - 1))
         self._unmasker = unmasker = Unmasker(self._session, sorted(asked), around, side.registry)
         self._stage("advertise", asked, lambda _: {}, unmasker.adverts)
@@ -67,6 +68,7 @@ class Masked:
         stay = unmasker.close()
         for message in messages:
             cast(ConfigRecord, message.content[CONFIG]).update({REFERENCE: self._reference, ATTEMPT: self._attempt})
+        self._content = messages[0].content
         return [
             Message(
                 RecordDict({**asked[client].content, INBOX: ConfigRecord({BLOB: unmasker.inbox(client)})}),
@@ -76,14 +78,16 @@ class Masked:
             for client in stay
         ]
 
+    def _shown(self) -> bytes:
+        """What the clients were given to train on, which their masks are bound to."""
+        content = self._content
+        settings = dict(cast(ConfigRecord, content[CONFIG]))
+        return shown(from_arrays(cast(ArrayRecord, content[ARRAYS])), self._side.layout, settings)
+
     def take(self, client: int, reply: Message) -> None:
         """Add a masked update to the sum, and drop it."""
         blob = protected_update(reply, self._side.plan.protection)
-        examples = count(reply, WEIGHT, 1)
-        if examples > self._reference - sum(self._examples.values()):
-            raise ProtectionError(
-                f"{examples:,} examples pass the {self._reference:,} that were announced for the cohort"
-            )
+        examples = examples_in(reply, self._announced[client])
         self._unmasker.add(client, read_masked(self._session, client, blob))
         self._examples[client] = examples
         del reply.content[ARRAYS]
@@ -92,7 +96,8 @@ class Masked:
         """Unmask the sum; the strategy sees it as the reply of one client with all the examples."""
         side, unmasker = self._side, self._unmasker
         stay = unmasker.close()
-        enough(len(stay), side.plan)
+        examples = sum(self._examples.values())
+        self.bound = enough(side.plan, len(stay), examples, self._reference)
         survivors = unmasker.survivors()
         brought: dict[str, bytes] = {BLOB: survivors, CONFIRMATIONS: b""}
         if self._session.active:
@@ -101,7 +106,7 @@ class Masked:
             brought[CONFIRMATIONS] = unmasker.confirmations()
         self.final = True
         self._stage("reveal", stay, lambda _: brought, unmasker.reveals)
-        total, examples = unmasker.total(), sum(self._examples.values())
+        total = unmasker.total(self._shown())
         weights = from_ring(total, examples, len(self._examples), side.plan.grid)
         mean = unflatten(dequantize(weights, examples, self._reference, side.plan.grid), side.layout)
         self.mean = mean

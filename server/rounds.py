@@ -93,16 +93,17 @@ def run_rounds(
         else:
             with global_random(stream, "sampling"):
                 messages = strategy.configure_train(number, _to_record(state, experiment), ConfigRecord(config), grid)
-            parameters, trained, mean = _train(
+            parameters, trained, gathering = _train(
                 grid, list(messages), number, experiment, strategy, side, record, timeout
             )
             del messages  # what it weighs is not needed while clients evaluate
             for reason in trained.failures:
-                hooks.warn(f"round {number}: left out {reason}")
+                hooks.warn(f"round {number}: {reason}")
             if side:
                 with _named(number, record):
-                    error = hooks.inspect(mean or parameters, trained.answered) if hooks.inspect else None
-                _account(state, trained, error)
+                    seen = gathering.mean or parameters
+                    error = hooks.inspect(seen, trained.answered) if hooks.inspect else None
+                _account(state, trained, error, gathering.bound)
             if side and due and experiment.evaluation.federated:
                 # an aggregate is made once: stored before it is sent, so that no second one of the same round ever is
                 state.pending, state.pending_rows = parameters, asdict(trained)
@@ -122,7 +123,7 @@ def run_rounds(
                 grid, list(messages), number, strategy, record, timeout, protected=side is not None
             )
             for reason in evaluated.failures:
-                hooks.warn(f"round {number}: evaluated without {reason}")
+                hooks.warn(f"round {number}: {reason}")
         with _named(number, record):
             test = evaluate(parameters) if due and evaluate else None
 
@@ -163,8 +164,8 @@ def _train(
     side: ServerSide | None,
     record: Record,
     timeout: float,
-) -> tuple[Parameters, Exchanged, Parameters | None]:
-    """The next global model, and the mean it was made of where it is another; the clients' weights are let go when this returns, so that their memory serves again."""
+) -> tuple[Parameters, Exchanged, Gathering]:
+    """The next global model; the clients' weights are let go when this returns, so that their memory serves again."""
     whole = Exchanged()
 
     def converse(
@@ -205,7 +206,7 @@ def _train(
             f"training diverged: the model that {experiment.federation.strategy} made in round {number} is not finite, and "
             f"the clients' were{_kept(number, record)}\n  try a smaller federation.server_learning_rate"
         )
-    return parameters, whole, gathering.mean
+    return parameters, whole, gathering
 
 
 def _evaluate(
@@ -254,9 +255,12 @@ def _aggregate(
         return {key: np.array(value, np.float32) for key, value in aggregate.items()}
 
 
-def _account(state: State, trained: Exchanged, largest_error: float | None) -> None:
+def _account(state: State, trained: Exchanged, largest_error: float | None, bound: float) -> None:
     """Add a protected round's costs to the run's."""
     costs = state.costs
+    stages = sum(row["seconds"] or 0.0 for row in trained.ledger if row["stage"] != "train")
+    costs["seal_seconds"] = costs.get("seal_seconds", 0.0) + stages
+    costs["error_bound"] = max(costs.get("error_bound", 0.0), bound)
     for key in ("seal_seconds", "open_seconds"):
         costs[key] = costs.get(key, 0.0) + sum(row.pop(key) for row in trained.clients)
     costs["clipped"] = costs.get("clipped", 0) + sum(row["clipped"] for row in trained.clients)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedveil.core.examples import Examples
+from fedveil.core.experiment import LATTICES
 from fedveil.simulations.holder import READERS
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def describe(federation: Federation, engine: str) -> str:
     e = federation.experiment
     federated = federation.federated
     data = federated.dataset
-    parameters = sum(value.size for value in federation.state.parameters.values())
+    parameters = sum(value.numel() for value in federation.network.parameters())
     made_up = " (made-up data)" if data.made_up else ""
     least, most = federated.extremes()
     held = f"{len(data.train):,} training and " if isinstance(data.train, Examples) else ""
@@ -184,10 +185,10 @@ def protection_lines(summary: dict[str, Any]) -> list[str]:
         if error is not None
         else f"error against the plain mean at most {privacy['error_bound']:.1e} by rounding (not measured on this engine)"
     )
-    cost = f"protecting {privacy['seal_seconds']:.2f} s"
-    if privacy["open_seconds"]:
-        cost += f", decrypting {privacy['open_seconds']:.2f} s"
+    cost = f"protecting took {privacy['seal_seconds']:.2f} s of all clients"
+    if summary["protection"] in LATTICES:
+        cost += f", decrypting {privacy['open_seconds']:.2f} s of this process"
     return [
-        f"privacy  {summary['protection']}: {cost} of all clients; {exact}; {count(privacy['clipped'], 'value')} clipped",
+        f"privacy  {summary['protection']}: {cost}; {exact}; {count(privacy['clipped'], 'value')} clipped",
         f"seen by  {privacy['readers']}",
     ]

@@ -27,9 +27,9 @@ KEYS = "keys"  # the folder in a record
 FILE = "protection.json"
 READERS = {
     "none": "the server sees every client's weights",
-    "ckks": "the server saw ciphertexts only; whoever holds client.key, as every client does, can read all updates",
-    "bfv": "the server saw ciphertexts only; whoever holds client.key, as every client does, can read all updates",
-    "secagg": "the server saw the mean of each cohort and no client's weights; clients see the mean",
+    "ckks": "the server saw no trained weights, only ciphertexts; whoever holds client.key, as every client does, reads all",
+    "bfv": "the server saw no trained weights, only ciphertexts; whoever holds client.key, as every client does, reads all",
+    "secagg": "the server saw the mean of each cohort's weights and no client's own; the clients see the model it made of that",
 }
 
 
@@ -117,7 +117,7 @@ def costs(federation: Federation, record: Record) -> dict[str, Any]:
         "open_seconds": round(state.costs.get("open_seconds", 0.0), 3),
         "clipped": int(state.costs.get("clipped", 0)),
         "largest_error": state.costs.get("largest_error"),
-        "error_bound": plan.rounding * federation.experiment.federation.cohort + plan.grid.limit * 2.0**-24,
+        "error_bound": state.costs.get("error_bound"),
         "readers": READERS[federation.experiment.privacy.protection],
     }
 

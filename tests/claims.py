@@ -1,28 +1,15 @@
-"""What FedVeil claims to reach, as data: `make test` checks each with fewer seeds, `make claims` with all.
-
-Run as a script it measures every claim in full and writes docs/results.md.
-"""
+"""What FedVeil claims to reach, as data: `make test` checks each with fewer seeds, `make claims` with all."""
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import conftest  # noqa: F401  (where the real data is, and no telemetry)
-from kills import content, run_killed, stateful
-
 from fedveil import Experiment, Result, run
-
-KILLS = 50
 
 
 def last(column: str) -> Callable[[Result], float]:
@@ -120,83 +107,32 @@ CLAIMS = [
 ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One run: the claim's number, seconds of the whole, and what its protection cost (`privacy` in the run's summary)."""
+
+    value: float
+    seconds: float
+    costs: dict[str, Any]
+
+
 def measure(
-    claim: Claim, seeds: Sequence[int], *, quick: bool = False, progress: Callable[[str], None] = lambda _: None
-) -> list[tuple[float, float]]:
-    """The claim's number and the seconds of the whole run, for each seed."""
-    values, more = [], claim.quick if quick else {}
+    claim: Claim,
+    seeds: Sequence[int],
+    *,
+    protection: str = "none",
+    quick: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Measured]:
+    """A run of the claim's experiment for each seed."""
+    found: list[Measured] = []
+    settings = {**claim.settings, **(claim.quick if quick else {}), "privacy.protection": protection}
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            experiment = Experiment.preset(claim.preset).override({**claim.settings, **more, "seed": seed})
+            experiment = Experiment.preset(claim.preset).override({**settings, "seed": seed})
             started = time.perf_counter()
             result = run(experiment, out=Path(folder) / "run")
-            values.append((claim.measure(result), time.perf_counter() - started))
-        progress(f"{claim.name}: seed {seed}: {claim.what} {values[-1][0]:.4g} in {values[-1][1]:.1f} s")
-    return values
-
-
-def table(measured: dict[str, list[tuple[float, float]]]) -> tuple[str, list[str]]:
-    """The page docs/results.md, from each claim's values over its seeds, and the names of claims that do not hold."""
-    rows, failed = [], []
-    for claim in CLAIMS:
-        numbers = [value for value, _ in measured[claim.name]]
-        middle = statistics.median(numbers)
-        held = claim.holds(middle)
-        failed += [] if held else [claim.name]
-        seconds = statistics.median(seconds for _, seconds in measured[claim.name])
-        each = ", ".join(f"{number:.4g}" for number in numbers)
-        rows.append(
-            f"| {claim.name} | {claim.what} | {claim.target} | **{middle:.4g}**{'' if held else ' (missed)'} | {each} | "
-            f"{seconds:.0f} s | {claim.source} |"
-        )
-    return (
-        f"""# Results
-
-What the presets reach, measured by `make claims` on {date.today().isoformat()} with Python {platform.python_version()} on
-{os.cpu_count()} CPU cores ({platform.machine()}) that other work shared. A number is the median over seeds 0, 1, 2, ...;
-the test part is the same for every seed. How each preset came to its settings: [training.md](training.md).
-
-| preset | measured | claim | median | each seed | time of a run | for comparison |
-|---|---|---|---|---|---|---|
-{chr(10).join(rows)}
-""",
-        failed,
-    )
-
-
-def survives(kills: int) -> bool:
-    """Whether a run that is killed so often, and resumed, ends at the models and tables of one that never was."""
-    experiment = stateful("batched", rounds=12 * kills)
-    with tempfile.TemporaryDirectory() as folder:
-        summary, _ = run_killed(experiment, Path(folder), kills, seed=0)
-        whole = run(experiment, out=Path(folder) / "whole")
-        same = content(Path(folder) / "run") == content(whole.run_dir)
-    return same and summary["model_sha256"] == whole.summary["model_sha256"]
-
-
-def survival(survived: bool) -> str:
-    """The end of the page: what became of the killed run."""
-    return f"""
-## Never losing a run
-
-A run of the digits (fedadam, plateau schedule, clients that evaluate), {12 * KILLS} rounds, killed with SIGKILL {KILLS} times and resumed
-each time: model, best model, `metrics.csv`, `clients.csv` and the bytes in `ledger.csv` are {"" if survived else "not (missed) "}those of a run that was never killed.
-"""
-
-
-def main(path: str) -> int:
-    """Measure every claim in full, write the table, and return 1 where one does not hold."""
-    measured = {
-        claim.name: measure(claim, range(claim.seeds), progress=lambda line: print(line, flush=True))
-        for claim in CLAIMS
-    }
-    text, failed = table(measured)
-    survived = survives(KILLS)
-    failed += [] if survived else [f"{KILLS} kills"]
-    Path(path).write_text(text + survival(survived))
-    print(f"written: {path}" + (f"; missed: {', '.join(failed)}" if failed else ""))
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+            seconds = time.perf_counter() - started
+            found.append(Measured(claim.measure(result), seconds, result.summary.get("privacy", {})))
+        progress(f"{claim.name}, {protection}: seed {seed}: {claim.what} {found[-1].value:.4g} in {seconds:.1f} s")
+    return found

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from fedveil import Experiment, Result, run
 from fedveil.client.protect import Witness
 from fedveil.core.errors import FedveilError
-from fedveil.core.messages import ARRAYS, CONFIG, METRICS, ROUND, SEALED, to_sealed
+from fedveil.core.messages import ARRAYS, ATTEMPT, CONFIG, METRICS, ROUND, SEALED, to_sealed
 from fedveil.privacy.packing import Grid
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.cohort import CohortGrid
@@ -46,11 +46,12 @@ def small(protection: str, **settings: Any) -> Experiment:
 
 @dataclass(frozen=True)
 class Sent:
-    """A message on its way, and the number of its client; `stage`: train, evaluate, advertise, share, confirm or reveal."""
+    """A message on its way: its stage (train, evaluate, advertise, share, confirm, reveal), and the number of its client."""
 
     stage: str
     round: int
     client: int
+    attempt: int
 
 
 # is shown each message and gives what arrives in its place: of a message to a client one, of a reply none or several
@@ -152,7 +153,8 @@ def _meddling(kind: type[InProcessGrid], seen: Observed) -> type[InProcessGrid]:
 
 def _sent(message: Message) -> Sent:
     stage = message.metadata.message_type.rpartition(".")[2]
-    return Sent(stage, int(message.content[CONFIG].get(ROUND, 0)), message.metadata.dst_node_id - 1)
+    config = message.content[CONFIG]
+    return Sent(stage, int(config[ROUND]), message.metadata.dst_node_id - 1, int(config.get(ATTEMPT, 0)))
 
 
 def travelled(message: Message) -> Message:
@@ -191,21 +193,21 @@ def resealed(blob: bytes) -> bytes:
     return blob[:192] + struct.pack("<I", crc32(blob[196:], crc32(blob[:192]))) + blob[196:]
 
 
-def by_hand(made: Made, clients: Iterable[int], grid: Grid) -> Weights:
+def by_hand(made: Made, clients: Iterable[int], grid: Grid, announced: int) -> Weights:
     """The model that a protected round of these clients must make, in Python's whole numbers, one weight at a time.
 
-    made: of the whole cohort, which the server announced
+    announced: the examples of the whole cohort
     """
-    reference, taken = sum(examples for _, examples in made.values()), [made[client] for client in clients]
+    taken = [made[client] for client in clients]
     step, present = 2.0**-grid.bits, sum(examples for _, examples in taken)
     model = {}
     for name, like in taken[0][0].items():
         total = [0] * like.size
         for weights, examples in taken:
-            factor = examples / reference / step
+            factor = examples / announced / step
             for i, weight in enumerate(weights[name].reshape(-1).tolist()):
                 total[i] += round(max(-grid.limit, min(grid.limit, weight)) * factor)
-        mean = [number * (step / (present / reference)) for number in total]
+        mean = [number * (step / (present / announced)) for number in total]
         model[name] = np.array(mean, np.float32).reshape(like.shape)
     return model
 

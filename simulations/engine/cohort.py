@@ -80,11 +80,11 @@ class CohortGrid(InProcessGrid):
         clients = np.array([message.metadata.dst_node_id - 1 for message in messages])
         config: dict[str, Any] = dict(cast(ConfigRecord, messages[0].content[CONFIG]))
         try:
-            arrays, open_seconds = self._receive(messages[0], config, int(config[ROUND]) - 1)
+            arrays = self._receive(messages[0], config, int(config[ROUND]) - 1)
         except ProtectionError as error:
-            yield from ((i, refusal(message, error)) for i, message in enumerate(messages))
+            yield from ((i, refusal(message, error, self._place.keys)) for i, message in enumerate(messages))
             return
-        open_seconds /= len(messages)
+        open_seconds = self._place.take_open_seconds(int(clients[0])) / len(messages)
         jobs: list[Job] = []
         order: list[int] = []  # positions in `messages`, as their clients follow one another in the jobs
         encrypted = self._place.experiment.privacy.protection in LATTICES
@@ -130,7 +130,7 @@ class CohortGrid(InProcessGrid):
                 else:
                     yield i, make(sealed)
         if waiting:
-            yield from self._mask(messages, waiting, config)
+            yield from self._mask(messages, waiting, config, arrays)
 
     def _reply(
         self,
@@ -145,7 +145,7 @@ class CohortGrid(InProcessGrid):
     ) -> Message:
         """The reply of the j-th client of a job."""
         if isinstance(sealed, ProtectionError):
-            return refusal(message, sealed)
+            return refusal(message, sealed, self._place.keys)
         protection = self._place.experiment.privacy.protection
         return training_reply(
             message,
@@ -160,26 +160,29 @@ class CohortGrid(InProcessGrid):
         )
 
     def _mask(
-        self, messages: Sequence[Message], waiting: Sequence[Waiting], config: dict[str, Any]
+        self,
+        messages: Sequence[Message],
+        waiting: Sequence[Waiting],
+        config: dict[str, Any],
+        given: dict[str, np.ndarray],
     ) -> Iterator[tuple[int, Message]]:
         """Mask the updates of the whole cohort at once."""
         members = []
         for i, client, weights, examples, _ in waiting:
             state = self._states.setdefault(client + 1, RecordDict())
             members.append((client, weights, examples, cast(ConfigRecord, messages[i].content[INBOX]), state))
-        sealed = seal_cohort(self._place.masked, members, config, int(config[REFERENCE]), self._place.keys)
+        sealed = seal_cohort(self._place.masked, members, config, given, self._place.keys)
         for (i, *_, make), update in zip(waiting, sealed, strict=True):
             yield i, make(update)
 
-    def _receive(self, message: Message, config: dict[str, Any], number: int) -> tuple[dict[str, np.ndarray], float]:
-        """The model of a message, which is that of round `number`, decrypted once for all clients of this
-        process, and the seconds that took."""
+    def _receive(self, message: Message, config: dict[str, Any], number: int) -> dict[str, np.ndarray]:
+        """The model of a message, which is that of round `number`, decrypted once for all clients of this process."""
         record = cast(ArrayRecord, message.content[ARRAYS])
         side = self._place.lattice(message.metadata.dst_node_id - 1)
         if side is None:
-            return from_arrays(record), 0.0
-        given, self._seen = side.receive(record, config[RUN], number, self._seen)
-        return given, side.take_open_seconds()
+            return from_arrays(record)
+        given, self._seen = side.receive(record, config.get(RUN, b""), number, self._seen)
+        return given
 
     def _cut(self, clients: np.ndarray) -> list[np.ndarray]:
         """Positions of the clients of each job."""
@@ -193,9 +196,9 @@ class CohortGrid(InProcessGrid):
     def _evaluate(self, messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
         config: dict[str, Any] = dict(cast(ConfigRecord, messages[0].content[CONFIG]))
         try:
-            arrays, _ = self._receive(messages[0], config, int(config.get(ROUND, 0)))
+            arrays = self._receive(messages[0], config, int(config.get(ROUND, 0)))
         except ProtectionError as error:
-            yield from ((i, refusal(message, error)) for i, message in enumerate(messages))
+            yield from ((i, refusal(message, error, self._place.keys)) for i, message in enumerate(messages))
             return
         clients = [message.metadata.dst_node_id - 1 for message in messages]
         starts = range(0, len(clients), EVALUATED_AT_ONCE)

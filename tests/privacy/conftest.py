@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
 
 @dataclass(frozen=True)
 class Parties:
-    """A client and a server with the files of one key; cohorts of 10."""
+    """A client and a server with the files of one key; cohorts of 12."""
 
     plan: Plan
     client: ClientKey
@@ -35,7 +35,7 @@ def parties(tmp_path_factory) -> Callable[..., Parties]:
 
     @cache
     def make(scheme: str, number: int = 0) -> Parties:
-        plan = make_plan(Privacy(protection=scheme), 10)
+        plan = make_plan(Privacy(protection=scheme), 12)
         folder = tmp_path_factory.mktemp(scheme) / "keys"
         write_keys(folder, plan.lattice, 2)
         client, server = load_client(folder / "client-1" / CLIENT), load_server(folder / "server" / SERVER)

@@ -40,7 +40,7 @@ def play(federation: Federation, folder: Path, keys: Path | None, grid: type[InP
 @pytest.fixture
 def keys(tmp_path) -> Path:
     folder = tmp_path / "keys"
-    write_keys(folder, None, 5, new_parties(5))
+    write_keys(folder, None, 5, new_parties(5, ready().experiment.privacy))
     return folder
 
 
@@ -58,7 +58,7 @@ def test_registered_keys_add_a_stage_and_give_the_same_model(keys, tmp_path) -> 
 
 def test_a_client_whose_key_is_another_one_is_left_out_by_name(keys, tmp_path) -> None:
     stranger = tmp_path / "other"
-    write_keys(stranger, None, 5, new_parties(5))
+    write_keys(stranger, None, 5, new_parties(5, ready().experiment.privacy))
     (keys / "client-2" / "identity.key").write_bytes((stranger / "client-2" / "identity.key").read_bytes())
     record = play(ready(), tmp_path / "run", keys)
     ledger = record.path("ledger.csv").read_text()

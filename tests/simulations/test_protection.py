@@ -82,7 +82,7 @@ def trained_plainly(experiment: Experiment, model: Weights, number: int) -> Made
 def in_whole_numbers(experiment: Experiment, made: Made) -> Weights:
     """The model of a round whose clients all took part, by hand."""
     grid = make_plan(experiment.privacy, experiment.federation.cohort).grid
-    return by_hand(made, range(experiment.data.clients), grid)
+    return by_hand(made, made, grid, sum(examples for _, examples in made.values()))
 
 
 # --- the model
@@ -226,7 +226,9 @@ MOMENTS = ["pending", "evaluate 1", "stored 1", "train 2", "stored 2"]
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize(("protection", "engine"), [("bfv", "sequential"), ("ckks", "batched"), ("secagg", "sequential")])
+@pytest.mark.parametrize(
+    ("protection", "engine"), [("bfv", "sequential"), ("ckks", "batched"), ("secagg", "sequential")]
+)
 def test_a_killed_run_goes_on_to_the_bytes_of_one_that_never_was(
     protection, engine, moment, watched, monkeypatch
 ) -> None:
