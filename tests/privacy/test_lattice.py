@@ -464,3 +464,21 @@ def test_other_threads_go_on_while_a_client_encrypts_and_decrypts(parties, schem
         sys.setswitchinterval(before)
     assert encrypting > form.chunks / 2
     assert decrypting > form.chunks / 2
+
+
+@pytest.mark.parametrize(
+    ("protection", "cohort"), [("ckks", 100), ("ckks", 1000), ("bfv", 688)], ids=["ckks-100", "ckks-1000", "bfv-688"]
+)
+def test_as_many_clients_as_the_plan_allows_may_send_the_very_same(tmp_path, protection, cohort) -> None:
+    """Rounding errors of equal chunks are equal, and grow with the clients rather than with their root."""
+    plan = make_plan(Privacy(protection=protection), cohort)
+    write_keys(tmp_path / "keys", plan.lattice, 1)
+    client = load_client(tmp_path / "keys" / "client-1" / "client.key")
+    adder = Adder(load_server(tmp_path / "keys" / "server" / "server.ctx"), plan)
+    encryptor, size = Encryptor(client, plan), plan.lattice.numbers - 2
+    most = plan.grid.most // plan.clients
+    values = np.random.default_rng(0).integers(-most, most + 1, size)
+    for _ in range(plan.clients):
+        adder.add(encryptor.encrypt(values, 1), encryptor.form(size), encryptor.seeded)
+    total = encryptor.decrypt(adder.total(), size, plan.clients, plan.clients)
+    np.testing.assert_array_equal(total, values * plan.clients)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from flwr.app import ConfigRecord
 
 from fedveil import Experiment
 from fedveil.client.app import app
-from fedveil.core.errors import ProtectionError
+from fedveil.core.errors import ProtectionError, TrainingError
 from fedveil.core.record import Record
 from fedveil.privacy.keys import write_keys
 from fedveil.privacy.parties import REGISTRY, new_parties
@@ -70,3 +72,52 @@ def test_clients_with_registered_keys_refuse_a_server_without(keys, tmp_path) ->
     (keys / "server" / REGISTRY).unlink()
     with pytest.raises(ProtectionError, match=r"round 1: .*adverts came from 0 of 5 clients"):
         play(ready(), tmp_path / "run", keys)
+
+
+class Lying(InProcessGrid):
+    """A server that shows every client but the first another training message."""
+
+    change: Callable[[ConfigRecord], None]
+
+    def answers(self, messages, timeout=None):
+        for message in messages:
+            if message.metadata.message_type == "train" and message.metadata.dst_node_id > 1:
+                config = ConfigRecord(dict(message.content["config"]))
+                type(self).change(config)
+                message.content["config"] = config
+        return super().answers(messages, timeout)
+
+
+@pytest.mark.parametrize("change", [{"reference-examples": 2**60}, {"learning-rate": 1e-30}], ids=["n_ref", "rate"])
+def test_a_server_learns_nothing_by_showing_one_client_something_else(keys, tmp_path, change) -> None:
+    """The others' numbers would be known to it, and the sum the first one's weights, if masks cancelled all the same."""
+    lying = type("Lying", (Lying,), {"change": staticmethod(lambda config: config.update(change))})
+    with pytest.raises(ProtectionError, match="a mask is left on it"):
+        play(ready(), tmp_path / "run", keys, lying)
+
+
+def test_a_client_takes_part_in_no_run_with_less_protection_than_its_keys_were_made_for(keys, tmp_path) -> None:
+    federation = ready()
+    weaker = federation.experiment.override({"privacy.colluders": 0.0})
+    with pytest.raises(ProtectionError, match=r"privacy.colluders = 0.0, and this client's keys were made for 0.2"):
+        play(prepare(weaker), tmp_path / "colluders", keys)
+    plain = prepare(federation.experiment.override({"privacy.protection": "none"}))
+    with pytest.raises(
+        TrainingError, match=r"privacy.protection = 'none', and this client's keys were made for 'secagg'"
+    ):
+        play(plain, tmp_path / "none", keys)
+
+
+def test_a_wrong_folder_of_keys_does_not_mean_a_trusted_server(tmp_path) -> None:
+    federation = ready()
+    federation.protect(None)
+    record = Record.create(federation.experiment, tmp_path / "run")
+    config = {"experiment": federation.experiment.toml(), "keys": str(tmp_path / "typo")}
+    with pytest.raises(ProtectionError, match=r"has no registry.json"):
+        federate(federation, InProcessGrid(app, 5, config), record, Hooks(lambda _row, _state: None))
+
+
+def test_a_server_whose_folder_holds_a_clients_secret_does_not_start(keys) -> None:
+    (keys / "server" / "identity.key").write_bytes((keys / "client-1" / "identity.key").read_bytes())
+    with pytest.raises(ProtectionError, match=r"identity.key: a client's secret in the server's folder"):
+        ready().protect(keys / "server")
