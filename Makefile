@@ -11,7 +11,7 @@ run: .venv/.ready  ## train the main job on embedded data
 test: .venv/.ready-test  ## all tests, with reduced counts where a claim needs many runs
 	$(BIN)/pytest -n 2 --dist worksteal
 
-claims: .venv/.ready-test  ## the full counts, written to docs/results.md; about half an hour
+claims: .venv/.ready-test  ## the full counts, written to docs/results.md; about an hour
 	$(BIN)/python tests/results.py docs/results.md
 
 bench: .venv/.ready  ## speed beside the peers, written to docs/performance.md; about half an hour of a quiet machine

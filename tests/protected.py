@@ -30,6 +30,7 @@ SMALL = {
     "data.clients": 5,
     "model.hidden": [8],
     "training.epochs": 1,
+    "training.batch_size": 64,
     "federation.cohort": 5,
     "federation.rounds": 2,
     "engine": "sequential",
@@ -121,6 +122,7 @@ def observe(
     with monkeypatch.context() as patch:
         patch.setattr(Witness, "saw", remember)
         patch.setattr("fedveil.simulations.plots.draw", lambda federation, record: [])
+        patch.setattr("fedveil.core.record._commit", lambda: None)
         patch.setattr("fedveil.simulations.run.InProcessGrid", _meddling(InProcessGrid, seen))
         patch.setattr("fedveil.simulations.run.CohortGrid", _meddling(CohortGrid, seen))
         where = {"resume": folder} if folder.exists() else {"out": folder}

@@ -3,7 +3,7 @@
 A run of at least `least` bytes of a secret, at whatever byte it starts in the secret and in the memory, covers
 (least - 7) // 8 whole words of 8 bytes that the memory holds at multiples of 8. So every such word of the memory is looked
 up among all 8-byte windows of the secrets, and where that many in a row are known, the bytes are compared. Nothing longer
-is missed but a run whose words all are the same, as of zeros.
+is missed, and what has fewer than 16 different bytes, as zeros have, is passed over.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ import numpy as np
 
 WORD = 8  # bytes
 PIECE = 2**22  # bytes searched at once
+DISTINCT = 16  # different bytes in a run that says something
 BITS = 24  # of the table that sorts out most words
 KERNEL = ("[vvar", "[vsyscall]")  # pages of the kernel's own, which cannot be read from outside
 
+Match = tuple[int, int, int, int]  # bytes, which secret, from which byte of it, from which byte of the data
+NOTHING: Match = 0, 0, 0, 0
 Place = tuple[str, bytes]  # where bytes lie, and the bytes
 
 
@@ -51,11 +54,8 @@ class Search:
         self._table = np.zeros(2**BITS, np.bool_)
         self._table[_hash(self._words)] = True
 
-    def inside(self, places: Iterable[Place]) -> list[Found]:
-        """All runs in some places, the longest where several overlap."""
-        return [found for name, content in places for found in self._pieces(name, content)]
-
-    def _pieces(self, place: str, content: bytes) -> Iterator[Found]:
+    def inside(self, place: str, content: bytes) -> Iterator[Found]:
+        """All runs in some bytes, the longest where several overlap; `place`: where they lie."""
         overlap = -(-self._least // WORD) * WORD
         for start in range(0, len(content), PIECE):
             piece = np.frombuffer(content, np.uint8)[start : start + PIECE + overlap]
@@ -71,29 +71,33 @@ class Search:
         row = hits[:count].copy()
         for step in range(1, need):
             row &= hits[step : step + count]
+        if row.any():
+            changes, some = words[1:] != words[:-1], np.zeros(count, np.bool_)
+            for step in range(need - 1):
+                some |= changes[step : step + count]
+            row &= some
         done = 0
         for at in np.flatnonzero(row):
-            if at * WORD < done or (words[at : at + need] == words[at]).all():
+            if at * WORD < done:
                 continue
-            best = max(self._matches(data, int(at) * WORD), default=None)
-            if best is None:
-                continue
+            run = words[at : at + need]
+            first, last = np.searchsorted(self._words, run, "left"), np.searchsorted(self._words, run, "right")
+            rarest = int(np.argmin(last - first))
+            where = range(first[rarest], last[rarest])
+            best = max((self._around(index, data, WORD * (int(at) + rarest)) for index in where), default=NOTHING)
             length, owner, start, begin = best
+            if length < self._least or len(np.unique(data[begin : begin + length])) < DISTINCT:
+                continue
             done = begin + length
             if not any(data[begin:done].tobytes() in known for known in self._known):
                 yield Found(self._names[owner], start, length, f"{place} at byte {offset + begin}")
 
-    def _matches(self, data: np.ndarray, at: int) -> Iterator[tuple[int, int, int, int]]:
-        """Runs around the word at a byte of the data: length, which secret, from where in it, from where in the data."""
-        word = data[at : at + WORD].view("<u8")[0]
-        first, last = np.searchsorted(self._words, word, "left"), np.searchsorted(self._words, word, "right")
-        for index in range(first, last):
-            owner, start = int(self._owner[index]), int(self._start[index])
-            secret = self._secrets[owner]
-            before = _common(secret[:start][::-1], data[:at][::-1])
-            length = before + _common(secret[start:], data[at:])
-            if length >= self._least:
-                yield length, owner, start - before, at - before
+    def _around(self, index: int, data: np.ndarray, at: int) -> Match:
+        """The run around a word of a secret, which is the word at a byte of the data."""
+        owner, start = int(self._owner[index]), int(self._start[index])
+        secret = self._secrets[owner]
+        before = _common(secret[:start][::-1], data[:at][::-1])
+        return before + _common(secret[start:], data[at:]), owner, start - before, at - before
 
 
 def _windows(secret: np.ndarray) -> np.ndarray:
@@ -107,22 +111,30 @@ def _hash(words: np.ndarray) -> np.ndarray:
 
 def _common(one: np.ndarray, other: np.ndarray) -> int:
     """How many bytes at the start are the same."""
-    length = min(len(one), len(other))
-    differs = np.flatnonzero(one[:length] != other[:length])
-    return int(differs[0]) if len(differs) else length
+    length, size = 0, WORD
+    while True:
+        some, others = one[length : length + size], other[length : length + size]
+        differs = np.flatnonzero(some[: len(others)] != others[: len(some)])
+        if len(differs) or len(some) < size or len(others) < size:
+            return length + (int(differs[0]) if len(differs) else min(len(some), len(others)))
+        length, size = length + size, 2 * size
 
 
 def memory(process: int) -> Iterator[Place]:
-    """Every region of a process's memory that can be read, and every file it has open, those without a name too.
+    """What can be read of a process's memory, and every file it has open, those without a name too.
 
+    Left out are mapped files that were there before the process and of which it changed no page: code, most of all.
     Raise PermissionError where this process may not look.
     """
-    regions = Path(f"/proc/{process}/maps").read_text().splitlines()
+    began = Path(f"/proc/{process}").stat().st_mtime
     descriptor = os.open(f"/proc/{process}/mem", os.O_RDONLY)
     try:
-        for line in regions:
-            extent, mode, _, _, _, *name = line.split(maxsplit=5)
+        for line, sizes in _regions(process):
+            extent, mode, _, _, node, *name = line.split(maxsplit=5)
             if mode[0] != "r" or name and name[0].startswith(KERNEL):
+                continue
+            untouched = mode[3] == "p" and node != "0" and not sizes["Anonymous"] and not sizes["Swap"]
+            if untouched and Path(name[0]).exists() and Path(name[0]).stat().st_mtime < began:
                 continue
             start, end = (int(number, 16) for number in extent.split("-"))
             yield f"memory {extent} {' '.join(name)}".rstrip(), _read(descriptor, start, end - start)
@@ -133,10 +145,23 @@ def memory(process: int) -> Iterator[Place]:
             yield f"open file {path.readlink()}", path.read_bytes()
 
 
+def _regions(process: int) -> Iterator[tuple[str, dict[str, int]]]:
+    """The regions of a process's memory: the line that says where, and sizes in kB by name."""
+    line, sizes = "", {}
+    for text in Path(f"/proc/{process}/smaps").read_text().splitlines():
+        word, *rest = text.split()
+        if not word.endswith(":"):
+            line, sizes = text, {}
+        elif word == "VmFlags:":  # the last of a region
+            yield line, sizes
+        elif rest[-1] == "kB":
+            sizes[word[:-1]] = int(rest[0])
+
+
 def _read(descriptor: int, start: int, length: int) -> bytes:
     pieces = []
     while length:
-        pieces.append(os.pread(descriptor, min(length, 2**26), start))
+        pieces.append(os.pread(descriptor, min(length, 2**30), start))
         start, length = start + len(pieces[-1]), length - len(pieces[-1])
     return b"".join(pieces)
 

@@ -63,7 +63,11 @@ def plan_table() -> str:
     rows = []
     for protection, profile in [*((scheme, name) for name, (scheme, *_) in PROFILES.items()), ("secagg", None)]:
         for cohort in (10, 100, 1000):
-            plan = make_plan(Privacy(protection=protection, profile=profile), cohort)
+            try:
+                plan = make_plan(Privacy(protection=protection, profile=profile), cohort)
+            except SettingsError:
+                rows.append(f"| `{profile}` | {cohort:,} | | refused | | | |")
+                continue
             scale = f"2^{plan.scale_bits}" if plan.scale_bits else ""
             rows.append(
                 f"| `{profile or protection}` | {cohort:,} | {scale} | 2^-{plan.grid.bits} | {plan.clients:,} | "

@@ -148,7 +148,7 @@ class Clients:
     def first_forms(self) -> list[bytes]:
         """The first model, which everybody makes from the seed, in the forms of an update of each client."""
         made = [Update(k, 0, self.initial, self.initial, size) for k, size in enumerate(self.sizes)]
-        return [form for update in made for form in self.forms(update).values() if any(form)]
+        return [form for update in made for form in self.forms(update).values()]
 
     def mean(self, number: int) -> np.ndarray:
         """The model of a round, float32 [P]: of all but the client that dropped out."""
@@ -190,15 +190,21 @@ def _digits(raw: bytes) -> bytes:
     return b"".join((number >> shift & 2**30 - 1).to_bytes(4, "little") for shift in range(0, 8 * len(raw), 30))
 
 
-def key_forms(key: ClientKey) -> dict[str, bytes]:
-    """A lattice's secret key as TenSEAL and SEAL write it, and its coefficients, whole and trimmed."""
-    body, _ = seal._open(key.secret, 2**22)
-    coefficients = np.frombuffer(body[-2 * 8 * key.ring.degree :], np.uint64)
-    assert coefficients.max() < max(key.ring.prime, key.ring.special)  # these are the coefficients, and no others' bytes
+def key_forms(secret: bytes, degree: int) -> dict[str, bytes]:
+    """A lattice's secret key as TenSEAL and SEAL write it, and its coefficients under both primes, whole and trimmed."""
+    body, _ = seal._open(secret, 2**22)
+    coefficients = np.frombuffer(body[-2 * 8 * degree :], np.uint64)
+    assert 2**30 < coefficients.max() < 2**60  # these, and no others' bytes
     trimmed = {f"coefficients in {width} bytes": seal.trim(coefficients, width).tobytes() for width in (5, 6, 7)}
-    forms = {"TenSEAL's": key.secret, "SEAL's": body, "coefficients": coefficients.tobytes(), **trimmed}
+    forms = {"TenSEAL's": secret, "SEAL's": body, "coefficients": coefficients.tobytes(), **trimmed}
     written = {f"{name}, {form}": text for name in ("TenSEAL's", "SEAL's") for form, text in _as_text(forms[name]).items()}
     return {f"secret key, {name}": form for name, form in (forms | written).items()}
+
+
+def secret_key(context: bytes) -> bytes:
+    """The secret key in a TenSEAL context, as it is written there."""
+    ((_, secret),) = seal.read_fields(seal.read_context(context)[3][0])
+    return secret
 
 
 @dataclass
@@ -245,11 +251,16 @@ class Server:
         """All that the server wrote to its standard output and error."""
         return (self.folder / "log").read_bytes().decode(errors="replace")
 
-    def look(self, search: Search) -> dict[str, list[Found]]:
-        """What a search finds in the server's memory, its files, its log among them, and in the messages to it."""
+    def look(self, *searches: Search) -> list[dict[str, list[Found]]]:
+        """What each search finds in the server's memory, its files, its log among them, and in the messages to it."""
         arrived = ((f"message {i}", message) for i, message in enumerate(self.messages))
         places = {"memory": memory(self.process.pid), "files": files(self.folder), "messages": arrived}
-        return {name: search.inside(where) for name, where in places.items()}
+        found: list[dict[str, list[Found]]] = [{name: [] for name in places} for _ in searches]
+        for name, contents in places.items():
+            for place, content in contents:
+                for search, some in zip(searches, found, strict=True):
+                    some[name] += search.inside(place, content)
+        return found
 
 
 @contextmanager
@@ -300,11 +311,11 @@ def test_a_server_that_adds_ciphertexts_holds_no_update_and_no_key(protection, t
     looked = set()
     with serving(protection, tmp_path, monkeypatch) as server:
         clients = server.clients
-        key = key_forms(load_client(tmp_path / "keys" / "client-1" / CLIENT))
+        key = key_forms(load_client(tmp_path / "keys" / "client-1" / CLIENT).secret, 4096)
         for moment in server.moments():
             if moment in (AFTER_TWO, AFTER_ROUND, AT_END):
                 search = Search(clients.all_forms() | key | {"planted": server.planted}, clients.first_forms())
-                found = server.look(search)
+                (found,) = server.look(search)
                 assert secrets_found(found) == NOTHING_BUT_PLANTED, found
                 assert {one.place.split()[1] for one in found["files"]} == {"log", "run/planted"}
                 looked.add(moment)
@@ -323,27 +334,28 @@ def test_a_server_of_secure_aggregation_holds_the_mean_and_no_update(tmp_path, m
                 given = clients.first_forms() + [mean.tobytes() for mean in means]
                 updates = Search(clients.all_forms() | {"planted": server.planted}, given)
                 keys = Search(clients.small_secrets() | {"planted": server.planted}, least=KEY_RUN)
-                for search in (updates, keys):
-                    found = server.look(search)
+                for found in server.look(updates, keys):
                     assert secrets_found(found) == NOTHING_BUT_PLANTED, found
                 looked.add(moment)
             if moment == AFTER_ROUND:
-                found = server.look(Search({"mean": means[0].tobytes()}))
+                (found,) = server.look(Search({"mean": means[0].tobytes()}))
                 assert secrets_found(found) == {"memory": {"mean"}, "files": {"mean"}, "messages": set()}
     assert looked == {AFTER_TWO, before_last_share, AFTER_ROUND, AT_END}
     assert "client 3: gone" in server.said()
 
 
 def test_the_search_finds_what_a_server_without_protection_holds(tmp_path, monkeypatch) -> None:
-    write_keys(tmp_path / "key", make_lattice(experiment("ckks").privacy), 1)
-    mistake = tmp_path / "key" / "client-1" / CLIENT
-    key = key_forms(load_client(mistake))
+    mistake = tmp_path / "mistake"
+    context = tenseal.context(tenseal.SCHEME_TYPE.CKKS, 4096, coeff_mod_bit_sizes=[40, 60])
+    mistake.write_bytes(context.serialize(save_secret_key=True))
+    key = key_forms(secret_key(mistake.read_bytes()), 4096)
     with serving("none", tmp_path, monkeypatch, mistake=str(mistake)) as server:
         for moment in server.moments():
             if moment == AFTER_TWO:
-                found = secrets_found(server.look(Search(server.clients.all_forms() | key)))
+                (found,) = server.look(Search(server.clients.all_forms() | key))
     sent = {f"update of client {client}, round 2, float32" for client in (0, 1)}
-    assert sent <= found["memory"]
-    assert sent <= found["messages"]
+    where = secrets_found(found)
+    assert sent <= where["memory"]
+    assert sent <= where["messages"]
     # of a context that TenSEAL made public, SEAL still can decrypt
-    assert "secret key, coefficients" in found["memory"]
+    assert "secret key, coefficients" in where["memory"]
