@@ -44,7 +44,8 @@ class MaskedSide:
     def session(self, config: Mapping[str, Any], active: bool) -> Session:
         """The session that a message is of: all but run, round and attempt from the client's own settings.
 
-        A threshold that the server may choose protects from no server. active: the server may lie
+        A threshold that the server may choose protects from no server; it still chooses the cohort, whose size the threshold
+        follows from, and privacy.min_clients bounds. active: the server may lie
         """
         privacy, cohort = self.experiment.privacy, self.experiment.federation.cohort
         _, threshold = choose_degree(cohort, privacy.drop_outs, privacy.colluders, active)

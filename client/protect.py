@@ -78,7 +78,7 @@ class LatticeSide:
         self.key = load_client(key_file)
         log.info("key %s, for %s", fingerprint(self.key.key_id), self.plan.protection)
         self._encryptor = Encryptor(self.key, self.plan)
-        self._opened: tuple[bytes, Parameters] | None = None
+        self._opened: tuple[tuple[bytes, bytes, int], Parameters] | None = None
         self._open_seconds = 0.0
         self.witnesses: list[Witness] = []
 
@@ -109,13 +109,14 @@ class LatticeSide:
 
     def open(self, blob: bytes, run: bytes, number: int) -> Parameters:
         """The weights of the aggregate of a round; each is decrypted once, however often it is asked for."""
-        digest = sha256(blob).digest()
-        if self._opened is None or self._opened[0] != digest:
+        # the round too: the newest aggregate, sent again as the next round's, must meet the check below
+        which = sha256(blob).digest(), run, number
+        if self._opened is None or self._opened[0] != which:
             started = time.process_time()
             header, body = read(blob, self._expect("aggregate", run, number))
             total = self._encryptor.decrypt(body, header.size, header.examples, header.clients)
             vector = dequantize(total, header.examples, header.reference, self.plan.grid)
-            self._opened = digest, unflatten(vector, self.layout)
+            self._opened = which, unflatten(vector, self.layout)
             self._open_seconds += time.process_time() - started
         return self._opened[1]
 
@@ -150,7 +151,7 @@ class LatticeSide:
         )
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=32)  # a process may stand for several nodes, each with a folder of keys
 def lattice_side(experiment: Experiment, layout: Layout, key_file: Path) -> LatticeSide:
     """The side of an experiment's clients, made once a process."""
     return LatticeSide(experiment, layout, key_file)

@@ -93,10 +93,10 @@ class Plan:
 
     def explain(self) -> str:
         """The parameters in a sentence."""
-        grid = f"weights within ±{self.grid.limit:g} on a grid of 2^-{self.grid.bits}, at most {self.clients:,} clients"
+        grid = f"weights within ±{self.grid.limit:g} on a grid of 2^-{self.grid.bits}"
         if self.lattice is None:
             return f"numbers modulo 2^{RING}; {grid}"
-        lattice = self.lattice
+        lattice, grid = self.lattice, f"{grid}, at most {self.clients:,} clients"
         scale = f", scale 2^{self.scale_bits}" if self.scale_bits else f", plain modulus of {lattice.plain_bits} bits"
         return (
             f"{self.profile}: degree {lattice.degree}, {lattice.primes[0]}-bit modulus ({lattice.security}-bit security)"

@@ -91,7 +91,7 @@ class ServerSide:
     def words(self) -> str:
         """The parameters, and the key that clients and server can compare."""
         key = f"; key {fingerprint(self.context.key_id)}" if self.context else ""
-        signed = "; keys are signed, survivors confirmed" if self.registry else ""
+        signed = "; keys are signed, survivors confirmed" if self.registry and not self.context else ""
         return self.plan.explain() + key + signed
 
     def announced(self, messages: Sequence[Message]) -> dict[int, int]:

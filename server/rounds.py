@@ -193,7 +193,7 @@ def _train(
             parameters = _aggregate(gathering, replies, whole.failures, number, experiment, record)
         except ProtectionError as error:
             if attempt + 1 < ATTEMPTS and not gathering.final:
-                whole.failures.append(f"attempt {attempt + 1}, abandoned with nothing revealed: {error}")
+                whole.failures.append(f"abandoned with nothing revealed, and tried again: {error}")
                 continue
             raise ProtectionError(
                 f"round {number}: {error}" + _reasons(whole.failures) + _kept(number, record)

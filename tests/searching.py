@@ -2,8 +2,8 @@
 
 A run of at least `least` bytes of a secret, at whatever byte it starts in the secret and in the memory, covers
 (least - 7) // 8 whole words of 8 bytes that the memory holds at multiples of 8. So every such word of the memory is looked
-up among all 8-byte windows of the secrets, and where that many in a row are known, the bytes are compared. Nothing longer
-is missed, and what has fewer than 16 different bytes, as zeros have, is passed over.
+up among all 8-byte windows of the secrets, and where that many in a row are known, the bytes are compared. None is
+missed, but what has fewer than 8 different bytes, as zeros have, is passed over.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 WORD = 8  # bytes
 PIECE = 2**22  # bytes searched at once
-DISTINCT = 16  # different bytes in a run that says something
+DISTINCT = 8  # different bytes in a run that says something
 BITS = 24  # of the table that sorts out most words
 KERNEL = ("[vvar", "[vsyscall]")  # pages of the kernel's own, which cannot be read from outside
 
@@ -71,14 +71,11 @@ class Search:
         row = hits[:count].copy()
         for step in range(1, need):
             row &= hits[step : step + count]
-        if row.any():
-            changes, some = words[1:] != words[:-1], np.zeros(count, np.bool_)
-            for step in range(need - 1):
-                some |= changes[step : step + count]
-            row &= some
         done = 0
         for at in np.flatnonzero(row):
-            if at * WORD < done:
+            # all that a run of `least` bytes with these words may hold
+            reach = data[max(at - 1, 0) * WORD : (at + need + 1) * WORD].tobytes()
+            if at * WORD < done or len(set(reach)) < DISTINCT:
                 continue
             run = words[at : at + need]
             first, last = np.searchsorted(self._words, run, "left"), np.searchsorted(self._words, run, "right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,12 @@ from fedveil import Experiment
 from fedveil.client.masked import MaskedSide
 from fedveil.client.protect import LatticeSide
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import to_arrays
+from fedveil.core.messages import to_arrays, to_sealed
 from fedveil.privacy.keys import SERVER, load_server, write_keys
 from fedveil.privacy.lattice import Adder
 from fedveil.privacy.packing import Layout
 from fedveil.privacy.plan import make_lattice
-from fedveil.privacy.wire import expect, read
+from fedveil.privacy.wire import expect, read, write
 
 RNG = np.random.default_rng(5)
 WEIGHTS = {
@@ -38,22 +39,37 @@ def side(request, tmp_path) -> LatticeSide:
     return LatticeSide(experiment, LAYOUT, tmp_path / "keys" / "client-1" / "client.key")
 
 
-def total(side: LatticeSide, folder: Path, blobs: list[bytes]) -> np.ndarray:
-    """The decrypted sum of uploads of clients 0, 1, ... with 10 examples each, in steps of the grid."""
+def aggregate(side: LatticeSide, folder: Path, weights: dict[str, np.ndarray]) -> bytes:
+    """The aggregate of round 1, of three clients that send the same weights, each with 10 examples."""
     context = load_server(folder / "keys" / "server" / SERVER)
     adder = Adder(context, side.plan)
-    for client, blob in enumerate(blobs):
+    for client in range(3):
+        blob = side.seal(weights, client, 10, 1, RUN, 30).blob
         wanted = expect("upload", side.plan, context, run=RUN, round=1, layout=LAYOUT, client=client, reference=30)
         header, body = read(blob, wanted)
         adder.add(body, header.form, header.seeded)
-    return side._encryptor.decrypt(adder.total(), LAYOUT.size, 10 * len(blobs), len(blobs))
+    header = replace(header, kind="aggregate", client=0, seeded=False, clients=3, examples=30)
+    return write(header, adder.total())
 
 
 def test_the_order_in_which_weights_are_named_changes_nothing_that_is_encrypted(side, tmp_path) -> None:
-    turned = dict(reversed(WEIGHTS.items()))
-    as_they_are = [side.seal(WEIGHTS, client, 10, 1, RUN, 30).blob for client in range(3)]
-    in_another_order = [side.seal(turned, client, 10, 1, RUN, 30).blob for client in range(3)]
-    np.testing.assert_array_equal(total(side, tmp_path, as_they_are), total(side, tmp_path, in_another_order))
+    opened = side.open(aggregate(side, tmp_path, WEIGHTS), RUN, 1)
+    turned = side.open(aggregate(side, tmp_path, dict(reversed(WEIGHTS.items()))), RUN, 1)
+    for name, value in WEIGHTS.items():
+        np.testing.assert_array_equal(opened[name], turned[name])
+        np.testing.assert_allclose(opened[name], value, atol=3 * side.plan.rounding)
+
+
+def test_the_newest_aggregate_is_not_taken_for_the_next_rounds(side, tmp_path) -> None:
+    model = to_sealed(aggregate(side, tmp_path, WEIGHTS), side.plan.protection)
+    _, seen = side.receive(model, RUN, 1, None)
+    side.receive(model, RUN, 1, seen)  # the same again, as a server sends it that was killed
+    with pytest.raises(ProtectionError, match="with round 1, where round 2 was expected"):
+        side.receive(model, RUN, 2, seen)
+    with pytest.raises(ProtectionError, match=r"with run .*, where run .* was expected"):
+        side.receive(model, bytes(16), 1, None)
+    with pytest.raises(ProtectionError, match="the server sent a second aggregate of round 1, or an old one"):
+        side.receive(to_sealed(aggregate(side, tmp_path, WEIGHTS), side.plan.protection), RUN, 1, seen)
 
 
 def test_the_order_in_which_weights_are_named_changes_nothing_that_is_masked() -> None:
@@ -85,5 +101,5 @@ def test_a_model_in_the_clear_is_taken_once_at_the_very_beginning(side) -> None:
         np.testing.assert_array_equal(given[name], value)
     with pytest.raises(ProtectionError, match="the model of round 4 came without"):
         side.receive(to_arrays(WEIGHTS), RUN, 4, None)
-    with pytest.raises(ProtectionError, match="only the first one may.*the newest is of round 2"):
+    with pytest.raises(ProtectionError, match=r"only the first one may.*the newest is of round 2"):
         side.receive(to_arrays(WEIGHTS), RUN, 0, (2, bytes(32)))

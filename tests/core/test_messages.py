@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -51,3 +53,12 @@ def test_a_lazy_array_crosses_flowers_wire_format() -> None:
     content = recorddict_from_proto(recorddict_to_proto(RecordDict({"arrays": to_arrays({"w": value})})))
     np.testing.assert_array_equal(content["arrays"]["w"].numpy(), value)
     assert content["arrays"]["w"].shape == pytest.approx((2, 3))
+
+
+def test_lazy_arrays_travel_to_other_machines_as_flowers_own() -> None:
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    record = to_arrays({"weight": values})
+    objects = {found.object_id: found.deflate() for found in get_all_nested_objects(record).values()}
+    back = inflate_object_from_contents(record.object_id, objects)
+    assert isinstance(back, ArrayRecord)
+    np.testing.assert_array_equal(back["weight"].numpy(), values)

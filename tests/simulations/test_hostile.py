@@ -503,7 +503,7 @@ def test_an_abandoned_attempt_is_followed_by_one_with_fresh_keys(stage, engine, 
 
     seen = ended(watched(experiment, home=lose))
     assert seen.failures == [f"2 {stage} {client}: no answer in time" for client in (1, 3)]
-    assert seen.warnings[2].startswith("round 2: attempt 1, abandoned with nothing revealed: round 2, attempt 0,")
+    assert seen.warnings[2].startswith("round 2: abandoned with nothing revealed, and tried again: round 2, attempt 0,")
     row = seen.table("metrics").loc[2]
     assert (row.clients, row.failures) == (5, 3)
     assert_sums(seen, experiment, 2, range(5))
