@@ -31,8 +31,8 @@ from fedveil.models.parameters import from_numpy, get, to_numpy
 from fedveil.models.training import check_training
 from fedveil.privacy.packing import Layout
 from fedveil.server.checkpoint import Parameters, State, load_state, restore, save_state
-from fedveil.server.gathering import ServerSide, check_protection, server_side
 from fedveil.server.rounds import Hooks, run_rounds
+from fedveil.server.side import ServerSide, check_protection, server_side
 from fedveil.server.strategies import make
 
 

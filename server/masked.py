@@ -32,7 +32,7 @@ from fedveil.privacy.packing import Parameters, dequantize, unflatten
 from fedveil.privacy.plan import RESERVED
 from fedveil.privacy.rosters import Session
 from fedveil.privacy.unmasking import Unmasker
-from fedveil.server.gathering import Converse, ServerSide, enough, examples_in, protected_update
+from fedveil.server.side import Converse, ServerSide, enough, examples_in, protected_update
 
 
 class Masked:

@@ -28,7 +28,8 @@ from fedveil.models.evaluation import Scores
 from fedveil.models.schedules import replay
 from fedveil.server.checkpoint import Parameters, State, save_state
 from fedveil.server.exchange import Exchanged, Row, count, exchange, metric
-from fedveil.server.gathering import Gathering, ServerSide, gather
+from fedveil.server.gathering import Gathering, gather
+from fedveil.server.side import ServerSide
 
 # whole numbers in a reply, and the least of each
 TRAINED = {WEIGHT: 1, "steps": 0}
@@ -85,10 +86,7 @@ def run_rounds(
         config: dict[str, Any] = {"learning-rate": rate} | ({RUN: bytes.fromhex(state.run)} if side else {})
         due = number % experiment.evaluation.every == 0 or number == experiment.federation.rounds
         if state.pending:
-            # in the model's order, which a file does not keep, and strategies count on
-            names = [SEALED] if SEALED in state.pending else list(state.parameters)
-            parameters = {name: state.pending[name] for name in names}
-            trained = Exchanged(**state.pending_rows)
+            parameters, trained = state.pending, Exchanged(**state.pending_rows)
             state.pending, state.pending_rows = {}, {}
         else:
             with global_random(stream, "sampling"):
