@@ -3,7 +3,7 @@
 A run of at least `least` bytes of a secret, at whatever byte it starts in the secret and in the memory, covers
 (least - 7) // 8 whole words of 8 bytes that the memory holds at multiples of 8. So every such word of the memory is looked
 up among all 8-byte windows of the secrets, and where that many in a row are known, the bytes are compared. None is
-missed, but what has fewer than 8 different bytes, as zeros have, is passed over.
+missed; only what says nothing is passed over: fewer than 8 different bytes, or one word again and again, as of zeros.
 """
 
 from __future__ import annotations
@@ -71,6 +71,11 @@ class Search:
         row = hits[:count].copy()
         for step in range(1, need):
             row &= hits[step : step + count]
+        if row.any():
+            changes, some = words[1:] != words[:-1], np.zeros(count, np.bool_)
+            for step in range(need - 1):
+                some |= changes[step : step + count]
+            row &= some
         done = 0
         for at in np.flatnonzero(row):
             # all that a run of `least` bytes with these words may hold
