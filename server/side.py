@@ -77,11 +77,9 @@ def server_side(
     privacy = experiment.privacy
     if privacy.protection == "none":
         return None
-    for name in () if keys is None else (CLIENT, IDENTITY):
-        if (keys / name).exists():
-            raise ProtectionError(
-                f"{keys / name}: a client's secret in the server's folder; remove it from this machine"
-            )
+    for secret in [] if keys is None else [keys / CLIENT, keys / IDENTITY]:
+        if secret.exists():
+            raise ProtectionError(f"{secret}: a client's secret in the server's folder; remove it from this machine")
     plan = make_plan(privacy, experiment.federation.cohort)
     context, registry = None, None if keys is None else load_registry(keys)
     if registry is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from flwr.app import RecordDict
@@ -136,6 +137,8 @@ def make_keys_once(federation: Federation, record: Record) -> Path | None:
             raise ProtectionError(
                 f"{folder}: the run's keys are gone, and its model is encrypted with them; put them back"
             )
+        for unfinished in record.folder.glob(f".{KEYS}.*"):
+            rmtree(unfinished)  # of a run that was killed while it wrote them
         write_keys(folder, make_lattice(privacy), 1)
     return folder
 

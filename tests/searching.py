@@ -44,7 +44,8 @@ class Search:
         """`known`: what everybody may hold; runs that lie in it too are passed over."""
         self._known, self._least = list(known), least
         self._names = [name for name, secret in secrets.items() if len(secret) >= least]
-        self._secrets = [np.frombuffer(secrets[name], np.uint8) for name in self._names]
+        self._raw = [secrets[name] for name in self._names]
+        self._secrets = [np.frombuffer(secret, np.uint8) for secret in self._raw]
         lengths = [len(secret) - WORD + 1 for secret in self._secrets]
         words = np.concatenate([_windows(secret) for secret in self._secrets])
         order = np.argsort(words, kind="stable")
@@ -85,8 +86,8 @@ class Search:
             run = words[at : at + need]
             first, last = np.searchsorted(self._words, run, "left"), np.searchsorted(self._words, run, "right")
             rarest = int(np.argmin(last - first))
-            where = range(first[rarest], last[rarest])
-            best = max((self._around(index, data, WORD * (int(at) + rarest)) for index in where), default=NOTHING)
+            where = self._same(range(first[rarest], last[rarest]), WORD * rarest, run.tobytes())
+            best = max((self._around(owner, start, data, int(at) * WORD) for owner, start in where), default=NOTHING)
             length, owner, start, begin = best
             if length < self._least or len(np.unique(data[begin : begin + length])) < DISTINCT:
                 continue
@@ -94,9 +95,15 @@ class Search:
             if not any(data[begin:done].tobytes() in known for known in self._known):
                 yield Found(self._names[owner], start, length, f"{place} at byte {offset + begin}")
 
-    def _around(self, index: int, data: np.ndarray, at: int) -> Match:
-        """The run around a word of a secret, which is the word at a byte of the data."""
-        owner, start = int(self._owner[index]), int(self._start[index])
+    def _same(self, windows: range, before: int, content: bytes) -> Iterator[tuple[int, int]]:
+        """Which secret holds this content, and from which byte on, with one of some windows so many bytes after it starts."""
+        for index in windows:
+            owner, start = int(self._owner[index]), int(self._start[index]) - before
+            if start >= 0 and self._raw[owner][start : start + len(content)] == content:
+                yield owner, start
+
+    def _around(self, owner: int, start: int, data: np.ndarray, at: int) -> Match:
+        """The whole run of which this byte of a secret and this byte of the data are."""
         secret = self._secrets[owner]
         before = _common(secret[:start][::-1], data[:at][::-1])
         return before + _common(secret[start:], data[at:]), owner, start - before, at - before
@@ -133,7 +140,7 @@ def memory(process: int) -> Iterator[Place]:
     try:
         for line, sizes in _regions(process):
             extent, mode, _, _, node, *name = line.split(maxsplit=5)
-            if mode[0] != "r" or name and name[0].startswith(KERNEL):
+            if mode[0] != "r" or (name and name[0].startswith(KERNEL)):
                 continue
             untouched = mode[3] == "p" and node != "0" and not sizes["Anonymous"] and not sizes["Swap"]
             if untouched and Path(name[0]).exists() and Path(name[0]).stat().st_mtime < began:

@@ -27,6 +27,7 @@ from fedveil.models.computing import one_thread
 from fedveil.models.evaluation import evaluate
 from fedveil.models.networks import build
 from fedveil.models.training import train_clients
+from fedveil.privacy import keys
 from fedveil.privacy.keys import write_keys
 from fedveil.privacy.plan import make_lattice, make_plan
 from fedveil.server import rounds
@@ -211,7 +212,7 @@ def never_killed(tmp_path_factory) -> Callable[[Experiment], Observed]:
 
 def killed(watched: Watched, experiment: Experiment, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     """Run in another process, in the folder "cut", and kill it at a moment."""
-    save = rounds.save_state
+    save, write = rounds.save_state, keys._write
 
     def save_and_die(record: Any, settings: Any, state: Any, strategy: Any) -> None:
         save(record, settings, state, strategy)
@@ -223,10 +224,16 @@ def killed(watched: Watched, experiment: Experiment, monkeypatch: pytest.MonkeyP
             kill()
         return [reply]
 
+    def write_and_die(path: Path, content: bytes) -> None:
+        write(path, content)
+        if moment == "keys":
+            kill()
+
     def child() -> None:
         torch.set_num_threads(1)  # threads of the parent's pools are not there
         threadpool_limits(1)
         monkeypatch.setattr(rounds, "save_state", save_and_die)
+        monkeypatch.setattr(keys, "_write", write_and_die)
         watched(experiment, "cut", home=reply_and_die)
 
     process = multiprocessing.get_context("fork").Process(target=child)
@@ -241,7 +248,7 @@ MOMENTS = ["pending", "evaluate 1", "stored 1", "train 2", "stored 2"]
 @pytest.mark.parametrize(
     ("protection", "engine", "moment"),
     [(kind, "sequential", moment) for kind in ("bfv", "secagg") for moment in MOMENTS]
-    + [("ckks", "batched", "pending")],
+    + [("ckks", "batched", "pending"), ("bfv", "sequential", "keys")],
 )
 def test_a_killed_run_goes_on_to_the_bytes_of_one_that_never_was(
     protection, engine, moment, watched, never_killed, monkeypatch
@@ -253,6 +260,7 @@ def test_a_killed_run_goes_on_to_the_bytes_of_one_that_never_was(
     killed(watched, experiment, monkeypatch, moment)
     resumed = ended(watched(experiment, "cut"))
     assert content(resumed.folder) == content(whole.folder)
+    assert not list(resumed.folder.rglob(".*"))
     for key in ("rounds", "model_sha256", "bytes_up", "bytes_down", "best_round", "test_accuracy"):
         assert summary(resumed)[key] == summary(whole)[key]
 
@@ -318,6 +326,9 @@ def test_a_server_does_not_start_with_a_secret_key(tmp_path) -> None:
     with pytest.raises(ProtectionError, match="holds a secret key, and a server must not have one"):
         federation.protect(tmp_path / "keys" / "client-2")
     federation.protect(tmp_path / "keys" / "server")
+    shutil.copy(tmp_path / "keys" / "client-1" / "client.key", tmp_path / "keys" / "server")
+    with pytest.raises(ProtectionError, match="a client's secret in the server's folder"):
+        federation.protect(tmp_path / "keys" / "server")
 
 
 # --- settings that cannot work
