@@ -21,7 +21,9 @@ from fedveil import Experiment, Result, run
 from fedveil.client.protect import Witness
 from fedveil.core.errors import FedveilError
 from fedveil.core.messages import ARRAYS, ATTEMPT, CONFIG, METRICS, ROUND, SEALED, to_sealed
+from fedveil.datasets.federated import load
 from fedveil.privacy.packing import Grid
+from fedveil.privacy.plan import make_plan
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.cohort import CohortGrid
 from fedveil.simulations.engine.grid import InProcessGrid
@@ -35,6 +37,7 @@ SMALL = {
     "federation.rounds": 2,
     "engine": "sequential",
 }
+HELD_OUT = {"data__validation_fraction": 0.2, "evaluation__federated": True}
 Weights = Mapping[str, np.ndarray]
 Made = dict[int, tuple[Weights, int]]  # by client: its weights, and the number of its examples
 
@@ -55,6 +58,7 @@ class Sent:
     attempt: int
 
 
+Watched = Callable[..., "Observed"]  # the fixture: a run, in a folder of the test's
 # is shown each message and gives what arrives in its place: of a message to a client one, of a reply none or several
 Outward = Callable[[Sent, Message], Message]
 Homeward = Callable[[Sent, Message], Sequence[Message]]
@@ -219,6 +223,30 @@ def assert_same(model: Weights, wanted: Weights) -> None:
     assert sorted(model) == sorted(wanted)
     for name in wanted:
         np.testing.assert_array_equal(model[name], wanted[name], err_msg=name)
+
+
+def ended(seen: Observed) -> Observed:
+    """The run, which must have come to its end."""
+    if seen.error is not None:
+        raise seen.error
+    return seen
+
+
+def assert_sums(seen: Observed, experiment: Experiment, number: int, clients: Iterable[int]) -> None:
+    """Fail unless a round's model is the exact sum of what these clients made."""
+    grid = make_plan(experiment.privacy, experiment.federation.cohort).grid
+    announced = load(experiment.data, experiment.seed).sizes(np.arange(experiment.data.clients)).sum()
+    assert_same(seen.models[number - 1], by_hand(seen.made[number - 1], clients, grid, int(announced)))
+
+
+def assert_goes_on(seen: Observed, experiment: Experiment, watched: Watched, whole: Observed) -> None:
+    """Fail unless the run ends, once everybody is honest, as one that always was."""
+    kept = seen.table("metrics")
+    resumed = ended(watched(experiment))
+    assert resumed.table("metrics").equals(whole.table("metrics"))
+    assert kept.equals(whole.table("metrics").loc[: len(kept) - 1])
+    for name in ("model.safetensors", "best.safetensors", "clients.csv"):
+        assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
 def kill() -> None:

@@ -19,6 +19,7 @@ import numpy as np
 WORD = 8  # bytes
 PIECE = 2**22  # bytes searched at once
 DISTINCT = 8  # different bytes in a run that says something
+CHANCE = 4  # bytes at either end of what everybody knows may be those of a secret by chance
 BITS = 24  # of the table that sorts out most words
 KERNEL = ("[vvar", "[vsyscall]")  # pages of the kernel's own, which cannot be read from outside
 
@@ -92,7 +93,8 @@ class Search:
             if length < self._least or len(np.unique(data[begin : begin + length])) < DISTINCT:
                 continue
             done = begin + length
-            if not any(data[begin:done].tobytes() in known for known in self._known):
+            inner = data[begin + CHANCE : done - CHANCE].tobytes()
+            if not any(inner in known for known in self._known):
                 yield Found(self._names[owner], start, length, f"{place} at byte {offset + begin}")
 
     def _same(self, windows: range, before: int, content: bytes) -> Iterator[tuple[int, int]]:

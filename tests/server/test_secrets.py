@@ -3,308 +3,54 @@
 from __future__ import annotations
 
 import base64
-import json
-import multiprocessing
+import logging
 import secrets
-import shutil
-import subprocess
-import sys
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+import stat
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import tenseal
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from searching import Found, Search, can_read_memory, files, memory
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from searching import Found, Search, files
+from watched import (
+    AFTER_ROUND,
+    AFTER_TWO,
+    AT_END,
+    CLIENTS,
+    KEY_RUN,
+    OWN,
+    ROUNDS,
+    Clients,
+    as_text,
+    experiment,
+    key_forms,
+    secret_key,
+    serving,
+)
 
-from fedveil import Experiment
-from fedveil.client.app import app
-from fedveil.client.work import forget, train, workplace
-from fedveil.core.experiment import LATTICES
-from fedveil.core.messages import CONFIG, ROUND
-from fedveil.models.parameters import get, to_numpy
+from fedveil import run
+from fedveil.client.work import forget, workplace
+from fedveil.core.errors import FedveilError
 from fedveil.privacy import seal, streams
-from fedveil.privacy.keys import CLIENT, load_client, write_keys
-from fedveil.privacy.masked import to_ring
-from fedveil.privacy.masking import Masker
-from fedveil.privacy.packing import Layout, dequantize, flatten, quantize
+from fedveil.privacy.identity import Registry, Signer, load_signer
+from fedveil.privacy.keys import CLIENT, load_client, load_server, write_keys
+from fedveil.privacy.keys import SERVER as SERVER_FILE
+from fedveil.privacy.lattice import Adder, Encryptor
+from fedveil.privacy.masking import Masker, Revealed
+from fedveil.privacy.parties import load_identity, new_parties
 from fedveil.privacy.plan import make_lattice, make_plan
 from fedveil.privacy.rosters import Session
-
-CLIENTS, ROUNDS = 4, 2
-SETTINGS = {
-    "data.clients": CLIENTS, "federation.cohort": CLIENTS, "federation.rounds": ROUNDS, "model.hidden": [32],
-    "training.epochs": 1, "engine": "sequential", "privacy.drop_outs": 0.25, "device": "cpu",
-}  # fmt: skip
-SERVER = Path(__file__).parents[1] / "server_process.py"
-WAIT = 120.0  # seconds for the server to get anywhere
-
-Moment = tuple[str, int, int]  # a stage, or "end"; a round; how many of its replies the server has dealt with
-KEY_RUN = 24  # bytes of a secret of 32 that are searched for
-AFTER_TWO, AFTER_ROUND, AT_END = ("train", 2, 2), ("round", 1, 0), ("end", 0, 0)
-
-
-def experiment(protection: str) -> Experiment:
-    """The digits over four clients, of which one may drop out."""
-    given = SETTINGS if protection == "secagg" else {k: v for k, v in SETTINGS.items() if k != "privacy.drop_outs"}
-    return Experiment.preset("digits").override({**given, "privacy.protection": protection})
-
-
-@dataclass(frozen=True)
-class Update:
-    """What a client made in a round, in the clear: float32 [P], of the model it was given, from so many examples."""
-
-    client: int
-    round: int
-    weights: np.ndarray
-    given: np.ndarray
-    examples: int
-
-
-@dataclass
-class Clients:
-    """All clients of a run, in this process, and everything that the server must not learn of them.
-
-    drops: a client, and a round in which its update never arrives
-    """
-
-    experiment: Experiment
-    keys: Path | None
-    drops: tuple[int, int] | None = None
-    updates: list[Update] = field(default_factory=list)
-    maskers: dict[tuple[int, int], dict[str, bytes]] = field(default_factory=dict)  # secrets by client and round
-
-    def __post_init__(self) -> None:
-        forget()
-        place = workplace(self.experiment.toml(), str(self.keys or ""))
-        initial = to_numpy(get(place.network))
-        self.sizes = [int(size) for size in place.federated.sizes(np.arange(CLIENTS))]
-        self.initial, self.layout = flatten(initial), Layout.of(initial)
-        config = {"experiment": self.experiment.toml(), "keys": str(self.keys or "")}
-        self._contexts = {
-            node: Context(1, node, {"partition-id": node - 1, "num-partitions": CLIENTS}, RecordDict(), config)
-            for node in range(1, CLIENTS + 1)
-        }
-
-    def watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Remember what the clients make, on its way through them."""
-
-        def remember(place: Any, clients: Any, number: int, given: Any, *rest: Any) -> Any:
-            trained = train(place, clients, number, given, *rest)
-            weights = {name: value[0].cpu().numpy() for name, value in trained.parameters.items()}
-            update = Update(clients[0], number, flatten(weights), flatten(given), int(trained.examples[0]))
-            self.updates.append(update)
-            return trained
-
-        begin = Masker.begin
-
-        def begun(session: Session, client: int, *rest: Any) -> Masker:
-            masker = begin(session, client, *rest)
-            mine = {"sealing key": masker._sealing, "mask key": masker._masking, "self mask's seed": masker._seed}
-            self.maskers[client, session.round] = mine | {"session": session.digest}
-            return masker
-
-        monkeypatch.setattr("fedveil.client.app.train", remember)
-        monkeypatch.setattr(Masker, "begin", begun)
-
-    def reply(self, message: Message) -> Message:
-        """What a client answers, or that it is gone."""
-        client = message.metadata.dst_node_id - 1
-        reply = app(message, self._contexts[client + 1])
-        if message.metadata.message_type == "train" and self.drops == (client, message.content[CONFIG][ROUND]):
-            assert not reply.has_error()
-            return Message(Error(1, "gone"), reply_to=message)
-        return reply
-
-    def forms(self, update: Update) -> dict[str, bytes]:
-        """An update in each form that it has at its client before it is protected."""
-        forms = {
-            "float32": update.weights, "float64": update.weights.astype(np.float64),
-            "difference, float32": update.weights - update.given,
-        }  # fmt: skip
-        if self.experiment.privacy.protection != "none":
-            plan = make_plan(self.experiment.privacy, CLIENTS)
-            values, _ = quantize(update.weights, update.examples, sum(self.sizes), plan.grid, self.layout)
-            numbers = np.concatenate([[update.examples, 1], values])
-            forms |= {"on the grid, int64": numbers, "on the grid, float64": numbers * plan.grid.step}
-            forms |= {"in the ring, uint32": to_ring(values, update.examples)}
-            if plan.lattice is not None and plan.lattice.scheme == "bfv":
-                even = np.concatenate([numbers, np.zeros(len(numbers) % 2, np.int64)])
-                forms["in slots, int64"] = even[0::2] + (even[1::2] << plan.lattice.field_bits)
-        about = f"update of client {update.client}, round {update.round}, "
-        return {about + name: value.tobytes() for name, value in forms.items()}
-
-    def all_forms(self) -> dict[str, bytes]:
-        """Every update so far in every form."""
-        return {name: form for update in self.updates for name, form in self.forms(update).items()}
-
-    def first_forms(self) -> list[bytes]:
-        """The first model, which everybody makes from the seed, in the forms of an update of each client."""
-        made = [Update(k, 0, self.initial, self.initial, size) for k, size in enumerate(self.sizes)]
-        return [form for update in made for form in self.forms(update).values()]
-
-    def mean(self, number: int) -> np.ndarray:
-        """The model of a round, float32 [P]: of all but the client that dropped out."""
-        plan, reference = make_plan(self.experiment.privacy, CLIENTS), sum(self.sizes)
-        stayed = [u for u in self.updates if u.round == number and (u.client, number) != self.drops]
-        total = sum(quantize(u.weights, u.examples, reference, plan.grid, self.layout)[0] for u in stayed)
-        return dequantize(total, sum(u.examples for u in stayed), reference, plan.grid)
-
-    def small_secrets(self) -> dict[str, bytes]:
-        """Of secure aggregation, what the server must not have: of who stayed the keys, of who dropped out the seed."""
-        hidden = {}
-        for (client, number), own in self.maskers.items():
-            about = f"client {client}, round {number}: "
-            dropped = (client, number) == self.drops
-            hidden[about + "sealing key"] = own["sealing key"]
-            hidden[about + "self mask's seed" if dropped else about + "mask key"] = (
-                own["self mask's seed"] if dropped else own["mask key"]
-            )
-            stayed = [k for (k, n) in self.maskers if n == number and k != client and (k, n) != self.drops]
-            for peer in [] if dropped else stayed:
-                public = streams.public_key(self.maskers[peer, number]["mask key"])
-                agreed = streams.agree(streams.agreement(own["mask key"]), public, peer)
-                hidden[f"{about}agreed with {peer}"] = agreed
-                hidden[f"{about}mask's key with {peer}"] = streams.pair_key(agreed, own["session"], client, peer)
-        written = {f"{name}, {form}": value for name, raw in hidden.items() for form, value in _as_text(raw).items()}
-        whole = {f"{name}, a number of Python's": _digits(raw) for name, raw in hidden.items()}
-        return hidden | written | whole
-
-
-def _as_text(raw: bytes) -> dict[str, bytes]:
-    """Bytes as logs and JSON would hold them; base64 from each of the three places where it may begin."""
-    written = {
-        f"base64 from {start}": base64.b64encode(raw[start : start + (len(raw) - start) // 3 * 3]) for start in range(3)
-    }
-    return {"hexadecimal": raw.hex().encode(), **written}
-
-
-def _digits(raw: bytes) -> bytes:
-    """How Python holds a number in memory: 30 bits in each 4 bytes."""
-    number = int.from_bytes(raw, "big")
-    return b"".join((number >> shift & 2**30 - 1).to_bytes(4, "little") for shift in range(0, 8 * len(raw), 30))
-
-
-def key_forms(secret: bytes, degree: int) -> dict[str, bytes]:
-    """A lattice's secret key as TenSEAL and SEAL write it, and its coefficients under both primes, whole and trimmed."""
-    body, _ = seal._open(secret, 2**22)
-    coefficients = np.frombuffer(body[-2 * 8 * degree :], np.uint64)
-    assert 2**30 < coefficients.max() < 2**60  # these, and no others' bytes
-    trimmed = {f"coefficients in {width} bytes": seal.trim(coefficients, width).tobytes() for width in (5, 6, 7)}
-    forms = {"TenSEAL's": secret, "SEAL's": body, "coefficients": coefficients.tobytes(), **trimmed}
-    written = {
-        f"{name}, {form}": text for name in ("TenSEAL's", "SEAL's") for form, text in _as_text(forms[name]).items()
-    }
-    return {f"secret key, {name}": form for name, form in (forms | written).items()}
-
-
-def secret_key(context: bytes) -> bytes:
-    """The secret key in a TenSEAL context, as it is written there."""
-    (private,) = seal.read_context(context)[3]
-    return dict(seal.read_fields(private))[1]
-
-
-@dataclass
-class Server:
-    """A server's process, what it was sent, and the folder where it keeps and says things."""
-
-    clients: Clients
-    folder: Path
-    planted: bytes
-    process: subprocess.Popen[bytes]
-    socket: Connection
-    messages: list[bytes] = field(default_factory=list)
-
-    def moments(self) -> Iterator[Moment]:
-        """Play the clients to the end of the run; at each moment of these the server stands still."""
-        waiting: list[Message] = []
-        done: Counter[tuple[str, int]] = Counter()
-        rounds = 0
-        while frame := self._frame():
-            if frame[:1] == b"m":
-                waiting.append(message_from_proto(ProtoMessage.FromString(frame[1:])))
-            elif frame[:1] == b"n":
-                message = waiting.pop(0)
-                stage = message.metadata.message_type.rpartition(".")[2]
-                number = int(message.content[CONFIG][ROUND]) if CONFIG in message.content else 0
-                yield stage, number, done[stage, number]
-                done[stage, number] += 1
-                self.messages.append(message_to_proto(self.clients.reply(message)).SerializeToString())
-                self.socket.send_bytes(self.messages[-1])
-            else:
-                rounds += frame == b"r"
-                yield ("round", rounds, 0) if frame == b"r" else AT_END
-                self.socket.send_bytes(b"go on")
-        assert self.process.wait(WAIT) == 0, self.said()
-
-    def _frame(self) -> bytes:
-        assert self.socket.poll(WAIT), self.said()
-        try:
-            return self.socket.recv_bytes()
-        except EOFError:
-            return b""
-
-    def said(self) -> str:
-        """All that the server wrote to its standard output and error."""
-        return (self.folder / "log").read_bytes().decode(errors="replace")
-
-    def look(self, *searches: Search) -> list[dict[str, list[Found]]]:
-        """What each search finds in the server's memory, its files, its log among them, and in the messages to it."""
-        arrived = ((f"message {i}", message) for i, message in enumerate(self.messages))
-        places = {"memory": memory(self.process.pid), "files": files(self.folder), "messages": arrived}
-        found: list[dict[str, list[Found]]] = [{name: [] for name in places} for _ in searches]
-        for name, contents in places.items():
-            for place, content in contents:
-                for search, some in zip(searches, found, strict=True):
-                    some[name] += search.inside(place, content)
-        return found
-
-
-@contextmanager
-def serving(
-    protection: str,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    drops: tuple[int, int] | None = None,
-    mistake: str = "",
-) -> Iterator[Server]:
-    """A server that has nothing but its own folder, and clients that are remembered; `mistake`: a key that it loads."""
-    settings, keys, own = experiment(protection), folder / "keys", folder / "server"
-    own.mkdir()
-    if protection in LATTICES:
-        write_keys(keys, make_lattice(settings.privacy), CLIENTS)
-        shutil.copytree(keys / "server", own / "keys")
-    clients = Clients(settings, keys if protection in LATTICES else None, drops)
-    clients.watch(monkeypatch)
-    planted = secrets.token_bytes(96)
-    ours, its = multiprocessing.Pipe()
-    job = {
-        "socket": its.fileno(), "experiment": settings.toml(), "sizes": clients.sizes, "out": "run",
-        "run": "" if protection == "none" else secrets.token_hex(16), "keys": "keys" if protection in LATTICES else "",
-        "plant": planted.hex(), "mistake": mistake,
-    }  # fmt: skip
-    with (own / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(SERVER), json.dumps(job)], cwd=own, stdout=log, stderr=log, pass_fds=[its.fileno()]
-        )
-    its.close()
-    try:
-        if not can_read_memory(process.pid):
-            pytest.skip("needs to read another process's memory: Linux, and a system that lets it")
-        yield Server(clients, own, planted, process, ours)
-    finally:
-        process.kill()
-        process.wait()
-        ours.close()
-        forget()
+from fedveil.simulations.display import Display
+from fedveil.simulations.holder import Holder
 
 
 def secrets_found(found: dict[str, list[Found]]) -> dict[str, set[str]]:
@@ -366,4 +112,171 @@ def test_the_search_finds_what_a_server_without_protection_holds(tmp_path, monke
     assert sent <= where["memory"]
     assert sent <= where["messages"]
     # of a context that TenSEAL made public, SEAL still can decrypt
-    assert "secret key, coefficients" in where["memory"]
+    assert "secret key, SEAL's" in where["memory"]
+
+
+def as_shown(secret: bytes) -> dict[str, bytes]:
+    """A secret in every way in which a text may show it."""
+    shown = {"raw": secret, "escaped": repr(secret)[2:-1].encode(), "bytes": str(list(secret)).encode()}
+    whole = np.frombuffer(secret[len(secret) % 8 :], np.uint64)  # a key's coefficients are the last of it
+    return shown | as_text(secret) | {"numbers": str(whole.tolist()).encode()}
+
+
+def showing(**hidden: bytes) -> Search:
+    """A search of text for half of a key of 32 bytes, or as much of a longer one."""
+    forms = {f"{name}, {form}": text for name, secret in hidden.items() for form, text in as_shown(secret).items()}
+    return Search(forms, least=24)
+
+
+def found_in(search: Search, text: str) -> list[Found]:
+    """What a search finds in a text."""
+    return list(search.inside("text", text.encode(errors="surrogateescape")))
+
+
+def private_parts(key: bytes) -> bytes:
+    """The private number in a PEM file of a P-384 key, 48 bytes."""
+    loaded = load_pem_private_key(key, None)
+    assert isinstance(loaded, EllipticCurvePrivateKey)
+    return loaded.private_numbers().private_value.to_bytes(48, "big")
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory) -> Path:
+    """All parties' folders of a run with ckks, with identities as secure aggregation wants them."""
+    folder = tmp_path_factory.mktemp("parties") / "keys"
+    privacy = experiment("ckks").privacy
+    write_keys(folder, make_lattice(privacy), CLIENTS, new_parties(CLIENTS, privacy))
+    return folder
+
+
+def begun(client: int, signer: Signer, registry: Registry) -> Masker:
+    """A client that has just begun a secure aggregation of a vector of ten numbers."""
+    return Masker.begin(Session(bytes(16), 1, 0, 10, 3, 3, True), client, signer, registry)
+
+
+def test_what_holds_a_secret_does_not_show_it(keys) -> None:
+    settings, mine = experiment("ckks"), keys / "client-1"
+    key, plan = load_client(mine / CLIENT), make_plan(settings.privacy, CLIENTS)
+    signer, registry = load_identity(mine, 0)
+    assert signer is not None
+    assert registry is not None
+    place, masker = workplace(settings.toml(), str(keys)), begun(0, signer, registry)
+    compact, public = Encryptor(key, plan), Encryptor(key, plan, compact=False)
+    side = place.lattice(0)
+    holders = [
+        key, compact, compact._cipher, public, public._cipher, side, place, signer, masker, place.masked,
+        load_server(keys / "server" / SERVER_FILE), Holder(None, None, side, None), Revealed(),
+    ]  # fmt: skip
+    search = showing(
+        lattice=seal._open(key.secret, 2**22)[0], file=key.secret, identity=private_parts((mine / "identity.key").read_bytes()),
+        mask=masker._masking, sealing=masker._sealing, seed=masker._seed,
+    )  # fmt: skip
+    for holder in holders:
+        assert found_in(search, f"{holder!r} {holder} {[holder]}") == [], type(holder)
+    for raw in (key.secret[1000:1040], masker._seed):
+        for text in (repr(raw), raw.hex(), str(list(raw)), base64.b64encode(raw).decode()):
+            assert found_in(search, f"{{'key': {text}}}")
+    forget()
+
+
+def test_a_refusal_shows_no_secret(keys, tmp_path) -> None:
+    mine, settings = keys / "client-1", experiment("ckks")
+    plan = make_plan(settings.privacy, CLIENTS)
+    write_keys(tmp_path / "others", plan.lattice, 1)
+    key, other = load_client(mine / CLIENT), load_client(tmp_path / "others" / "client-1" / CLIENT)
+    encryptor, adder = Encryptor(key, plan), Adder(load_server(keys / "server" / SERVER_FILE), plan)
+    for _ in range(3):
+        adder.add(encryptor.encrypt(np.arange(10), 5), encryptor.form(10), encryptor.seeded)
+    signer, registry = load_identity(mine, 0)
+    assert signer is not None
+    assert registry is not None
+    masker, pem = begun(0, signer, registry), (mine / "identity.key").read_bytes()
+    state = masker.save()
+
+    def damaged(content: bytes, at: int) -> Path:
+        path = tmp_path / secrets.token_hex(4)
+        path.touch(0o600)
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        return path
+
+    shared = damaged(key.context, 0)
+    shared.chmod(0o644)
+    exact = make_plan(experiment("bfv").privacy, CLIENTS)
+    refused: list[Callable[[], object]] = [
+        lambda: Encryptor(other, plan).decrypt(adder.total(), 10, 15, 3),
+        lambda: Encryptor(key, exact),
+        lambda: load_server(mine / CLIENT),
+        lambda: load_client(shared),
+        *(partial(load_client, damaged(key.context, at)) for at in (0, 1)),
+        lambda: [load_client(damaged(key.context, at)) for at in range(1000, 1100)],  # until SEAL notices
+        lambda: load_signer(damaged(pem, 60)),
+        lambda: load_signer(damaged(pem, 3)),
+        lambda: Masker.load(damaged(state, 100).read_bytes()),
+        lambda: masker.mask(np.zeros(10, np.uint32)),
+        lambda: masker.share(b"no roster"),
+        lambda: streams.unseal(masker._masking, bytes(32), 1, 0, streams.seal(masker._seed, bytes(32), 1, 0, masker._seed)),
+    ]  # fmt: skip
+    search = showing(
+        mine=seal._open(key.secret, 2**22)[0], other=seal._open(other.secret, 2**22)[0], file=key.context, pem=pem,
+        identity=private_parts(pem), mask=masker._masking, sealing=masker._sealing, seed=masker._seed, state=state,
+    )  # fmt: skip
+    for number, refuse in enumerate(refused):
+        with pytest.raises(FedveilError) as refusal:
+            refuse()
+        chain, error = [], refusal.value
+        while error is not None:
+            chain.append(error)
+            error = error.__cause__ or error.__context__
+        shown = "".join(traceback.format_exception(refusal.value)) + "".join(
+            f"{error!r} {error.args}" for error in chain
+        )
+        assert found_in(search, shown) == [], number
+
+
+@pytest.mark.parametrize("protection", ["ckks", "secagg"])
+def test_a_run_prints_and_keeps_no_key_but_in_files_of_its_owner(
+    protection, tmp_path, monkeypatch, caplog, capfd
+) -> None:
+    clients = Clients(experiment(protection), None)
+    clients.watch(monkeypatch)
+    for name in ("", "flwr", "fedveil"):
+        caplog.set_level(logging.DEBUG, name)
+    monkeypatch.setattr("fedveil.simulations.run._quiet_flower", nullcontext)
+    monkeypatch.setattr("fedveil.simulations.plots.draw", lambda federation, record: [])
+    out = tmp_path / "run"
+    run(clients.experiment, out=out, display=Display(None))
+    hidden = {f"{name} of {who}": own[name] for who, own in clients.maskers.items() for name in OWN}
+    if protection == "ckks":
+        (path,) = (out / "keys").rglob(CLIENT)
+        key = load_client(path).secret
+        hidden |= {"key": seal._open(key, 2**22)[0], "file": key}
+        for path in [out / "keys", *(out / "keys").rglob("*")]:
+            assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+    search = showing(**hidden)
+    logging.getLogger("flwr").debug("planted: %s", next(iter(hidden.values()))[-40:].hex())
+    print("planted:", next(iter(hidden.values()))[-40:])
+    (out / "planted").write_bytes(next(iter(hidden.values()))[-40:])
+    assert len(found_in(search, caplog.text)) == 1
+    assert len(found_in(search, "".join(capfd.readouterr()))) == 1
+    kept = [found for place, content in files(out) for found in search.inside(place, content)]
+    assert {found.place.split()[1] for found in kept} == {"planted"} | (
+        {"keys/client-1/client.key"} if protection == "ckks" else set()
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 120), st.integers(0, 400), st.integers(40, 100), st.booleans())
+def test_the_search_finds_what_comparing_every_window_finds(seed, start, at, length, numbers) -> None:
+    rng = np.random.default_rng(seed)
+    other, data = rng.bytes(200), rng.bytes(500)
+    secret = rng.integers(-(2**20), 2**20, 28).tobytes() if numbers else rng.bytes(224)
+    piece = secret[start : start + length]
+    data = data[:at] + piece + data[at:]
+    search = Search({"other": other, "secret": secret})
+    with mock.patch("searching.PIECE", 128):
+        found = list(search.inside("data", data))
+        windows = [begin for begin in range(len(secret) - 63) if secret[begin : begin + 64] in data]
+        assert bool(found) == bool(windows)
+        assert {one.secret for one in found} <= {"secret"}
+        assert all(secret[one.start : one.start + one.length] in data for one in found)
+        assert list(Search({"secret": secret}, [b"known" + piece]).inside("data", data)) == []

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import shutil
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from kills import content
-from protected import Made, Observed, Sent, Weights, assert_same, by_hand, kill, observe, small
+from protected import HELD_OUT, Made, Observed, Sent, Watched, Weights, assert_same, by_hand, ended, kill, small
 from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
 
@@ -36,25 +34,6 @@ from fedveil.simulations.holder import open_record
 
 LATTICES = ("bfv", "ckks")
 PROTECTIONS = (*LATTICES, "secagg")
-HELD_OUT = {"data__validation_fraction": 0.2, "evaluation__federated": True}
-Watched = Callable[..., Observed]
-
-
-@pytest.fixture
-def watched(monkeypatch, tmp_path) -> Watched:
-    """Run an experiment in a folder of this test, and look into it."""
-
-    def observed(experiment: Experiment, name: str = "run", **hands: Any) -> Observed:
-        return observe(monkeypatch, experiment, tmp_path / name, **hands)
-
-    return observed
-
-
-def ended(seen: Observed) -> Observed:
-    """The run, which must have come to its end."""
-    if seen.error is not None:
-        raise seen.error
-    return seen
 
 
 def summary(seen: Observed) -> dict[str, Any]:
@@ -198,18 +177,6 @@ def test_clients_score_a_ciphertext_as_the_opened_model_scores(protection, engin
 # --- killed, stopped, gone on with
 
 
-@pytest.fixture(scope="module")
-def never_killed(tmp_path_factory) -> Callable[[Experiment], Observed]:
-    """The run of an experiment that nobody kills."""
-
-    @cache
-    def play(experiment: Experiment) -> Observed:
-        with pytest.MonkeyPatch.context() as patch:
-            return ended(observe(patch, experiment, tmp_path_factory.mktemp("whole") / "run"))
-
-    return play
-
-
 def killed(watched: Watched, experiment: Experiment, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     """Run in another process, in the folder "cut", and kill it at a moment."""
     save, write = rounds.save_state, keys._write
@@ -251,12 +218,12 @@ MOMENTS = ["pending", "evaluate 1", "stored 1", "train 2", "stored 2"]
     + [("ckks", "batched", "pending"), ("bfv", "sequential", "keys")],
 )
 def test_a_killed_run_goes_on_to_the_bytes_of_one_that_never_was(
-    protection, engine, moment, watched, never_killed, monkeypatch
+    protection, engine, moment, watched, honest, monkeypatch
 ) -> None:
     # fedavgm keeps arrays between rounds, without names
     strategy = {"federation__strategy": "fedavgm"} if protection == "secagg" else {}
     experiment = small(protection, engine=engine, **HELD_OUT, **strategy)
-    whole = never_killed(experiment)
+    whole = honest(experiment)
     killed(watched, experiment, monkeypatch, moment)
     resumed = ended(watched(experiment, "cut"))
     assert content(resumed.folder) == content(whole.folder)
