@@ -296,10 +296,12 @@ def serving(
             [sys.executable, str(SERVER), json.dumps(job)], cwd=own, stdout=log, stderr=log, pass_fds=[its.fileno()]
         )
     its.close()
+    server = Server(clients, own, planted, process, ours)
     try:
-        if not can_read_memory(process.pid):
+        assert ours.poll(WAIT), server.said()  # from its first message on it waits for answers
+        if process.poll() is None and not can_read_memory(process.pid):
             pytest.skip("needs to read another process's memory: Linux, and a system that lets it")
-        yield Server(clients, own, planted, process, ours)
+        yield server
     finally:
         process.kill()
         process.wait()
