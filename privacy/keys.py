@@ -1,7 +1,7 @@
 """The files of a run's key: `client.key` for those who encrypt and decrypt, `server.ctx` for the one who only adds.
 
-Both are TenSEAL contexts that `tenseal.context_from` opens, with one more field, which TenSEAL passes over: an id of 16
-random bytes that the pair shares. `client.key` holds the secret key and nothing else; `server.ctx` holds no key at all.
+Both are TenSEAL contexts that `tenseal.context_from` opens, with two more fields, which TenSEAL passes over: a checksum, and
+an id of 16 random bytes that the pair shares. `client.key` holds the secret key and nothing else; `server.ctx` holds no key at all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
+from zlib import crc32
 
 import tenseal  # type: ignore[import-untyped]
 
@@ -25,7 +26,8 @@ from fedveil.privacy.seal import Ring, read_context, read_fields, read_ring, wri
 CLIENT, SERVER = "client.key", "server.ctx"
 KEY_ID = 16  # bytes
 _LARGEST = 2**22  # bytes: four times the secret key of degree 32768
-_PARAMETERS, _PUBLIC, _PRIVATE, _KIND, _ID = 1, 2, 3, 4, 1000  # fields of a TenSEAL context; the last is ours
+# fields of a TenSEAL context; the last two are ours, and end the file
+_PARAMETERS, _PUBLIC, _PRIVATE, _KIND, _CHECKSUM, _ID = 1, 2, 3, 4, 1001, 1000
 _SYMMETRIC = 1  # TenSEAL's kind of encryption that needs no public key
 _FLAGS, _SCALE = 2, 3  # what its public part holds where there is no public, relinearisation or Galois key
 
@@ -89,8 +91,14 @@ def make_keys(lattice: Lattice) -> tuple[bytes, bytes]:
             f"privacy.degree = {lattice.degree} with privacy.primes = {list(lattice.primes)}: SEAL has no such "
             f"parameters ({error})"
         ) from None
-    key_id = write_field(_ID, secrets.token_bytes(KEY_ID))
-    return _serialize(context, secret=True) + key_id, _serialize(context, secret=False) + key_id
+    key_id = secrets.token_bytes(KEY_ID)
+    return _sign_off(_serialize(context, secret=True), key_id), _sign_off(_serialize(context, secret=False), key_id)
+
+
+def _sign_off(context: bytes, key_id: bytes) -> bytes:
+    """A file: the context, a checksum, which SEAL's own bytes lack (a changed bit may be another key), and the key's id."""
+    checksum = crc32(key_id, crc32(context)).to_bytes(4, "little")
+    return context + write_field(_CHECKSUM, checksum) + write_field(_ID, key_id)
 
 
 def _serialize(context: Any, secret: bool) -> bytes:
@@ -191,7 +199,7 @@ def load_client(path: Path) -> ClientKey:
         raise _damaged(path, "its private part cannot be read") from None
     if len(private) != 1 or len(keys) != 1 or not isinstance(keys[0], bytes):
         raise _damaged(path, "it does not hold one secret key")
-    context = _context(path, content)
+    context = _context(path, content, key_id)
     if not context.has_secret_key():
         raise _damaged(path, "TenSEAL finds no secret key in it")
     parameters = parts[_PARAMETERS][0]
@@ -208,7 +216,7 @@ def load_server(path: Path) -> ServerContext:
             f"{path}: holds a secret key, and a server must not have one; start it with {SERVER}, and remove this "
             "file from the server's machine"
         )
-    context = _context(path, content)
+    context = _context(path, content, key_id)
     if context.has_secret_key():
         raise ProtectionError(f"{path}: TenSEAL finds a secret key in it, and a server must not have one")
     return ServerContext(key_id, ring, _version(context), content)
@@ -248,7 +256,7 @@ def _parts(path: Path, content: bytes) -> tuple[dict[int, list[int | bytes]], by
     key_id = ids[0]
     if len(ids) != 1 or not isinstance(key_id, bytes) or len(key_id) != KEY_ID:
         raise _damaged(path, "it carries no key id of FedVeil")
-    unknown = sorted(set(parts) - {_PARAMETERS, _PUBLIC, _PRIVATE, _KIND, _ID})
+    unknown = sorted(set(parts) - {_PARAMETERS, _PUBLIC, _PRIVATE, _KIND, _CHECKSUM, _ID})
     if unknown or len(parts[_PARAMETERS]) != 1:
         raise _damaged(path, f"it holds parts that FedVeil does not write {unknown or ''}".rstrip())
     if parts.get(_KIND) != [_SYMMETRIC]:
@@ -258,7 +266,10 @@ def _parts(path: Path, content: bytes) -> tuple[dict[int, list[int | bytes]], by
     return parts, key_id, ring
 
 
-def _context(path: Path, content: bytes) -> Any:
+def _context(path: Path, content: bytes, key_id: bytes) -> Any:
+    end = len(_sign_off(b"", key_id))
+    if content != _sign_off(content[:-end], key_id):
+        raise _damaged(path, "its checksum is wrong: it was changed after it was made")
     try:
         return tenseal.context_from(content, n_threads=1)
     except (ValueError, RuntimeError, IndexError, TypeError) as error:

@@ -8,6 +8,7 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tenseal
 import tenseal.sealapi as sealapi
@@ -257,3 +258,18 @@ def test_no_context_is_ever_made_public_in_memory():
     sources = {path.resolve() for folder in folders for path in folder.rglob("*.py")}
     assert Path(keys.__file__).resolve() in sources
     assert [path for path in sources if "make_context" + "_public" in path.read_text()] == []
+
+
+def test_a_changed_bit_of_a_key_file_is_noticed(tmp_path) -> None:
+    """SEAL takes most of them for another key, under the same id."""
+    keys.write_keys(tmp_path / "keys", LATTICES[0], 1)
+    path = tmp_path / "keys" / "client-1" / keys.CLIENT
+    content = path.read_bytes()
+    for bit in np.random.default_rng(0).integers(0, 8 * len(content), 40):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(changed)
+        with pytest.raises(ProtectionError):
+            keys.load_client(path)
+    path.write_bytes(content)
+    keys.load_client(path)
