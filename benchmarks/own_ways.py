@@ -122,12 +122,12 @@ class LatticeClient:
         own = replace(header, seeded=self._encryptor.seeded, complex=self._encryptor.complex, examples=examples)
         return wire.write(own, self._encryptor.encrypt(whole, examples))
 
-    def open(self, download: bytes, clients: int, examples: int) -> np.ndarray:
+    def open(self, download: np.ndarray, clients: int, examples: int) -> np.ndarray:
         """The weighted mean, float32 [size]."""
         expected = wire.expect(
             "aggregate", self._plan, self._key, run=RUN, round=1, layout=self._layout, complex=self._encryptor.complex
         )
-        header, body = wire.read(download, expected)
+        header, body = wire.read(download.data, expected)
         total = self._encryptor.decrypt(body, header.size, header.examples, header.clients)
         return dequantize(total, header.examples, header.reference, self._plan.grid)
 
@@ -154,10 +154,12 @@ class LatticeServer:
         self._examples += header.examples
         self._reference = reference
 
-    def total(self) -> bytes:
-        """What clients download."""
+    def total(self) -> np.ndarray:
+        """What clients download, uint8."""
         header = wire.expect(
             "aggregate", self._plan, self._key, run=RUN, round=1, layout=self._layout, complex=self._complex
         )
         whole = replace(header, clients=self._adder.clients, examples=self._examples, reference=self._reference)
-        return wire.write(whole, self._adder.total())
+        message = self._adder.message()
+        wire.write_before(whole, message)
+        return message
