@@ -54,6 +54,10 @@ def throw(number: int, limit: float = 7200.0) -> dict[str, bool]:
             f"--junitxml={report}", "tests/privacy",
         ]  # fmt: skip
         done = subprocess.run(command, cwd=ROOT, env=os.environ | {VARIABLE: str(number)}, timeout=limit, check=False)
+        if not report.exists():
+            raise RuntimeError(
+                f"the tests that throw random bytes were ended with {done.returncode}, and left no report"
+            )
         stood: dict[str, bool] = {}
         for case in ElementTree.parse(report).iter("testcase"):
             passed = all(case.find(kind) is None for kind in ("failure", "error", "skipped"))

@@ -84,13 +84,13 @@ each time: model, best model, `metrics.csv`, `clients.csv` and the bytes in `led
 """
 
 
-def parsing(stood: dict[str, bool]) -> str:
+def parsing(stood: dict[str, bool], inputs: int = INPUTS) -> str:
     """The section on random bytes."""
     names = ", ".join(f"`{name}`{'' if held else ' (missed)'}" for name, held in sorted(stood.items()))
     return f"""
 ## Random bytes
 
-{INPUTS:,} random inputs for each parser of what another party sends or a key file holds, plain and in valid frames and damaged
+{inputs:,} random inputs for each parser of what another party sends or a key file holds, plain and in valid frames and damaged
 messages: every one was refused with a reason, or read as what it says; none crashed or hung. Parsers: {names}.
 """
 
