@@ -60,7 +60,7 @@ def load_registry(folder: Path) -> Registry | None:
     try:
         found = json.loads(path.read_bytes())
         return {int(client): public.encode() for client, public in found.items()}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ProtectionError(f"{path}: is no registry that `fedveil keys new` wrote ({error})") from None
 
 
