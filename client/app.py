@@ -7,10 +7,14 @@ that must not use what it got, or cannot protect what it has, replies with an er
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import time
-from functools import partial
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -18,45 +22,120 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from fedveil.client.masked import STAGES, answer, seal_cohort
+from fedveil.client.policy import Policy
 from fedveil.client.protect import Sealed, Seen
-from fedveil.client.work import Workplace, score, train, workplace
-from fedveil.core.errors import FedveilError, ProtectionError, SettingsError
+from fedveil.client.work import Own, Workplace, score, train, workplace
+from fedveil.core.errors import DataError, FedveilError, ProtectionError, SettingsError
+from fedveil.core.experiment import Experiment
 from fedveil.core.messages import (
     ARRAYS,
+    ATTEMPT,
     BLOB,
     CLIENT,
     CONFIG,
+    CONFIRMATIONS,
     INBOX,
     METRICS,
     REFERENCE,
     ROUND,
     RUN,
+    SCHEMA,
     WEIGHT,
     from_arrays,
-    to_arrays,
+    keep_residual,
+    residual_of,
     to_sealed,
+    write_update,
 )
+from fedveil.datasets.local import schema
 from fedveil.models.computing import one_thread
 from fedveil.models.evaluation import Scores
 
 app = ClientApp()
+Part = TypeVar("Part", ArrayRecord, ConfigRecord)
 Metrics = dict[str, int | float | list[int] | list[float]]
 REFUSED = (ProtectionError, SettingsError)  # what a client refuses, and is left out for; other errors are faults
 log = logging.getLogger("flwr")  # where Flower shows what a node does
+NEEDED: dict[str, tuple[str, ...]] = {  # of what a stage's message brings
+    "advertise": (), "share": (BLOB,), "confirm": (BLOB,), "reveal": (BLOB, CONFIRMATIONS)
+}  # fmt: skip
 SEEN = "fedveil.seen"  # in a client's state: the newest aggregate it used
+
+
+Handler = Callable[[Message, Context], Message]
+
+
+def _refusing(handler: Handler) -> Handler:
+    """A handler whose refusals are replies: what a client must not, or cannot, do is no fault of its app."""
+
+    @wraps(handler)
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except REFUSED as error:
+            return refusal(message, error, _keys(context))
+
+    return answer
 
 
 def _open(message: Message, context: Context) -> tuple[Workplace, int, ArrayRecord, dict[str, Any]]:
     place, client, config = _address(message, context)
-    return place, client, cast(ArrayRecord, message.content[ARRAYS]), config
+    return place, client, _part(message, ARRAYS, ArrayRecord), config
 
 
 def _address(message: Message, context: Context) -> tuple[Workplace, int, dict[str, Any]]:
-    keys = str(context.node_config.get("keys", context.run_config.get("keys", "")))
-    place = workplace(str(context.run_config["experiment"]), keys)
-    config = dict(cast(ConfigRecord, message.content[CONFIG]))
+    place = _workplace(context)
+    config = dict(_part(message, CONFIG, ConfigRecord))
     # a node that stands for several clients is told which one; else it is the one whose partition it holds
-    return place, int(cast(int, config.get(CLIENT, context.node_config["partition-id"]))), config
+    client = (
+        context.node_config["partition-id"]
+        if _deployed(context)
+        else config.get(CLIENT, context.node_config["partition-id"])
+    )
+    return place, int(cast(int, client)), config
+
+
+def _part(message: Message, key: str, kind: type[Part]) -> Part:
+    """A record of a message; raise ProtectionError where the server sent none."""
+    found = message.content.get(key)
+    if not isinstance(found, kind):
+        raise ProtectionError(f"the server's message has no {kind.__name__} '{key}'")
+    return found
+
+
+def _number(config: Mapping[str, Any], key: str) -> float:
+    """A number among a message's settings; raise ProtectionError where the server sent none."""
+    value = config.get(key)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ProtectionError(f"the server's message has no number '{key}'")
+    return float(value)
+
+
+def _deployed(context: Context) -> bool:
+    """Whether this is a client on a machine of its own, whose server is somebody else."""
+    return "data" in context.node_config
+
+
+def _keys(context: Context) -> str:
+    """The folder of this client's keys; a deployed client takes none that the server names."""
+    node = context.node_config
+    return str(node.get("keys", "" if _deployed(context) else context.run_config.get("keys", "")))
+
+
+def _workplace(context: Context) -> Workplace:
+    """What this node needs for the run; raise ProtectionError where its owner's policy refuses the run's settings."""
+    node, run = context.node_config, str(context.run_config["experiment"])
+    if not _deployed(context):
+        return workplace(run, _keys(context))
+    path = str(node["policy"])
+    policy = Policy.read(Path(path)) if path else Policy()
+    policy.check(Experiment.parse(run))
+    own = Own(str(node["data"]), int(cast(int, node["partition-id"])), str(context.run_config.get("words", "")))
+    try:
+        return workplace(run, _keys(context), own)
+    except DataError as error:
+        log.warning("%s", error)  # it may quote the data, which stays here
+        raise ProtectionError("its data does not fit the run; the client's own log says where") from None
 
 
 def _receive(
@@ -76,34 +155,51 @@ def _receive(
 
 
 @app.query()
+@_refusing
 def hello(message: Message, context: Context) -> Message:
-    """Say which partition this node holds, so that the server can order nodes by it."""
-    partition = MetricRecord({CLIENT: int(cast(int, context.node_config["partition-id"]))})
-    return Message(RecordDict({METRICS: partition}), reply_to=message)
+    """Say which partition this node holds, so that the server can order nodes by it; and what data of its own it brings."""
+    client = int(cast(int, context.node_config["partition-id"]))
+    if not _deployed(context):
+        return Message(RecordDict({METRICS: MetricRecord({CLIENT: client})}), reply_to=message)
+    place = _workplace(context)
+    place.check_agreed(client)
+    dataset = place.federated.dataset
+    examples = int(place.federated.sizes(np.array([client]))[0])
+    found = json.dumps(schema(dataset.task, dataset.words, dataset.columns))
+    log.info("takes part with %d examples: %s", examples, found)
+    metrics = MetricRecord({CLIENT: client, WEIGHT: examples})
+    return Message(RecordDict({METRICS: metrics, CONFIG: ConfigRecord({SCHEMA: found})}), reply_to=message)
 
 
 @app.train()
+@_refusing
 def fit(message: Message, context: Context) -> Message:
     """Train the global model on this client's examples; reply with the new weights and the mean loss."""
     started = time.perf_counter()
     place, client, record, config = _open(message, context)
-    number = int(config[ROUND])
-    try:
-        given = _receive(place, client, record, number - 1, config.get(RUN, b""), context)
-        with one_thread():
-            wanted = bool(config.get("report-global-loss", False))
-            global_loss = score(place, client, given, held_out=False).loss if wanted else None
-            rate = float(config["learning-rate"])
-            trained = train(place, [client], number, given, rate, config.get("proximal-mu"))
-        weights = {name: value[0].cpu().numpy() for name, value in trained.parameters.items()}
-        examples = int(trained.examples[0])
-        sealed = _seal(place, client, given, weights, examples, message, config, context)
-    except REFUSED as error:
-        return refusal(message, error, place.keys)
+    number, rate = int(_number(config, ROUND)), _number(config, "learning-rate")
+    if number > place.experiment.federation.rounds:
+        raise ProtectionError(
+            f"the server asks for round {number} of a run with federation.rounds = {place.experiment.federation.rounds}"
+        )
+    given = _receive(place, client, record, number - 1, config.get(RUN, b""), context)
+    with one_thread():
+        wanted = bool(config.get("report-global-loss", False))
+        global_loss = score(place, client, given, held_out=False).loss if wanted else None
+        trained = train(place, [client], number, given, rate, config.get("proximal-mu"))
+    weights = {name: value[0].cpu().numpy() for name, value in trained.parameters.items()}
+    examples = int(trained.examples[0])
+    sealed = _seal(place, client, given, weights, examples, message, config, context)
+    if sealed is None:
+        encoding = place.experiment.communication.encoding
+        update, lost = write_update(weights, given, encoding, residual_of(context.state, client))
+        keep_residual(context.state, client, lost)
+    else:
+        update = to_sealed(sealed.blob, place.experiment.privacy.protection)
     return training_reply(
         message,
         client,
-        to_arrays(weights) if sealed is None else to_sealed(sealed.blob, place.experiment.privacy.protection),
+        update,
         float(trained.loss[0]),
         examples,
         int(trained.steps[0]),
@@ -126,15 +222,34 @@ def _seal(
     """The protected update; None where the experiment protects none. Raise ProtectionError where it cannot be."""
     if place.experiment.privacy.protection == "none":
         return None
+    reference, run = int(_number(config, REFERENCE)), config.get(RUN)
+    if not isinstance(run, bytes):
+        raise ProtectionError("the server's message does not name its run")
     side = place.lattice(client)
     if side is not None:
-        return side.seal(weights, client, examples, int(config[ROUND]), config[RUN], int(config[REFERENCE]))
-    brought = cast(ConfigRecord, message.content[INBOX])
-    member = (client, weights, examples, brought, context.state)
-    (sealed,) = seal_cohort(place.masked, [member], config, given, place.keys)
+        return side.seal(weights, client, examples, int(config[ROUND]), run, reference)
+    member = (client, weights, examples, _brought(message), context.state)
+    (sealed,) = seal_cohort(place.masked, [member], _of_a_stage(config), given, place.keys)
     if isinstance(sealed, ProtectionError):
         raise sealed
     return sealed
+
+
+def _brought(message: Message) -> dict[str, Any]:
+    """What a message of secure aggregation brings for its client alone."""
+    found = dict(_part(message, INBOX, ConfigRecord))
+    if any(not isinstance(value, bytes) for value in found.values()):
+        raise ProtectionError("the server's message brings something else than bytes for this client")
+    return found
+
+
+def _of_a_stage(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a stage of secure aggregation; raise ProtectionError where the server left one out."""
+    for key in (ROUND, ATTEMPT):
+        _number(config, key)
+    if not isinstance(config.get(RUN), bytes):
+        raise ProtectionError("the server's message does not name its run")
+    return config
 
 
 def costs(sealed: Sealed | None, open_seconds: float) -> Metrics:
@@ -148,18 +263,17 @@ def _stage(stage: str, message: Message, context: Context) -> Message:
     """A stage of secure aggregation before or after the update."""
     started = time.perf_counter()
     place, client, config = _address(message, context)
-    brought = cast(ConfigRecord, message.content[INBOX])
-    try:
-        place.check_agreed(client)
-        blob = answer(place.masked, stage, client, config, brought, context.state, place.keys)
-    except REFUSED as error:
-        return refusal(message, error, place.keys)
+    place.check_agreed(client)
+    brought = _brought(message)
+    if missing := [key for key in NEEDED[stage] if key not in brought]:
+        raise ProtectionError(f"the server's message of the stage '{stage}' lacks '{missing[0]}'")
+    blob = answer(place.masked, stage, client, _of_a_stage(config), brought, context.state, place.keys)
     metrics = MetricRecord({CLIENT: client, "seconds": time.perf_counter() - started})
     return Message(RecordDict({CONFIG: ConfigRecord({BLOB: blob}), METRICS: metrics}), reply_to=message)
 
 
 for name in STAGES:
-    app.query(name)(partial(_stage, name))
+    app.query(name)(_refusing(partial(_stage, name)))
 
 
 def training_reply(
@@ -195,14 +309,12 @@ def refusal(message: Message, error: FedveilError, keys: str = "") -> Message:
 
 
 @app.evaluate()
+@_refusing
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model on the part this client holds out; reply with counts that can be summed."""
     started = time.perf_counter()
     place, client, record, config = _open(message, context)
-    try:
-        given = _receive(place, client, record, int(config.get(ROUND, 0)), config.get(RUN, b""), context)
-    except REFUSED as error:
-        return refusal(message, error, place.keys)
+    given = _receive(place, client, record, int(config.get(ROUND, 0)), config.get(RUN, b""), context)
     with one_thread():
         scores = score(place, client, given, held_out=True)
     return evaluation_reply(message, client, scores, time.perf_counter() - started)

@@ -19,6 +19,7 @@ from fedveil.core.examples import Task
 from fedveil.core.experiment import LATTICES, Experiment
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import Federated, load
+from fedveil.datasets.local import local, parse_source
 from fedveil.models.batched import Chain, batched
 from fedveil.models.computing import find_device
 from fedveil.models.evaluation import Scores, evaluate
@@ -29,6 +30,15 @@ from fedveil.models.training import Trained, train_clients
 from fedveil.privacy.keys import find_client_key
 from fedveil.privacy.packing import Layout
 from fedveil.privacy.parties import check_agreed
+
+
+@dataclass(frozen=True)
+class Own:
+    """Where the data of a client on its own machine is, as `--data` says; and the vocabulary that the run brings, a line each."""
+
+    source: str
+    client: int
+    words: str
 
 
 @dataclass(frozen=True)
@@ -83,16 +93,21 @@ class Workplace:
         return masked_side(self.experiment, self.layout)
 
 
-def workplace(settings: str, keys: str = "") -> Workplace:
-    """The workplace for an experiment, given as TOML text or a preset's name; `keys`: the folder with clients' keys."""
+def workplace(settings: str, keys: str = "", own: Own | None = None) -> Workplace:
+    """The workplace for an experiment, given as TOML text or a preset's name.
+
+    keys: the folder with clients' keys; own: the data of a client on its own machine, None for a share of what the settings name
+    """
     experiment = _experiment(settings)
-    federated = load(experiment.data, experiment.seed)  # kept by `load`, which notices other data
+    # both are kept, and notice other data
+    federated = _local(settings, own, _state(own.source)) if own else load(experiment.data, experiment.seed)
     return Workplace(experiment, federated, *_network(settings, federated.dataset.task), keys)
 
 
 def forget() -> None:
     """Make the next workplace anew: another run in this process may mean another network by the same name."""
     _network.cache_clear()
+    _local.cache_clear()
     lattice_side.cache_clear()
     masked_side.cache_clear()
 
@@ -110,6 +125,22 @@ def witnessed(place: Workplace, witness: Witness | None) -> Iterator[None]:
         yield
     finally:
         watchers.remove(witness)
+
+
+def _state(source: str) -> tuple[tuple[str, int, int], ...]:
+    """What a client's own data depends on beside its name: the state of its files."""
+    path = parse_source(source).path
+    if path is None:
+        return ()
+    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
+    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
+@lru_cache(maxsize=1)
+def _local(settings: str, own: Own, _state: tuple[tuple[str, int, int], ...]) -> Federated:
+    experiment = _experiment(settings)
+    words = own.words.split("\n") if own.words else None
+    return local(experiment.data, experiment.seed, parse_source(own.source), own.client, words)
 
 
 @lru_cache(maxsize=2)

@@ -151,6 +151,12 @@ class Federation(Section):
     selected: Count | None = Field(None, description="multikrum: updates to average; cohort - malicious - 2 without it")
     target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="stop when this is reached")
     patience: Count | None = Field(None, description="stop after this many evaluations without a better accuracy")
+    deadline: Positive = Field(3600.0, description="seconds that a round waits for its clients")
+    quorum: Count | None = Field(
+        None,
+        description="fewest clients whose updates make a round, else the run stops with what it kept; one without it, and "
+        "all of the cohort to begin",
+    )
 
 
 class Privacy(Section):
@@ -183,7 +189,10 @@ class Privacy(Section):
 class Communication(Section):
     """`[communication]`: how weights are written on the wire."""
 
-    encoding: Literal["float32"] = Field("float32", description="of weights")
+    encoding: Literal["float32", "float16", "int8"] = Field(
+        "float32",
+        description="of the weights that clients send: 4 bytes each, 2, or 1; int8 sends what rounding lost with the next",
+    )
 
 
 class Evaluation(Section):
@@ -524,6 +533,11 @@ def _check_combinations(e: Experiment) -> None:
 def _check_protection(e: Experiment, refuse: Callable[[bool, str], None]) -> None:
     """Refuse what cannot work on sums of protected updates."""
     protection, strategy = e.privacy.protection, e.federation.strategy
+    refuse(
+        protection != "none" and e.communication.encoding != "float32",
+        f"communication.encoding = '{e.communication.encoding}': cannot work with privacy.protection = '{protection}', whose "
+        "updates have a form of their own; leave it at 'float32'",
+    )
     if protection not in PROTECTED:
         return
     refuse(

@@ -16,16 +16,21 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedveil.core.encodings import FLOAT16, FLOAT32, READERS, to_float16, to_int8
+from fedveil.core.errors import ProtectionError
+
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 WEIGHT = "num-examples"  # the key of a client's weight in an average
 CLIENT = "client"  # the number of the partition a client holds: its name in records
 ROUND = "server-round"
 SEALED = "sealed"  # the one array of a protected model or update
+RESIDUALS = "fedveil.residuals"  # in a client's state: what int8 has lost of its updates so far
 REFERENCE = "reference-examples"  # n_ref: the announced total of a cohort
 RUN = "run"  # 16 bytes that name the run
 ATTEMPT = "attempt"  # at a round of secure aggregation
 INBOX = "inbox"  # what a message of secure aggregation brings for its client alone
 BLOB, CONFIRMATIONS = "blob", "confirmations"  # bytes of its stages
+SCHEMA, VERSION = "schema", "fedveil"  # in a client's first answer: what its data is, and which FedVeil it runs
 _NUMPY = "numpy.ndarray"
 
 
@@ -81,6 +86,78 @@ def from_sealed(record: ArrayRecord, protection: str) -> bytes | None:
     """The bytes of a protected model or update; None where the record is none, or of another protection."""
     array = record.get(SEALED)
     return array.data if array is not None and array.stype == f"fedveil.{protection}" else None
+
+
+def write_update(
+    weights: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], encoding: str, residual: np.ndarray | None
+) -> tuple[ArrayRecord, np.ndarray | None]:
+    """A client's new weights as they travel in the clear, and its next residual, which int8 alone has.
+
+    given: the model that the client was sent; encoding: `communication.encoding`; `stype` names it to Flower
+    residual: float32 [P], of the client's update before; None where it has made none
+    Raise ProtectionError where the encoding cannot hold the weights.
+    """
+    if encoding == FLOAT32:
+        return to_arrays(weights), None
+    lost = None
+    if encoding == FLOAT16:
+        written = to_float16(weights)
+    else:
+        written, lost = to_int8(weights, given, residual)
+    arrays = {name: Array(encoding, weights[name].shape, f"fedveil.{encoding}", data) for name, data in written.items()}
+    return ArrayRecord(arrays), lost
+
+
+def read_update(record: ArrayRecord, given: Mapping[str, np.ndarray], encoding: str) -> dict[str, np.ndarray]:
+    """The weights in a client's reply, float32, by name in the order of `given`, the model that the client was sent.
+
+    Raise ProtectionError where the record is no such model in this encoding.
+    """
+    differing = sorted(set(record) ^ set(given))
+    if differing:
+        name = differing[0]
+        raise ProtectionError(
+            f"its update is not of this model: {_short(name)} is {'missing' if name in given else 'none of its tensors'}"
+        )
+    return {name: _read_array(name, record[name], value, encoding) for name, value in given.items()}
+
+
+def _read_array(name: str, array: Array, given: np.ndarray, encoding: str) -> np.ndarray:
+    kind = _NUMPY if encoding == FLOAT32 else f"fedveil.{encoding}"
+    if (array.stype, array.dtype) != (kind, encoding):
+        raise ProtectionError(
+            f"its '{name}' is {_short(array.dtype)} written as {_short(array.stype)}, where communication.encoding = "
+            f"'{encoding}' asks for '{kind}'"
+        )
+    if tuple(array.shape) != given.shape:
+        raise ProtectionError(
+            f"its '{name}' has the shape {_short(tuple(array.shape))}, and the model's has {given.shape}"
+        )
+    if isinstance(array, LazyArray):
+        return array.numpy()
+    return READERS[encoding](name, array.data, given)
+
+
+def _short(value: object) -> str:
+    """What another party wrote, fit to be shown: on one line, and not of any length."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def residual_of(state: RecordDict, client: int) -> np.ndarray | None:
+    """What int8 has lost of a client's updates so far, float32 [P]; None where it has made none."""
+    record = state.get(RESIDUALS)
+    array = record.get(str(client)) if isinstance(record, ArrayRecord) else None
+    return None if array is None else array.numpy()
+
+
+def keep_residual(state: RecordDict, client: int, residual: np.ndarray | None) -> None:
+    """Remember it for the client's next update, in the state of its node, which may stand for several clients."""
+    if residual is not None:
+        record = state.get(RESIDUALS)
+        kept = record if isinstance(record, ArrayRecord) else ArrayRecord()
+        kept[str(client)] = Array(residual)  # not a lazy one: a node's state may be pickled, and stored
+        state[RESIDUALS] = kept
 
 
 def wire_bytes(content: RecordDict) -> int:

@@ -21,6 +21,7 @@ class DataSet:
     groups: int64 [len(train)], the source of each training example (a mailbox, a user), where it is known
     group_names: the sources' names
     words: text with a known vocabulary: the word of each id; None where words are hashed or there are none
+    columns: names of the features of a CSV, in order; empty where they have none
     made_up: True where the examples are not real; said wherever the data set is shown
     """
 
@@ -32,3 +33,4 @@ class DataSet:
     group_names: tuple[str, ...] = ()
     words: tuple[str, ...] | None = None
     made_up: bool = False
+    columns: tuple[str, ...] = ()

@@ -64,17 +64,44 @@ class Stored:
 
 
 @dataclass(frozen=True, eq=False)
+class Alone:
+    """One client on a machine of its own: all the examples there are its, and nobody else's can be asked for."""
+
+    held: Examples
+    client: int
+
+    def examples(self, client: int) -> tuple[Examples, np.ndarray]:
+        """Examples, and which of them the client holds, which is all: int64 [n]."""
+        return self.held, np.arange(len(self.held))
+
+    def sizes(self, clients: np.ndarray) -> np.ndarray:
+        """How many examples the client holds, as often as it is asked for: int64 [m]."""
+        return np.full(len(clients), len(self.held))
+
+    def counts(self, clients: np.ndarray, classes: int) -> np.ndarray:
+        """How many examples of each class the client holds, as often as it is asked for: int64 [m, classes]."""
+        return np.tile(np.bincount(self.held.labels, minlength=classes), (len(clients), 1))
+
+
+@dataclass(frozen=True, eq=False)
 class Federated:
     """A data set, and what each client holds of it.
 
-    holdings: of examples that are stored, or of clients that make their own
+    holdings: of examples that are stored, of clients that make their own, or of one client on a machine of its own
     validation_fraction: the share of its examples each client holds out to evaluate on
     """
 
     dataset: DataSet
-    holdings: Stored | Synthetic
+    holdings: Stored | Synthetic | Alone
     seed: int
     validation_fraction: float
+
+    @property
+    def clients(self) -> range:
+        """The clients whose examples are here: all, or one on a machine of its own."""
+        if isinstance(self.holdings, Alone):
+            return range(self.holdings.client, self.holdings.client + 1)
+        return range(self.holdings.clients)
 
     def client(self, k: int) -> tuple[Examples, Examples]:
         """What client k trains on, and what it holds out; the same whenever it is asked for.
@@ -115,13 +142,20 @@ class Federated:
 
     def _all_sizes(self) -> Iterator[np.ndarray]:
         """What each client has, a block of clients after another: a million take 20 ms, and no memory."""
-        for start in range(0, self.holdings.clients, BLOCK):
-            yield self.holdings.sizes(np.arange(start, min(start + BLOCK, self.holdings.clients)))
+        everyone = self.clients
+        for start in range(everyone.start, everyone.stop, BLOCK):
+            yield self.holdings.sizes(np.arange(start, min(start + BLOCK, everyone.stop)))
 
     def _check(self, clients: np.ndarray) -> None:
-        outside = clients[(clients < 0) | (clients >= self.holdings.clients)]
-        if len(outside):
-            raise SettingsError(f"there is no client {outside[0]}: clients are 0 to {self.holdings.clients - 1}")
+        here = self.clients
+        outside = clients[(clients < here.start) | (clients >= here.stop)]
+        if not len(outside):
+            return
+        if isinstance(self.holdings, Alone):
+            raise SettingsError(
+                f"there is no client {outside[0]} here: this machine holds the data of client {here[0]}"
+            )
+        raise SettingsError(f"there is no client {outside[0]}: clients are 0 to {here[-1]}")
 
 
 def load(data: Data, seed: int) -> Federated:

@@ -37,7 +37,7 @@ def own(data: Data) -> DataSet:
     if test_path is not None:
         test = _fitting(read_table(test_path, data.group_column, testing=True), table, test_path)
     classes = _classes(table, test, path, data)
-    labels = _indices(table, classes)
+    labels = indices(table, classes)
     kept = np.arange(len(labels))
     if table.texts is not None and data.drop_duplicates:
         kept = distinct(labels.tolist(), table.texts)
@@ -46,7 +46,7 @@ def own(data: Data) -> DataSet:
         split = (kept[train_part], kept[test_part])
     else:
         split = (kept, len(labels) + np.arange(len(test.labels)))
-        labels = np.concatenate([labels, _indices(test, classes)])
+        labels = np.concatenate([labels, indices(test, classes)])
     group_names = tuple(sorted(set(table.sources or ())))
     groups = None
     if table.sources is not None:
@@ -60,7 +60,13 @@ def own(data: Data) -> DataSet:
     task = Task("images" if table.kind == "images" else "features", examples.features.shape[1:], classes)
     train = examples.take(split[0])
     return DataSet(
-        "own", task, train, examples.take(split[1]), None if groups is None else groups[split[0]], group_names
+        "own",
+        task,
+        train,
+        examples.take(split[1]),
+        None if groups is None else groups[split[0]],
+        group_names,
+        columns=tuple(table.columns or ()),
     )
 
 
@@ -87,9 +93,7 @@ def _fitting(test: Table, table: Table, path: Path) -> Table:
 def _classes(table: Table, test: Table | None, path: Path, data: Data) -> tuple[str, ...]:
     """The classes in order; raise DataError where there are fewer than two, or one to test on is never trained on."""
     seen = set(table.labels)
-    classes = data.labels or tuple(sorted(seen, key=_order))
-    if data.labels is not None and (len(set(classes)) != len(classes) or len(classes) < 2):
-        raise SettingsError(f"data.labels = {list(classes)}: name at least 2 classes, each once")
+    classes = named_classes(data) or tuple(sorted(seen, key=_order))
     if len(seen) < 2:
         raise DataError(f"{path}: examples of at least 2 classes are needed; all are '{next(iter(seen))}'")
     if test is not None:
@@ -99,12 +103,20 @@ def _classes(table: Table, test: Table | None, path: Path, data: Data) -> tuple[
     return classes
 
 
-def _indices(table: Table, classes: tuple[str, ...]) -> np.ndarray:
-    """Labels as indices into the classes: int64 [n]."""
+def named_classes(data: Data) -> tuple[str, ...] | None:
+    """`data.labels`; raise SettingsError where it names fewer than two classes, or one twice."""
+    classes = data.labels
+    if classes is not None and (len(set(classes)) != len(classes) or len(classes) < 2):
+        raise SettingsError(f"data.labels = {list(classes)}: name at least 2 classes, each once")
+    return classes
+
+
+def indices(table: Table, classes: tuple[str, ...], of: str = "data.labels") -> np.ndarray:
+    """Labels as indices into the classes: int64 [n]; raise DataError with the place of a label that is none `of` them."""
     number = {name: i for i, name in enumerate(classes)}
     for i, label in enumerate(table.labels):
         if label not in number:
-            raise DataError(f"{table.place(i)}: label '{label}' is not one of data.labels ({', '.join(classes)})")
+            raise DataError(f"{table.place(i)}: label '{label}' is not one of {of} ({', '.join(classes)})")
     return np.array([number[label] for label in table.labels], np.int64)
 
 

@@ -43,10 +43,14 @@ def read_table(path: Path, group_column: str | None, *, testing: bool = False) -
     group_column: the column (in .npz the array) that names each example's source; test data may lack it.
     Raise DataError that names the file, the line, column or array, and what to do.
     """
-    if not path.exists():
-        raise DataError(f"{path}: there is no such file or folder; paths are relative to {Path.cwd()}")
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: there is no such file or folder; paths are relative to {Path.cwd()}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if path.is_dir():
-        if group_column is not None:
+        if group_column is not None and not testing:
             raise SettingsError(f"data.group_column = '{group_column}': {path} is a folder of images, without columns")
         return read_images(path)
     return (read_npz if path.suffix == ".npz" else read_csv)(path, group_column, testing)
@@ -222,12 +226,12 @@ def read_images(folder: Path) -> Table:
     """
     from PIL import Image, UnidentifiedImageError
 
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    classes = _entries(folder, Path.is_dir)
     paths: list[Path] = []
     labels: list[str] = []
     images: list[np.ndarray] = []
     for class_folder in classes:
-        files = sorted(f for f in class_folder.iterdir() if f.suffix.lower() in IMAGE_ENDINGS and f.name[0] != ".")
+        files = _entries(class_folder, lambda file: file.suffix.lower() in IMAGE_ENDINGS)
         if not files:
             raise DataError(
                 f"{class_folder}: no images ({', '.join(IMAGE_ENDINGS)}); each folder in {folder} is a class"
@@ -254,6 +258,14 @@ def read_images(folder: Path) -> Table:
     stacked = np.stack(images).astype(np.float32) / 255  # [n, h, w] or [n, h, w, c]
     features = stacked[:, np.newaxis] if stacked.ndim == 3 else stacked.transpose(0, 3, 1, 2)
     return Table("images", labels, lambda i: str(paths[i]), features=np.ascontiguousarray(features))
+
+
+def _entries(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    """What a folder holds that is wanted and not hidden, in order."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if entry.name[0] != "." and wanted(entry))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
 def _size(pixels: np.ndarray) -> str:

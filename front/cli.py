@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedveil import __version__
+from fedveil import __version__, machines
 from fedveil.core import parts
 from fedveil.core.errors import DataError, FedveilError, SettingsError, nearest
 
@@ -57,7 +57,8 @@ def _experiment(name: str, assignments: list[str] | None, seed: int | None = Non
     return experiment.override(settings) if settings else experiment
 
 
-def _use_data_dir(folder: Path | None) -> None:
+def use_data_dir(folder: Path | None) -> None:
+    """Look for data in this folder first; raise SettingsError where it is none."""
     if folder is not None:
         if not folder.is_dir():
             raise SettingsError(f"--data-dir {folder}: is not a folder")
@@ -84,6 +85,9 @@ def run(
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="go on with an interrupted run in its folder")
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="SERVER", help="run on a `fedveil server`, as in localhost, with its clients")
     ] = None,
     flower_app: Annotated[
         Path | None, typer.Option("--app", metavar="DIR", help="run the Flower app in this folder instead of a preset")
@@ -116,9 +120,12 @@ def run(
             )
         _run_app(flower_app, assignments, clients, seed, as_json, quiet)
         return
+    if on is not None:
+        _run_on(on, preset, assignments, seed, device, resume, [engine, workers, out], as_json, quiet, show)
+        return
     if clients is not None:
         raise SettingsError(f"--clients {clients}: only with --app; use --set data.clients={clients}")
-    _use_data_dir(data_dir)
+    use_data_dir(data_dir)
     if resume is not None:
         from fedveil.core.experiment import resumable
 
@@ -148,6 +155,35 @@ def run(
         from fedveil.simulations.display import summary_text
 
         console.print(summary_text(result), highlight=False, soft_wrap=True, markup=False)
+
+
+def _run_on(
+    server: str,
+    preset: str | None,
+    assignments: list[str] | None,
+    seed: int | None,
+    device: str | None,
+    resume: Path | None,
+    unfit: list[object],
+    as_json: bool,
+    quiet: bool,
+    show: bool,
+) -> None:
+    """`fedveil run --on`."""
+    from fedveil.machines import run_on
+
+    if any(given is not None for given in unfit):
+        raise SettingsError(
+            "--engine, --workers, --out: not with --on; clients compute each on their own machine, and the record "
+            "is on the server's"
+        )
+    if resume is not None and (preset or assignments or seed is not None or device):
+        raise SettingsError("--resume: goes on with the run of that name on the server, and its own settings")
+    experiment = None if resume is not None else _experiment(preset or "digits", assignments, seed, device=device)
+    if show and experiment is not None:
+        typer.echo(experiment.toml(), nl=False)
+        return
+    run_on(server, experiment, None if resume is None else str(resume), as_json, quiet)
 
 
 def _run_app(
@@ -197,7 +233,7 @@ def list_parts(
 @data_app.command("list")
 def data_list(data_dir: DataDir = None) -> None:
     """Say of each data set whether it is here, and where."""
-    _use_data_dir(data_dir)
+    use_data_dir(data_dir)
     from rich.table import Column, Table
 
     from fedveil.datasets.sources import status
@@ -213,7 +249,7 @@ def data_list(data_dir: DataDir = None) -> None:
 @data_app.command("fetch")
 def data_fetch(name: Annotated[str, typer.Argument(help="a data set")], data_dir: DataDir = None) -> None:
     """Make sure that a data set is here: download it to the cache where it is not, and check it."""
-    _use_data_dir(data_dir)
+    use_data_dir(data_dir)
     from fedveil.datasets.sources import find
 
     found = find(name)
@@ -226,7 +262,7 @@ def data_fetch(name: Annotated[str, typer.Argument(help="a data set")], data_dir
 @data_app.command("check")
 def data_check(name: Annotated[str, typer.Argument(help="a data set")], data_dir: DataDir = None) -> None:
     """Compare a data set's files with their published checksums; download nothing."""
-    _use_data_dir(data_dir)
+    use_data_dir(data_dir)
     from fedveil.datasets.sources import check
 
     files = check(name)
@@ -249,7 +285,7 @@ def data_show(
     data_dir: DataDir = None,
 ) -> None:
     """Show who holds what: a table, and a picture of the partition."""
-    _use_data_dir(data_dir)
+    use_data_dir(data_dir)
     experiment = _experiment(preset, assignments, seed)
     path = out or Path(f"partition-{experiment.name}.png")
     if path.suffix not in (".png", ".pdf", ".svg"):
@@ -271,6 +307,13 @@ def data_show(
 def keys_new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder; it gets a folder for each party")],
     clients: Annotated[int, typer.Option(metavar="N", min=1, help="parties that train")] = 1,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="the server's DNS name or IP address: makes its certificate, and its authority; repeatable",
+        ),
+    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
@@ -278,13 +321,15 @@ def keys_new(
         ),
     ] = None,
 ) -> None:
-    """Make new keys: DIR/server without any secret, DIR/client-1, DIR/client-2, ... with the clients' own.
+    """Make new keys: DIR/server without any secret of clients, DIR/client-1, DIR/client-2, ... with the clients' own.
 
-    A new run needs a new key. Bring each client its folder by a way you trust, never through the server.
+    A new run needs a new key. Bring each client its folder by a way you trust, never through the server. With --host the
+    parties may be on separate machines, over TLS, and DIR/operator has what signs the server's certificates.
     """
     from fedveil.core.experiment import LATTICES, Experiment, parse_assignments
+    from fedveil.privacy.certificates import CERTIFICATE
     from fedveil.privacy.keys import fingerprint, write_keys
-    from fedveil.privacy.parties import new_parties
+    from fedveil.privacy.parties import describe, new_parties
     from fedveil.privacy.plan import make_lattice
 
     settings = {"privacy.protection": "ckks", **parse_assignments(assignments or [])}
@@ -293,26 +338,55 @@ def keys_new(
         raise SettingsError(f"--set {unfit[0]}: keys depend on settings of [privacy] alone")
     privacy = Experiment().override(settings).privacy
     lattice = make_lattice(privacy) if privacy.protection in LATTICES else None
-    key_id = write_keys(folder, lattice, clients, new_parties(clients, privacy))
+    key_id = write_keys(folder, lattice, clients, new_parties(clients, privacy, host or []))
     if lattice:
         typer.echo(
             f"key      {fingerprint(key_id)}  ({privacy.protection}, degree {lattice.degree}; both sides show this)"
         )
-    typer.echo(f"server   {folder / 'server'}  (no secret)")
+    secret = (
+        "its TLS key, mode 0600, and no secret of clients: bring it to the server's machine" if host else "no secret"
+    )
+    typer.echo(f"server   {folder / 'server'}  ({secret})")
+    if host:
+        typer.echo(f"         {describe(folder / 'server' / CERTIFICATE)[0]}")
     names = "client-1" if clients == 1 else f"client-1 to client-{clients}"
     typer.echo(f"clients  {folder / names}  (secret: mode 0600; bring each to its machine by a way you trust)")
+    if host:
+        typer.echo(
+            f"operator {folder / 'operator'}  (ca.key signs the server's certificates: it stays with you, offline, and goes to no "
+            "other machine)"
+        )
+
+
+@keys_app.command("renew")
+def keys_renew(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="what `fedveil keys new` made, with operator/ and server/")
+    ],
+) -> None:
+    """Make a new certificate for the server, with a new key and the same names; clients need nothing new."""
+    from fedveil.privacy.certificates import CERTIFICATE, CERTIFICATE_KEY, certificate_words
+    from fedveil.privacy.parties import renew_certificate
+
+    words = certificate_words(renew_certificate(folder))
+    server = folder / "server"
+    typer.echo(f"server   {words}")
+    typer.echo(
+        f"         bring {server / CERTIFICATE} and {server / CERTIFICATE_KEY} to the server, and restart it there"
+    )
 
 
 @keys_app.command("show")
-def keys_show(file: Annotated[Path, typer.Argument(metavar="FILE", help="a client.key or server.ctx")]) -> None:
-    """Show the fingerprint of a key file, for people to compare; nothing of the key itself."""
-    from fedveil.privacy.keys import SERVER, fingerprint, load_client, load_server
+def keys_show(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="a file that `fedveil keys new` wrote, or a folder of them")
+    ],
+) -> None:
+    """Show what keys and certificates are, for people to compare: fingerprints, names, dates; nothing of a key itself."""
+    from fedveil.privacy.parties import describe
 
-    found = load_server(file) if file.name == SERVER else load_client(file)
-    lattice = found.lattice
-    typer.echo(
-        f"{fingerprint(found.key_id)}  {lattice.scheme}, degree {lattice.degree}, primes of {list(lattice.primes)} bits"
-    )
+    for line in describe(path):
+        typer.echo(line)
 
 
 @keys_app.command("open")
@@ -361,6 +435,10 @@ def bench(
         write=write,
         command=["fedveil", *sys.argv[1:]],
     )
+
+
+for command in (machines.server, machines.client, machines.status, machines.logs, machines.stop):
+    app.command()(command)
 
 
 def _print_version(wanted: bool) -> None:

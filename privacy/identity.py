@@ -1,6 +1,7 @@
 """Who a client is: a key pair for signatures, whose public half the others have registered.
 
-Keys are ECDSA P-384, as Flower's nodes have them, or Ed25519, in PEM or OpenSSH files.
+Keys are ECDSA P-384 or Ed25519, in PEM or OpenSSH files. A Flower node shows who it is with the same key, and reads P-384 in
+OpenSSH files alone: that is what new ones are.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ class Signer:
 
 
 def new_identity() -> tuple[bytes, bytes]:
-    """A new P-384 key pair: the private key, to be kept in a file that only its owner can read, and the public one; PEM."""
+    """A new P-384 key pair: the private key, OpenSSH, to be kept in a file that only its owner can read, and the public one, PEM."""
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
     return private, Signer(key).public
 
@@ -74,23 +75,47 @@ def load_signer(path: str | Path) -> Signer:
     return Signer(key)
 
 
+def load_node_key(path: str | Path) -> Signer:
+    """The private key in a file, where Flower's nodes can use it too; raise ProtectionError as `load_signer` does, or otherwise."""
+    signer = load_signer(path)
+    if not (_openssh(Path(path).read_bytes()) and _is_p384(signer._key)):
+        raise ProtectionError(
+            f"{path}: Flower's nodes take an ECDSA P-384 key in OpenSSH format alone; `fedveil keys new` makes such keys"
+        )
+    return signer
+
+
+def public_pem(public: bytes) -> bytes:
+    """A registered public key as PEM, in which form equal keys are equal; raise ProtectionError where it is no key of ours."""
+    return _load_public(public).public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
 def verify(public: bytes, data: bytes, signature: bytes) -> bool:
     """Whether a signature of data is by the owner of a public key; raise ProtectionError where that is no key of ours."""
+    key = _load_public(public)
+    try:
+        if isinstance(key, ed25519.Ed25519PublicKey):
+            key.verify(signature, data)
+        else:
+            key.verify(signature, data, ec.ECDSA(hashes.SHA384()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _load_public(public: bytes) -> ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey:
     try:
         load = serialization.load_pem_public_key if public.startswith(b"-----") else serialization.load_ssh_public_key
         key = load(public)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise ProtectionError(f"a registered public key is in neither PEM nor OpenSSH format: {error}") from error
-    try:
-        if isinstance(key, ed25519.Ed25519PublicKey):
-            key.verify(signature, data)
-        elif isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
-            key.verify(signature, data, ec.ECDSA(hashes.SHA384()))
-        else:
-            raise ProtectionError("a registered public key is neither ECDSA P-384 nor Ed25519")
-    except InvalidSignature:
-        return False
-    return True
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return key
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
+        return key
+    raise ProtectionError("a registered public key is neither ECDSA P-384 nor Ed25519")
 
 
 def _is_p384(key: object) -> bool:

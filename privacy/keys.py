@@ -25,9 +25,10 @@ from fedveil.privacy.seal import Ring, read_context, read_fields, read_ring, wri
 
 CLIENT, SERVER = "client.key", "server.ctx"
 KEY_ID = 16  # bytes
-_LARGEST = 2**22  # bytes: four times the secret key of degree 32768
+LARGEST = 2**22  # bytes: four times the secret key of degree 32768
 # fields of a TenSEAL context; the last two are ours, and end the file
 _PARAMETERS, _PUBLIC, _PRIVATE, _KIND, _CHECKSUM, _ID = 1, 2, 3, 4, 1001, 1000
+_SEAL = b"\x5e\xa1\x10"  # how SEAL's objects begin
 _SYMMETRIC = 1  # TenSEAL's kind of encryption that needs no public key
 _FLAGS, _SCALE = 2, 3  # what its public part holds where there is no public, relinearisation or Galois key
 
@@ -150,12 +151,15 @@ def write_keys(
 ) -> bytes:
     """Make a new key and a folder for each party: server/server.ctx, client-1/client.key and so on; return the key's id.
 
-    lattice: None makes no key, and returns nothing; others: more files, by party and name
+    lattice: None makes no key, and returns nothing; others: more files, by party and name, and so more parties
     Only the owner can read any of it, from the first byte on; a failure leaves nothing behind.
     Raise SettingsError where the folder holds something already, or cannot be made.
     """
     client, server = (b"", b"") if lattice is None else make_keys(lattice)
-    parties = {"server": {SERVER: server}, **{f"client-{number}": {CLIENT: client} for number in range(1, clients + 1)}}
+    others = others or {}
+    parties: dict[str, dict[str, bytes]] = {"server": {SERVER: server}}
+    parties |= {f"client-{number}": {CLIENT: client} for number in range(1, clients + 1)}
+    parties |= {party: {} for party in others if party not in parties}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -166,7 +170,7 @@ def write_keys(
         try:
             for party, files in parties.items():
                 (unfinished / party).mkdir(mode=0o700)
-                for name, content in {**(files if lattice else {}), **(others or {}).get(party, {})}.items():
+                for name, content in {**(files if lattice else {}), **others.get(party, {})}.items():
                     _write(unfinished / party / name, content)
             if folder.exists():
                 folder.rmdir()
@@ -179,6 +183,23 @@ def write_keys(
     return server[-KEY_ID:]
 
 
+def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put new files in the place of old ones in a party's folder, each whole, and its owner's alone; raise SettingsError."""
+    try:
+        unfinished = Path(
+            tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
+        )  # beside it: no folder of keys
+        try:
+            for name, content in files.items():
+                _write(unfinished / name, content)
+            for name in files:
+                (unfinished / name).replace(folder / name)
+        finally:
+            rmtree(unfinished)
+    except OSError as error:
+        raise SettingsError(f"{folder}: the keys cannot be written there ({error.strerror})") from None
+
+
 def _write(path: Path, content: bytes) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
@@ -188,7 +209,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def load_client(path: Path) -> ClientKey:
     """The key in a file; raise ProtectionError where others can read the file, or it is no client's key."""
-    content = _read(path, private=True)
+    content = read_file(path, private=True)
     parts, key_id, ring = _parts(path, content)
     private = [value for value in parts.get(_PRIVATE, ()) if isinstance(value, bytes)]
     if not private:
@@ -209,7 +230,7 @@ def load_client(path: Path) -> ClientKey:
 
 def load_server(path: Path) -> ServerContext:
     """The server's context in a file; raise ProtectionError where it holds any key, before TenSEAL sees it."""
-    content = _read(path, private=False)
+    content = read_file(path, private=False)
     parts, key_id, ring = _parts(path, content)
     if _PRIVATE in parts:
         raise ProtectionError(
@@ -222,20 +243,35 @@ def load_server(path: Path) -> ServerContext:
     return ServerContext(key_id, ring, _version(context), content)
 
 
-def _read(path: Path, private: bool) -> bytes:
-    """The content of a key's file; private: nobody but its owner may be able to read it."""
+def holds_secret(content: bytes) -> bool:
+    """Whether a file is a TenSEAL context with a private part, of any parameters; one that cannot be read whole may be.
+
+    content: its first LARGEST bytes
+    """
+    if _SEAL not in content:
+        return False
+    try:
+        parts = read_context(content)
+    except ProtectionError:  # cut, added to, or larger
+        return content[:1] == write_field(_PARAMETERS, b"")[:1] and _SEAL in content[:8]
+    ours = any(isinstance(value, bytes) and value.startswith(_SEAL) for value in parts.get(_PARAMETERS, ()))
+    return ours and _PRIVATE in parts
+
+
+def read_file(path: Path, private: bool) -> bytes:
+    """The content of a key's file; private: nobody but its owner may be able to read it; raise ProtectionError."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if private and os.name == "posix" and stat.S_IMODE(status.st_mode) & 0o077:
                 raise ProtectionError(f"{path}: others than its owner can read this key; chmod 600 {path}")
-            content = file.read(_LARGEST + 1)
+            content = file.read(LARGEST + 1)
     except OSError as error:
         raise ProtectionError(
             f"{path}: cannot be read ({error.strerror}); fedveil keys new makes a folder of keys for each party"
         ) from None
-    if len(content) > _LARGEST:
-        raise _damaged(path, f"it has more than {_LARGEST:,} bytes")
+    if len(content) > LARGEST:
+        raise _damaged(path, f"it has more than {LARGEST:,} bytes")
     return content
 
 

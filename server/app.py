@@ -12,9 +12,11 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedveil.core.children import log_file
 from fedveil.core.experiment import LATTICES, Experiment
 from fedveil.core.record import Record
 from fedveil.server.checkpoint import MODEL, SEALED_MODEL, State
+from fedveil.server.deployed import run_deployed
 from fedveil.server.exchange import Row
 from fedveil.server.federation import federate, prepare, resolve
 from fedveil.server.nodes import ClientGrid
@@ -27,6 +29,9 @@ log = logging.getLogger("flwr")
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run's configuration names, over the nodes that are connected."""
+    if context.run_config.get("desk"):
+        _run_deployed(grid, context)
+        return
     experiment = resolve(Experiment.find(str(context.run_config["experiment"])))
     experiment = experiment.override({"engine": "sequential", "workers": None})  # what a client does with a message
     federation = prepare(experiment)
@@ -49,6 +54,13 @@ def main(grid: Grid, context: Context) -> None:
     federate(federation, clients, record, Hooks(watch, evaluate, log.warning))
     log.info("model_sha256 %s", record.sha256(SEALED_MODEL if lattices else MODEL))
     log.info("record %s", record.folder.resolve())
+
+
+def _run_deployed(grid: Grid, context: Context) -> None:
+    """A run that `fedveil server` started: its log is a file beside its record's folder."""
+    record = Path(str(context.run_config["record"]))
+    words = log_file(record.name, record.parent.parent / "logs" / f"{record.name}.log")
+    run_deployed(grid, context.run_config, words.info)
 
 
 def _server_folder(keys: Path) -> Path:

@@ -1,8 +1,8 @@
 """What a run needs to go on: one file, replaced whole after every round.
 
 The file is safetensors: the model, the best model, the arrays a strategy keeps between rounds (momenta, second
-moments) and the newest rows of the tables, with a JSON description and a CRC-32 of it all. Random streams need no
-saving: they are addressed by round (`core/randomness.py`).
+moments), what int8 has lost of each client's updates, and the newest rows of the tables, with a JSON description and a
+CRC-32 of it all. Random streams need no saving: they are addressed by round (`core/randomness.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FILE = "checkpoint/state.safetensors"
 FORMAT = 2
 MODEL, BEST = "model.safetensors", "best.safetensors"
 SEALED_MODEL, SEALED_BEST = "model.sealed", "best.sealed"  # of ciphertexts
-STORED_APART = ("parameters", "best_parameters", "pending", "train_losses")  # as arrays
+STORED_APART = ("parameters", "best_parameters", "pending", "train_losses", "residuals")  # as arrays
 Parameters = dict[str, np.ndarray]
 # NumPy's names of the kinds of numbers a strategy may keep, and safetensors'
 KINDS = {
@@ -52,6 +52,7 @@ class State:
     run: 16 bytes that name a protected run, in hexadecimal digits
     costs: of the protection so far: seal_seconds, open_seconds, clipped, largest_error, error_bound
     pending, pending_rows: a protected model that was made and is not evaluated yet, and the account of its round
+    residuals: of a simulation in int8, what each client will add to its next update, float32 [P]; engines keep it up to date
     """
 
     parameters: Parameters
@@ -70,6 +71,7 @@ class State:
     costs: dict[str, float] = field(default_factory=dict)
     pending: Parameters = field(default_factory=dict)
     pending_rows: dict[str, Any] = field(default_factory=dict)
+    residuals: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 def save_state(record: Record, experiment: Experiment, state: State, strategy: Strategy) -> None:
@@ -80,6 +82,7 @@ def save_state(record: Record, experiment: Experiment, state: State, strategy: S
     arrays = {f"model/{k}": v for k, v in state.parameters.items()}
     arrays |= {f"best/{k}": v for k, v in state.best_parameters.items()}
     arrays |= {f"pending/{k}": v for k, v in state.pending.items()}
+    arrays |= {f"residuals/{client}": state.residuals[client] for client in sorted(state.residuals)}
     arrays["train_losses"] = np.array(state.train_losses, np.float64)
     kept: dict[str, tuple[str, Any]] = {}
     for attribute, value in vars(strategy).items():
@@ -257,6 +260,7 @@ def load_state(record: Record) -> tuple[State, dict[str, Any]]:
         best_parameters={k: arrays[f"best/{k}"] for k in order if f"best/{k}" in arrays},
         pending={k.removeprefix("pending/"): v for k, v in arrays.items() if k.startswith("pending/")},
         train_losses=arrays["train_losses"].tolist(),
+        residuals={int(k.removeprefix("residuals/")): v for k, v in arrays.items() if k.startswith("residuals/")},
         **description,
     )
     return state, kept

@@ -64,6 +64,8 @@ def exchange(
         }
         for client, message in zip(clients, messages, strict=True)
     }  # fmt: skip
+    # records count clients from 0; a grid of separate machines may call them as people do there
+    called = getattr(grid, "called", lambda client: f"client {client}")
     replies: dict[int, Message] = {}
     answered: set[int] = set()
     again: list[str] = []
@@ -71,7 +73,7 @@ def exchange(
         # who answers is known by the message, whatever the reply says
         client = clients[index]
         if client in answered:
-            again.append(f"client {client}: a second reply to one message; the first counts")
+            again.append(f"{called(client)}: a second reply to one message; the first counts")
             continue
         answered.add(client)
         row = rows[client]
@@ -99,7 +101,7 @@ def exchange(
     order = sorted(replies)  # sums run in a fixed order, whoever answers first
     ledger = [rows[client] for client in sorted(rows)]
     where = "" if stage == "train" else f", {stage}"
-    failures = [f"client {row['client']}{where}: {row['failure']}" for row in ledger if row["failure"] is not None]
+    failures = [f"{called(row['client'])}{where}: {row['failure']}" for row in ledger if row["failure"] is not None]
     return Exchanged(order, failures + again, ledger), [replies[client] for client in order]
 
 

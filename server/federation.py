@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -58,9 +58,10 @@ class Federation:
         test, kind = self.federated.dataset.test, self.experiment.training.loss
         return evaluate(self.network, from_numpy(parameters, self.device), test, kind)
 
-    def protect(self, keys: Path | None) -> None:
+    def protect(self, keys: Path | None, announced: Callable[[Sequence[int]], Sequence[int]] | None = None) -> None:
         """Take the server's part of the experiment's protection, with server.ctx in the folder `keys` where it needs one.
 
+        announced: examples of each of some clients, where they are not known from the data
         Raise SettingsError or ProtectionError where it cannot.
         """
         experiment, federated = self.experiment, self.federated
@@ -69,7 +70,7 @@ class Federation:
             return [int(n) for n in federated.sizes(np.asarray(clients))]
 
         layout = Layout.of(to_numpy(get(self.network)))
-        self.side = server_side(experiment, layout, bytes.fromhex(self.state.run), sizes, keys)
+        self.side = server_side(experiment, layout, bytes.fromhex(self.state.run), announced or sizes, keys)
 
 
 def resolve(experiment: Experiment) -> Experiment:
@@ -77,22 +78,25 @@ def resolve(experiment: Experiment) -> Experiment:
     return experiment.override({"device": find_device(experiment.device).type})
 
 
-def prepare(experiment: Experiment, resume: Record | None = None) -> Federation:
+def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Federated | None = None) -> Federation:
     """Load, build and check all that a run needs; write nothing.
 
     experiment: resolved; resume: the record of the run to go on with
+    elsewhere: stands for data that other machines hold, and is not here to be loaded and checked
     Raise SettingsError or DataError where it cannot run, or go on.
     """
     device = find_device(experiment.device)
     protected = experiment.privacy.protection != "none"
     check_protection(experiment)
     strategy = make(experiment)
-    federated = load(experiment.data, experiment.seed)
-    _check_evaluators(experiment, federated)
+    federated = elsewhere or load(experiment.data, experiment.seed)
+    if elsewhere is None:
+        _check_evaluators(experiment, federated)
     task = federated.dataset.task
     check_training(task, experiment.training)
     network = build(task, experiment.model, Stream(experiment.seed)).to(device)
-    digest = _digest(federated) if experiment.data.path or ":" in experiment.data.dataset else ""
+    named = experiment.data.path or ":" in experiment.data.dataset
+    digest = _digest(federated) if named and elsewhere is None else ""
     if resume is None:
         state = State(to_numpy(get(network)), data=digest, run=os.urandom(16).hex() if protected else "")
     else:
@@ -144,5 +148,6 @@ def federate(federation: Federation, grid: Grid, record: Record, hooks: Hooks) -
             record,
             side=federation.side,
             hooks=hooks,
+            timeout=federation.experiment.federation.deadline,
             binary=federation.binary,
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, cast
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp.strategy import Strategy
 
-from fedveil.core.messages import from_arrays
+from fedveil.core.errors import ProtectionError
+from fedveil.core.messages import ARRAYS, from_arrays, read_update, to_arrays
 from fedveil.privacy.packing import Parameters
 from fedveil.server.ciphertexts import Ciphertexts
 from fedveil.server.masked import Masked
@@ -38,30 +39,43 @@ class Gathering(Protocol):
 
 @dataclass
 class Clear:
-    """Updates in the clear: the strategy sees each."""
+    """Updates in the clear: the strategy sees each, as float32.
+
+    encoding: of updates on the wire; sent: the model that each client was sent, while a round goes on
+    """
 
     strategy: Strategy
+    encoding: str
+    sent: dict[int, ArrayRecord] = field(default_factory=dict)
     final: bool = True
     mean: Parameters | None = None
     bound: float = 0.0
 
     def ask(self, messages: list[Message]) -> list[Message]:
         """As they are."""
+        self.sent = {m.metadata.dst_node_id - 1: cast(ArrayRecord, m.content[ARRAYS]) for m in messages}
         return messages
 
     def take(self, client: int, reply: Message) -> None:
-        """Nothing to check or add yet."""
+        """Put the weights in the place of what travelled; raise ProtectionError where those are not of the client's model."""
+        record = reply.content.get(ARRAYS)
+        if not isinstance(record, ArrayRecord):
+            raise ProtectionError("its reply has no weights")
+        reply.content[ARRAYS] = to_arrays(read_update(record, from_arrays(self.sent[client]), self.encoding))
 
     def finish(self, number: int, replies: list[Message]) -> Parameters | None:
         """As the strategy aggregates."""
+        self.sent = {}  # lets go of the models before clients evaluate the next
         aggregate, _ = self.strategy.aggregate_train(number, replies)
         return None if aggregate is None else from_arrays(aggregate)
 
 
-def gather(strategy: Strategy, side: ServerSide | None, number: int, attempt: int, converse: Converse) -> Gathering:
-    """The gathering for a round."""
+def gather(
+    strategy: Strategy, side: ServerSide | None, number: int, attempt: int, converse: Converse, encoding: str
+) -> Gathering:
+    """The gathering for a round; encoding: of updates in the clear."""
     if side is None:
-        return Clear(strategy)
+        return Clear(strategy, encoding)
     if side.context is not None:
         return Ciphertexts(side, number)
     return Masked(strategy, side, number, attempt, converse)

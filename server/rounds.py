@@ -44,6 +44,7 @@ class Hooks:
     watch: is shown the row of each round as it enters metrics.csv
     evaluate: scores of a model on the server's test data; None where it has none, or cannot read the model
     warn: is told why a client was left out
+    lenient: a client whose update is not finite is left out, as other machines may send anything; else the run ends there
     inspect: a simulation's own look at a protected model and the clients in it: how far it lies from their plain mean
     """
 
@@ -51,6 +52,7 @@ class Hooks:
     evaluate: Callable[[Parameters], Scores] | None = None
     warn: Callable[[str], None] = lambda _text: None
     inspect: Callable[[Parameters, Sequence[int]], float] | None = None
+    lenient: bool = False
 
 
 def run_rounds(
@@ -63,7 +65,7 @@ def run_rounds(
     side: ServerSide | None,
     hooks: Hooks,
     binary: bool,
-    timeout: float = 3600.0,
+    timeout: float,
 ) -> None:
     """Train from `state.round` to the last round, or until a stop that the settings ask for.
 
@@ -92,7 +94,7 @@ def run_rounds(
             with global_random(stream, "sampling"):
                 messages = strategy.configure_train(number, _to_record(state, experiment), ConfigRecord(config), grid)
             parameters, trained, gathering = _train(
-                grid, list(messages), number, experiment, strategy, side, record, timeout
+                grid, list(messages), number, experiment, strategy, side, record, timeout, lenient=hooks.lenient
             )
             del messages  # what it weighs is not needed while clients evaluate
             for reason in trained.failures:
@@ -162,6 +164,8 @@ def _train(
     side: ServerSide | None,
     record: Record,
     timeout: float,
+    *,
+    lenient: bool,
 ) -> tuple[Parameters, Exchanged, Gathering]:
     """The next global model; the clients' weights are let go when this returns, so that their memory serves again."""
     whole = Exchanged()
@@ -182,9 +186,11 @@ def _train(
     numbers = ("train-loss", *(("seal-seconds", "open-seconds") if side else ()))
     counts = TRAINED | ({"clipped": 0} if side else {})
     for attempt in range(ATTEMPTS):
-        gathering = gather(strategy, side, number, attempt, converse)
+        gathering = gather(strategy, side, number, attempt, converse, experiment.communication.encoding)
         try:
-            exchanged, replies = converse(gathering.ask(messages), "train", gathering.take, numbers, counts)
+            take = _finite(gathering.take) if lenient else gathering.take
+            exchanged, replies = converse(gathering.ask(messages), "train", take, numbers, counts)
+            _check_quorum(experiment, len(replies), whole.failures, number, record)
             rows = _train_rows(replies, number, protected=side is not None)
             if any(not math.isfinite(row["train_loss"]) for row in rows):
                 _refuse_divergence(replies, number, record)
@@ -205,6 +211,31 @@ def _train(
             f"the clients' were{_kept(number, record)}\n  try a smaller federation.server_learning_rate"
         )
     return parameters, whole, gathering
+
+
+def _finite(take: Callable[[int, Message], None]) -> Callable[[int, Message], None]:
+    """`take`, for updates that are finite; others are a failure of their client alone."""
+
+    def look(client: int, reply: Message) -> None:
+        if not math.isfinite(metric(reply, "train-loss")):
+            raise ProtectionError(f"its training diverged (loss {metric(reply, 'train-loss'):g})")
+        take(client, reply)
+        arrays = reply.content.get(ARRAYS)  # gone where an update was a ciphertext
+        if isinstance(arrays, ArrayRecord) and not all(_is_finite(value) for value in from_arrays(arrays).values()):
+            raise ProtectionError("its weights are not finite: its training diverged")
+
+    return look
+
+
+def _check_quorum(experiment: Experiment, answered: int, failures: Sequence[str], number: int, record: Record) -> None:
+    """Raise TrainingError where too few clients' updates can be used."""
+    quorum = experiment.federation.quorum
+    if quorum is not None and answered < quorum:
+        raise TrainingError(
+            f"round {number}: the updates of {answered} clients can be used, fewer than federation.quorum = {quorum}"
+            + _reasons(failures)
+            + _kept(number, record)
+        )
 
 
 def _evaluate(

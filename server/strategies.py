@@ -100,7 +100,8 @@ class _FedAvg(flower.FedAvg):
     def _draw(
         self, number: int, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, kind: str
     ) -> list[Message]:
-        nodes = random.sample(cast(Sequence[int], grid.get_node_ids()), number)
+        there = cast(Sequence[int], grid.get_node_ids())  # on a network some may be missing
+        nodes = random.sample(there, min(number, len(there)))
         config[ROUND] = server_round
         content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return list(self._construct_messages(content, nodes, kind))

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedveil.core.examples import Examples
 from fedveil.core.experiment import LATTICES
-from fedveil.simulations.holder import READERS
+from fedveil.server.summary import READERS
 
 if TYPE_CHECKING:
     from fedveil.core.record import Record

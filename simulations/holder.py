@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
-
-from flwr.app import RecordDict
 
 from fedveil.client.protect import LatticeSide, Witness
 from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.experiment import LATTICES, resumable
-from fedveil.core.messages import ARRAYS, SEALED, to_arrays, wire_bytes
+from fedveil.core.messages import SEALED
 from fedveil.core.record import Record, write_atomically
 from fedveil.models.evaluation import Scores
 from fedveil.models.parameters import get, to_numpy
-from fedveil.privacy.keys import find_client_key, fingerprint, write_keys
+from fedveil.privacy.keys import CLIENT, find_client_key, fingerprint, write_keys
 from fedveil.privacy.packing import Layout
-from fedveil.privacy.plan import make_lattice, make_plan
+from fedveil.privacy.plan import make_lattice
 from fedveil.privacy.wire import round_of
 from fedveil.server.checkpoint import BEST, MODEL, Parameters, State, load_state, model_file
 from fedveil.server.federation import Federation, prepare
+from fedveil.server.summary import describe_protection
 
 KEYS = "keys"  # the folder in a record
-FILE = "protection.json"
-READERS = {
-    "none": "the server sees every client's weights",
-    "ckks": "the server saw no trained weights, only ciphertexts; whoever holds client.key, as every client does, reads all",
-    "bfv": "the server saw no trained weights, only ciphertexts; whoever holds client.key, as every client does, reads all",
-    "secagg": "the server saw the mean of each cohort's weights and no client's own; the clients see the model it made of that",
-}
 
 
 class Holder:
@@ -78,49 +68,13 @@ class Holder:
     def describe(self) -> None:
         """Write what protects this run, and who reads what."""
         experiment = self._federation.experiment
-        protection = experiment.privacy.protection
-        plan = make_plan(experiment.privacy, experiment.federation.cohort)
-        description: dict[str, Any] = {
-            "protection": protection,
-            "parameters": plan.explain(),
-            "readers": READERS[protection],
-            "test scores": "a key holder apart from the server evaluates the model, in the process of this simulation"
-            if protection in LATTICES
-            else "the server evaluates the mean, which it sees",
-        }
-        if self._side is not None:
-            description["key"] = fingerprint(self._side.key.key_id)
-        self._record.write(FILE, json.dumps(description, indent=2).encode() + b"\n")
-
-
-def costs(federation: Federation, record: Record) -> dict[str, Any]:
-    """What the protection of a run cost, for its summary, by name.
-
-    bytes_up_ratio, bytes_down_ratio: against the same messages in the clear
-    seal_seconds, open_seconds: of all clients, processor time
-    largest_error: of a round's model against the plain mean; None where clients work out of sight (Ray)
-    error_bound: what rounding alone can make of it, to the grid and to float32, where nothing was clipped
-    """
-    import pandas as pd
-
-    assert federation.side is not None
-    state, plan = federation.state, federation.side.plan
-    ledger = pd.read_csv(record.path("ledger.csv"), usecols=["stage", "bytes_up"])
-    plain = wire_bytes(RecordDict({ARRAYS: to_arrays(to_numpy(get(federation.network)))}))
-    stages = ledger[ledger.stage.isin(["train", "evaluate"])]
-    up = plain * int(stages[stages.stage == "train"].bytes_up.notna().sum())
-    down = plain * len(stages)
-    return {
-        "parameters": plan.explain(),
-        "bytes_up_ratio": round(state.bytes_up / up, 3),
-        "bytes_down_ratio": round(state.bytes_down / down, 3),
-        "seal_seconds": round(state.costs.get("seal_seconds", 0.0), 3),
-        "open_seconds": round(state.costs.get("open_seconds", 0.0), 3),
-        "clipped": int(state.costs.get("clipped", 0)),
-        "largest_error": state.costs.get("largest_error"),
-        "error_bound": state.costs.get("error_bound"),
-        "readers": READERS[federation.experiment.privacy.protection],
-    }
+        readers = (
+            "a key holder apart from the server evaluates the model, in the process of this simulation"
+            if experiment.privacy.protection in LATTICES
+            else "the server evaluates the mean, which it sees"
+        )
+        key = fingerprint(self._side.key.key_id) if self._side is not None else None
+        describe_protection(experiment, self._record, readers, key)
 
 
 def make_keys_once(federation: Federation, record: Record) -> Path | None:
@@ -158,8 +112,14 @@ def open_record(folder: Path, keys: Path, out: Path | None) -> Path:
     state, _ = load_state(record)
     if SEALED not in state.parameters:
         raise SettingsError(f"{folder}: no round was done, so there is no encrypted model yet")
+    try:
+        key = find_client_key(keys, 0)
+    except ProtectionError:
+        raise ProtectionError(
+            f"{keys}: holds no {CLIENT}; only a client's folder of keys that was made for this run opens its model"
+        ) from None
     federation = prepare(experiment, record)
-    side = LatticeSide(experiment, Layout.of(to_numpy(get(federation.network))), find_client_key(keys, 0))
+    side = LatticeSide(experiment, Layout.of(to_numpy(get(federation.network))), key)
     holder = Holder(federation, record, side, None)
     path = out or record.path(MODEL)
     write_atomically(path, model_file(holder.open(state.parameters)))

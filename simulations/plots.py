@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedveil.core.experiment import resumable
 from fedveil.core.record import Record, write_atomically
 from fedveil.datasets.federated import Federated
 from fedveil.datasets.partitions import evenly
@@ -40,24 +41,33 @@ STYLE: Any = {
 
 def draw(federation: Federation, record: Record) -> list[Path]:
     """Draw plots/accuracy.png, plots/loss.png and plots/partition.png of a run; return their paths."""
+    experiment, federated = federation.experiment, federation.federated
+    drawn = _draw_curves(experiment, _data(experiment, federated), record)
+    draw_partition(experiment, federated, record.path("plots") / "partition.png")
+    return [*drawn, record.path("plots") / "partition.png"]
+
+
+def draw_record(record: Record) -> list[Path]:
+    """Draw what a record alone can tell: of a run on other machines, who holds what is not known here."""
+    experiment = resumable(record.folder)
+    return _draw_curves(experiment, experiment.data.dataset, record)
+
+
+def _draw_curves(experiment: Experiment, data: str, record: Record) -> list[Path]:
     import pandas as pd
 
     metrics = pd.read_csv(record.path("metrics.csv"))
     folder = record.path("plots")
     folder.mkdir(exist_ok=True)
-    title = _title(federation)
-    target = federation.experiment.federation.target_accuracy
-    _curves(metrics, "accuracy", title, folder / "accuracy.png", target)
+    title = _title(experiment, data)
+    _curves(metrics, "accuracy", title, folder / "accuracy.png", experiment.federation.target_accuracy)
     _curves(metrics, "loss", title, folder / "loss.png")
-    draw_partition(federation.experiment, federation.federated, folder / "partition.png")
-    return [folder / name for name in ("accuracy.png", "loss.png", "partition.png")]
+    return [folder / name for name in ("accuracy.png", "loss.png")]
 
 
-def _title(federation: Federation) -> str:
-    e = federation.experiment
+def _title(e: Experiment, data: str) -> str:
     return (
-        f"{_data(e, federation.federated)}\n{e.federation.strategy}, {e.federation.cohort:,} of {e.data.clients:,} clients "
-        f"a round, seed {e.seed}"
+        f"{data}\n{e.federation.strategy}, {e.federation.cohort:,} of {e.data.clients:,} clients a round, seed {e.seed}"
     )
 
 

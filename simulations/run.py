@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +27,14 @@ from fedveil.server.checkpoint import MODEL, State, begun, load_state, put_back
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
 from fedveil.server.rounds import Hooks
+from fedveil.server.summary import summary
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.choice import choose, count_workers
 from fedveil.simulations.engine.cohort import CohortGrid
 from fedveil.simulations.engine.grid import InProcessGrid
 from fedveil.simulations.engine.ray import run_on_ray
 from fedveil.simulations.engine.workers import Workers
-from fedveil.simulations.holder import Holder, costs, make_keys_once
+from fedveil.simulations.holder import Holder, make_keys_once
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +140,7 @@ def _run(
         metrics=metrics,
         clients=pd.read_csv(record.path("clients.csv")),
         model=federation.network.cpu().eval(),
-        summary=_summary(federation, metrics, record),
+        summary=summary(federation, record),
     )
 
 
@@ -171,7 +171,10 @@ def _compute(
     if experiment.engine == "sequential":
         with show.live(federation, record, f"one client after another: {why}"):
             config = {"experiment": settings, "keys": keys}
-            grid = InProcessGrid(app, experiment.data.clients, config, stop=stop, watch=show.client_done)
+            kept = federation.state.residuals
+            grid = InProcessGrid(
+                app, experiment.data.clients, config, stop=stop, watch=show.client_done, residuals=kept
+            )
             with witnessed(place, witness):
                 federate(federation, grid, record, hooks)
         return
@@ -182,7 +185,8 @@ def _compute(
         words = "1 process" if number == 1 else f"{number} processes"
         with show.live(federation, record, f"{words}: {why}"):
             config = {"experiment": settings, "keys": keys}
-            cohorts = CohortGrid(place, workers, config, watch=show.client_done, witness=witness)
+            kept = federation.state.residuals
+            cohorts = CohortGrid(place, workers, config, watch=show.client_done, witness=witness, residuals=kept)
             federate(federation, cohorts, record, hooks)
 
 
@@ -207,31 +211,6 @@ def _resumed(experiment: Experiment, folder: Path) -> Experiment:
 def _rounds_kept(record: Record) -> int:
     """The last round of the record's checkpoint: a run may have been stopped while it wrote a newer one."""
     return load_state(record)[0].round if begun(record) else 0
-
-
-def _summary(federation: Federation, metrics: pd.DataFrame, record: Record) -> dict[str, Any]:
-    """What `fedveil run --json` prints: the last row of the metrics, and what a script may rely on."""
-    state, last = federation.state, metrics.iloc[-1]
-    scores = {
-        name: None if math.isnan(last[name]) else float(last[name])
-        for name in metrics.columns
-        if name.startswith(("test_", "validation_"))
-    }
-    return {
-        "run_dir": str(record.folder),
-        "rounds": state.round,
-        **scores,
-        "best_round": state.best_round,
-        "stopped": state.stopped or None,
-        "seconds": round(state.seconds, 3),
-        "model_sha256": record.sha256("model.safetensors"),
-        "bytes_up": state.bytes_up,
-        "bytes_down": state.bytes_down,
-        "engine": federation.experiment.engine,
-        "device": federation.device.type,
-        "protection": federation.experiment.privacy.protection,
-        **({"privacy": costs(federation, record)} if federation.side else {}),
-    }
 
 
 @contextmanager

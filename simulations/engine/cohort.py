@@ -20,7 +20,7 @@ from fedveil.client.protect import Sealed, Seen, Witness
 from fedveil.client.work import Workplace
 from fedveil.core.errors import ProtectionError
 from fedveil.core.experiment import LATTICES
-from fedveil.core.messages import ARRAYS, CONFIG, INBOX, REFERENCE, ROUND, RUN, from_arrays, to_arrays, to_sealed
+from fedveil.core.messages import ARRAYS, CONFIG, INBOX, REFERENCE, ROUND, RUN, from_arrays, to_sealed, write_update
 from fedveil.models.batches import cut
 from fedveil.simulations.engine.grid import InProcessGrid
 from fedveil.simulations.engine.workers import Job, Outcome, Workers
@@ -41,9 +41,13 @@ class CohortGrid(InProcessGrid):
         *,
         watch: Callable[[int, int], None] = lambda _done, _total: None,
         witness: Witness | None = None,
+        residuals: dict[int, np.ndarray] | None = None,
     ) -> None:
-        """`watch` is told how many of the messages at hand are done; `witness` sees what clients made, in the clear."""
-        super().__init__(app, place.experiment.data.clients, run_config, watch=watch)
+        """`watch` is told how many of the messages at hand are done; `witness` sees what clients made, in the clear.
+
+        residuals: as `InProcessGrid` has them
+        """
+        super().__init__(app, place.experiment.data.clients, run_config, watch=watch, residuals=residuals)
         self._place, self._workers, self._show, self._witness = place, workers, watch, witness
         self._seen: Seen | None = None  # the newest aggregate that clients of this process used
         self._row = 0  # of the results that the next client's weights go to
@@ -114,12 +118,10 @@ class CohortGrid(InProcessGrid):
                 examples = int(outcome.examples[j])  # type: ignore[index]
                 if self._witness is not None:
                     self._witness.saw(client, weights, examples)
-                sealed = None if outcome.sealed is None else outcome.sealed[j]
                 make = partial(
                     self._reply,
                     messages[i],
                     client,
-                    weights,
                     outcome,
                     j,
                     outcome.seconds / len(job.clients),
@@ -128,7 +130,7 @@ class CohortGrid(InProcessGrid):
                 if masked:
                     waiting.append((i, client, weights, examples, make))
                 else:
-                    yield i, make(sealed)
+                    yield i, make(outcome.sealed[j] if outcome.sealed else self._write(client, weights, arrays))
         if waiting:
             yield from self._mask(messages, waiting, config, arrays)
 
@@ -136,21 +138,21 @@ class CohortGrid(InProcessGrid):
         self,
         message: Message,
         client: int,
-        weights: dict[str, np.ndarray],
         outcome: Outcome,
         j: int,
         seconds: float,
         open_seconds: float,
-        sealed: Sealed | ProtectionError | None,
+        update: Sealed | ArrayRecord | ProtectionError,
     ) -> Message:
         """The reply of the j-th client of a job."""
-        if isinstance(sealed, ProtectionError):
-            return refusal(message, sealed, self._place.keys)
+        if isinstance(update, ProtectionError):
+            return refusal(message, update, self._place.keys)
         protection = self._place.experiment.privacy.protection
+        sealed = update if isinstance(update, Sealed) else None
         return training_reply(
             message,
             client,
-            to_arrays(weights) if sealed is None else to_sealed(sealed.blob, protection),
+            to_sealed(update.blob, protection) if isinstance(update, Sealed) else update,
             float(outcome.loss[j]),  # type: ignore[index]
             int(outcome.examples[j]),  # type: ignore[index]
             int(outcome.steps[j]),  # type: ignore[index]
@@ -158,6 +160,19 @@ class CohortGrid(InProcessGrid):
             seconds,
             costs(sealed, open_seconds),
         )
+
+    def _write(
+        self, client: int, weights: dict[str, np.ndarray], given: dict[str, np.ndarray]
+    ) -> ArrayRecord | ProtectionError:
+        """A client's update in the clear, or why it cannot be written, which is no reason to stop the others."""
+        encoding = self._place.experiment.communication.encoding
+        try:
+            update, lost = write_update(weights, given, encoding, self._residuals.get(client))
+        except ProtectionError as error:
+            return error
+        if lost is not None:
+            self._residuals[client] = lost
+        return update
 
     def _mask(
         self,

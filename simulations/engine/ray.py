@@ -16,7 +16,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
 
-from flwr.app import ConfigRecord, Context, Error, Message
+import numpy as np
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
@@ -24,7 +25,7 @@ from joblib import cpu_count
 
 from fedveil.client.app import app
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError, TrainingError
-from fedveil.core.messages import CLIENT, CONFIG
+from fedveil.core.messages import CLIENT, CONFIG, RESIDUALS, keep_residual, residual_of
 from fedveil.core.record import Record
 from fedveil.server.federation import Federation, federate
 from fedveil.server.nodes import ClientGrid
@@ -72,7 +73,7 @@ def run_on_ray(
     nodes = min(experiment.data.clients, max(experiment.federation.cohort, experiment.evaluation.cohort or 1))
     config = {"experiment": experiment.toml(), "keys": str(Path(keys).resolve()) if keys else ""}
     with _runtime(config, nodes, workers, federation.device.type == "cuda") as runtime:
-        lent = _LentGrid(runtime, stop, client_done)
+        lent = _LentGrid(runtime, stop, client_done, federation.state.residuals)
         federate(federation, ClientGrid(lent, experiment.data.clients, timeout=600.0), record, hooks)
 
 
@@ -153,20 +154,40 @@ class _Client(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         inner = Context(context.run_id, context.node_id, context.node_config, context.state, self._config)
+        if RESIDUALS in message.content:
+            inner.state[RESIDUALS] = message.content[RESIDUALS]
         try:
             reply = app(message, inner)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}{where(error)}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        kept = inner.state.pop(RESIDUALS, None)
+        if kept is not None and reply.has_content():
+            reply.content[RESIDUALS] = kept
         context.state = inner.state
         return reply
 
 
-class _LentGrid(Grid):
-    """Flower's grid, asked in such a way that a stop, a failing client and a dead runtime are noticed."""
+def _client(message: Message) -> int:
+    """The client that a message is for, whichever node stands for it."""
+    return int(cast(int, cast(ConfigRecord, message.content[CONFIG])[CLIENT]))
 
-    def __init__(self, runtime: _Runtime, stop: Callable[[], bool], client_done: Callable[[int, int], None]) -> None:
-        self._runtime, self._grid = runtime, runtime.grid
+
+class _LentGrid(Grid):
+    """Flower's grid, asked in such a way that a stop, a failing client and a dead runtime are noticed.
+
+    What int8 has lost of clients' updates stays on this side, where a checkpoint can hold it; it travels with the messages,
+    as Flower's own state of a node does.
+    """
+
+    def __init__(
+        self,
+        runtime: _Runtime,
+        stop: Callable[[], bool],
+        client_done: Callable[[int, int], None],
+        residuals: dict[int, np.ndarray],
+    ) -> None:
+        self._runtime, self._grid, self._residuals = runtime, runtime.grid, residuals
         self._stop, self._client_done = stop, client_done
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -175,6 +196,9 @@ class _LentGrid(Grid):
 
     def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
         """As `send_and_receive`, each reply as it arrives, with the position of its message."""
+        for message in messages:
+            if message.metadata.message_type == MessageType.TRAIN:
+                keep_residual(message.content, _client(message), self._residuals.get(_client(message)))
         waiting = {sent: i for i, sent in enumerate(self._grid.push_messages(messages))}
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
         while waiting and time.monotonic() < deadline:
@@ -185,8 +209,11 @@ class _LentGrid(Grid):
             for reply in self._grid.pull_messages(list(waiting)):
                 index = waiting.pop(reply.metadata.reply_to_message_id)
                 if reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION:
-                    client = int(cast(int, cast(ConfigRecord, messages[index].content[CONFIG])[CLIENT]))
-                    raise TrainingError(f"client {client} failed: {reply.error.reason}")
+                    raise TrainingError(f"client {_client(messages[index])} failed: {reply.error.reason}")
+                if reply.has_content() and RESIDUALS in reply.content:
+                    client = _client(messages[index])
+                    self._residuals[client] = cast(np.ndarray, residual_of(reply.content, client))
+                    del reply.content[RESIDUALS]
                 yield index, reply
                 self._client_done(len(messages) - len(waiting), len(messages))
             time.sleep(POLL)

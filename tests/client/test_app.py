@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,37 @@ def test_a_client_that_is_told_which_one_it_is_is_that_one(network) -> None:
     assert told.content["metrics"]["client"] == 8
     for name, value in from_arrays(told.content["arrays"]).items():
         np.testing.assert_array_equal(value, from_arrays(own.content["arrays"])[name])
+
+
+def test_int8_sends_the_difference_and_what_the_update_before_lost(network) -> None:
+    settings = SETTINGS.override({"communication.encoding": "int8"})
+    grid = InProcessGrid(app, SETTINGS.data.clients, {"experiment": settings.toml()})
+    start, plain = to_numpy(get(network)), {}
+    lost = {name: np.zeros_like(value) for name, value in start.items()}
+    for number in (1, 2, 3):
+        config = {"server-round": number, "learning-rate": 0.2}
+        content = RecordDict({"arrays": to_arrays(start), "config": ConfigRecord(config)})
+        (reply,) = grid.send_and_receive([Message(content, dst_node_id=4, message_type="train")])
+        plain = from_arrays(ask("train", 3, network, **config).content["arrays"])
+        for name, array in reply.content["arrays"].items():
+            wanted = plain[name] - start[name] + lost[name]
+            scale = np.frombuffer(array.data[:4], "<f4")[0]
+            levels = np.frombuffer(array.data[4:], np.int8).reshape(wanted.shape)
+            assert scale == np.abs(wanted).max() / np.float32(127)
+            np.testing.assert_array_equal(levels, np.round(wanted / scale))
+            lost[name] = wanted - levels * scale
+        assert any(value.any() for value in lost.values())
+
+
+def test_weights_that_float16_cannot_hold_are_refused(network) -> None:
+    settings = SETTINGS.override({"communication.encoding": "float16"})
+    start = to_numpy(get(network))
+    start["output.bias"] = np.full_like(start["output.bias"], 7e4)  # the same for all classes: it changes nothing
+    grid = InProcessGrid(app, SETTINGS.data.clients, {"experiment": settings.toml()})
+    config = ConfigRecord({"server-round": 1, "learning-rate": 0.2})
+    content = RecordDict({"arrays": to_arrays(start), "config": config})
+    (reply,) = grid.send_and_receive([Message(content, dst_node_id=4, message_type="train")])
+    assert re.match(r"'output.bias' holds (7e\+04|699\d\d.*|700\d\d.*), and float16 ends at 65504", reply.error.reason)
 
 
 def test_weights_of_another_model_are_refused(network) -> None:

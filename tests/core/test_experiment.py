@@ -78,6 +78,7 @@ def test_toml_gives_back_the_same_settings(seed, rate, hidden, batch, labels) ->
         ("evaluation.federated=true", "set data.validation_fraction"),
         ("evaluation.cohort=20", "larger than the population"),
         ("data.dataset=own", "data.path"),
+        ("communication.encoding=int4", "communication.encoding = 'int4': must be 'float32', 'float16' or 'int8'"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named_with_what_was_given_and_what_is_allowed(assignment, said) -> None:
@@ -90,6 +91,13 @@ def test_settings_that_cannot_work_together_are_refused() -> None:
     assert "at most cohort - malicious - 2" in refused("federation.strategy=multikrum", "federation.selected=9")
     assert "must be smaller" in refused("training.schedule=cyclic", "training.schedule_minimum=0.1")
     assert "must be smaller" in refused("training.schedule=cosine", "training.schedule_minimum=0.2")
+
+
+@pytest.mark.parametrize("protection", ["ckks", "bfv", "secagg"])
+@pytest.mark.parametrize("encoding", ["float16", "int8"])
+def test_protected_updates_have_no_other_encoding(protection, encoding) -> None:
+    said = refused(f"privacy.protection={protection}", f"communication.encoding={encoding}")
+    assert f"communication.encoding = '{encoding}': cannot work with privacy.protection = '{protection}'" in said
 
 
 def test_a_setting_asked_for_that_would_change_nothing_is_refused() -> None:

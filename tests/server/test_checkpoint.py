@@ -82,6 +82,18 @@ def test_the_state_comes_back_whole(record) -> None:
         assert getattr(back, field) == getattr(wanted, field)
 
 
+def test_what_int8_lost_comes_back_and_takes_no_room_where_there_is_none(record) -> None:
+    settings, now = experiment("fedavg"), state()
+    save_state(record, settings, now, make(settings))
+    assert not [key for key in load_file(record.path(FILE)) if key.startswith("residuals")]
+    assert load_state(record)[0].residuals == {}
+    now.residuals = {7: np.float32([0.5, -1e-30]), 0: np.float32([3, 4]), 12: np.float32([0, -0.0])}
+    save_state(record, settings, now, make(settings))
+    back = load_state(record)[0].residuals
+    assert set(back) == {0, 7, 12}
+    assert all(back[client].tobytes() == value.tobytes() for client, value in now.residuals.items())
+
+
 @pytest.fixture
 def saved(record) -> Record:
     """A record with a checkpoint."""

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tenseal
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from searching import Found, Search, files
@@ -135,7 +135,7 @@ def found_in(search: Search, text: str) -> list[Found]:
 
 def private_parts(key: bytes) -> bytes:
     """The private number in a PEM file of a P-384 key, 48 bytes."""
-    loaded = load_pem_private_key(key, None)
+    loaded = load_ssh_private_key(key, None)
     assert isinstance(loaded, EllipticCurvePrivateKey)
     return loaded.private_numbers().private_value.to_bytes(48, "big")
 

@@ -1,0 +1,120 @@
+"""The process of a deployed client that holds its data and keys, and computes: kept warm from round to round.
+
+It is started by `fedveil client` with one end of a socket pair, which nobody else can reach, and asked one message at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Any, cast
+
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.supercore.task_identity import TaskIdentity
+
+
+@dataclass(frozen=True)
+class Office:
+    """What a client brings to every run.
+
+    client: its number, counted from 0; data: where its examples come from (`datasets/local.py`)
+    keys: its folder, or none; policy: the file of what its owner allows, or none
+    """
+
+    client: int
+    data: str
+    keys: str = ""
+    policy: str = ""
+
+    def node_config(self) -> dict[str, str | int | float | bool]:
+        """As the client's app finds it in its Flower context."""
+        return {"partition-id": self.client, "data": self.data, "keys": self.keys, "policy": self.policy}
+
+
+@dataclass(frozen=True)
+class Errand:
+    """A message for the client's app, and the context it is handled in."""
+
+    message: Message
+    state: RecordDict
+    run_config: dict[str, Any]
+    run_id: int
+    node_id: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an errand: the content of a reply, or the code and reason of an error; and the state to keep."""
+
+    content: RecordDict | None
+    error: tuple[int, str]
+    state: RecordDict
+
+
+def handle(errand: Errand, office: Office) -> Outcome:
+    """Let the installed app of this FedVeil answer a message."""
+    from fedveil.client.app import app
+
+    # Flower's messages take their run and node from here
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = errand.run_id, errand.node_id, errand.run_id
+    context = Context(
+        run_id=errand.run_id,
+        node_id=errand.node_id,
+        node_config=office.node_config(),
+        state=errand.state,
+        run_config=errand.run_config,
+    )
+    try:
+        reply = app(errand.message, context)
+    except Exception as error:  # the client goes on
+        traceback.print_exc()
+        # the words of an error may quote the client's data: they stay in its own log
+        what = f"its app failed ({type(error).__name__}); the client's own log says where"
+        return Outcome(None, (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, what), context.state)
+    if reply.has_error():
+        return Outcome(None, (reply.error.code, reply.error.reason or ""), context.state)
+    return Outcome(_plain(reply.content), (0, ""), context.state)
+
+
+def _plain(content: RecordDict) -> RecordDict:
+    """The content with lazy arrays written out: what leaves this process is bytes."""
+    for record in content.values():
+        if isinstance(record, ArrayRecord):
+            for name, array in list(record.items()):
+                if type(array) is not Array:
+                    record[name] = Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=array.data)
+    return content
+
+
+def reply_to(message: Message, outcome: Outcome) -> Message:
+    """The reply that an outcome means."""
+    if outcome.content is None:
+        return Message(Error(*outcome.error), reply_to=message)
+    return Message(outcome.content, reply_to=message)
+
+
+def command(descriptor: int, office: Office) -> list[str]:
+    """How to start a trainer that answers on an inherited file descriptor."""
+    # not -m: what travels is named by this module, and there it would be called __main__
+    start = "from fedveil.client.trainer import main; main()"
+    return [sys.executable, "-c", start, str(descriptor), json.dumps(asdict(office))]
+
+
+def main() -> None:
+    """Answer errands until the other end is closed."""
+    descriptor, settings = sys.argv[1:]
+    office = Office(**json.loads(settings))
+    with Connection(int(descriptor)) as connection:
+        import_module("fedveil.client.app")  # the seconds this takes are not a round's
+        connection.send("ready")
+        while True:
+            try:
+                errand = cast(Errand, connection.recv())
+            except EOFError:
+                return
+            connection.send(handle(errand, office))

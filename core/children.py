@@ -1,0 +1,141 @@
+"""Processes that FedVeil starts and looks after: their output in files that rotate, their end with their parent's."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from logging import Formatter, Logger, LogRecord, getLogger
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from fedveil.core.errors import DeploymentError
+
+LOG_BYTES, LOG_FILES = 5_000_000, 5  # of one log file, and how many are kept
+GRACE = 10.0  # seconds that a process has to end after SIGTERM
+ALWAYS = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+
+def log_file(name: str, path: Path) -> Logger:
+    """A logger that writes lines to a file with the time before each, and to others after it as it grows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8")
+    handler.setFormatter(Formatter("%(asctime)s %(message)s"))
+    log = getLogger(f"fedveil.{name}.{path}")
+    log.propagate = False
+    log.setLevel("INFO")
+    for old in log.handlers[:]:
+        log.removeHandler(old)
+        old.close()
+    log.addHandler(handler)
+    return log
+
+
+class Child:
+    """A process that this one started; it is told to end when this one ends, however that happens.
+
+    tail: the last lines it wrote
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        """Start it. Call this from the main thread: a child is told of the end of the thread that started it."""
+        self.name = name
+        self.tail: deque[str] = deque(maxlen=40)
+        self._log = log_file(name, log)
+        self.process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **ALWAYS, "PATH": _path(), **(environment or {})},
+            pass_fds=pass_fds,
+            start_new_session=True,  # so that Ctrl-C reaches the parent alone, which ends children in order
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+        self._reader = threading.Thread(target=self._read, name=f"log of {name}", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            text = line.decode("utf-8", "replace").rstrip()
+            self.tail.append(text)
+            self._log.handle(LogRecord(self.name, 20, "", 0, text, None, None))
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
+
+    def ended(self) -> str:
+        """How it ended, in words."""
+        code = self.process.wait()
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def stop(self, grace: float = GRACE) -> None:
+        """Ask it to end, and kill it and whatever it started where it has not after `grace` seconds."""
+        if self.running:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(grace)
+        # what it started is in its session; a process group that is gone already is no error
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._reader.join(timeout=2)
+
+
+def _path() -> str:
+    """Where Flower's commands find each other: beside this Python first, whether or not its environment is activated."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_DEATH_SIGNAL, signal.SIGTERM)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+        found.bind((host, 0))
+        return int(found.getsockname()[1])
+
+
+def check_port(host: str, port: int, option: str) -> None:
+    """Raise DeploymentError, naming the option, where a port is taken or cannot be listened on."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            raise DeploymentError(
+                f"{option} {port}: cannot listen on {host}:{port} ({error.strerror}); stop what uses it, or name another port"
+            ) from None
+
+
+def wait_for(ready: Callable[[], bool], child: Child, seconds: float, what: str) -> None:
+    """Wait until `ready()` is true; raise DeploymentError with the child's last words where it ends or takes too long."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if not child.running:
+            words = "\n  ".join(list(child.tail)[-8:])
+            raise DeploymentError(f"{what} did not start ({child.ended()}); its last words:\n  {words}")
+        if time.monotonic() > deadline:
+            raise DeploymentError(f"{what} did not start within {seconds:g} s")
+        time.sleep(0.05)

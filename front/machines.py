@@ -1,0 +1,183 @@
+"""Commands for separate machines: `fedveil server`, `client`, `status`, `logs`, `stop`, and `run --on`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fedveil.core.errors import FedveilError, SettingsError
+
+Keys = Annotated[Path | None, typer.Option(metavar="DIR", help="this party's folder of keys (fedveil keys new --host)")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="plain HTTP, and no keys: for trials on one machine")]
+On = Annotated[str, typer.Option("--on", metavar="SERVER", help="the server's control, HOST or HOST:PORT")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _keys(keys: Path | None, insecure: bool, party: str) -> Path | None:
+    if insecure and keys is not None:
+        raise SettingsError("--insecure: speaks plain HTTP and uses no keys; leave out one of --keys and --insecure")
+    if keys is None and not insecure:
+        raise SettingsError(
+            f"--keys: name the {party}'s folder of keys, which `fedveil keys new DIR --host NAME --clients N` makes; or --insecure "
+            "for a trial on one machine"
+        )
+    if keys is not None and not keys.is_dir():
+        raise SettingsError(f"--keys {keys}: there is no such folder")
+    return keys
+
+
+def server(
+    keys: Keys = None,
+    state: Annotated[Path, typer.Option(metavar="DIR", help="everything the server keeps: runs, logs")] = Path("state"),
+    host: Annotated[str, typer.Option(help="the address that clients reach")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="the port that clients reach")] = 9092,
+    control: Annotated[
+        int, typer.Option(min=1, max=65535, help="port of `fedveil run --on`, on loopback alone")
+    ] = 9093,
+    max_update: Annotated[
+        float, typer.Option(min=0.001, metavar="MIB", help="most that a client may send for one message")
+    ] = 512.0,
+    insecure: Insecure = False,
+) -> None:
+    """Serve clients on other machines: Flower's SuperLink on loopback, behind a gate that lets registered clients in.
+
+    It runs until Ctrl-C or SIGTERM. Started again on its --state, it goes on with the runs it was working on.
+    """
+    from fedveil.server.serve import Options, serve
+
+    if control == port:
+        raise SettingsError(f"--control {control}: is the port that clients reach; give it another")
+    options = Options(_keys(keys, insecure, "server"), state, host, port, control, max_update)
+    serve(options, _say, _draw)
+
+
+def _draw(folder: Path) -> None:
+    """Draw what a record can tell."""
+    from fedveil.core.record import Record
+    from fedveil.simulations.plots import draw_record
+
+    draw_record(Record(folder))
+
+
+def client(
+    address: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="where the server is")],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="a CSV, an .npz, a folder of images; or DATASET:PARTITION/OF for trials, as in sms:2/5",
+        ),
+    ],
+    keys: Keys = None,
+    policy: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="what this client refuses, whatever the server asks")
+    ] = None,
+    state: Annotated[Path | None, typer.Option(metavar="DIR", help="its logs; client-N without it")] = None,
+    number: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="with --insecure and data of its own: which client it is")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="folder that holds mnist/, sms/, enron/")] = None,
+    insecure: Insecure = False,
+) -> None:
+    """Take part in a server's runs with the data on this machine, until Ctrl-C or SIGTERM.
+
+    What leaves this machine: its updates (protected, where the run says so), and counts and losses. The data does not.
+    """
+    from fedveil.cli import use_data_dir
+    from fedveil.client.greeting import Address
+    from fedveil.client.join import Options, client_number, join
+
+    use_data_dir(data_dir)
+    found = _keys(keys, insecure, "client")
+    if number is not None and not insecure:
+        raise SettingsError(f"--number {number}: a client's keys say which it is; leave it out")
+    options = Options(Address.parse(address), data, found, policy, Path(), None if number is None else number - 1)
+    options = Options(
+        options.server, data, found, policy, state or Path(f"client-{client_number(options) + 1}"), options.number
+    )
+    join(options, _say)
+
+
+def status(on: On = "localhost", as_json: AsJson = False) -> None:
+    """Show how a server is: its clients, its runs, and whom it refused."""
+    from rich.table import Table
+
+    from fedveil.remote import Server
+
+    told = Server(on).ask("/status")
+    if as_json:
+        typer.echo(json.dumps(told))
+        return
+    console = Console()
+    console.print(
+        f"server   FedVeil {told['fedveil']}, up {told['up_seconds']:.0f} s, state {told['state']}", highlight=False
+    )
+    clients = Table("client", "address", "connected", "started", "last seen", box=None, pad_edge=False)
+    for one in sorted(told["clients"], key=lambda one: (one["client"] is None, one["client"])):
+        name = "?" if one["client"] is None else f"client-{one['client'] + 1}"
+        seen = f"{one['seen_seconds_ago']:.0f} s ago"
+        clients.add_row(name, one["address"], "yes" if one["connected"] else "no", f"{one['starts']} times", seen)
+    console.print(clients if told["clients"] else "no client has joined yet")
+    runs = Table("run", "status", box=None, pad_edge=False)
+    for one in told["runs"]:
+        runs.add_row(one["run"], one["status"])
+    console.print(runs if told["runs"] else "no runs yet")
+    for one in told["refused"]:
+        who = "a stranger" if one["client"] is None else f"client-{one['client'] + 1}"
+        console.print(f"refused  {who}: {one['reason']}", highlight=False, markup=False, soft_wrap=True)
+
+
+def logs(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run's name, see `fedveil status`")],
+    on: On = "localhost",
+    follow: Annotated[bool, typer.Option("--follow", help="go on until the run ends")] = False,
+) -> None:
+    """Show what a run on a server said."""
+    from fedveil.remote import Server
+
+    for line in Server(on).log(run, follow):
+        typer.echo(line)
+
+
+def stop(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run's name, see `fedveil status`")],
+    on: On = "localhost",
+) -> None:
+    """Stop a run on a server; what it kept stays, and it can go on later."""
+    from fedveil.remote import Server
+
+    Server(on).ask(f"/runs/{run}/stop", {})
+    typer.echo(f"{run} stops; go on with: fedveil run --on {on} --resume {run}")
+
+
+def run_on(server: str, experiment: Any, resume: str | None, as_json: bool, quiet: bool) -> None:
+    """Run an experiment on a server, or go on with one there, and show it as `fedveil run` shows one here."""
+    from fedveil.remote import Server
+    from fedveil.simulations.display import summary_text
+
+    desk = Server(server)
+    console = None if quiet else Console(stderr=as_json)
+
+    def say(text: str) -> None:
+        if console:
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    run = desk.start(experiment, say) if resume is None else str(desk.ask(f"/runs/{resume}/resume", {})["run"])
+    say(f"run      {run} on {server} (fedveil logs, fedveil stop)")
+    try:
+        summary = desk.follow(run, say)
+    except KeyboardInterrupt:
+        raise FedveilError(f"{run} goes on on the server; end it with: fedveil stop {run} --on {server}") from None
+    if as_json:
+        typer.echo(json.dumps(summary))
+    elif console:
+        say(summary_text(SimpleNamespace(summary=summary)))  # type: ignore[arg-type]

@@ -1,0 +1,139 @@
+"""Orders to a running server, from its own machine or through an SSH tunnel: what the command line sends, and what it shows."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import httpx
+
+from fedveil.core.errors import (
+    DataError,
+    DeploymentError,
+    FedveilError,
+    Interrupted,
+    ProtectionError,
+    SettingsError,
+    TrainingError,
+)
+from fedveil.core.experiment import Experiment, Privacy
+
+PORT = 9093
+FOLLOW = 0.3  # seconds between looks at a run
+
+
+class Server:
+    """A server's desk at HOST or HOST:PORT."""
+
+    def __init__(self, words: str) -> None:
+        host, colon, port = words.rpartition(":") if not words.endswith("]") else (words, "", "")
+        if not colon or (":" in host.strip("[]") and not host.startswith("[")):
+            host, port = words, str(PORT)
+        if not port.isdecimal():
+            raise SettingsError(f"--on {words}: must be HOST or HOST:PORT, as in localhost:{PORT}")
+        self._url = f"http://{host}:{port}"
+        self._client = httpx.Client(base_url=self._url, timeout=60)
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The server's answer; raise DeploymentError where none comes, or the error that the server tells."""
+        try:
+            answer = self._client.get(path) if body is None else self._client.post(path, json=body)
+            told = cast("dict[str, Any]", answer.json())
+        except httpx.TransportError as error:
+            raise DeploymentError(
+                f"{self._url}: no server answers there ({error}); orders are given on the machine of `fedveil server`, or through "
+                f"an SSH tunnel to it: ssh -L {PORT}:localhost:{PORT} HOST"
+            ) from None
+        except ValueError:
+            raise DeploymentError(f"{self._url}: what answers there is no FedVeil server's control port") from None
+        if answer.status_code >= 400 and "error" in told:
+            kinds: dict[int, type[FedveilError]] = {2: SettingsError}
+            raise kinds.get(told.get("exit_code", 1), DeploymentError)(told["error"])
+        return told
+
+    def start(self, experiment: Experiment, say: Callable[[str], None]) -> str:
+        """Order a run; return its name."""
+        agreed = self.ask("/status")["agreed"]
+        if agreed:
+            experiment = as_agreed(experiment, Privacy(**tomllib.loads(agreed)), say)
+        return str(self.ask("/runs", {"experiment": experiment.toml(), "words": vocabulary(experiment)})["run"])
+
+    def follow(self, run: str, say: Callable[[str], None]) -> dict[str, Any]:
+        """Say what a run says until it ends; return its summary. Raise what it failed with."""
+        for line in self.log(run, following=True):
+            say(line)
+        told = self.ask(f"/runs/{run}")
+        if told["status"] != "done":
+            raise _failure(told)
+        return cast("dict[str, Any]", told["result"])
+
+    def log(self, run: str, following: bool) -> Iterator[str]:
+        """The lines of a run's log, and then those that come until it ends."""
+        offset = 0
+        while True:
+            ended = self.ask(f"/runs/{run}")["status"] != "running"
+            while (part := self.ask(f"/runs/{run}/log?offset={offset}"))["text"]:
+                offset = part["offset"]
+                for line in part["text"].splitlines():
+                    yield line.split(" ", 2)[-1]  # without date and time
+            if ended or not following:
+                return
+            time.sleep(FOLLOW)
+
+
+def _failure(told: dict[str, Any]) -> FedveilError:
+    """What a run that is not done ended with."""
+    reason = told["result"].get("error", "") if told["result"] else ""
+    if told["status"] == "stopped":
+        return Interrupted(f"{told['run']}: {reason}\n  go on with: fedveil run --on SERVER --resume {told['run']}")
+    return TrainingError(f"{told['run']}: {reason}\n  kept on the server in {told['record']}")
+
+
+def as_agreed(experiment: Experiment, agreed: Privacy, say: Callable[[str], None]) -> Experiment:
+    """The experiment with the `[privacy]` that the federation's keys are for; clients refuse any other.
+
+    Raise ProtectionError where the experiment asks for something else itself.
+    """
+    default = Privacy()
+    for name, wanted in agreed:
+        asked = getattr(experiment.privacy, name)
+        if asked not in (wanted, getattr(default, name)):
+            raise ProtectionError(
+                f"privacy.{name} = {asked!r}: this federation's keys were made for {wanted!r}, and its clients take part in no "
+                "other run; leave it out, or make other keys (fedveil keys new)"
+            )
+    if experiment.privacy != agreed:
+        say(f"privacy  {agreed.protection}, as agreed when the federation's keys were made")
+    settings = {f"privacy.{name}": value for name, value in agreed.model_dump(exclude_none=True).items()}
+    tree = experiment.model_dump(exclude_none=True)
+    tree["privacy"] = {key.removeprefix("privacy."): value for key, value in settings.items()}
+    return Experiment(**tree)
+
+
+def vocabulary(experiment: Experiment) -> str:
+    """The words that a run brings to its clients, a line each; empty where they need none.
+
+    Raise DataError where the data that they come from is not here.
+    """
+    from fedveil.datasets.federated import load
+    from fedveil.datasets.text import read_vocabulary
+
+    data = experiment.data
+    if data.vocabulary == "hashed":
+        return ""
+    if data.vocabulary != "train":
+        from pathlib import Path
+
+        return "\n".join(read_vocabulary(Path(data.vocabulary).expanduser()))
+    if data.dataset in ("own", "digits", "mnist", "synthetic") and data.path is None:
+        return ""
+    try:
+        words = load(data, experiment.seed).dataset.words
+    except DataError as error:
+        raise DataError(
+            f"data.vocabulary = 'train': the words come from {data.dataset}, which cannot be had on this machine, and clients need "
+            f"them; put it here, or take data.vocabulary = 'hashed'\n  {error}"
+        ) from None
+    return "\n".join(words) if words else ""

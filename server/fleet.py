@@ -1,0 +1,277 @@
+"""The nodes of a deployed run, seen as clients 0, 1, 2, ...: who is there, what each brings, and who was lost.
+
+Which client a node is follows from the key it is registered with; where any node may join, from what it says. A client
+that runs another FedVeil, has data of another kind, or whose owner's policy refuses the run takes no part, and is named.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import httpx
+from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from fedveil.core.errors import DeploymentError, Interrupted, ProtectionError
+from fedveil.core.experiment import Experiment
+from fedveil.core.messages import CLIENT, CONFIG, SCHEMA, WEIGHT
+from fedveil.datasets.local import differences
+from fedveil.server.exchange import count
+from fedveil.server.nodes import ClientGrid
+
+HOLD = 0.5  # seconds that the desk may keep a question open
+ASSEMBLY = 60.0  # seconds that a run waits for its clients to join before it begins
+GREETING = 120.0  # seconds that a client may take to load its data and answer
+ASK_AGAIN = 15.0  # seconds after which a client that refused the run is asked again
+
+
+@dataclass
+class Happened:
+    """What the desk knows: which replies arrived, which nodes are there and how often each was started, who refused what."""
+
+    stop: bool = False
+    arrived: set[str] = field(default_factory=set)
+    clients: dict[int, int] = field(default_factory=dict)
+    online: set[int] = field(default_factory=set)
+    starts: dict[int, int] = field(default_factory=dict)
+    refused: list[tuple[int | None, str]] = field(default_factory=list)
+
+
+class DeskLine:
+    """The line from a run's process to the server's desk, at `url`."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=30)
+        self._since = 0
+
+    def poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> Happened:
+        """Ask what happened; raise Interrupted where the run is to stop."""
+        told = self._post(
+            "/poll",
+            {"wake": [str(node) for node in wake], "waiting": list(waiting), "since": self._since, "hold": hold},
+        )
+        self._since = told["since"]
+        if told["stop"]:
+            raise Interrupted("the run was stopped")
+        return Happened(
+            told["stop"],
+            set(told["arrived"]),
+            {int(node): client for node, client in told["clients"].items()},
+            {int(node) for node in told["online"]},
+            {int(node): starts for node, starts in told["starts"].items()},
+            [(client, why) for client, why in told["refused"]],
+        )
+
+    def result(self, status: str, result: dict[str, Any]) -> None:
+        """Tell how the run ended."""
+        self._post("/result", {"status": status, "result": result})
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = self._client.post(str(self._client.base_url).rstrip("/") + path, json=body)
+        answer.raise_for_status()
+        return cast("dict[str, Any]", answer.json())
+
+
+@dataclass
+class Member:
+    """A client that takes part.
+
+    node: its id; starts: how often its node was started when it answered
+    examples: that it trains on; schema: what its data is (`datasets/local.py`)
+    """
+
+    node: int
+    starts: int
+    examples: int
+    schema: dict[str, str]
+
+
+class Fleet(ClientGrid):
+    """A grid where node id k+1 is client k, of the clients that are there."""
+
+    def __init__(self, grid: Grid, experiment: Experiment, line: DeskLine, say: Callable[[str], None]) -> None:
+        """`say`: is told who comes, goes and refuses."""
+        self._grid, self._clients, self._line, self._say = grid, experiment.data.clients, line, say
+        self._experiment = experiment
+        self._members: dict[int, Member] = {}
+        self._refusing: dict[int, tuple[int, float, str]] = {}  # by node: starts, when it was asked, why
+        self._expected: dict[str, str] | None = None
+        self._begun = False
+        self._told: set[str] = set()
+
+    @property
+    def members(self) -> dict[int, Member]:
+        """Who takes part, by client."""
+        return self._members
+
+    @staticmethod
+    def called(client: int) -> str:
+        """What people call a client here: as its folder of keys."""
+        return f"client-{client + 1}"
+
+    def expect(self, schema: dict[str, str]) -> None:
+        """From here on, take clients whose data is of this kind alone."""
+        self._expected = schema
+
+    def sizes(self, clients: Sequence[int]) -> list[int]:
+        """Examples that each of the clients announced."""
+        return [self._members[client].examples for client in clients]
+
+    def get_node_ids(self) -> Sequence[int]:
+        """Client k+1 for each client that is there; wait for more where they are too few, for a while.
+
+        Raise DeploymentError where they stay too few.
+        """
+        settings = self._experiment.federation
+        least = settings.quorum or (1 if self._begun else settings.cohort)
+        if self._experiment.privacy.protection != "none":
+            least = max(least, self._experiment.privacy.min_clients)
+        deadline = time.monotonic() + min(ASSEMBLY, settings.deadline)
+        wanted = least if self._begun else settings.cohort
+        while True:
+            self._muster()
+            if len(self._members) >= wanted:
+                break
+            if time.monotonic() > deadline:
+                if len(self._members) >= least:
+                    break
+                raise DeploymentError(self._too_few(least))
+            if not self._begun:
+                self._once(f"waiting for clients: {self._present()}, {wanted} are wanted")
+            time.sleep(0.2)
+        if len(self._members) < settings.cohort:
+            self._say(f"warning: going on with {len(self._members)} clients of {settings.cohort}: {self._present()}")
+        self._begun = True
+        return [client + 1 for client in sorted(self._members)]
+
+    def _present(self) -> str:
+        names = ", ".join(self.called(client) for client in sorted(self._members))
+        return f"there: {names}" if names else "none is there"
+
+    def _too_few(self, least: int) -> str:
+        settings = self._experiment.federation
+        refusing = "".join(f"\n  {why}" for _, _, why in self._refusing.values())
+        hint = (
+            f"start more clients, or run with --set federation.cohort={len(self._members)} --set data.clients="
+            f"{max(self._members) + 1}"
+            if len(self._members) > 1 and not settings.quorum
+            else "start more clients"
+        )
+        return f"the run needs {least} clients, and {len(self._members)} can take part ({self._present()}){refusing}\n  {hint}"
+
+    def _muster(self) -> None:
+        """Find out who is there, and ask those who are new what they bring."""
+        happened = self._line.poll()
+        there = set(self._grid.get_node_ids())
+        for client, member in list(self._members.items()):
+            if member.node not in there or happened.starts.get(member.node, 0) != member.starts:
+                del self._members[client]
+                if member.node not in there:
+                    self._say(f"{self.called(client)} is gone")
+        known = {member.node for member in self._members.values()}
+        now = time.monotonic()
+        new = [
+            node
+            for node in sorted(there - known)
+            if node not in self._refusing
+            or self._refusing[node][0] != happened.starts.get(node, 0)
+            or now - self._refusing[node][1] > ASK_AGAIN
+        ]
+        if not new:
+            return
+        questions = [
+            Message(RecordDict({CONFIG: ConfigRecord({})}), dst_node_id=node, message_type=MessageType.QUERY)
+            for node in new
+        ]
+        for index, reply in self._exchange(questions, GREETING):
+            node, starts = new[index], happened.starts.get(new[index], 0)
+            try:
+                client, member = self._read(reply, node, starts, happened.clients.get(node))
+            except ProtectionError as error:
+                client_name = happened.clients.get(node)
+                name = self.called(client_name) if client_name is not None else f"node {node}"
+                self._refusing[node] = (starts, time.monotonic(), f"{name}: {error}")
+                self._once(f"{name} takes no part: {error}")
+                continue
+            self._refusing.pop(node, None)
+            self._members[client] = member
+            self._once(f"{self.called(client)} takes part with {member.examples:,} examples")
+
+    def _read(self, reply: Message, node: int, starts: int, registered: int | None) -> tuple[int, Member]:
+        """A client's answer; raise ProtectionError, with the reason, where it cannot take part."""
+        if reply.has_error():
+            raise ProtectionError(reply.error.reason or f"error {reply.error.code}")
+        client, examples = count(reply, CLIENT), count(reply, WEIGHT, 1)
+        if registered is not None and client != registered:
+            raise ProtectionError(f"it calls itself {self.called(client)}")
+        if client >= self._clients:
+            raise ProtectionError(f"its number is {client + 1}, and the run has data.clients = {self._clients}")
+        if client in self._members:
+            raise ProtectionError(f"{self.called(client)} is there already, from another node")
+        record = reply.content.get(CONFIG)
+        try:
+            assert isinstance(record, ConfigRecord)
+            schema = {str(key): str(value) for key, value in json.loads(str(record[SCHEMA])).items()}
+        except (AssertionError, KeyError, ValueError, AttributeError):
+            raise ProtectionError("its answer does not say what its data is") from None
+        if self._expected is not None and (found := differences(self._expected, schema)):
+            raise ProtectionError("its data is of another kind: " + "; ".join(found))
+        return client, Member(node, starts, examples, schema)
+
+    def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
+        """Replies as they arrive, each with the position of its message; an error for a client that was lost."""
+        sent = [self._address(message) for message in messages]
+        yield from self._exchange(sent, timeout)
+
+    def _exchange(self, sent: Sequence[Message], timeout: float | None) -> Iterator[tuple[int, Message]]:
+        started = self._line.poll()
+        waiting = {message_id: i for i, message_id in enumerate(self._grid.push_messages(sent))}
+        nodes = [message.metadata.dst_node_id for message in sent]
+        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        wake: Sequence[int] = nodes
+        lost_since: dict[int, float] = {}
+        while waiting and time.monotonic() < deadline:
+            happened = self._line.poll(wake, waiting, HOLD)
+            wake = ()
+            if happened.arrived:
+                for reply in self._grid.pull_messages(sorted(happened.arrived)):
+                    index = waiting.pop(reply.metadata.reply_to_message_id, None)
+                    if index is not None:
+                        yield index, reply
+            for client, why in happened.refused:
+                if client is not None:
+                    self._say(f"warning: {self.called(client)} was refused: {why}")
+            for message_id, index in list(waiting.items()):
+                why = self._lost(nodes[index], started, happened, lost_since)
+                if why:
+                    del waiting[message_id]
+                    yield index, Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=sent[index])
+
+    def _lost(self, node: int, started: Happened, happened: Happened, since: dict[int, float]) -> str:
+        """Why no reply of a node will come; empty where one may."""
+        if happened.starts.get(node, 0) != started.starts.get(node, 0):
+            return "it was started anew, and lost what it was working on"
+        if node in happened.online:
+            since.pop(node, None)
+            return ""
+        now = time.monotonic()
+        return "its connection was lost" if now - since.setdefault(node, now) > 5 else ""
+
+    def _once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._say(text)
+
+    def _address(self, message: Message) -> Message:
+        client = message.metadata.dst_node_id - 1
+        content = RecordDict(dict(message.content))
+        config = ConfigRecord(dict(cast(ConfigRecord, content[CONFIG])))
+        config[CLIENT] = client
+        content[CONFIG] = config
+        member = self._members[client]
+        return Message(content, dst_node_id=member.node, message_type=message.metadata.message_type)

@@ -1,0 +1,274 @@
+"""The one door that other machines reach: it lets the node part of Flower's interface through, for registered keys.
+
+Flower's SuperLink serves nodes, operators and its own apps on one port, and whoever reaches the operators' part may run
+code on clients; so the SuperLink stays on loopback, behind this. The gate checks each call's signature before it passes it on,
+bounds what a node may send, and holds a node's question for work until there is some, so that nodes need not poll every three
+seconds. A node that loses an answer on the way is given it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from base64 import b64decode
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from logging import Logger
+
+import httpx
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeResponse,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PushObjectRequest, PushObjectResponse
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from fedveil.core.bundle import code
+
+FLEET = "/v1/fleet/"
+HELLO = "/v1/fedveil/hello"
+PASSED = (
+    "activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages", "get-run", "get-fab",
+    "push-object", "pull-object", "confirm-message-received",
+)  # fmt: skip
+UNREGISTERED = ("register-node", "unregister-node")  # where any node may join, without TLS
+BODY = 16 << 20  # bytes of one call; Flower cuts arrays into pieces of 5 MiB
+HOLD = 20.0  # seconds that a question for work is held; nodes wait 30 for any answer
+ARRIVED = 10_000  # replies that are remembered
+AGAIN = 5  # times that an answer is given again to a node that does not say that it has it
+LOOK = 2.0  # seconds between looks for work that nobody announced
+_PASSED_ON = ("content-type", "accept", "content-encoding")
+_OWN = ("x-", "flwr", "user-agent")  # Flower's own headers: signatures, versions, tracing
+
+
+@dataclass
+class Node:
+    """What the gate knows of a node.
+
+    client: its number, by its registered key; None where any node may join
+    starts: how often it joined; a node that joins anew has lost what it was working on
+    seen: when it last called, seconds since the epoch
+    given: the answer to its last question for work, until it says that it has the message
+    sent: bytes of objects that it sent since its last message
+    sending: replies on their way: the ids of objects still to come, by the id of the message they answer
+    """
+
+    client: int | None
+    address: str = ""
+    node_id: int = 0
+    starts: int = 0
+    seen: float = 0.0
+    sent: int = 0
+    given: tuple[str, bytes] | None = None
+    again: int = 0
+    sending: dict[str, set[str]] = field(default_factory=dict)
+    work: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Gate:
+    """The gate before a SuperLink.
+
+    registry: public keys (PEM) of the clients that may join, with their numbers; None lets any node join
+    limit: bytes of objects that a node may send for one message
+    refused: calls that were not passed on, and why: numbered from 1, the oldest forgotten
+    arrived: ids of messages whose replies lie whole in the SuperLink, until somebody takes them; the oldest forgotten
+    arrival: set whenever a reply has arrived
+    """
+
+    def __init__(self, link: httpx.AsyncClient, registry: Mapping[bytes, int] | None, limit: int, log: Logger) -> None:
+        self._link, self._registry, self._limit, self._log = link, registry, limit, log
+        self._nodes: dict[bytes, Node] = {}
+        self.refused: deque[tuple[int, int | None, str]] = deque(maxlen=1000)
+        self._count = 0
+        self.arrived: dict[str, None] = {}
+        self.arrival = asyncio.Event()
+        routes = [Route(HELLO, self._hello, methods=["POST"]), Route(FLEET + "{call}", self._pass, methods=["POST"])]
+        self.app = Starlette(routes=routes, exception_handlers={404: self._closed, 405: self._closed})
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All nodes that ever joined since the gate was opened."""
+        return list(self._nodes.values())
+
+    def wake(self, node_ids: Iterable[int]) -> None:
+        """Let nodes look for work at once."""
+        wanted = set(node_ids)
+        for node in self._nodes.values():
+            if node.node_id in wanted:
+                node.work.set()
+
+    async def _closed(self, request: Request, _error: Exception) -> Response:
+        return self._refuse(request, None, 404, "nothing here: this port serves the clients of a federation only")
+
+    def _refuse(self, request: Request, client: int | None, status: int, why: str) -> Response:
+        self._count += 1
+        self.refused.append((self._count, client, why))
+        if self._count <= 20 or self._count % 100 == 0:  # a stranger must not fill the disk
+            who = f"client-{client + 1}" if client is not None else "a stranger"
+            address = request.client.host if request.client else "?"
+            self._log.info(
+                "refused %s at %s, %s: %s (refusal %d)", who, address, request.url.path[:80], why, self._count
+            )
+        return JSONResponse({"error": why}, status)
+
+    def _known(self, request: Request) -> Node | str:
+        """The node that a call is of, by its signature; or why it is of none."""
+        try:
+            public = b64decode(request.headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
+            signature = b64decode(request.headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
+            timestamp = request.headers[TIMESTAMP_HEADER]
+            behind = (datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds()
+        except (KeyError, ValueError, TypeError):
+            return "the call is not signed as a client's are"
+        if self._registry is not None and public not in self._registry:
+            return (
+                "its key is not registered with this server; fedveil keys new makes the keys of a federation together"
+            )
+        try:
+            genuine = verify_signature(bytes_to_public_key(public), timestamp.encode("ascii"), signature)
+        except (ValueError, TypeError):
+            genuine = False
+        if not genuine:
+            return "its signature is not by the key that it names"
+        if not -SYSTEM_TIME_TOLERANCE < behind < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
+            way = "behind" if behind > 0 else "ahead of"
+            return (
+                f"its clock is {abs(behind):.0f} s {way} the server's; {TIMESTAMP_TOLERANCE} s behind and "
+                f"{SYSTEM_TIME_TOLERANCE} s ahead are allowed: set the clocks of both machines (NTP)"
+            )
+        node = self._nodes.get(public)
+        if node is None:
+            client = None if self._registry is None else self._registry[public]
+            node = self._nodes[public] = Node(client)
+        node.seen = time.time()
+        node.address = request.client.host if request.client else ""
+        return node
+
+    async def _hello(self, request: Request) -> Response:
+        """Say who the server is, to a client that it knows."""
+        client = None
+        if self._registry is not None:
+            node = self._known(request)
+            if isinstance(node, str):
+                return self._refuse(request, None, 401, node)
+            client = node.client
+        return JSONResponse({
+            "fedveil": version("fedveil"), "code": code(), "client": client, "time": time.time()
+        })  # fmt: skip
+
+    async def _pass(self, request: Request) -> Response:
+        """Pass a node's call on to the SuperLink, and its answer back."""
+        call = request.path_params["call"]
+        allowed = PASSED if self._registry is not None else PASSED + UNREGISTERED
+        if call not in allowed:
+            return await self._closed(request, LookupError(call))
+        node = self._known(request)
+        if isinstance(node, str):
+            return self._refuse(request, None, 401, node)
+        body = bytearray()
+        try:
+            async for part in request.stream():
+                body += part
+                if len(body) > BODY:
+                    return self._refuse(request, node.client, 413, f"a call of more than {BODY >> 20} MiB")
+        except ClientDisconnect:
+            return Response(status_code=400)
+        if call == "push-object":
+            node.sent += len(body)
+            if node.sent > self._limit:
+                return self._refuse(
+                    request,
+                    node.client,
+                    413,
+                    f"an update of more than {self._limit / 2**20:g} MiB, which fedveil server --max-update allows",
+                )
+        try:
+            if call == "pull-messages":
+                return await self._pull(request, node, bytes(body))
+            answer = await self._forward(request, bytes(body))
+            self._notice(call, node, bytes(body), answer)
+        except DecodeError:
+            return self._refuse(request, node.client, 400, f"a call of {call} that cannot be read")
+        except httpx.TransportError:
+            return JSONResponse({"error": "the server is starting or stopping; try again"}, 503)
+        return answer
+
+    def _notice(self, call: str, node: Node, body: bytes, answer: Response) -> None:
+        """Keep what a call says of a node."""
+        if answer.status_code != 200:
+            return
+        if call == "activate-node":
+            node.node_id = ActivateNodeResponse.FromString(bytes(answer.body)).node_id
+            node.starts += 1
+            node.sending.clear()
+        elif call == "confirm-message-received":
+            confirmed = ConfirmMessageReceivedRequest.FromString(body).message_object_id
+            if node.given is not None and confirmed == node.given[0]:
+                node.given, node.sent = None, 0
+        elif call == "push-messages":
+            pushed = PushMessagesRequest.FromString(body)
+            missing = set(PushMessagesResponse.FromString(bytes(answer.body)).objects_to_push)
+            for message in pushed.messages_list:
+                node.sending[message.metadata.reply_to_message_id] = missing
+            self._look(node)
+        elif call == "push-object" and PushObjectResponse.FromString(bytes(answer.body)).stored:
+            found = PushObjectRequest.FromString(body).object_id
+            for missing in node.sending.values():
+                missing.discard(found)
+            self._look(node)
+
+    def _look(self, node: Node) -> None:
+        """Note replies of a node that are whole."""
+        for message in [message for message, missing in node.sending.items() if not missing]:
+            del node.sending[message]
+            self.arrived[message] = None
+            while len(self.arrived) > ARRIVED:
+                del self.arrived[next(iter(self.arrived))]
+            self.arrival.set()
+
+    async def _pull(self, request: Request, node: Node, body: bytes) -> Response:
+        """Answer a question for work: at once where there is some, else when there is, or after a while with none."""
+        node.node_id = PullMessagesRequest.FromString(body).node.node_id
+        if node.given is not None and node.again < AGAIN:
+            node.again += 1
+            return Response(node.given[1], media_type="application/protobuf")
+        deadline = time.monotonic() + HOLD
+        while True:
+            node.work.clear()
+            answer = await self._forward(request, body)
+            if answer.status_code != 200:
+                return answer
+            found = PullMessagesResponse.FromString(bytes(answer.body)).messages_list
+            if found:
+                node.given, node.again = (found[0].metadata.message_id, bytes(answer.body)), 0
+                return answer
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return answer
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(node.work.wait(), min(left, LOOK))
+            if await request.is_disconnected():  # a message for nobody would be lost
+                return answer
+
+    async def _forward(self, request: Request, body: bytes) -> Response:
+        headers = {
+            name: value
+            for name, value in request.headers.items()
+            if name in _PASSED_ON or (name.startswith(_OWN) and not name.startswith("x-forwarded"))
+        }
+        answer = await self._link.post(request.url.path, content=body, headers=headers)
+        return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))

@@ -1,0 +1,97 @@
+"""What a run made, in numbers: what `fedveil run --json` prints, and what its protection cost and hid."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from flwr.app import RecordDict
+
+from fedveil.core.experiment import Experiment
+from fedveil.core.messages import ARRAYS, to_arrays, wire_bytes
+from fedveil.core.record import Record
+from fedveil.models.parameters import get, to_numpy
+from fedveil.privacy.plan import make_plan
+from fedveil.server.checkpoint import MODEL
+from fedveil.server.federation import Federation
+
+FILE = "protection.json"
+READERS = {
+    "none": "the server sees every client's weights",
+    "ckks": "the server saw no trained weights, only ciphertexts; whoever holds client.key, as every client does, reads all",
+    "bfv": "the server saw no trained weights, only ciphertexts; whoever holds client.key, as every client does, reads all",
+    "secagg": "the server saw the mean of each cohort's weights and no client's own; the clients see the model it made of that",
+}
+
+
+def summary(federation: Federation, record: Record) -> dict[str, Any]:
+    """What `fedveil run --json` prints: the last row of the metrics, and what a script may rely on."""
+    import pandas as pd
+
+    metrics = pd.read_csv(record.path("metrics.csv"))
+    state, last = federation.state, metrics.iloc[-1]
+    scores = {
+        name: None if math.isnan(last[name]) else float(last[name])
+        for name in metrics.columns
+        if name.startswith(("test_", "validation_"))
+    }
+    return {
+        "run_dir": str(record.folder),
+        "rounds": state.round,
+        **scores,
+        "best_round": state.best_round,
+        "stopped": state.stopped or None,
+        "seconds": round(state.seconds, 3),
+        "model_sha256": record.sha256(MODEL) if record.path(MODEL).exists() else None,
+        "bytes_up": state.bytes_up,
+        "bytes_down": state.bytes_down,
+        "engine": federation.experiment.engine,
+        "device": federation.device.type,
+        "protection": federation.experiment.privacy.protection,
+        **({"privacy": costs(federation, record)} if federation.side else {}),
+    }
+
+
+def costs(federation: Federation, record: Record) -> dict[str, Any]:
+    """What the protection of a run cost, for its summary, by name.
+
+    bytes_up_ratio, bytes_down_ratio: against the same messages in the clear
+    seal_seconds, open_seconds: of all clients, processor time
+    largest_error: of a round's model against the plain mean; None where clients work out of sight (Ray)
+    error_bound: what rounding alone can make of it, to the grid and to float32, where nothing was clipped
+    """
+    import pandas as pd
+
+    assert federation.side is not None
+    state, plan = federation.state, federation.side.plan
+    ledger = pd.read_csv(record.path("ledger.csv"), usecols=["stage", "bytes_up"])
+    plain = wire_bytes(RecordDict({ARRAYS: to_arrays(to_numpy(get(federation.network)))}))
+    stages = ledger[ledger.stage.isin(["train", "evaluate"])]
+    up = plain * int(stages[stages.stage == "train"].bytes_up.notna().sum())
+    down = plain * len(stages)
+    return {
+        "parameters": plan.explain(),
+        "bytes_up_ratio": round(state.bytes_up / up, 3),
+        "bytes_down_ratio": round(state.bytes_down / down, 3),
+        "seal_seconds": round(state.costs.get("seal_seconds", 0.0), 3),
+        "open_seconds": round(state.costs.get("open_seconds", 0.0), 3),
+        "clipped": int(state.costs.get("clipped", 0)),
+        "largest_error": state.costs.get("largest_error"),
+        "error_bound": state.costs.get("error_bound"),
+        "readers": READERS[federation.experiment.privacy.protection],
+    }
+
+
+def describe_protection(experiment: Experiment, record: Record, scores: str, key: str | None) -> None:
+    """Write what protects a run, and who reads what; scores: who evaluates; key: the fingerprint of the clients' key."""
+    protection = experiment.privacy.protection
+    description: dict[str, Any] = {
+        "protection": protection,
+        "parameters": make_plan(experiment.privacy, experiment.federation.cohort).explain(),
+        "readers": READERS[protection],
+        "test scores": scores,
+    }
+    if key is not None:
+        description["key"] = key
+    record.write(FILE, json.dumps(description, indent=2).encode() + b"\n")
