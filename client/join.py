@@ -26,8 +26,8 @@ from fedveil.datasets.local import parse_source
 from fedveil.privacy.parties import check_client_folder
 
 STARTING = 120.0  # seconds that a process may take to start
-WAITS = (1.0, 2.0, 5.0, 10.0, 20.0)  # seconds between attempts, the last for all further ones
-CHECK = 15.0  # seconds between looks whether the server is there
+WAITS = (1.0, 2.0, 2.0, 2.0, 5.0, 10.0, 20.0)  # seconds between attempts, the last for all further ones
+CHECK = 6.0  # seconds between looks whether the server is there, which also tell it that this client is
 SKEW = 3.0  # seconds that the clocks may disagree without a word; Flower's node authentication allows 5
 
 
@@ -151,7 +151,7 @@ class _Parts:
                 port = free_port()
                 node = self._start_node(port)
                 ended = threading.Event()
-                relay = Relay(f"127.0.0.1:{port}", self._secret, self._ask, self._log)
+                relay = Relay(f"127.0.0.1:{port}", self._secret, self._ask, self._tell)
                 relaying = threading.Thread(target=relay.work, args=(lambda e=ended: not e.is_set(),), name="relay")
                 relaying.start()
                 self._watch(node, relaying)
@@ -160,6 +160,8 @@ class _Parts:
                 if self._stopping.is_set():
                     break
                 words = next((line for line in reversed(node.tail) if "rror" in line or "ailed" in line), "")
+                if "409" in words:
+                    words = "another client with these keys is connected"
                 node.stop()
                 failures = 0 if time.monotonic() - started > 60 else failures + 1
                 pause = WAITS[min(failures, len(WAITS) - 1)]
@@ -207,7 +209,8 @@ class _Parts:
         else:
             arguments += ["--root-certificates", str(options.keys / "ca.pem")]
             arguments += ["--auth-supernode-private-key", str(options.keys / "identity.key")]
-        child = Child("flower-supernode", arguments, options.state / "supernode.log")
+        home = {"FLWR_HOME": str((options.state / "flower").absolute())}
+        child = Child("flower-supernode", arguments, options.state / "supernode.log", home)
 
         def listens() -> bool:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
@@ -244,6 +247,11 @@ class _Parts:
             self._line.close()
             self._say(f"the trainer died ({how}); starting another")
             self._start_trainer()
+
+    def _tell(self, text: str) -> None:
+        """Say, and write down, what the operator of this client should know."""
+        self._say(text)
+        self._log.info(text)
 
     def _ask(self, errand: Errand) -> Outcome:
         """Let the trainer answer; raise DeploymentError where it dies over it."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from logging import Logger
 
 import httpx
 from flwr.app import Context, Error, Message
@@ -59,10 +58,13 @@ class Relay:
     """Work of one SuperNode.
 
     ask: lets the trainer answer; raises DeploymentError where it died
+    tell: is told why this client refused something, once for each reason
     """
 
-    def __init__(self, address: str, secret: bytes, ask: Callable[[Errand], Outcome], log: Logger) -> None:
-        self._address, self._ask, self._log = address, ask, log
+    def __init__(
+        self, address: str, secret: bytes, ask: Callable[[Errand], Outcome], tell: Callable[[str], None]
+    ) -> None:
+        self._address, self._ask, self._tell = address, ask, tell
         auth = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=["/flwr.proto.Runtime/AcquireTask"])
         self._client = self._connect(auth)
         self._refused: set[str] = set()
@@ -129,12 +131,17 @@ class Relay:
             errand = Errand(message, context.state, dict(context.run_config), context.run_id, context.node_id)
             outcome = self._ask(errand)
         except DeploymentError as error:
-            if str(error) not in self._refused:  # once, not for every message
-                self._refused.add(str(error))
-                self._log.info("refused: %s", error)
+            self._once(str(error))
             return context, Message(Error(ErrorCode.INVALID_FAB, str(error)), reply_to=message)
+        if outcome.content is None:
+            self._once(outcome.error[1])
         context.state = outcome.state
         return context, reply_to(message, outcome)
+
+    def _once(self, why: str) -> None:
+        if why not in self._refused:
+            self._refused.add(why)
+            self._tell(f"refused  {why}; trainer.log may say more")
 
     def _push(self, client: RuntimeHttpClient, reply: Message, context: Context) -> None:
         reply.metadata.__dict__["_message_id"] = reply.object_id

@@ -396,8 +396,11 @@ def keys_open(
     out: Annotated[Path | None, typer.Option(help="where to; RUN/model.safetensors without it")] = None,
 ) -> None:
     """Decrypt the model that a server kept as a ciphertext: who holds the key writes the final model."""
+    import logging
+
     from fedveil.simulations.holder import open_record
 
+    logging.getLogger("flwr").setLevel(logging.WARNING)
     typer.echo(f"model    {open_record(folder, keys, out)}")
 
 

@@ -121,11 +121,11 @@ def status(on: On = "localhost", as_json: AsJson = False) -> None:
     console.print(
         f"server   FedVeil {told['fedveil']}, up {told['up_seconds']:.0f} s, state {told['state']}", highlight=False
     )
-    clients = Table("client", "address", "connected", "started", "last seen", box=None, pad_edge=False)
+    clients = Table("client", "address", "connected", "starts", "last seen", box=None, pad_edge=False)
     for one in sorted(told["clients"], key=lambda one: (one["client"] is None, one["client"])):
         name = "?" if one["client"] is None else f"client-{one['client'] + 1}"
         seen = f"{one['seen_seconds_ago']:.0f} s ago"
-        clients.add_row(name, one["address"], "yes" if one["connected"] else "no", f"{one['starts']} times", seen)
+        clients.add_row(name, one["address"], "yes" if one["connected"] else "no", str(one["starts"]), seen)
     console.print(clients if told["clients"] else "no client has joined yet")
     runs = Table("run", "status", box=None, pad_edge=False)
     for one in told["runs"]:
@@ -171,10 +171,14 @@ def run_on(server: str, experiment: Any, resume: str | None, as_json: bool, quie
         if console:
             console.print(text, highlight=False, soft_wrap=True, markup=False)
 
-    run = desk.start(experiment, say) if resume is None else str(desk.ask(f"/runs/{resume}/resume", {})["run"])
+    said, run = 0, resume or ""
+    if resume is None:
+        run = desk.start(experiment, say)
+    else:
+        said = desk.resume(resume)
     say(f"run      {run} on {server} (fedveil logs, fedveil stop)")
     try:
-        summary = desk.follow(run, say)
+        summary = desk.follow(run, say, said)
     except KeyboardInterrupt:
         raise FedveilError(f"{run} goes on on the server; end it with: fedveil stop {run} --on {server}") from None
     if as_json:

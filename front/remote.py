@@ -33,7 +33,7 @@ class Server:
             host, port = words, str(PORT)
         if not port.isdecimal():
             raise SettingsError(f"--on {words}: must be HOST or HOST:PORT, as in localhost:{PORT}")
-        self._url = f"http://{host}:{port}"
+        self._words, self._url = words, f"http://{host}:{port}"
         self._client = httpx.Client(base_url=self._url, timeout=60)
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -60,18 +60,24 @@ class Server:
             experiment = as_agreed(experiment, Privacy(**tomllib.loads(agreed)), say)
         return str(self.ask("/runs", {"experiment": experiment.toml(), "words": vocabulary(experiment)})["run"])
 
-    def follow(self, run: str, say: Callable[[str], None]) -> dict[str, Any]:
-        """Say what a run says until it ends; return its summary. Raise what it failed with."""
-        for line in self.log(run, following=True):
+    def resume(self, run: str) -> int:
+        """Order a run that was stopped to go on; return how long its log was, in bytes."""
+        said = int(self.ask(f"/runs/{run}/log")["offset"])
+        self.ask(f"/runs/{run}/resume", {})
+        return said
+
+    def follow(self, run: str, say: Callable[[str], None], said: int = 0) -> dict[str, Any]:
+        """Say what a run says, after the first `said` bytes, until it ends; return its summary. Raise what it failed with."""
+        for line in self.log(run, following=True, said=said):
             say(line)
         told = self.ask(f"/runs/{run}")
         if told["status"] != "done":
-            raise _failure(told)
+            raise _failure(told, self._words)
         return cast("dict[str, Any]", told["result"])
 
-    def log(self, run: str, following: bool) -> Iterator[str]:
-        """The lines of a run's log, and then those that come until it ends."""
-        offset = 0
+    def log(self, run: str, following: bool, said: int = 0) -> Iterator[str]:
+        """The lines of a run's log after the first `said` bytes, and then those that come until it ends."""
+        offset = said
         while True:
             ended = self.ask(f"/runs/{run}")["status"] != "running"
             while (part := self.ask(f"/runs/{run}/log?offset={offset}"))["text"]:
@@ -83,11 +89,11 @@ class Server:
             time.sleep(FOLLOW)
 
 
-def _failure(told: dict[str, Any]) -> FedveilError:
+def _failure(told: dict[str, Any], server: str) -> FedveilError:
     """What a run that is not done ended with."""
     reason = told["result"].get("error", "") if told["result"] else ""
     if told["status"] == "stopped":
-        return Interrupted(f"{told['run']}: {reason}\n  go on with: fedveil run --on SERVER --resume {told['run']}")
+        return Interrupted(f"{told['run']}: {reason}\n  go on with: fedveil run --on {server} --resume {told['run']}")
     return TrainingError(f"{told['run']}: {reason}\n  kept on the server in {told['record']}")
 
 

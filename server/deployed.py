@@ -138,6 +138,8 @@ def _run(grid: Grid, config: Mapping[str, Any], line: DeskLine, folder: Path, sa
 
         def watch(row: Row, _: State) -> None:
             scores = {key: value for key, value in row.items() if value is not None and key != "round"}
+            if not scores:
+                return  # before the first round, where nobody evaluates
             words = "  ".join(f"{key} {value:.4g}" for key, value in scores.items())
             say(f"round {row['round']}/{experiment.federation.rounds}  {words}")
 

@@ -35,7 +35,8 @@ from fedveil.server.superlink import SuperLink, ended, online, start_run, stop_r
 
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
 LOOK = 1.0  # seconds between looks at the runs
-SILENT = 5.0  # seconds after Flower's end of a run within which its result must have come
+WORDLESS = 5.0  # seconds after Flower's end of a run within which its result must have come
+SILENT = 30.0  # seconds without a call after which a client counts as lost; each calls every few seconds
 HOLD = 2.0  # seconds that a run's own process may wait for an answer
 _LOG_PART = 1 << 20  # bytes of a log in one answer
 
@@ -163,7 +164,7 @@ class Desk:
                 if words is None or order.status != RUNNING:
                     continue
                 order.over = order.over or time.monotonic()
-                if time.monotonic() - order.over > SILENT:
+                if time.monotonic() - order.over > WORDLESS:
                     self._end(order, FAILED, {"error": f"its process ended without a word ({words}); see its log"})
 
     def _end(self, order: Order, status: str, result: dict[str, Any]) -> None:
@@ -225,17 +226,19 @@ class Desk:
     async def _run(self, request: Request) -> Response:
         order = self._find(request)
         return JSONResponse({
-            "run": order.run, "status": order.status, "result": order.result, "record": str(self.record(order.run)),
+            "run": order.run, "status": order.status, "result": order.result, "record": str(self.record(order.run).absolute()),
             "experiment": order.experiment,
         })  # fmt: skip
 
     async def _log_part(self, request: Request) -> Response:
-        """What a run's log holds from `offset` on."""
+        """What a run's log holds from `offset` on, a number of bytes; its end without one."""
         order = self._find(request)
-        offset = max(0, int(request.query_params.get("offset", "0")))
         path = self.log_path(order.run)
-        if not path.exists():
-            return JSONResponse({"text": "", "offset": 0})
+        end = path.stat().st_size if path.exists() else 0
+        given = request.query_params.get("offset", "")
+        offset = min(int(given), end) if given.isdecimal() else end
+        if offset == end:
+            return JSONResponse({"text": "", "offset": end})
         with path.open("rb") as file:
             file.seek(offset)
             part = file.read(_LOG_PART)
@@ -275,6 +278,9 @@ class Desk:
             "clients": {str(node): client for node, client in self._nodes.items()},
             "online": [str(node) for node in self._connected],
             "starts": {str(node.node_id): node.starts for node in gate.nodes},
+            "silent": [
+                str(node.node_id) for node in gate.nodes if node.client is not None and time.time() - node.seen > SILENT
+            ],
             "refused": [[client, why] for _, client, why in refused],
             "since": refused[-1][0] if refused else asked["since"],
         })  # fmt: skip

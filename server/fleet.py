@@ -32,13 +32,14 @@ ASK_AGAIN = 15.0  # seconds after which a client that refused the run is asked a
 
 @dataclass
 class Happened:
-    """What the desk knows: which replies arrived, which nodes are there and how often each was started, who refused what."""
+    """What the desk knows: which replies arrived, which nodes are there, are silent, how often each started, who refused what."""
 
     stop: bool = False
     arrived: set[str] = field(default_factory=set)
     clients: dict[int, int] = field(default_factory=dict)
     online: set[int] = field(default_factory=set)
     starts: dict[int, int] = field(default_factory=dict)
+    silent: set[int] = field(default_factory=set)
     refused: list[tuple[int | None, str]] = field(default_factory=list)
 
 
@@ -64,6 +65,7 @@ class DeskLine:
             {int(node): client for node, client in told["clients"].items()},
             {int(node) for node in told["online"]},
             {int(node): starts for node, starts in told["starts"].items()},
+            {int(node) for node in told["silent"]},
             [(client, why) for client, why in told["refused"]],
         )
 
@@ -167,7 +169,7 @@ class Fleet(ClientGrid):
     def _muster(self) -> None:
         """Find out who is there, and ask those who are new what they bring."""
         happened = self._line.poll()
-        there = set(self._grid.get_node_ids())
+        there = set(self._grid.get_node_ids()) - happened.silent
         for client, member in list(self._members.items()):
             if member.node not in there or happened.starts.get(member.node, 0) != member.starts:
                 del self._members[client]
@@ -256,6 +258,8 @@ class Fleet(ClientGrid):
         """Why no reply of a node will come; empty where one may."""
         if happened.starts.get(node, 0) != started.starts.get(node, 0):
             return "it was started anew, and lost what it was working on"
+        if node in happened.silent:
+            return "it has not been heard of for a while"
         if node in happened.online:
             since.pop(node, None)
             return ""

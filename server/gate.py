@@ -23,6 +23,7 @@ import httpx
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
 from flwr.proto.fleet_pb2 import (
     ActivateNodeResponse,
+    DeactivateNodeRequest,
     PullMessagesRequest,
     PullMessagesResponse,
     PushMessagesRequest,
@@ -63,6 +64,7 @@ class Node:
     starts: how often it joined; a node that joins anew has lost what it was working on
     seen: when it last called, seconds since the epoch
     given: the answer to its last question for work, until it says that it has the message
+    held: questions for work that wait for an answer
     sent: bytes of objects that it sent since its last message
     sending: replies on their way: the ids of objects still to come, by the id of the message they answer
     """
@@ -75,6 +77,7 @@ class Node:
     sent: int = 0
     given: tuple[str, bytes] | None = None
     again: int = 0
+    held: int = 0
     sending: dict[str, set[str]] = field(default_factory=dict)
     work: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -83,14 +86,22 @@ class Gate:
     """The gate before a SuperLink.
 
     registry: public keys (PEM) of the clients that may join, with their numbers; None lets any node join
+    ids: of the registered clients' nodes, by client
     limit: bytes of objects that a node may send for one message
     refused: calls that were not passed on, and why: numbered from 1, the oldest forgotten
     arrived: ids of messages whose replies lie whole in the SuperLink, until somebody takes them; the oldest forgotten
     arrival: set whenever a reply has arrived
     """
 
-    def __init__(self, link: httpx.AsyncClient, registry: Mapping[bytes, int] | None, limit: int, log: Logger) -> None:
-        self._link, self._registry, self._limit, self._log = link, registry, limit, log
+    def __init__(
+        self,
+        link: httpx.AsyncClient,
+        registry: Mapping[bytes, int] | None,
+        ids: Mapping[int, int],
+        limit: int,
+        log: Logger,
+    ) -> None:
+        self._link, self._registry, self._ids, self._limit, self._log = link, registry, ids, limit, log
         self._nodes: dict[bytes, Node] = {}
         self.refused: deque[tuple[int, int | None, str]] = deque(maxlen=1000)
         self._count = 0
@@ -199,7 +210,9 @@ class Gate:
         try:
             if call == "pull-messages":
                 return await self._pull(request, node, bytes(body))
-            answer = await self._forward(request, bytes(body))
+            if call == "activate-node" and not await self._free(request, node):
+                return self._refuse(request, node.client, 409, "another client with this key is connected")
+            answer = await self._forward(request.url.path, request, bytes(body))
             self._notice(call, node, bytes(body), answer)
         except DecodeError:
             return self._refuse(request, node.client, 400, f"a call of {call} that cannot be read")
@@ -210,10 +223,13 @@ class Gate:
     def _notice(self, call: str, node: Node, body: bytes, answer: Response) -> None:
         """Keep what a call says of a node."""
         if answer.status_code != 200:
+            if call in ("get-run", "get-fab", "pull-object"):
+                node.given = None  # of a run that has ended
             return
         if call == "activate-node":
             node.node_id = ActivateNodeResponse.FromString(bytes(answer.body)).node_id
             node.starts += 1
+            node.given = None  # it has lost what it was working on
             node.sending.clear()
         elif call == "confirm-message-received":
             confirmed = ConfirmMessageReceivedRequest.FromString(body).message_object_id
@@ -240,16 +256,39 @@ class Gate:
                 del self.arrived[next(iter(self.arrived))]
             self.arrival.set()
 
+    async def _free(self, request: Request, node: Node) -> bool:
+        """Let a node join that was there before: whether nobody else holds its place.
+
+        A client that was killed counts as there for a minute, as Flower sees it, and could not join again until then.
+        """
+        deadline = time.monotonic() + 2 * LOOK
+        while node.held and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)  # a broken connection is noticed at the next look
+        if node.held:
+            return False
+        known = node.node_id or (self._ids.get(node.client) if node.client is not None else 0)
+        if known:
+            path, body = FLEET + "deactivate-node", DeactivateNodeRequest(node_id=known).SerializeToString()
+            await self._forward(path, request, body)
+        return True
+
     async def _pull(self, request: Request, node: Node, body: bytes) -> Response:
         """Answer a question for work: at once where there is some, else when there is, or after a while with none."""
         node.node_id = PullMessagesRequest.FromString(body).node.node_id
         if node.given is not None and node.again < AGAIN:
             node.again += 1
             return Response(node.given[1], media_type="application/protobuf")
+        node.held += 1
+        try:
+            return await self._hold(request, node, body)
+        finally:
+            node.held -= 1
+
+    async def _hold(self, request: Request, node: Node, body: bytes) -> Response:
         deadline = time.monotonic() + HOLD
         while True:
             node.work.clear()
-            answer = await self._forward(request, body)
+            answer = await self._forward(request.url.path, request, body)
             if answer.status_code != 200:
                 return answer
             found = PullMessagesResponse.FromString(bytes(answer.body)).messages_list
@@ -264,11 +303,12 @@ class Gate:
             if await request.is_disconnected():  # a message for nobody would be lost
                 return answer
 
-    async def _forward(self, request: Request, body: bytes) -> Response:
+    async def _forward(self, path: str, request: Request, body: bytes) -> Response:
+        """The SuperLink's answer to a call with the headers of `request`, whose signature covers no more than the time."""
         headers = {
             name: value
             for name, value in request.headers.items()
             if name in _PASSED_ON or (name.startswith(_OWN) and not name.startswith("x-forwarded"))
         }
-        answer = await self._link.post(request.url.path, content=body, headers=headers)
+        answer = await self._link.post(path, content=body, headers=headers)
         return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))

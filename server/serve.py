@@ -74,6 +74,9 @@ async def _serve(options: Options, say: Callable[[str], None], finish: Callable[
     certificates = None if keys is None else Certificates.of(keys)
     registry = {} if keys is None else dict(load_registry(keys) or {})
     database = state / "superlink.db"
+    # nothing is written outside the state: Flower unpacks apps, and Matplotlib keeps its list of fonts
+    os.environ["FLWR_HOME"] = str((state / "flower").absolute())
+    os.environ.setdefault("MPLCONFIGDIR", str((state / "matplotlib").absolute()))
     database.touch(mode=0o600)
     database.chmod(0o600)  # it holds messages
     link = start_superlink(free_port(), database, certificates, logs / "superlink.log")
@@ -85,7 +88,8 @@ async def _serve(options: Options, say: Callable[[str], None], finish: Callable[
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         async with httpx.AsyncClient(base_url=link.url, verify=verify, timeout=60, limits=limits) as passed_on:
             numbers = None if certificates is None else {public: client for client, public in registry.items()}
-            gate = Gate(passed_on, numbers, int(options.max_update * 2**20), log_file("gate", logs / "gate.log"))
+            ids = {client: node for node, client in nodes.items()}
+            gate = Gate(passed_on, numbers, ids, int(options.max_update * 2**20), log_file("gate", logs / "gate.log"))
             url = f"http://{HOST}:{options.control}"
             desk = Desk(state, keys, link, gate, nodes, url, finish, log)
             outside = _Server(gate.app, options.host, options.port, certificates)

@@ -156,12 +156,16 @@ def summary_text(result: Result) -> str:
         words = "  ".join(f"{name} {value:.4f}" for name, value in scores if value is not None)
         if words:
             lines.append(f"{part:<8} {words}")
+    if s["best_round"]:
+        lines.append(f"best     round {s['best_round']} (best.safetensors)")
+    sealed = s["model_sha256"] is None
+    model = "a ciphertext; who holds client.key opens it: fedveil keys open RECORD --keys CLIENT"
+    files = "metrics.csv, model.sealed" if sealed else "plots/accuracy.png, metrics.csv, model.safetensors"
     lines += [
-        f"best     round {s['best_round']} (best.safetensors)",
         f"traffic  {megabytes(s['bytes_up'])} up, {megabytes(s['bytes_down'])} down; " + traffic_words(s),
         *protection_lines(s),
-        f"model    sha256 {s['model_sha256']}",
-        f"record   {s['run_dir']} (plots/accuracy.png, metrics.csv, model.safetensors)",
+        f"model    {model}" if sealed else f"model    sha256 {s['model_sha256']}",
+        f"record   {s['run_dir']} ({files})",
     ]
     return "\n".join(lines)
 
