@@ -27,6 +27,7 @@ from fedveil.server.nodes import ClientGrid
 HOLD = 0.5  # seconds that the desk may keep a question open
 ASSEMBLY = 60.0  # seconds that a run waits for its clients to join before it begins
 GREETING = 120.0  # seconds that a client may take to load its data and answer
+OFFLINE = 5.0  # seconds that a node may be away without being lost
 ASK_AGAIN = 15.0  # seconds after which a client that refused the run is asked again
 
 
@@ -168,7 +169,7 @@ class Fleet(ClientGrid):
 
     def _muster(self) -> None:
         """Find out who is there, and ask those who are new what they bring."""
-        happened = self._line.poll()
+        happened = self._poll()
         there = set(self._grid.get_node_ids()) - happened.silent
         for client, member in list(self._members.items()):
             if member.node not in there or happened.starts.get(member.node, 0) != member.starts:
@@ -231,28 +232,33 @@ class Fleet(ClientGrid):
         yield from self._exchange(sent, timeout)
 
     def _exchange(self, sent: Sequence[Message], timeout: float | None) -> Iterator[tuple[int, Message]]:
-        started = self._line.poll()
+        started = self._poll()
         waiting = {message_id: i for i, message_id in enumerate(self._grid.push_messages(sent))}
         nodes = [message.metadata.dst_node_id for message in sent]
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
         wake: Sequence[int] = nodes
         lost_since: dict[int, float] = {}
         while waiting and time.monotonic() < deadline:
-            happened = self._line.poll(wake, waiting, HOLD)
+            happened = self._poll(wake, waiting, HOLD)
             wake = ()
             if happened.arrived:
                 for reply in self._grid.pull_messages(sorted(happened.arrived)):
                     index = waiting.pop(reply.metadata.reply_to_message_id, None)
                     if index is not None:
                         yield index, reply
-            for client, why in happened.refused:
-                if client is not None:
-                    self._say(f"warning: {self.called(client)} was refused: {why}")
             for message_id, index in list(waiting.items()):
                 why = self._lost(nodes[index], started, happened, lost_since)
                 if why:
                     del waiting[message_id]
                     yield index, Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=sent[index])
+
+    def _poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> Happened:
+        """What happened; whom the gate refused is said at once."""
+        happened = self._line.poll(wake, waiting, hold)
+        for client, why in happened.refused:
+            if client is not None:
+                self._say(f"warning: {self.called(client)} was refused: {why}")
+        return happened
 
     def _lost(self, node: int, started: Happened, happened: Happened, since: dict[int, float]) -> str:
         """Why no reply of a node will come; empty where one may."""
@@ -264,7 +270,7 @@ class Fleet(ClientGrid):
             since.pop(node, None)
             return ""
         now = time.monotonic()
-        return "its connection was lost" if now - since.setdefault(node, now) > 5 else ""
+        return "its connection was lost" if now - since.setdefault(node, now) >= OFFLINE else ""
 
     def _once(self, text: str) -> None:
         if text not in self._told:
