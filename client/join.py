@@ -28,6 +28,7 @@ from fedveil.privacy.parties import check_client_folder
 STARTING = 120.0  # seconds that a process may take to start
 WAITS = (1.0, 2.0, 2.0, 2.0, 5.0, 10.0, 20.0)  # seconds between attempts, the last for all further ones
 CHECK = 6.0  # seconds between looks whether the server is there, which also tell it that this client is
+QUIET = 60.0  # seconds without a call of the SuperNode to a server that can be reached, after which it is started again
 SKEW = 3.0  # seconds that the clocks may disagree without a word; Flower's node authentication allows 5
 
 
@@ -179,14 +180,18 @@ class _Parts:
 
     def _watch(self, node: Child, relaying: threading.Thread) -> None:
         """Return when the SuperNode or the relay ends, or the client is stopped; tell when the server is lost and found."""
-        lost, next_check = False, time.monotonic() + CHECK
+        started = time.monotonic()
+        lost, next_check = False, started + CHECK
         while node.running and relaying.is_alive() and not self._stopping.wait(0.2):
             if self._trainer is not None and not self._trainer.running:
                 self._renew_trainer()
             if time.monotonic() < next_check:
                 continue
             try:
-                greet(self._options.server, self._options.keys)
+                told = greet(self._options.server, self._options.keys)
+                if told["quiet"] > QUIET and time.monotonic() - started > QUIET:
+                    self._log.info("the SuperNode has not called the server for %.0f s", told["quiet"])
+                    return
                 if lost:
                     self._say(f"{self._options.server} is there again")
                 lost = False

@@ -22,7 +22,7 @@ from fedveil.core.errors import DeploymentError
 LOG_BYTES, LOG_FILES = 5_000_000, 5  # of one log file, and how many are kept
 GRACE = 10.0  # seconds that a process has to end after SIGTERM
 ALWAYS = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONUNBUFFERED": "1"}
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
+_DEATH_SIGNAL, _SUBREAPER = 1, 36  # PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER of Linux's prctl
 
 
 def log_file(name: str, path: Path) -> Logger:
@@ -53,11 +53,12 @@ class Child:
         log: Path,
         environment: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
+        unsaid: Sequence[str] = (),
     ) -> None:
-        """Start it. Call this from the main thread: a child is told of the end of the thread that started it."""
+        """Start it; lines with one of the words in `unsaid` are not kept. Call this from the main thread: a child is told of the end of the thread that started it."""
         self.name = name
         self.tail: deque[str] = deque(maxlen=40)
-        self._log = log_file(name, log)
+        self._log, self._unsaid = log_file(name, log), tuple(unsaid)
         self.process = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
@@ -75,6 +76,8 @@ class Child:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             text = line.decode("utf-8", "replace").rstrip()
+            if any(words in text for words in self._unsaid):
+                continue
             self.tail.append(text)
             self._log.handle(LogRecord(self.name, 20, "", 0, text, None, None))
 
@@ -104,6 +107,33 @@ class Child:
 def _path() -> str:
     """Where Flower's commands find each other: beside this Python first, whether or not its environment is activated."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def adopt_orphans() -> None:
+    """Become the parent of processes that children of this one started and left behind, where the system allows it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1)
+
+
+def end_orphans(seconds: float = GRACE) -> None:
+    """Kill what children left behind, and wait until it is gone: after `adopt_orphans`, with no child left that is needed."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and (left := _children()):
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process, 0)
+
+
+def _children() -> list[int]:
+    """Ids of all processes whose parent is this one; none where the system does not say."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            if int(path.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(path.parent.name))
+    return found
 
 
 def _end_with_parent() -> None:

@@ -154,6 +154,8 @@ class Desk:
         """Notice runs whose app ended without a word, until cancelled."""
         while True:
             await asyncio.sleep(LOOK)
+            if not self._running():
+                continue
             with suppress(httpx.HTTPError):
                 self._connected = await self._online()
             for order in [o for o in self._orders.values() if o.status == RUNNING]:

@@ -9,11 +9,11 @@ seconds. A node that loses an answer on the way is given it again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from base64 import b64decode
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -51,7 +51,8 @@ BODY = 16 << 20  # bytes of one call; Flower cuts arrays into pieces of 5 MiB
 HOLD = 20.0  # seconds that a question for work is held; nodes wait 30 for any answer
 ARRIVED = 10_000  # replies that are remembered
 AGAIN = 5  # times that an answer is given again to a node that does not say that it has it
-LOOK = 2.0  # seconds between looks for work that nobody announced
+LOOK = 5.0  # seconds between looks for work that nobody announced
+LISTEN = 1.0  # seconds after which a broken connection is noticed
 _PASSED_ON = ("content-type", "accept", "content-encoding")
 _OWN = ("x-", "flwr", "user-agent")  # Flower's own headers: signatures, versions, tracing
 
@@ -62,7 +63,7 @@ class Node:
 
     client: its number, by its registered key; None where any node may join
     starts: how often it joined; a node that joins anew has lost what it was working on
-    seen: when it last called, seconds since the epoch
+    seen: when it last called, seconds since the epoch; called: the same of its SuperNode alone
     given: the answer to its last question for work, until it says that it has the message
     held: questions for work that wait for an answer
     sent: bytes of objects that it sent since its last message
@@ -74,6 +75,7 @@ class Node:
     node_id: int = 0
     starts: int = 0
     seen: float = 0.0
+    called: float = field(default_factory=time.time)
     sent: int = 0
     given: tuple[str, bytes] | None = None
     again: int = 0
@@ -171,14 +173,14 @@ class Gate:
 
     async def _hello(self, request: Request) -> Response:
         """Say who the server is, to a client that it knows."""
-        client = None
+        client, quiet = None, 0.0
         if self._registry is not None:
             node = self._known(request)
             if isinstance(node, str):
                 return self._refuse(request, None, 401, node)
-            client = node.client
+            client, quiet = node.client, time.time() - node.called
         return JSONResponse({
-            "fedveil": version("fedveil"), "code": code(), "client": client, "time": time.time()
+            "fedveil": version("fedveil"), "code": code(), "client": client, "time": time.time(), "quiet": quiet
         })  # fmt: skip
 
     async def _pass(self, request: Request) -> Response:
@@ -207,6 +209,7 @@ class Gate:
                     413,
                     f"an update of more than {self._limit / 2**20:g} MiB, which fedveil server --max-update allows",
                 )
+        node.called = time.time()
         try:
             if call == "pull-messages":
                 return await self._pull(request, node, bytes(body))
@@ -218,6 +221,10 @@ class Gate:
             return self._refuse(request, node.client, 400, f"a call of {call} that cannot be read")
         except httpx.TransportError:
             return JSONResponse({"error": "the server is starting or stopping; try again"}, 503)
+        except Exception:
+            # Flower's nodes try again after 503, and give up for good after 500
+            self._log.exception("a call of %s failed", call)
+            return JSONResponse({"error": "the server failed; its log says where"}, 503)
         return answer
 
     def _notice(self, call: str, node: Node, body: bytes, answer: Response) -> None:
@@ -261,7 +268,7 @@ class Gate:
 
         A client that was killed counts as there for a minute, as Flower sees it, and could not join again until then.
         """
-        deadline = time.monotonic() + 2 * LOOK
+        deadline = time.monotonic() + 3 * LISTEN
         while node.held and time.monotonic() < deadline:
             await asyncio.sleep(0.1)  # a broken connection is noticed at the next look
         if node.held:
@@ -285,6 +292,7 @@ class Gate:
             node.held -= 1
 
     async def _hold(self, request: Request, node: Node, body: bytes) -> Response:
+        """The answer to a question for work, when there is some or the time is up."""
         deadline = time.monotonic() + HOLD
         while True:
             node.work.clear()
@@ -295,12 +303,13 @@ class Gate:
             if found:
                 node.given, node.again = (found[0].metadata.message_id, bytes(answer.body)), 0
                 return answer
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return answer
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(node.work.wait(), min(left, LOOK))
-            if await request.is_disconnected():  # a message for nobody would be lost
+            again = min(time.monotonic() + LOOK, deadline)
+            while not node.work.is_set() and (left := again - time.monotonic()) > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(node.work.wait(), min(left, LISTEN))
+                if await request.is_disconnected():  # a message for nobody would be lost
+                    return answer
+            if not node.work.is_set() and time.monotonic() >= deadline:
                 return answer
 
     async def _forward(self, path: str, request: Request, body: bytes) -> Response:
@@ -311,4 +320,5 @@ class Gate:
             if name in _PASSED_ON or (name.startswith(_OWN) and not name.startswith("x-forwarded"))
         }
         answer = await self._link.post(path, content=body, headers=headers)
-        return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
+        status = 503 if answer.status_code == 500 else answer.status_code
+        return Response(answer.content, status, media_type=answer.headers.get("content-type"))

@@ -16,7 +16,7 @@ import httpx
 import uvicorn
 from starlette.applications import Starlette
 
-from fedveil.core.children import check_port, free_port, log_file
+from fedveil.core.children import adopt_orphans, check_port, end_orphans, free_port, log_file
 from fedveil.core.errors import DeploymentError, SettingsError
 from fedveil.core.record import alone
 from fedveil.privacy.parties import check_server_folder, load_registry
@@ -57,6 +57,7 @@ def serve(options: Options, say: Callable[[str], None], finish: Callable[[Path],
         options.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(f"--state {options.state}: {error.strerror}") from None
+    adopt_orphans()
     with alone(options.state):
         asyncio.run(_serve(options, say, finish))
 
@@ -120,6 +121,7 @@ async def _serve(options: Options, say: Callable[[str], None], finish: Callable[
                 await asyncio.gather(*tasks, return_exceptions=True)
     finally:
         await asyncio.to_thread(link.child.stop)
+        await asyncio.to_thread(end_orphans)  # Flower's processes of runs
 
 
 def _greeting(options: Options, clients: int) -> Iterator[str]:

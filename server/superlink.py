@@ -30,6 +30,7 @@ from fedveil.core.children import Child, wait_for
 from fedveil.core.errors import DeploymentError
 
 HOST = "127.0.0.1"
+ROUTINE = ("[uvicorn.access]", "ControlServicer.ListNodes", "ControlServicer.ListRuns")  # of its log, every second
 STARTING = 60.0  # seconds that a SuperLink may take to start
 
 
@@ -86,7 +87,7 @@ def start_superlink(port: int, database: Path, certificates: Certificates | None
         command += ["--ssl-certfile", str(certificates.certificate), "--ssl-keyfile", str(certificates.key)]
         command += ["--ssl-ca-certfile", str(certificates.authority), "--enable-supernode-auth"]
     # the database holds models and messages
-    child = Child("flower-superlink", command, log, {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"})
+    child = Child("flower-superlink", command, log, {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}, unsaid=ROUTINE)
     link = SuperLink(child, port, certificates)
 
     def answers() -> bool:

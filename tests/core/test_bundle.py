@@ -74,7 +74,9 @@ def test_a_changed_line_of_code_is_another_bundle(tmp_path) -> None:
         (packed(pyproject__toml="#" * (1 << 20) + "#"), "an oversized project file"),
         (packed(pyproject__toml='[project]\nname = "evil"\nversion = "6"'), "'evil' 6, not of FedVeil"),
         (
-            packed(pyproject__toml='[project]\nname = "fedveil"\nversion = "9.9"\n[tool.fedveil]\ncode = "abcdef0123456789"'),
+            packed(
+                pyproject__toml='[project]\nname = "fedveil"\nversion = "9.9"\n[tool.fedveil]\ncode = "abcdef0123456789"'
+            ),
             "FedVeil 9.9 (code abcdef012345)",
         ),
     ],

@@ -259,7 +259,7 @@ def test_a_node_that_joins_anew_is_not_given_what_it_lost_and_its_old_place_is_f
 
 
 def test_two_clients_with_one_key_are_not_both_let_in(monkeypatch) -> None:
-    monkeypatch.setattr(room, "LOOK", 0.1)
+    monkeypatch.setattr(room, "LISTEN", 0.05)
 
     async def story(gate, outside, link) -> None:
         asking = asyncio.create_task(post(outside, "pull-messages", ASK))
