@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -28,11 +29,10 @@ class Server:
     """A server's desk at HOST or HOST:PORT."""
 
     def __init__(self, words: str) -> None:
-        host, colon, port = words.rpartition(":") if not words.endswith("]") else (words, "", "")
-        if not colon or (":" in host.strip("[]") and not host.startswith("[")):
-            host, port = words, str(PORT)
-        if not port.isdecimal():
+        found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s/\[\]]+)(?::(\d{1,5}))?", words)
+        if found is None:
             raise SettingsError(f"--on {words}: must be HOST or HOST:PORT, as in localhost:{PORT}")
+        host, port = found[1], found[2] or str(PORT)
         self._words, self._url = words, f"http://{host}:{port}"
         self._client = httpx.Client(base_url=self._url, timeout=60)
 

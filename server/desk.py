@@ -134,8 +134,13 @@ class Desk:
             "resume": "yes" if resume else "",
             "keys": str(self._keys.absolute()) if self._keys else "",
         }
-        order.flower_run, order.series = start_run(self._link, settings, order.series)
         order.status, order.result, order.stop, order.over = RUNNING, None, False, 0.0
+        self._keep(order)  # before it starts: a server that is killed now goes on with it
+        try:
+            order.flower_run, order.series = start_run(self._link, settings, order.series)
+        except DeploymentError as error:
+            self._end(order, FAILED, {"error": str(error)})
+            raise
         self._keep(order)
 
     def _keep(self, order: Order) -> None:
@@ -294,8 +299,8 @@ class Desk:
         if status in (DONE, STOPPED) and self.record(order.run).exists():
             try:
                 await asyncio.to_thread(self._finish, self.record(order.run))
-            except FedveilError as error:
-                self._log.info("%s: no pictures: %s", order.run, error)
+            except Exception:  # pictures are not worth a run
+                self._log.exception("%s: no pictures", order.run)
         self._end(order, status, told["result"])
         return JSONResponse({})
 

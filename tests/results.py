@@ -97,11 +97,11 @@ messages: every one was refused with a reason, or read as what it says; none cra
 
 def main(path: str) -> int:
     """Measure all, write the page, and return 1 where a claim does not hold."""
+    survived = survives(KILLS)
     stood = throw(INPUTS)
     measured = {claim.name: measure(claim, range(claim.seeds), progress=_say) for claim in CLAIMS}
     text, failed = table(measured)
     protected, apart = protected_claims.section(compare(measured))
-    survived = survives(KILLS)
     failed += apart + ([] if survived else [f"{KILLS} kills"]) + [name for name, held in stood.items() if not held]
     Path(path).write_text(text + protected + survival(survived) + parsing(stood))
     print(f"written: {path}" + (f"; missed: {', '.join(failed)}" if failed else ""))
