@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
+
+from fedveil.core.errors import ProtectionError
+from fedveil.core.messages import from_parcel, to_parcel
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,18 @@ def handle(errand: Errand, office: Office) -> Outcome:
         return Outcome(None, (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, what), context.state)
     if reply.has_error():
         return Outcome(None, (reply.error.code, reply.error.reason or ""), context.state)
-    return Outcome(_plain(reply.content), (0, ""), context.state)
+    return Outcome(reply.content, (0, ""), context.state)
 
 
-def _plain(content: RecordDict) -> RecordDict:
-    """The content with lazy arrays written out: what leaves this process is bytes."""
-    for record in content.values():
-        if isinstance(record, ArrayRecord):
-            for name, array in list(record.items()):
-                if type(array) is not Array:
-                    record[name] = Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=array.data)
-    return content
+def answer(errand: Errand, office: Office) -> Outcome:
+    """`handle` for a message whose content travels as a parcel."""
+    try:
+        content = from_parcel(errand.message.content)
+    except ProtectionError as error:
+        return Outcome(None, (ErrorCode.MOD_FAILED_PRECONDITION, f"refused: {error}"), errand.state)
+    errand.message.content = content
+    outcome = handle(errand, office)
+    return outcome if outcome.content is None else replace(outcome, content=to_parcel(outcome.content))
 
 
 def reply_to(message: Message, outcome: Outcome) -> Message:
@@ -117,4 +121,4 @@ def main() -> None:
                 errand = cast(Errand, connection.recv())
             except EOFError:
                 return
-            connection.send(handle(errand, office))
+            connection.send(answer(errand, office))

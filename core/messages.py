@@ -18,6 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedveil.core.encodings import FLOAT16, FLOAT32, READERS, to_float16, to_int8
 from fedveil.core.errors import ProtectionError
+from fedveil.core.parcels import Part, pack, unpack
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 WEIGHT = "num-examples"  # the key of a client's weight in an average
@@ -31,6 +32,7 @@ ATTEMPT = "attempt"  # at a round of secure aggregation
 INBOX = "inbox"  # what a message of secure aggregation brings for its client alone
 BLOB, CONFIRMATIONS = "blob", "confirmations"  # bytes of its stages
 SCHEMA, VERSION = "schema", "fedveil"  # in a client's first answer: what its data is, and which FedVeil it runs
+PARCEL, PIECE = "fedveil.parcel", 5_000_000  # bytes of one record; Flower cuts arrays into pieces of that size too
 _NUMPY = "numpy.ndarray"
 
 
@@ -158,6 +160,57 @@ def keep_residual(state: RecordDict, client: int, residual: np.ndarray | None) -
         kept = record if isinstance(record, ArrayRecord) else ArrayRecord()
         kept[str(client)] = Array(residual)  # not a lazy one: a node's state may be pickled, and stored
         state[RESIDUALS] = kept
+
+
+def to_parcel(content: RecordDict) -> RecordDict:
+    """What a message holds, as one record of bytes or a few: Flower sends every array and record by calls of its own."""
+    parts = []
+    for name, record in content.items():
+        if isinstance(record, ArrayRecord):
+            pieces = tuple(([key, a.dtype, list(a.shape), a.stype], a.data) for key, a in record.items())
+            parts.append(Part(name, "arrays", pieces))
+        else:
+            parts.append(
+                Part(name, "metrics" if isinstance(record, MetricRecord) else "config", ((None, record.deflate()),))
+            )
+    data = pack(parts)
+    pieces_of = [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
+    return RecordDict({f"{PARCEL}.{i}": ConfigRecord({BLOB: piece}) for i, piece in enumerate(pieces_of)})
+
+
+def from_parcel(content: RecordDict) -> RecordDict:
+    """What a message holds that came as a parcel; raise ProtectionError where that cannot be read, whoever made it."""
+    pieces = []
+    for i in range(len(content)):
+        record = content.get(f"{PARCEL}.{i}")
+        piece = record.get(BLOB) if isinstance(record, ConfigRecord) else None
+        if not isinstance(piece, bytes):
+            raise ProtectionError("its message is no parcel of FedVeil")
+        pieces.append(piece)
+    found = RecordDict()
+    for part in unpack(pieces[0] if len(pieces) == 1 else b"".join(pieces)):
+        try:
+            found[part.name] = _from_part(part)
+        except Exception as error:  # Flower's readers raise anything over a stranger's bytes
+            raise ProtectionError(
+                f"its message's part {_short(part.name)} cannot be read: {_short(str(error))}"
+            ) from None
+    return found
+
+
+def _from_part(part: Part) -> ArrayRecord | MetricRecord | ConfigRecord:
+    if part.kind == "arrays":
+        arrays = ArrayRecord()
+        for (name, dtype, shape, stype), data in part.pieces:
+            if not all(isinstance(text, str) for text in (name, dtype, stype)):
+                raise TypeError("an array without a name or a type")
+            if not all(isinstance(side, int) and 0 <= side < 2**40 for side in shape):
+                raise ValueError("an array without a shape")
+            arrays[name] = Array(dtype=dtype, shape=tuple(shape), stype=stype, data=data)
+        return arrays
+    kinds: dict[str, type[MetricRecord | ConfigRecord]] = {"metrics": MetricRecord, "config": ConfigRecord}
+    ((_, data),) = part.pieces
+    return kinds[part.kind].inflate(data)
 
 
 def wire_bytes(content: RecordDict) -> int:

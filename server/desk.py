@@ -159,8 +159,6 @@ class Desk:
         """Notice runs whose app ended without a word, until cancelled."""
         while True:
             await asyncio.sleep(LOOK)
-            if not self._running():
-                continue
             with suppress(httpx.HTTPError):
                 self._connected = await self._online()
             for order in [o for o in self._orders.values() if o.status == RUNNING]:
@@ -181,7 +179,7 @@ class Desk:
 
     async def _health(self, _request: Request) -> Response:
         running = self._link.child.running
-        body = {"status": "ok" if running else "failed", "runs": self._running(), "clients": len(await self._online())}
+        body = {"status": "ok" if running else "failed", "runs": self._running(), "clients": len(self._connected)}
         return JSONResponse(body, 200 if running else 503)
 
     def _running(self) -> list[str]:

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 
 from fedveil.core.errors import DeploymentError, Interrupted, ProtectionError
 from fedveil.core.experiment import Experiment
-from fedveil.core.messages import CLIENT, CONFIG, SCHEMA, WEIGHT
+from fedveil.core.messages import CLIENT, CONFIG, SCHEMA, WEIGHT, from_parcel, to_parcel
 from fedveil.datasets.local import differences
 from fedveil.server.exchange import count
 from fedveil.server.nodes import ClientGrid
@@ -233,7 +233,15 @@ class Fleet(ClientGrid):
 
     def _exchange(self, sent: Sequence[Message], timeout: float | None) -> Iterator[tuple[int, Message]]:
         started = self._poll()
-        waiting = {message_id: i for i, message_id in enumerate(self._grid.push_messages(sent))}
+        parcels = [
+            Message(
+                to_parcel(message.content),
+                dst_node_id=message.metadata.dst_node_id,
+                message_type=message.metadata.message_type,
+            )
+            for message in sent
+        ]
+        waiting = {message_id: i for i, message_id in enumerate(self._grid.push_messages(parcels))}
         nodes = [message.metadata.dst_node_id for message in sent]
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
         wake: Sequence[int] = nodes
@@ -245,12 +253,12 @@ class Fleet(ClientGrid):
                 for reply in self._grid.pull_messages(sorted(happened.arrived)):
                     index = waiting.pop(reply.metadata.reply_to_message_id, None)
                     if index is not None:
-                        yield index, reply
+                        yield index, _opened(reply, parcels[index])
             for message_id, index in list(waiting.items()):
                 why = self._lost(nodes[index], started, happened, lost_since)
                 if why:
                     del waiting[message_id]
-                    yield index, Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=sent[index])
+                    yield index, Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=parcels[index])
 
     def _poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> Happened:
         """What happened; whom the gate refused is said at once."""
@@ -285,3 +293,14 @@ class Fleet(ClientGrid):
         content[CONFIG] = config
         member = self._members[client]
         return Message(content, dst_node_id=member.node, message_type=message.metadata.message_type)
+
+
+def _opened(reply: Message, asked: Message) -> Message:
+    """A reply whose content came as a parcel; an error where that cannot be read."""
+    if reply.has_error():
+        return reply
+    try:
+        reply.content = from_parcel(reply.content)
+    except ProtectionError as error:
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=asked)
+    return reply

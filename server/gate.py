@@ -48,7 +48,7 @@ PASSED = (
 )  # fmt: skip
 UNREGISTERED = ("register-node", "unregister-node")  # where any node may join, without TLS
 BODY = 16 << 20  # bytes of one call; Flower cuts arrays into pieces of 5 MiB
-HOLD = 20.0  # seconds that a question for work is held; nodes wait 30 for any answer
+HOLD = 26.0  # seconds that a question for work is held; nodes wait 30 for any answer, and 3 more after none
 ARRIVED = 10_000  # replies that are remembered
 AGAIN = 5  # times that an answer is given again to a node that does not say that it has it
 LOOK = 5.0  # seconds between looks for work that nobody announced

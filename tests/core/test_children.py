@@ -84,10 +84,10 @@ def test_a_child_ends_with_a_parent_that_was_killed(tmp_path) -> None:
 
 def test_a_child_that_ends_while_it_is_waited_for_is_quoted(tmp_path) -> None:
     child = Child("failing", [sys.executable, "-c", "raise SystemExit('no such key')"], tmp_path / "failing.log")
+    child._reader.join(10)
     with pytest.raises(
         DeploymentError, match=r"the thing did not start \(exit code 1\); its last words:\n  no such key"
     ):
-        child._reader.join(10)
         wait_for(lambda: False, child, 20, "the thing")
 
 
@@ -112,7 +112,7 @@ def test_a_busy_port_is_named() -> None:
 def test_what_a_child_left_behind_is_ended_too() -> None:
     line = (
         "import subprocess, sys; from fedveil.core.children import adopt_orphans, end_orphans; adopt_orphans(); "
-        "leave = 'import subprocess, sys; print(subprocess.Popen([sys.executable, \"-c\", \"import time; time.sleep(600)\"], "
+        'leave = \'import subprocess, sys; print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], '
         "start_new_session=True).pid, flush=True)'; "
         "subprocess.run([sys.executable, '-c', leave]); end_orphans(); print('ended')"
     )

@@ -254,6 +254,7 @@ def test_a_page_in_a_browser_under_another_name_gives_no_orders(flower, tmp_path
 
 def test_health_is_told(flower, tmp_path) -> None:
     desk, _ = at(tmp_path)
+    desk._connected = {101}
     assert asking(desk, ("GET", "/health", None))[0] == (200, {"status": "ok", "runs": [], "clients": 1})
     desk._link.child.running = False
     assert asking(desk, ("GET", "/health", None))[0][0] == 503

@@ -12,10 +12,12 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.core.errors import DeploymentError, Interrupted
 from fedveil.core.experiment import Experiment
+from fedveil.core.messages import to_parcel
 from fedveil.server import fleet as room
 from fedveil.server.fleet import Fleet, Happened
 
 SCHEMA = {"kind": "images", "classes": "0, 1", "shape": "1 x 8 x 8"}
+NO_PARCEL = object()
 SETTINGS = {"data.clients": 4, "federation.cohort": 3, "federation.deadline": 0.3}
 
 
@@ -67,13 +69,16 @@ class Machines:
             message = self.sent[message_id]
             node = message.metadata.dst_node_id
             told = self.says.get(node, {})
+            if told is NO_PARCEL:
+                yield Message(RecordDict({"metrics": MetricRecord({"client": 0})}), reply_to=message)
+                continue
             if isinstance(told, str):
                 yield Message(Error(0, told), reply_to=message)
                 continue
             metrics = {"client": self.there[node], "num-examples": 10 + self.there[node]} | told
             schema = metrics.pop("schema", SCHEMA)
             content = {"metrics": MetricRecord(metrics), "config": ConfigRecord({"schema": json.dumps(schema)})}
-            yield Message(RecordDict(content), reply_to=message)
+            yield Message(to_parcel(RecordDict(content)), reply_to=message)
 
 
 def fleet_of(machines: Machines, **settings: Any) -> tuple[Fleet, list[str]]:
@@ -109,6 +114,7 @@ def test_clients_are_who_their_keys_say_in_their_order() -> None:
     ("told", "why"),
     [
         ("its data does not fit the run", "its data does not fit the run"),
+        (NO_PARCEL, "no parcel of FedVeil"),
         ({"client": 1}, "it calls itself client-2"),
         ({"client": -1}, "client = -1"),
         ({"num-examples": 0}, "num-examples = 0"),
@@ -116,7 +122,7 @@ def test_clients_are_who_their_keys_say_in_their_order() -> None:
         ({"schema": {**SCHEMA, "classes": "0, 1, 2"}}, "classes: 0, 1 here, 0, 1, 2 there"),
         ({"schema": [1]}, "does not say what its data is"),
     ],
-    ids=["refusal", "other-number", "negative", "none", "half", "classes", "no-schema"],
+    ids=["refusal", "no-parcel", "other-number", "negative", "none", "half", "classes", "no-schema"],
 )
 def test_who_cannot_take_part_is_named_with_the_reason_and_left_out(told, why) -> None:
     machines = Machines(4)
