@@ -73,8 +73,14 @@ def check_bundle(content: bytes) -> None:
     if content == bundle():
         return
     ours = f"FedVeil {version('fedveil')} (code {code()[:12]})"
+    theirs = _described(content)
+    if theirs == ours:
+        raise DeploymentError(
+            f"the server's bundle says that it is of {ours}, which this client runs, and is not: it was made by somebody else; "
+            "nothing of it is used"
+        )
     raise DeploymentError(
-        f"the server's bundle is of {_described(content)}, and this client runs {ours}; a client runs the code on its own "
+        f"the server's bundle is of {theirs}, and this client runs {ours}; a client runs the code on its own "
         "machine and no other: install the same FedVeil on both"
     )
 

@@ -129,7 +129,7 @@ def _read_array(name: str, array: Array, given: np.ndarray, encoding: str) -> np
     if (array.stype, array.dtype) != (kind, encoding):
         raise ProtectionError(
             f"its '{name}' is {_short(array.dtype)} written as {_short(array.stype)}, where communication.encoding = "
-            f"'{encoding}' asks for '{kind}'"
+            f"'{encoding}' asks for '{encoding}' written as '{kind}'"
         )
     if tuple(array.shape) != given.shape:
         raise ProtectionError(

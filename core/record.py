@@ -121,8 +121,8 @@ def _previous(path: Path) -> Path:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Be the one process that writes the record in `folder`; raise SettingsError where another one does.
+def alone(folder: Path, what: str = "writing this run") -> Iterator[None]:
+    """Be the one process that writes in `folder`; raise SettingsError, which says `what` it does, where another one is.
 
     The system lets go of the folder when the process ends, however it ends. Systems without such locks go unguarded.
     """
@@ -138,7 +138,7 @@ def alone(folder: Path) -> Iterator[None]:
         except OSError:
             owner = os.read(descriptor, 32).decode("ascii", "replace") or "unknown"
             raise SettingsError(
-                f"{folder}: another process (pid {owner}) is writing this run; wait for it to end, or stop it"
+                f"{folder}: another process (pid {owner}) is {what}; wait for it to end, or stop it"
             ) from None
         try:
             with _named(path):

@@ -323,7 +323,7 @@ def keys_new(
 ) -> None:
     """Make new keys: DIR/server without any secret of clients, DIR/client-1, DIR/client-2, ... with the clients' own.
 
-    A new run needs a new key. Bring each client its folder by a way you trust, never through the server. With --host the
+    They serve all runs of a federation; another federation needs its own. Bring each client its folder by a way you trust, never through the server. With --host the
     parties may be on separate machines, over TLS, and DIR/operator has what signs the server's certificates.
     """
     from fedveil.core.experiment import LATTICES, Experiment, parse_assignments

@@ -136,7 +136,8 @@ class Gate:
             self._log.info(
                 "refused %s at %s, %s: %s (refusal %d)", who, address, request.url.path[:80], why, self._count
             )
-        return JSONResponse({"error": why}, status)
+        # the rest of a call that is too large is not waited for
+        return JSONResponse({"error": why}, status, headers={"connection": "close"} if status == 413 else None)
 
     def _known(self, request: Request) -> Node | str:
         """The node that a call is of, by its signature; or why it is of none."""

@@ -58,7 +58,7 @@ def serve(options: Options, say: Callable[[str], None], finish: Callable[[Path],
     except OSError as error:
         raise SettingsError(f"--state {options.state}: {error.strerror}") from None
     adopt_orphans()
-    with alone(options.state):
+    with alone(options.state, "a server with this state"):
         asyncio.run(_serve(options, say, finish))
 
 

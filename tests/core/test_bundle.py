@@ -96,3 +96,10 @@ def test_any_other_bytes_are_refused(noise, at) -> None:
         return
     with pytest.raises(DeploymentError):
         check_bundle(changed)
+
+
+def test_a_bundle_that_says_it_is_this_very_fedveil_and_is_not_is_called_what_it_is() -> None:
+    with zipfile.ZipFile(io.BytesIO(bundle())) as archive:
+        project = archive.read("pyproject.toml").decode()
+    with pytest.raises(DeploymentError, match="and is not: it was made by somebody else; nothing of it is used"):
+        check_bundle(packed(pyproject__toml=project, evil="code"))

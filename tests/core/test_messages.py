@@ -122,7 +122,7 @@ def test_an_update_of_another_model_or_encoding_is_refused(encoding) -> None:
         "'b' is missing": ArrayRecord({"w": record["w"]}),
         "'c' is none of its tensors": ArrayRecord({**record, "c": record["b"]}),
         "'a' is none of its tensors": ArrayRecord({"a": record["b"], "w": record["w"]}),
-        f"its 'b' is '{encoding}' written as 'fedveil.ckks', where .* asks for '{kind}'": changed(
+        f"its 'b' is '{encoding}' written as 'fedveil.ckks', where .* asks for '{encoding}' written as '{kind}'": changed(
             record, stype="fedveil.ckks"
         ),
         f"its 'b' is 'float64' written as '{kind}'": changed(record, dtype="float64"),
