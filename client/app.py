@@ -134,7 +134,7 @@ def _workplace(context: Context) -> Workplace:
     try:
         return workplace(run, _keys(context), own)
     except DataError as error:
-        log.warning("%s", error)  # it may quote the data, which stays here
+        log.warning("refused: %s", error)  # it may quote the data, which stays here
         raise ProtectionError("its data does not fit the run; the client's own log says where") from None
 
 

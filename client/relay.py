@@ -131,17 +131,18 @@ class Relay:
             errand = Errand(message, context.state, dict(context.run_config), context.run_id, context.node_id)
             outcome = self._ask(errand)
         except DeploymentError as error:
-            self._once(str(error))
+            self._once(f"refused: {error}")
             return context, Message(Error(ErrorCode.INVALID_FAB, str(error)), reply_to=message)
-        if outcome.content is None:
-            self._once(outcome.error[1])
+        for text in outcome.said or ((outcome.error[1],) if outcome.content is None else ()):
+            self._once(text)
         context.state = outcome.state
         return context, reply_to(message, outcome)
 
     def _once(self, why: str) -> None:
+        """Tell this client's operator something that may come with every message, once."""
         if why not in self._refused:
             self._refused.add(why)
-            self._tell(f"refused  {why}; trainer.log may say more")
+            self._tell(why)
 
     def _push(self, client: RuntimeHttpClient, reply: Message, context: Context) -> None:
         reply.metadata.__dict__["_message_id"] = reply.object_id

@@ -6,6 +6,7 @@ It is started by `fedveil client` with one end of a socket pair, which nobody el
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import traceback
 from dataclasses import asdict, dataclass, replace
@@ -52,11 +53,26 @@ class Errand:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an errand: the content of a reply, or the code and reason of an error; and the state to keep."""
+    """What came of an errand: the content of a reply, or the code and reason of an error; and the state to keep.
+
+    said: warnings for this client's operator, which may quote its data and go to nobody else
+    """
 
     content: RecordDict | None
     error: tuple[int, str]
     state: RecordDict
+    said: tuple[str, ...] = ()
+
+
+class _Warnings(logging.Handler):
+    """Keeps what the app warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
 
 
 def handle(errand: Errand, office: Office) -> Outcome:
@@ -91,8 +107,14 @@ def answer(errand: Errand, office: Office) -> Outcome:
     except ProtectionError as error:
         return Outcome(None, (ErrorCode.MOD_FAILED_PRECONDITION, f"refused: {error}"), errand.state)
     errand.message.content = content
-    outcome = handle(errand, office)
-    return outcome if outcome.content is None else replace(outcome, content=to_parcel(outcome.content))
+    heard, log = _Warnings(), logging.getLogger("flwr")
+    log.addHandler(heard)
+    try:
+        outcome = handle(errand, office)
+    finally:
+        log.removeHandler(heard)
+    content = None if outcome.content is None else to_parcel(outcome.content)
+    return replace(outcome, content=content, said=tuple(heard.said))
 
 
 def reply_to(message: Message, outcome: Outcome) -> Message:
