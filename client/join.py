@@ -57,7 +57,8 @@ def join(options: Options, say: Callable[[str], None]) -> None:
     """
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _signal, _frame: stopping.set())
+        # not here: the main thread may hold the event's lock at this very moment
+        signal.signal(number, lambda _signal, _frame: threading.Thread(target=stopping.set).start())
     client = client_number(options)
     source = parse_source(options.data)
     if source.path is not None and not source.path.exists():

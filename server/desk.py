@@ -269,7 +269,11 @@ class Desk:
         gate.wake(int(node) for node in asked["wake"])
         deadline = time.monotonic() + min(float(asked["hold"]), HOLD)
         waiting = set(asked["waiting"])
-        while not (waiting & gate.arrived.keys()) and not order.stop and (left := deadline - time.monotonic()) > 0:
+        while (
+            not (waiting & (gate.arrived.keys() | gate.lost.keys()))
+            and not order.stop
+            and (left := deadline - time.monotonic()) > 0
+        ):
             gate.arrival.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(gate.arrival.wait(), left)
@@ -280,6 +284,7 @@ class Desk:
         return JSONResponse({
             "stop": order.stop,
             "arrived": sorted(here),
+            "lost": sorted(waiting & gate.lost.keys()),
             "clients": {str(node): client for node, client in self._nodes.items()},
             "online": [str(node) for node in self._connected],
             "starts": {str(node.node_id): node.starts for node in gate.nodes},

@@ -25,18 +25,19 @@ from fedveil.server.exchange import count
 from fedveil.server.nodes import ClientGrid
 
 HOLD = 0.5  # seconds that the desk may keep a question open
-ASSEMBLY = 60.0  # seconds that a run waits for its clients to join before it begins
-GREETING = 120.0  # seconds that a client may take to load its data and answer
+ASSEMBLY = 150.0  # seconds that a run waits for its clients to join before it begins
+GREETING = 60.0  # seconds that a client may take to load its data and answer, before it is asked again
 OFFLINE = 5.0  # seconds that a node may be away without being lost
 ASK_AGAIN = 15.0  # seconds after which a client that refused the run is asked again
 
 
 @dataclass
 class Happened:
-    """What the desk knows: which replies arrived, which nodes are there, are silent, how often each started, who refused what."""
+    """What the desk knows: which replies arrived or never will, which nodes are there, are silent, how often each started, who refused what."""
 
     stop: bool = False
     arrived: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
     clients: dict[int, int] = field(default_factory=dict)
     online: set[int] = field(default_factory=set)
     starts: dict[int, int] = field(default_factory=dict)
@@ -63,6 +64,7 @@ class DeskLine:
         return Happened(
             told["stop"],
             set(told["arrived"]),
+            set(told["lost"]),
             {int(node): client for node, client in told["clients"].items()},
             {int(node) for node in told["online"]},
             {int(node): starts for node, starts in told["starts"].items()},
@@ -191,8 +193,10 @@ class Fleet(ClientGrid):
             Message(RecordDict({CONFIG: ConfigRecord({})}), dst_node_id=node, message_type=MessageType.QUERY)
             for node in new
         ]
+        silent = set(new)
         for index, reply in self._exchange(questions, GREETING):
             node, starts = new[index], happened.starts.get(new[index], 0)
+            silent.discard(node)
             try:
                 client, member = self._read(reply, node, starts, happened.clients.get(node))
             except ProtectionError as error:
@@ -204,6 +208,10 @@ class Fleet(ClientGrid):
             self._refusing.pop(node, None)
             self._members[client] = member
             self._once(f"{self.called(client)} takes part with {member.examples:,} examples")
+        for node in silent:
+            number = happened.clients.get(node)
+            name = self.called(number) if number is not None else f"node {node}"
+            self._say(f"warning: {name} has not answered within {GREETING:g} s; it is asked again")
 
     def _read(self, reply: Message, node: int, starts: int, registered: int | None) -> tuple[int, Member]:
         """A client's answer; raise ProtectionError, with the reason, where it cannot take part."""
@@ -256,6 +264,8 @@ class Fleet(ClientGrid):
                         yield index, _opened(reply, parcels[index])
             for message_id, index in list(waiting.items()):
                 why = self._lost(nodes[index], started, happened, lost_since)
+                if message_id in happened.lost:
+                    why = "its reply was lost on the way"
                 if why:
                     del waiting[message_id]
                     yield index, Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=parcels[index])

@@ -50,6 +50,8 @@ UNREGISTERED = ("register-node", "unregister-node")  # where any node may join, 
 BODY = 16 << 20  # bytes of one call; Flower cuts arrays into pieces of 5 MiB
 HOLD = 26.0  # seconds that a question for work is held; nodes wait 30 for any answer, and 3 more after none
 ARRIVED = 10_000  # replies that are remembered
+AT_ONCE = 4  # calls that the SuperLink, whose database takes one writer, is asked together
+PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds before a call that it failed is passed on again
 AGAIN = 5  # times that an answer is given again to a node that does not say that it has it
 LOOK = 5.0  # seconds between looks for work that nobody announced
 LISTEN = 1.0  # seconds after which a broken connection is noticed
@@ -65,6 +67,7 @@ class Node:
     starts: how often it joined; a node that joins anew has lost what it was working on
     seen: when it last called, seconds since the epoch; called: the same of its SuperNode alone
     given: the answer to its last question for work, until it says that it has the message
+    taken: the id of the message that it has and has not answered
     held: questions for work that wait for an answer
     sent: bytes of objects that it sent since its last message
     sending: replies on their way: the ids of objects still to come, by the id of the message they answer
@@ -79,6 +82,7 @@ class Node:
     sent: int = 0
     given: tuple[str, bytes] | None = None
     again: int = 0
+    taken: str = ""
     held: int = 0
     sending: dict[str, set[str]] = field(default_factory=dict)
     work: asyncio.Event = field(default_factory=asyncio.Event)
@@ -92,6 +96,7 @@ class Gate:
     limit: bytes of objects that a node may send for one message
     refused: calls that were not passed on, and why: numbered from 1, the oldest forgotten
     arrived: ids of messages whose replies lie whole in the SuperLink, until somebody takes them; the oldest forgotten
+    lost: ids of messages that a node took and asked for more without an answer
     arrival: set whenever a reply has arrived
     """
 
@@ -105,9 +110,11 @@ class Gate:
     ) -> None:
         self._link, self._registry, self._ids, self._limit, self._log = link, registry, ids, limit, log
         self._nodes: dict[bytes, Node] = {}
+        self._places = asyncio.Semaphore(AT_ONCE)
         self.refused: deque[tuple[int, int | None, str]] = deque(maxlen=1000)
         self._count = 0
         self.arrived: dict[str, None] = {}
+        self.lost: dict[str, None] = {}
         self.arrival = asyncio.Event()
         routes = [Route(HELLO, self._hello, methods=["POST"]), Route(FLEET + "{call}", self._pass, methods=["POST"])]
         self.app = Starlette(routes=routes, exception_handlers={404: self._closed, 405: self._closed})
@@ -237,12 +244,13 @@ class Gate:
         if call == "activate-node":
             node.node_id = ActivateNodeResponse.FromString(bytes(answer.body)).node_id
             node.starts += 1
-            node.given = None  # it has lost what it was working on
+            node.taken, node.given = "", None  # it has lost what it was working on
             node.sending.clear()
         elif call == "confirm-message-received":
             confirmed = ConfirmMessageReceivedRequest.FromString(body).message_object_id
             if node.given is not None and confirmed == node.given[0]:
                 node.given, node.sent = None, 0
+                node.taken = confirmed
         elif call == "push-messages":
             pushed = PushMessagesRequest.FromString(body)
             missing = set(PushMessagesResponse.FromString(bytes(answer.body)).objects_to_push)
@@ -259,6 +267,7 @@ class Gate:
         """Note replies of a node that are whole."""
         for message in [message for message, missing in node.sending.items() if not missing]:
             del node.sending[message]
+            node.taken = "" if message == node.taken else node.taken
             self.arrived[message] = None
             while len(self.arrived) > ARRIVED:
                 del self.arrived[next(iter(self.arrived))]
@@ -283,6 +292,12 @@ class Gate:
     async def _pull(self, request: Request, node: Node, body: bytes) -> Response:
         """Answer a question for work: at once where there is some, else when there is, or after a while with none."""
         node.node_id = PullMessagesRequest.FromString(body).node.node_id
+        if node.taken:  # nodes take a message after they answered the one before
+            self.lost[node.taken] = None
+            node.taken = ""
+            self.arrival.set()
+            while len(self.lost) > ARRIVED:
+                del self.lost[next(iter(self.lost))]
         if node.given is not None and node.again < AGAIN:
             node.again += 1
             return Response(node.given[1], media_type="application/protobuf")
@@ -320,6 +335,11 @@ class Gate:
             for name, value in request.headers.items()
             if name in _PASSED_ON or (name.startswith(_OWN) and not name.startswith("x-forwarded"))
         }
-        answer = await self._link.post(path, content=body, headers=headers)
+        for pause in (*PAUSES, None):
+            async with self._places:
+                answer = await self._link.post(path, content=body, headers=headers)
+            if answer.status_code != 500 or pause is None:
+                break
+            await asyncio.sleep(pause)  # its database was busy
         status = 503 if answer.status_code == 500 else answer.status_code
         return Response(answer.content, status, media_type=answer.headers.get("content-type"))

@@ -40,6 +40,7 @@ class Machines:
         self.offline: set[int] = set()
         self.refused: list[tuple[int | None, str]] = []
         self.stop = False
+        self.lost: set[str] = set()
         self.sent: dict[str, Message] = {}
         self.woken: list[int] = []
         self.asked = 0
@@ -50,7 +51,16 @@ class Machines:
         self.woken += list(wake)
         here = {m for m in waiting if self.sent[m].metadata.dst_node_id not in self.mute}
         refused, self.refused = self.refused, []
-        return Happened(False, here, self.registered, set(self.there) - self.offline, dict(self.starts), set(), refused)
+        return Happened(
+            False,
+            here,
+            self.lost & set(waiting),
+            self.registered,
+            set(self.there) - self.offline,
+            dict(self.starts),
+            set(),
+            refused,
+        )
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.there)
@@ -193,8 +203,9 @@ def test_replies_come_with_their_clients_and_nodes_are_woken() -> None:
     [
         (lambda machines: machines.starts.update({102: 2}), "it was started anew"),
         (lambda machines: machines.offline.add(102), "its connection was lost"),
+        (lambda machines: machines.lost.update(machines.sent), "its reply was lost on the way"),
     ],
-    ids=["restarted", "offline"],
+    ids=["restarted", "offline", "lost"],
 )
 def test_a_client_that_was_lost_ends_the_wait_for_it(happen, why, monkeypatch) -> None:
     monkeypatch.setattr(room, "OFFLINE", 0.0)

@@ -334,3 +334,38 @@ def test_a_stranger_fills_neither_the_log_nor_the_memory(caplog) -> None:
         assert len(caplog.records) < 50
 
     running(story)
+
+
+def test_a_node_that_asks_for_more_work_without_an_answer_has_lost_it() -> None:
+    async def story(gate, outside, link) -> None:
+        link.work += [work("m1"), work("m2"), work("m3")]
+        link.answers["push-messages"] = PushMessagesResponse(objects_to_push=[])
+        for message, answers in (("m1", True), ("m2", False)):
+            await post(outside, "pull-messages", ASK)
+            await post(outside, "confirm-message-received", ConfirmMessageReceivedRequest(message_object_id=message))
+            if answers:
+                reply = Message(metadata=Metadata(message_id="r", reply_to_message_id=message))
+                await post(outside, "push-messages", PushMessagesRequest(messages_list=[reply]))
+        assert not gate.lost
+        await post(outside, "pull-messages", ASK)
+        assert list(gate.lost) == ["m2"]
+        assert list(gate.arrived) == ["m1"]
+
+    running(story)
+
+
+def test_a_call_that_the_superlink_failed_is_passed_on_again(monkeypatch) -> None:
+    monkeypatch.setattr(room, "PAUSES", (0.0, 0.0))
+
+    async def story(gate, outside, link) -> None:
+        statuses = [500, 500, 200]
+
+        def busy(request: httpx.Request) -> httpx.Response:
+            link.status = statuses.pop(0) if statuses else 500
+            return httpx.Response(link.status, content=PushObjectResponse(stored=True).SerializeToString())
+
+        gate._link._transport.handler = busy
+        assert (await post(outside, "push-object", PushObjectRequest(object_id="a"))).status_code == 200
+        assert (await post(outside, "push-object", PushObjectRequest(object_id="a"))).status_code == 503
+
+    running(story)
