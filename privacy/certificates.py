@@ -27,7 +27,7 @@ _AUTHORITY_DAYS, _SERVER_DAYS = 3653, 397
 _EARLIER = timedelta(days=1)  # clocks disagree
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
 _UNREADABLE = (
-    ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType,
+    ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType,
 )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def check_issued(certificate: x509.Certificate, authority: x509.Certificate) -> 
         raise ProtectionError("is an authority's certificate, and no server's")
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature):
+    except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm, InvalidSignature):
         raise ProtectionError(
             f"is not signed by the authority in {AUTHORITY} ({certificate_name(authority)})"
         ) from None

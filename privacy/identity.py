@@ -66,7 +66,7 @@ def load_signer(path: str | Path) -> Signer:
     load = serialization.load_ssh_private_key if _openssh(content) else serialization.load_pem_private_key
     try:
         key = load(content, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm):
         # the library's own words may quote what it read
         raise ProtectionError(f"{path}: no private key in PEM or OpenSSH format without a passphrase") from None
     if not (isinstance(key, ed25519.Ed25519PrivateKey) or _is_p384(key)):
@@ -109,7 +109,7 @@ def _load_public(public: bytes) -> ec.EllipticCurvePublicKey | ed25519.Ed25519Pu
     try:
         load = serialization.load_pem_public_key if public.startswith(b"-----") else serialization.load_ssh_public_key
         key = load(public)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, NotImplementedError, UnsupportedAlgorithm) as error:
         raise ProtectionError(f"a registered public key is in neither PEM nor OpenSSH format: {error}") from error
     if isinstance(key, ed25519.Ed25519PublicKey):
         return key
