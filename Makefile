@@ -18,6 +18,7 @@ bench: .venv/.ready  ## speed beside the peers, written to docs/performance.md; 
 	$(BIN)/fedveil bench --write docs/performance.md
 	$(BIN)/fedveil bench growth --write docs/performance.md
 	$(BIN)/fedveil bench encryption --write docs/performance.md
+	$(BIN)/fedveil bench deployment --write docs/performance.md
 
 peers: .venv-flower/.ready .venv-pfl/.ready  ## the frameworks that bench compares with, an environment each
 

@@ -9,10 +9,19 @@ from typing import Any
 
 from rich.console import Console
 
-from fedveil.benchmarks import contest, encryption, encryption_report, growth, jobs, report
+from fedveil.benchmarks import (
+    contest,
+    deployment,
+    deployment_report,
+    encryption,
+    encryption_report,
+    growth,
+    jobs,
+    report,
+)
 from fedveil.core.errors import SettingsError, nearest
 
-GROWTH, ENCRYPTION = "growth", "encryption"
+GROWTH, ENCRYPTION, DEPLOYMENT = "growth", "encryption", "deployment"
 
 
 def bench(
@@ -25,22 +34,24 @@ def bench(
     write: Path | None = None,
     command: Sequence[str] = (),
 ) -> None:
-    """Measure a job, all jobs (no name), how cost grows (`growth`), or what protection costs (`encryption`).
+    """Measure a job, all jobs (no name), how cost grows (`growth`), what protection costs (`encryption`), or a deployed round.
 
     Prints a table or one JSON object.
 
-    settings: changes to every experiment, `engine` and `workers` say
+    settings: changes to every experiment, `engine` and `workers` say; none where clients are processes of their own
     peers: by name, the Python of its environment; None for the conventional place; of the jobs alone
     repeats: runs of each contestant
     write: a page whose measured section is replaced
     Raises SettingsError before anything is measured; FedveilError where a run fails.
     """
-    known = (*jobs.JOBS, GROWTH, ENCRYPTION)
+    known = (*jobs.JOBS, GROWTH, ENCRYPTION, DEPLOYMENT)
     if name not in (None, *known):
         raise SettingsError(f"bench: there is no job '{name}'{nearest(str(name), known)}\n  known: {', '.join(known)}")
+    if name == DEPLOYMENT and settings:
+        raise SettingsError(f"--{next(iter(settings))}: deployed clients are processes of their own; leave it out")
     if write is not None:
         if name in jobs.JOBS:
-            raise SettingsError(f"--write {write}: the page holds all jobs; name no job, {GROWTH} or {ENCRYPTION}")
+            raise SettingsError(f"--write {write}: the page holds all jobs; name no job, or {', '.join(known[-3:])}")
         report.check_page(write, name or "jobs")
     console = Console(stderr=as_json)
     around = report.surroundings(command)
@@ -48,6 +59,8 @@ def bench(
         _growth(settings, around, console, as_json, write)
     elif name == ENCRYPTION:
         _encryption(settings, repeats, around, console, as_json, write)
+    elif name == DEPLOYMENT:
+        _deployment(repeats, around, console, as_json, write)
     else:
         _jobs(name, settings, peers, repeats, around, console, as_json, write)
 
@@ -108,6 +121,16 @@ def _encryption(
         console.print(encryption_report.table(found), highlight=False)
     if write is not None:
         report.write_section(write, ENCRYPTION, encryption_report.section(found, around, repeats))
+
+
+def _deployment(repeats: int, around: contest.Measures, console: Console, as_json: bool, write: Path | None) -> None:
+    found = deployment.measure(repeats, lambda line: _say(console, [line]))
+    if as_json:
+        print(json.dumps({**found, "repeats": repeats, **around}))
+    else:
+        console.print(deployment_report.table(found), highlight=False)
+    if write is not None:
+        report.write_section(write, DEPLOYMENT, deployment_report.section(found, around, repeats))
 
 
 def _say(console: Console, lines: Sequence[str]) -> None:

@@ -1,11 +1,67 @@
-"""How much memory a process took at most."""
+"""How much memory a process took at most, and a process with all that it started."""
 
 from __future__ import annotations
 
 import os
 import resource
 import sys
+import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
+
+LOOK = 0.5  # seconds between looks at other processes
+
+
+class Watch:
+    """Looks at processes that others started, while inside `with`, and at all that these started.
+
+    roots: ids of processes by their names
+    What counts for a name is the largest sum, at any look, over its living processes of the most that was resident in each;
+    what they share counts in each of them.
+    """
+
+    def __init__(self, roots: Mapping[str, int]) -> None:
+        self._roots = dict(roots)
+        self._seen: list[tuple[float, dict[str, float]]] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def peaks_mb(self, until: float = float("inf")) -> dict[str, float]:
+        """By name, the most until a moment (seconds since the epoch), in MB (10^6 bytes)."""
+        peaks = dict.fromkeys(self._roots, 0.0)
+        for when, found in list(self._seen):
+            if when <= until:
+                peaks = {name: max(peak, found[name]) for name, peak in peaks.items()}
+        return peaks
+
+    def _run(self) -> None:
+        while not self._over.wait(LOOK):
+            self._seen.append((time.time(), {name: _resident_mb(root) for name, root in self._roots.items()}))
+
+
+def _resident_mb(root: int) -> float:
+    """Sum over a process and its descendants of the most that was resident in each, in MB."""
+    total, waiting = 0, [root]
+    while waiting:
+        process = waiting.pop()
+        try:
+            waiting += _children(process)
+            total += _peak_kb(process)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
+    return total * 1024 / 1e6
 
 
 def peak_mb() -> float:
@@ -35,9 +91,13 @@ def _kb(path: Path, key: str) -> int:
 
 
 def _descendants(process: int) -> list[int]:
-    children = [
+    children = _children(process)
+    return children + [below for child in children for below in _descendants(child)]
+
+
+def _children(process: int) -> list[int]:
+    return [
         int(child)
         for path in Path(f"/proc/{process}/task").glob("*/children")
         for child in path.read_text().split()
     ]  # fmt: skip
-    return children + [below for child in children for below in _descendants(child)]

@@ -407,7 +407,8 @@ def keys_open(
 @app.command()
 def bench(
     job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="j1 to j4, growth or encryption; j1 to j4 without it")
+        str | None,
+        typer.Argument(metavar="[JOB]", help="j1 to j4, growth, encryption or deployment; j1 to j4 without it"),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="runs of each contestant, in turn; medians are quoted")] = 3,
     engine: Annotated[str | None, typer.Option(help="how FedVeil's clients are computed; auto without it")] = None,

@@ -275,7 +275,7 @@ class Unmasker:
             gone = sorted(set(self._around) - set(clients))
             self._abandon(
                 f"{self.stage} came from {len(clients)} of {len(self._around)} clients, and it takes {least} "
-                f"(missing: {_names(gone)})"
+                f"(missing, counted from 0: {_names(gone)})"
             )
 
     def _expect_neighbourhoods(self, survivors: set[int]) -> None:
@@ -287,7 +287,7 @@ class Unmasker:
                 gone = sorted((self._around[client] & set(self._sharing)) - survivors)
                 self._abandon(
                     f"of the neighbourhood of client {client} {around} sent a vector, and it takes {least} "
-                    f"(missing: {_names(gone)})"
+                    f"(missing, counted from 0: {_names(gone)})"
                 )
 
     def _abandon(self, why: str) -> None:

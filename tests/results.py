@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 
 import conftest  # noqa: F401  (where the real data is, and no telemetry)
+import deployed_claims
 import protected_claims
 from claims import CLAIMS, Measured, measure
 from fuzzing import throw
@@ -102,8 +103,10 @@ def main(path: str) -> int:
     measured = {claim.name: measure(claim, range(claim.seeds), progress=_say) for claim in CLAIMS}
     text, failed = table(measured)
     protected, apart = protected_claims.section(compare(measured))
+    many = deployed_claims.measure(progress=_say)
+    failed += [] if many.holds else [f"{many.clients} deployed clients"]
     failed += apart + ([] if survived else [f"{KILLS} kills"]) + [name for name, held in stood.items() if not held]
-    Path(path).write_text(text + protected + survival(survived) + parsing(stood))
+    Path(path).write_text(text + protected + survival(survived) + parsing(stood) + deployed_claims.section(many))
     print(f"written: {path}" + (f"; missed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 

@@ -78,7 +78,7 @@ def test_below_the_threshold_nothing_is_revealed_and_after_three_attempts_one_er
         assert {attempt for attempt, _ in asked} == {0}
     else:
         assert "attempt 2, is abandoned, nothing was revealed: " in said
-        assert re.search(r"came from 3 of 5 clients, and it takes 4 \(missing: 1, 3\)", said)
+        assert re.search(r"came from 3 of 5 clients, and it takes 4 \(missing, counted from 0: 1, 3\)", said)
         assert {attempt for attempt, _ in asked} == {0, 1, 2}
         assert "reveal" not in {name for _, name in asked}
     assert f"client 1{'' if stage == 'train' else f', {stage}'}: no answer in time" in said

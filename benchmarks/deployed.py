@@ -1,0 +1,159 @@
+"""One deployed run as its users start it, all parties on this machine: what it took, seen from outside.
+
+Clients reach the server through a meter of bytes; the server and the clients speak TLS and hold keys of their own.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from fedveil.benchmarks import party
+from fedveil.benchmarks.memory import Watch
+from fedveil.benchmarks.party import Note
+from fedveil.benchmarks.traffic import Meter
+from fedveil.core.children import GRACE, Child, free_port, wait_for
+from fedveil.core.errors import FedveilError
+from fedveil.core.experiment import Experiment, Privacy
+from fedveil.privacy.keys import write_keys
+from fedveil.privacy.parties import new_parties
+from fedveil.remote import Server
+
+STARTING = 180.0  # seconds that a party may take to start where others use the machine
+SERVER = "server"
+Ledger = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What one run took.
+
+    ends: when each round was whole, recorded and checkpointed, seconds since the epoch
+    notes: of the server and of all clients, see `party`
+    ledger: rows of ledger.csv; clients: rows of clients.csv
+    wire: bytes up, bytes down and new connections between two moments
+    memory: peaks of the server's processes, and of each client's, in MB, until a moment
+    """
+
+    ends: dict[int, float]
+    notes: list[Note]
+    ledger: Ledger
+    clients: Ledger
+    wire: Callable[[float, float], tuple[int, int, int]]
+    memory: Callable[[float], Mapping[str, float]]
+
+    def payload(self, rounds: set[int]) -> tuple[int, int]:
+        """Bytes up and bytes down in these rounds, as the run's ledger has them."""
+        rows = [row for row in self.ledger if int(row["round"]) in rounds]
+        return sum(int(row["bytes_up"] or 0) for row in rows), sum(int(row["bytes_down"]) for row in rows)
+
+
+def run_deployed(
+    experiment: Experiment,
+    data: str,
+    clients: int,
+    folder: Path,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Deployed:
+    """Run an experiment on a server and so many clients, of which client k holds partition k of `data`.
+
+    experiment: has `federation.cohort` = `data.clients` = clients; folder: empty, for all that the parties keep
+    Raises FedveilError, with a party's last words, where one does not start or the run fails.
+    """
+    write_keys(folder / "keys", None, clients, new_parties(clients, Privacy(), ["localhost"]))
+    port, control = free_port(), free_port()
+    with ExitStack() as stack:
+        words: list[str | Path] = ["--keys", folder / "keys" / "server", "--state", folder / "state"]
+        words += ["--host", "127.0.0.1", "--port", str(port), "--control", str(control)]
+        server = stack.enter_context(_party(folder, SERVER, "server", *words))
+        wait_for(lambda: any(line.startswith("control") for line in server.tail), server, STARTING, "the server")
+        meter = stack.enter_context(Meter(port))
+        desk = Server(f"127.0.0.1:{control}")
+        joined: list[Child] = []
+        for client in range(clients):
+            name = f"client-{client + 1}"
+            words = ["--keys", folder / "keys" / name, "--state", folder / name]
+            words += ["--server", f"localhost:{meter.port}", "--data", f"{data}:{client + 1}/{clients}"]
+            joined.append(stack.enter_context(_party(folder, name, "client", str(client), *words)))
+            # started all at once, many would take so long that they give up
+            if len(joined) % (os.cpu_count() or 1) == 0 or len(joined) == clients:
+                _wait_for_clients(desk, joined)
+                progress(f"{len(joined)} of {clients} clients are connected")
+        roots = {child.name: child.process.pid for child in (server, *joined)}
+        memory = stack.enter_context(Watch(roots))
+        run = desk.start(experiment, lambda _line: None)
+        desk.follow(run, lambda _line: None)
+    state = folder / "state"
+    notes = [note for name in roots for note in party.read(folder / f"{name}.notes")]
+    return Deployed(
+        round_ends(state / "logs" / f"{run}.log"),
+        sorted(notes, key=lambda note: note.when),
+        _table(state / "runs" / run / "ledger.csv"),
+        _table(state / "runs" / run / "clients.csv"),
+        meter.between,
+        memory.peaks_mb,
+    )
+
+
+def round_ends(log: Path) -> dict[int, float]:
+    """When each round of a run was whole, seconds since the epoch, by the lines of its log."""
+    ends = {}
+    for line in log.read_text("utf-8").splitlines():
+        day, clock, *words = line.split(maxsplit=4)
+        if words[:1] == ["round"]:
+            number = int(words[1].partition("/")[0])
+            ends[number] = datetime.strptime(f"{day} {clock}", "%Y-%m-%d %H:%M:%S,%f").timestamp()
+    return ends
+
+
+@contextmanager
+def _party(folder: Path, name: str, *words: str | Path) -> Iterator[Child]:
+    """A party's process; ended, with all that it started, at the end."""
+    notes = folder / f"{name}.notes"
+    notes.touch()
+    command = [sys.executable, "-P", "-m", "fedveil.benchmarks.party", str(notes), *map(str, words)]
+    with started(name, command, folder, {"FLWR_HOME": str(folder / "flower")}) as child:
+        yield child
+
+
+@contextmanager
+def started(name: str, command: list[str], folder: Path, environment: Mapping[str, str]) -> Iterator[Child]:
+    """A process that is ended, with all of its group, at the end."""
+    child = Child(name, command, folder / f"{name}.log", environment)
+    try:
+        yield child
+    finally:
+        child.stop(2 * GRACE)  # it has children of its own to end first
+
+
+def _wait_for_clients(desk: Server, clients: Sequence[Child]) -> None:
+    """Return when all are connected; raise FedveilError, with the words of one that is not, where that does not come."""
+    deadline = time.monotonic() + STARTING
+    while True:
+        told = desk.ask("/status")["clients"]
+        connected = {f"client-{one['client'] + 1}" for one in told if one["connected"]}
+        missing = [child for child in clients if child.name not in connected]
+        if not missing:
+            return
+        ended = [child for child in missing if not child.running]
+        if ended or time.monotonic() > deadline:
+            child = (ended or missing)[0]
+            how = "ended" if ended else f"did not join within {STARTING:.0f} s"
+            words = "\n  ".join(list(child.tail)[-4:])
+            raise FedveilError(f"benchmark: {child.name} {how}; its last words:\n  {words}")
+        time.sleep(0.2)
+
+
+def _table(path: Path) -> Ledger:
+    try:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise FedveilError(f"benchmark: the deployed run left no {path.name}") from None
