@@ -3,13 +3,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test claims bench peers lint clean
+.PHONY: run test machines claims bench peers lint clean
 
 run: .venv/.ready  ## train the main job on embedded data
 	$(BIN)/fedveil run
 
 test: .venv/.ready-test  ## all tests, with reduced counts where a claim needs many runs
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal -m "not long" --ignore tests/deployment
+
+machines: .venv/.ready-test  ## servers and clients in network namespaces, killed, cut off and lied to; root, many minutes
+	$(BIN)/pytest -n 2 --dist loadscope tests/deployment
+	$(BIN)/pytest -m long tests/benchmarks
 
 claims: .venv/.ready-test  ## the full counts, written to docs/results.md; about an hour
 	$(BIN)/python tests/results.py docs/results.md

@@ -313,6 +313,7 @@ def test_a_claim_of_many_clients_asks_for_whole_rounds_and_settled_memory() -> N
     assert not deployed_claims.judge(growing, CLIENTS, 4).holds
 
 
+@pytest.mark.long
 def test_five_clients_on_one_machine_are_in_every_round() -> None:
     many = deployed_claims.measure(clients=5, rounds=3)
     assert many.holds, many

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import LIVE
+from deployment.federations import LIVE
+
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Iterator[None]:

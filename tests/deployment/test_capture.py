@@ -102,6 +102,7 @@ def weights(path: Path) -> list[bytes]:
     return [value.tobytes() for value in load_file(path).values() if value.nbytes >= 4 * WINDOW]
 
 
+@pytest.mark.long
 def test_tls_hides_all_that_plain_http_shows(tmp_path) -> None:
     hidden, plain = (
         walked(tmp_path / "tls", "--protection", "none", "--capture"),

@@ -59,6 +59,7 @@ def understood(command: str) -> bool:
     return CliRunner().invoke(app, [*words, "--help"]).exit_code == 0
 
 
+@pytest.mark.long
 def test_the_walk_ends_as_it_says_and_neither_the_network_nor_the_server_sees_the_model(tmp_path) -> None:
     walk = walked(tmp_path / "walk", "--capture")
     lines = [line for line in walk.said.splitlines() if re.match(r"(server|operator|client-\d)\$ ", line)]
@@ -109,6 +110,7 @@ def private_parts(path: Path) -> list[bytes]:
     return [number, text[(start + 2) // 3 * 4 : (start + 48) // 3 * 4]]  # four letters stand for three bytes
 
 
+@pytest.mark.long
 def test_a_walk_that_is_interrupted_takes_down_what_it_made(tmp_path) -> None:
     need_root()
     folder = tmp_path / "walk"
