@@ -113,8 +113,8 @@ def answer(errand: Errand, office: Office) -> Outcome:
         outcome = handle(errand, office)
     finally:
         log.removeHandler(heard)
-    content = None if outcome.content is None else to_parcel(outcome.content)
-    return replace(outcome, content=content, said=tuple(heard.said))
+    parcel = None if outcome.content is None else to_parcel(outcome.content)
+    return replace(outcome, content=parcel, said=tuple(heard.said))
 
 
 def reply_to(message: Message, outcome: Outcome) -> Message:
