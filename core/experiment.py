@@ -512,10 +512,6 @@ def _check_combinations(e: Experiment) -> None:
         (e.evaluation.cohort or 1) > e.data.clients,
         f"evaluation.cohort = {e.evaluation.cohort}: larger than the population; data.clients = {e.data.clients}",
     )
-    refuse(
-        e.data.dataset == "own" and e.data.path is None,
-        "data.path: data.dataset = 'own' needs the path of a CSV file, an .npz file, or a folder of images",
-    )
     _check_protection(e, refuse)
     made = e.data.dataset == "synthetic"
     refuse(

@@ -77,7 +77,6 @@ def test_toml_gives_back_the_same_settings(seed, rate, hidden, batch, labels) ->
         ("federation.strategy=fedprox", "set training.proximal_mu"),
         ("evaluation.federated=true", "set data.validation_fraction"),
         ("evaluation.cohort=20", "larger than the population"),
-        ("data.dataset=own", "data.path"),
         ("communication.encoding=int4", "communication.encoding = 'int4': must be 'float32', 'float16' or 'int8'"),
     ],
 )

@@ -12,8 +12,6 @@ import pytest
 from deployment.federations import CONTROL, PORT, Federation, Run, federated
 from machines import Program, fedveil
 
-from fedveil.core.errors import SettingsError
-
 OWN = {
     "data.dataset": "own", "data.labels": ["calm", "storm"], "federation.rounds": 2, "federation.quorum": 2,
     "federation.deadline": 15,
@@ -150,14 +148,6 @@ def takes_no_part(federation: Federation, settings: dict[str, Any], words: str) 
     return run
 
 
-MISSING = pytest.mark.xfail(
-    strict=True,
-    raises=SettingsError,
-    reason="data.dataset = 'own' asks for data.path, which is the clients' own affair",
-)
-
-
-@MISSING
 def test_a_client_with_a_class_that_the_run_does_not_name_takes_no_part(
     federation: Federation, third: Callable[[Path], None], tmp_path: Path
 ) -> None:
@@ -168,7 +158,6 @@ def test_a_client_with_a_class_that_the_run_does_not_name_takes_no_part(
     assert run.table("metrics.csv")[2]["test_accuracy"] == ""
 
 
-@MISSING
 def test_a_run_of_clients_whose_tables_differ_ends_before_training_with_both_named(
     federation: Federation, third: Callable[[Path], None], tmp_path: Path
 ) -> None:
