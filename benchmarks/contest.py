@@ -201,3 +201,9 @@ def stages(job: Job, experiment: Experiment) -> dict[str, float]:
     run = run_once(fedveil(experiment, "--stages"))
     clients = len(run["round_s"]) * job.cohort
     return {name: seconds / clients * 1e3 for name, seconds in run["stages_s"].items()}
+
+
+def judged(row: Measures, quantity: str, most: float) -> Measures:
+    """A quantity that is to be at most `most`, beside what was found; None where it was not measured."""
+    found = row.get(quantity)
+    return {"quantity": quantity, "most": most, "found": found, "reached": None if found is None else found <= most}

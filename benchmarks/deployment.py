@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedveil.benchmarks.bare_app import BareRun, run_bare
-from fedveil.benchmarks.contest import Measures
+from fedveil.benchmarks.contest import Measures, judged
 from fedveil.benchmarks.deployed import SERVER, Deployed, run_deployed
 from fedveil.benchmarks.party import ARRIVED, CALL, PUSHED, RECEIVED, TRAINED, Note
 from fedveil.core.errors import DataError, FedveilError
@@ -73,7 +73,7 @@ def measure(repeats: int, progress: Callable[[str], None] = lambda _: None) -> M
         try:
             vocabulary(job.experiment)
         except DataError as error:
-            notes.append(f"{job.preset}: not measured: {' '.join(str(error).split())}")
+            notes.append(f"{job.preset}: not measured: {str(error).splitlines()[0]}")
             continue
         own, bare = [], []
         for turn in range(1, repeats + 1):
@@ -87,7 +87,7 @@ def measure(repeats: int, progress: Callable[[str], None] = lambda _: None) -> M
         "job": "deployment",
         "clients": CLIENTS,
         "rows": rows,
-        "targets": [_judge(target, found.get(target.job, {})) for target in TARGETS],
+        "targets": judge(found),
         "notes": notes,
     }
 
@@ -205,13 +205,8 @@ def _memory(peaks: Mapping[str, float]) -> Measures:
     }
 
 
-def _judge(target: Target, row: Measures) -> Measures:
-    """A target beside what was found; None where it was not measured."""
-    found = row.get(target.quantity)
-    return {
-        "job": target.job,
-        "quantity": target.quantity,
-        "most": target.most,
-        "found": found,
-        "reached": None if found is None else found <= target.most,
-    }
+def judge(found: Mapping[str, Measures]) -> list[Measures]:
+    """TARGETS beside what was found of each job."""
+    return [
+        {"job": target.job, **judged(found.get(target.job, {}), target.quantity, target.most)} for target in TARGETS
+    ]

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import RenderableType
 
 from fedveil.benchmarks.contest import Measures
 from fedveil.benchmarks.deployment import BARE_ROUNDS, PARTS, ROUNDS, SAID
-from fedveil.benchmarks.report import markdown, short
-
-Grid = tuple[str, tuple[str, ...], list[list[str]]]  # title, headings, rows
+from fedveil.benchmarks.report import Grid, short, tables, tables_section, verdict
 
 
 def table(found: Measures) -> RenderableType:
     """All rows, and which targets are reached."""
-    shown: list[Any] = []
-    for title, headings, rows in grids(found):
-        grid = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for i, heading in enumerate(headings):
-            grid.add_column(heading, justify="left" if i == 0 else "right")
-        for row in rows:
-            grid.add_row(*row)
-        shown += [grid, ""]
-    return Group(*shown, *found["notes"])
+    return tables(grids(found), found["notes"])
 
 
 def section(found: Measures, around: Measures, repeats: int) -> str:
     """The measured part of the page, Markdown."""
     machine, versions = around["machine"], around["versions"]
-    lines = [
+    opening = (
         f"Measured on {around['date'][:10]} with `{' '.join(around['command'])}` on {machine['cores']} cores of {machine['processor']}, "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}; {found['clients']} clients; the median of "
         f"{repeats} runs of {ROUNDS - 2} rounds of FedVeil and {BARE_ROUNDS - 1} of Flower, least to most in brackets."
-    ]  # fmt: skip
-    for title, headings, rows in grids(found):
-        lines += ["", f"{title}:", "", *markdown(headings, rows)]
-    return "\n".join([*lines, *(["", *(f"- {note}" for note in found["notes"])] if found["notes"] else [])])
+    )  # fmt: skip
+    return tables_section(opening, grids(found), found["notes"])
 
 
 def grids(found: Measures) -> list[Grid]:
@@ -61,7 +46,7 @@ def grids(found: Measures) -> list[Grid]:
             for row in rows
         ]),
         ("What is to be reached", ("job", "figure", "at most", "found", "reached"), [
-            [target["job"], SAID[target["quantity"]], f"{target['most']:g}", *_verdict(target)]
+            [target["job"], SAID[target["quantity"]], f"{target['most']:g}", *verdict(target)]
             for target in found["targets"]
         ]),
     ]  # fmt: skip
@@ -75,9 +60,3 @@ def _time(row: Measures, prefix: str) -> str:
 def _bytes(row: Measures) -> list[str]:
     sizes = (f"{row[key] / 1e3:,.1f}" for key in ("wire_up", "payload_up", "wire_down", "payload_down"))
     return [row["job"], *sizes, f"{row['wire_ratio']:.3f}", f"{row['calls']:.1f}", f"{row['connections']:.1f}"]
-
-
-def _verdict(target: Measures) -> list[str]:
-    if target["found"] is None:
-        return ["not measured", ""]
-    return [f"{target['found']:.3g}", "yes" if target["reached"] else "no"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedveil.benchmarks import whole_runs
-from fedveil.benchmarks.contest import Entry, Measures, run_once
+from fedveil.benchmarks.contest import Entry, Measures, judged, run_once
 
 PARAMETERS, CLIENTS = 1_000_000, 10
 MANY = 100  # clients whose uploads the server's memory is measured with as well
@@ -94,7 +94,9 @@ def measure(settings: dict[str, Any], repeats: int, progress: Callable[[str], No
         "ways": rows,
         "secagg": masked,
         "whole_runs": whole,
-        "targets": [_judge(target, found.get(target.row, {})) for target in TARGETS],
+        "targets": [
+            {"row": target.row, **judged(found.get(target.row, {}), target.quantity, target.most)} for target in TARGETS
+        ],
         "versions": {"tenseal": metadata.version("tenseal"), "flwr (peer)": masked["flower"]["version"]},
         "notes": notes,
     }
@@ -159,15 +161,3 @@ def _medians(runs: Sequence[Measures]) -> Measures:
 
 def _range(runs: Sequence[Measures], key: str) -> list[float]:
     return [min(run[key] for run in runs), max(run[key] for run in runs)]
-
-
-def _judge(target: Target, row: Measures) -> Measures:
-    """A target beside what was found; None where it was not measured."""
-    found = row.get(target.quantity)
-    return {
-        "row": target.row,
-        "quantity": target.quantity,
-        "most": target.most,
-        "found": found,
-        "reached": None if found is None else found <= target.most,
-    }

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from rich.console import RenderableType
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-
+from fedveil.benchmarks.contest import Measures
 from fedveil.benchmarks.encryption import DROP_OUTS, SAID
-from fedveil.benchmarks.remote import Measures
-from fedveil.benchmarks.report import markdown, short
-
-Grid = tuple[str, Sequence[str], list[list[str]]]  # title, headings, rows
+from fedveil.benchmarks.report import Grid, short, tables, tables_section, verdict
 
 
 def table(found: Measures) -> RenderableType:
     """All rows, and which targets are reached."""
-    shown: list[Any] = []
-    for title, headings, rows in grids(found, spread=False):
-        grid = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for i, heading in enumerate(headings):
-            grid.add_column(heading, justify="left" if i == 0 else "right")
-        for row in rows:
-            grid.add_row(*row)
-        shown += [grid, ""]
-    return Group(*shown, *found["notes"])
+    return tables(grids(found, spread=False), found["notes"])
 
 
 def section(found: Measures, around: Measures, repeats: int) -> str:
     """The measured part of the page, Markdown."""
     machine, versions = around["machine"], {**around["versions"], **found["versions"]}
-    lines = [
+    opening = (
         f"Measured on {around['date'][:10]} with `{' '.join(around['command'])}` on one core of {machine['processor']}, "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}; the median of {repeats} runs, least to most in "
         "brackets. Times are CPU time."
-    ]  # fmt: skip
-    for title, headings, rows in grids(found, spread=True):
-        lines += ["", f"{title}:", "", *markdown(headings, rows)]
-    return "\n".join([*lines, *(["", *(f"- {note}" for note in found["notes"])] if found["notes"] else [])])
+    )  # fmt: skip
+    return tables_section(opening, grids(found, spread=True), found["notes"])
 
 
 def grids(found: Measures, *, spread: bool) -> list[Grid]:
@@ -49,7 +33,7 @@ def grids(found: Measures, *, spread: bool) -> list[Grid]:
         _masked(found),
         *([_whole(found)] if found["whole_runs"] else []),
         ("What is to be reached", ("row", "figure", "at most", "found", "reached"), [
-            [target["row"], SAID[target["quantity"]], f"{target['most']:g}", *_verdict(target)]
+            [target["row"], SAID[target["quantity"]], f"{target['most']:g}", *verdict(target)]
             for target in found["targets"]
         ]),
     ]  # fmt: skip
@@ -122,9 +106,3 @@ def _whole(found: Measures) -> Grid:
         for row in found["whole_runs"]
     ]
     return "Whole runs: CPU of a client's round and its share of the server's", headings, rows
-
-
-def _verdict(target: Measures) -> list[str]:
-    if target["found"] is None:
-        return ["not measured", ""]
-    return [f"{target['found']:.3g}", "yes" if target["reached"] else "no"]

@@ -19,6 +19,8 @@ from fedveil.benchmarks.stages import NAMES
 from fedveil.core.errors import SettingsError
 from fedveil.core.record import write_atomically
 
+Grid = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, headings, rows
+
 PICTURE = "images/growth.png"  # beside the page
 HEADINGS = (
     "job", "FedVeil", "bare loop", "FedVeil / bare", "bare, by autograd", "FedVeil / that", "floor",
@@ -61,6 +63,34 @@ def table(rows: Sequence[Measures], notes: Sequence[str]) -> RenderableType:
         speed.add_row(*_cells(row))
         other.add_row(*_starts(row), row["model_sha256"][:12])
     return Group(speed, "", other, *_notes(rows, notes))
+
+
+def tables(grids: Sequence[Grid], notes: Sequence[str]) -> RenderableType:
+    """Tables for a terminal, and notes below them."""
+    shown: list[RenderableType] = []
+    for title, headings, rows in grids:
+        grid = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for i, heading in enumerate(headings):
+            grid.add_column(heading, justify="left" if i == 0 else "right")
+        for row in rows:
+            grid.add_row(*row)
+        shown += [grid, ""]
+    return Group(*shown, *notes)
+
+
+def tables_section(opening: str, grids: Sequence[Grid], notes: Sequence[str]) -> str:
+    """Tables for a page, Markdown, between an opening and notes."""
+    lines = [opening]
+    for title, headings, rows in grids:
+        lines += ["", f"{title}:", "", *markdown(headings, rows)]
+    return "\n".join([*lines, *(["", *(f"- {note}" for note in notes)] if notes else [])])
+
+
+def verdict(target: Measures) -> list[str]:
+    """What was found of a target, and whether it is reached."""
+    if target["found"] is None:
+        return ["not measured", ""]
+    return [f"{target['found']:.4g}", "yes" if target["reached"] else "no"]
 
 
 def growth_table(rows: Sequence[Measures]) -> RenderableType:

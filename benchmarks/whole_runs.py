@@ -61,7 +61,7 @@ def measure(
                         f"{job.preset}, {job.epochs} local epochs, {protection} {turn}/{repeats}: {found[-1]:.3g} ms a client"
                     )
         except FedveilError as error:
-            notes.append(f"{job.name}: not measured: {' '.join(str(error).split())}")
+            notes.append(f"{job.name}: not measured: {str(error).splitlines()[0]}")
             continue
         plain, protected = (statistics.median(found) for found in times.values())
         rows.append({

@@ -150,6 +150,7 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                date_header=False,  # small updates are hardly larger than the headers of the calls that carry them
                 lifespan="off",
                 timeout_graceful_shutdown=CLOSING,
             )

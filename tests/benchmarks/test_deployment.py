@@ -28,7 +28,7 @@ from rich.console import Console
 from fedveil.benchmarks import bench, deployment, deployment_report, report
 from fedveil.benchmarks.bare_app import BareRun
 from fedveil.benchmarks.deployed import Deployed, round_ends
-from fedveil.benchmarks.deployment import CLIENTS, JOBS, PARTS, bare_figures, figures, own_parts, side_by_side
+from fedveil.benchmarks.deployment import CLIENTS, JOBS, PARTS, bare_figures, figures, judge, own_parts, side_by_side
 from fedveil.benchmarks.memory import Watch
 from fedveil.benchmarks.party import ARRIVED, CALL, PUSHED, RECEIVED, TRAINED, Note
 from fedveil.benchmarks.peers import flower_app
@@ -244,12 +244,11 @@ def found() -> dict:
     rounds = [bare_round(54 * i, *(6 * [9])) for i in range(3)]
     bare = [bare_figures(BareRun(rounds, {"server": 100.0, "client-1": 20.0}))] * 3
     row = side_by_side("digits", own, bare)
-    targets = [deployment._judge(target, row if target.job == "digits" else {}) for target in deployment.TARGETS]
     return {
         "job": "deployment",
         "clients": CLIENTS,
         "rows": [row],
-        "targets": targets,
+        "targets": judge({"digits": row}),
         "notes": ["sms-lstm: not measured"],
     }
 
@@ -263,7 +262,7 @@ def test_runs_stand_side_by_side_and_targets_are_judged(found) -> None:
         ("digits", "round_s"): True, ("digits", "wire_ratio"): True, ("sms-lstm", "round_s"): None,
         ("sms-lstm", "wire_ratio"): None,
     }  # fmt: skip
-    assert deployment._judge(deployment.TARGETS[0], {"round_s": 3.01})["reached"] is False
+    assert judge({"digits": {"round_s": 3.01}})[0]["reached"] is False
 
 
 def test_the_table_and_the_page_say_it(found, tmp_path, monkeypatch, capsys) -> None:
