@@ -281,16 +281,22 @@ class Desk:
         for message in here:
             del gate.arrived[message]
         refused = [entry for entry in gate.refused if entry[0] > asked["since"]]
+        # where nobody is heard, or was until now, nobody is given up for it
+        settled = not gate.deaf and time.time() - gate.back > SILENT
+        online = self._connected if settled else self._connected | {node.node_id for node in gate.nodes}
         return JSONResponse({
             "stop": order.stop,
             "arrived": sorted(here),
             "lost": sorted(waiting & gate.lost.keys()),
             "clients": {str(node): client for node, client in self._nodes.items()},
-            "online": [str(node) for node in self._connected],
+            "online": [str(node) for node in online],
             "starts": {str(node.node_id): node.starts for node in gate.nodes},
             "silent": [
-                str(node.node_id) for node in gate.nodes if node.client is not None and time.time() - node.seen > SILENT
+                str(node.node_id)
+                for node in (gate.nodes if settled else [])
+                if node.client is not None and time.time() - node.seen > SILENT
             ],
+            "deaf": gate.deaf,
             "refused": [[client, why] for _, client, why in refused],
             "since": refused[-1][0] if refused else asked["since"],
         })  # fmt: skip

@@ -33,7 +33,9 @@ ASK_AGAIN = 15.0  # seconds after which a client that refused the run is asked a
 
 @dataclass
 class Happened:
-    """What the desk knows: which replies arrived or never will, which nodes are there, are silent, how often each started, who refused what."""
+    """What the desk knows: which replies arrived or never will, which nodes are there, are silent, how often each started, who
+    refused what, and whether no node at all is heard.
+    """
 
     stop: bool = False
     arrived: set[str] = field(default_factory=set)
@@ -43,6 +45,7 @@ class Happened:
     starts: dict[int, int] = field(default_factory=dict)
     silent: set[int] = field(default_factory=set)
     refused: list[tuple[int | None, str]] = field(default_factory=list)
+    deaf: bool = False
 
 
 class DeskLine:
@@ -70,6 +73,7 @@ class DeskLine:
             {int(node): starts for node, starts in told["starts"].items()},
             {int(node) for node in told["silent"]},
             [(client, why) for client, why in told["refused"]],
+            told["deaf"],
         )
 
     def result(self, status: str, result: dict[str, Any]) -> None:
@@ -108,6 +112,7 @@ class Fleet(ClientGrid):
         self._expected: dict[str, str] | None = None
         self._begun = False
         self._told: set[str] = set()
+        self._deaf = False
 
     @property
     def members(self) -> dict[int, Member]:
@@ -276,6 +281,11 @@ class Fleet(ClientGrid):
         for client, why in happened.refused:
             if client is not None:
                 self._say(f"warning: {self.called(client)} was refused: {why}")
+        if happened.deaf and not self._deaf:
+            self._say(
+                "warning: no client is heard of any more: this machine's link may be down; the run waits for them"
+            )
+        self._deaf = happened.deaf
         return happened
 
     def _lost(self, node: int, started: Happened, happened: Happened, since: dict[int, float]) -> str:

@@ -55,6 +55,7 @@ PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds before a call that it failed is passed 
 AGAIN = 5  # times that an answer is given again to a node that does not say that it has it
 LOOK = 5.0  # seconds between looks for work that nobody announced
 LISTEN = 1.0  # seconds after which a broken connection is noticed
+DEAF = 15.0  # seconds without a call of any node, of which each calls every few, after which the fault may be the server's own
 _PASSED_ON = ("content-type", "accept", "content-encoding")
 _OWN = ("x-", "flwr", "user-agent")  # Flower's own headers: signatures, versions, tracing
 
@@ -98,6 +99,7 @@ class Gate:
     arrived: ids of messages whose replies lie whole in the SuperLink, until somebody takes them; the oldest forgotten
     lost: ids of messages that a node took and asked for more without an answer
     arrival: set whenever a reply has arrived
+    heard, back: when any node last called, and when the first did after a silence of all of them, seconds since the epoch
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Gate:
         self.arrived: dict[str, None] = {}
         self.lost: dict[str, None] = {}
         self.arrival = asyncio.Event()
+        self.heard = self.back = 0.0
         routes = [Route(HELLO, self._hello, methods=["POST"]), Route(FLEET + "{call}", self._pass, methods=["POST"])]
         self.app = Starlette(routes=routes, exception_handlers={404: self._closed, 405: self._closed})
 
@@ -123,6 +126,11 @@ class Gate:
     def nodes(self) -> list[Node]:
         """All nodes that ever joined since the gate was opened."""
         return list(self._nodes.values())
+
+    @property
+    def deaf(self) -> bool:
+        """Whether no node at all is heard: their machines are rarely all gone at once, this one's link may be."""
+        return bool(self._nodes) and time.time() - self.heard > DEAF
 
     def wake(self, node_ids: Iterable[int]) -> None:
         """Let nodes look for work at once."""
@@ -175,7 +183,10 @@ class Gate:
         if node is None:
             client = None if self._registry is None else self._registry[public]
             node = self._nodes[public] = Node(client)
-        node.seen = time.time()
+        now = node.seen = time.time()
+        if self.heard and now - self.heard > DEAF:
+            self.back = now
+        self.heard = now
         node.address = request.client.host if request.client else ""
         return node
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from logging import getLogger
 from pathlib import Path
@@ -192,6 +193,21 @@ def test_a_poll_tells_what_arrived_once_and_what_was_refused_since(flower, tmp_p
     assert gate._nodes[b"key"].work.is_set()
     assert gate.arrived == {"other": None}
     assert asking(desk, ("POST", f"/runs/{run}/poll", poll))[0][1]["arrived"] == []
+
+
+@pytest.mark.parametrize(
+    ("ago", "heard", "back", "silent", "deaf"),
+    [(31, 1, 0, True, False), (29, 1, 0, False, False), (100, 20, 0, False, True), (100, 1, 10, False, False)],
+)
+def test_a_client_is_silent_only_while_others_are_heard(flower, tmp_path, ago, heard, back, silent, deaf) -> None:
+    desk, gate = at(tmp_path)
+    run = ordered(desk)
+    now = time.time()
+    gate._nodes[b"key"] = Node(0, node_id=102, seen=now - ago)
+    gate.heard, gate.back = now - heard, now - back if back else 0.0
+    told = asking(desk, ("POST", f"/runs/{run}/poll", {"wake": [], "waiting": [], "since": 0, "hold": 0}))[0][1]
+    assert (told["silent"], told["deaf"]) == (["102"] if silent else [], deaf)
+    assert ("102" in told["online"]) == (deaf or bool(back))  # what Flower says of it counts again later
 
 
 def test_a_poll_waits_for_a_reply(flower, tmp_path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from base64 import b64encode
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from logging import getLogger
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -190,6 +192,20 @@ def test_hello_says_who_both_are() -> None:
         assert (told["client"], told["code"]) == (0, code())
         assert (await outside.post(HELLO, headers=signed(STRANGER))).status_code == 401
         assert gate.nodes[0].seen > 0
+
+    running(story)
+
+
+def test_a_server_that_hears_nobody_notes_when_it_hears_somebody_again(monkeypatch) -> None:
+    clock = [1_000_000.0]
+    monkeypatch.setattr(room, "time", SimpleNamespace(time=lambda: clock[0], monotonic=time.monotonic))
+
+    async def story(gate, outside, link) -> None:
+        for ago, back in ((0, 0.0), (room.DEAF - 1, 0.0), (room.DEAF + 1, clock[0] + 2 * room.DEAF)):
+            clock[0] += ago
+            assert gate.deaf == (ago > room.DEAF)
+            assert (await outside.post(HELLO, headers=signed())).status_code == 200
+            assert (gate.back, gate.deaf) == (back, False)
 
     running(story)
 
