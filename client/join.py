@@ -27,7 +27,7 @@ from fedveil.privacy.parties import check_client_folder
 
 STARTING = 120.0  # seconds that a process may take to start
 WAITS = (1.0, 2.0, 2.0, 2.0, 5.0, 10.0, 20.0)  # seconds between attempts, the last for all further ones
-CHECK = 6.0  # seconds between looks whether the server is there, which also tell it that this client is
+CHECK = 10.0  # seconds between looks whether the server is there, which also tell it that this client is
 QUIET = 60.0  # seconds without a call of the SuperNode to a server that can be reached, after which it is started again
 SKEW = 3.0  # seconds that the clocks may disagree without a word; Flower's node authentication allows 5
 
