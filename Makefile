@@ -11,8 +11,8 @@ run: .venv/.ready  ## train the main job on embedded data
 test: .venv/.ready-test  ## all tests, with reduced counts where a claim needs many runs
 	$(BIN)/pytest -n 2 --dist worksteal -m "not long" --ignore tests/deployment
 
-machines: .venv/.ready-test  ## servers and clients in network namespaces, killed, cut off and lied to; root, many minutes
-	$(BIN)/pytest -n 2 --dist loadscope tests/deployment
+machines: .venv/.ready-test  ## servers and clients in network namespaces, killed, cut off and lied to; root, ten minutes
+	$(BIN)/pytest -n 3 --dist loadscope tests/deployment
 	$(BIN)/pytest -m long tests/benchmarks
 
 claims: .venv/.ready-test  ## the full counts, written to docs/results.md; about an hour

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -104,10 +105,10 @@ def weights(path: Path) -> list[bytes]:
 
 @pytest.mark.long
 def test_tls_hides_all_that_plain_http_shows(tmp_path) -> None:
-    hidden, plain = (
-        walked(tmp_path / "tls", "--protection", "none", "--capture"),
-        walked(tmp_path / "bare", "--insecure", "--protection", "none", "--capture"),
-    )
+    with ThreadPoolExecutor() as pool:  # they mostly wait
+        tls = pool.submit(walked, tmp_path / "tls", "--protection", "none", "--capture")
+        bare = pool.submit(walked, tmp_path / "bare", "--insecure", "--protection", "none", "--capture")
+        hidden, plain = tls.result(), bare.result()
     models = ["model.safetensors", "best.safetensors"]
     for name in models:
         assert (hidden.record / name).read_bytes() == (plain.record / name).read_bytes()
