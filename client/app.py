@@ -21,6 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from fedveil.client.guard import guard
 from fedveil.client.masked import STAGES, answer, seal_cohort
 from fedveil.client.policy import Policy
 from fedveil.client.protect import Sealed, Seen
@@ -47,9 +48,11 @@ from fedveil.core.messages import (
     to_sealed,
     write_update,
 )
+from fedveil.core.randomness import Stream
 from fedveil.datasets.local import schema
 from fedveil.models.computing import one_thread
 from fedveil.models.evaluation import Scores
+from fedveil.privacy.defences import defend
 
 app = ClientApp()
 Part = TypeVar("Part", ArrayRecord, ConfigRecord)
@@ -122,14 +125,18 @@ def _keys(context: Context) -> str:
     return str(node.get("keys", "" if _deployed(context) else context.run_config.get("keys", "")))
 
 
+def _policy(context: Context) -> Policy:
+    """What the owner of a client on a machine of its own allows."""
+    path = str(context.node_config.get("policy", ""))
+    return Policy.read(Path(path)) if path else Policy()
+
+
 def _workplace(context: Context) -> Workplace:
     """What this node needs for the run; raise ProtectionError where its owner's policy refuses the run's settings."""
     node, run = context.node_config, str(context.run_config["experiment"])
     if not _deployed(context):
         return workplace(run, _keys(context))
-    path = str(node["policy"])
-    policy = Policy.read(Path(path)) if path else Policy()
-    policy.check(Experiment.parse(run))
+    _policy(context).check(Experiment.parse(run))
     own = Own(str(node["data"]), int(cast(int, node["partition-id"])), str(context.run_config.get("words", "")))
     try:
         return workplace(run, _keys(context), own)
@@ -167,7 +174,8 @@ def hello(message: Message, context: Context) -> Message:
     examples = int(place.federated.sizes(np.array([client]))[0])
     found = json.dumps(schema(dataset.task, dataset.words, dataset.columns))
     log.info("takes part with %d examples: %s", examples, found)
-    metrics = MetricRecord({CLIENT: client, WEIGHT: examples})
+    weight = 1 if place.experiment.privacy.noisy else examples  # how many it holds is of its data
+    metrics = MetricRecord({CLIENT: client, WEIGHT: weight})
     return Message(RecordDict({METRICS: metrics, CONFIG: ConfigRecord({SCHEMA: found})}), reply_to=message)
 
 
@@ -187,10 +195,13 @@ def fit(message: Message, context: Context) -> Message:
         wanted = bool(config.get("report-global-loss", False))
         global_loss = score(place, client, given, held_out=False).loss if wanted else None
         trained = train(place, [client], number, given, rate, config.get("proximal-mu"))
+    privacy, stream = place.experiment.privacy, Stream(place.experiment.seed, number, client)
     weights = {name: value[0].cpu().numpy() for name, value in trained.parameters.items()}
-    examples = int(trained.examples[0])
+    weights = defend(privacy, given, weights, stream, secret=_deployed(context))
+    examples = 1 if privacy.noisy else int(trained.examples[0])
     sealed = _seal(place, client, given, weights, examples, message, config, context)
     if sealed is None:
+        guard(place, client, given, weights, _policy(context).leak_guard)
         encoding = place.experiment.communication.encoding
         update, lost = write_update(weights, given, encoding, residual_of(context.state, client))
         keep_residual(context.state, client, lost)
@@ -200,9 +211,9 @@ def fit(message: Message, context: Context) -> Message:
         message,
         client,
         update,
-        float(trained.loss[0]),
+        None if privacy.noisy else float(trained.loss[0]),
         examples,
-        int(trained.steps[0]),
+        None if privacy.noisy else int(trained.steps[0]),
         global_loss,
         time.perf_counter() - started,
         costs(sealed, place.take_open_seconds(client)),
@@ -280,24 +291,20 @@ def training_reply(
     message: Message,
     client: int,
     arrays: ArrayRecord,
-    loss: float,
+    loss: float | None,
     examples: int,
-    steps: int,
+    steps: int | None,
     global_loss: float | None,
     seconds: float,
     costs: Metrics,
 ) -> Message:
-    """What a client replies after it trained; `costs`: of protecting its update."""
-    metrics: Metrics = {
-        CLIENT: client,
-        WEIGHT: examples,
-        "steps": steps,
-        "train-loss": loss,
-        "seconds": seconds,
-        **costs,
-    }
-    if global_loss is not None:
-        metrics["global-loss"] = global_loss
+    """What a client replies after it trained; `costs`: of protecting its update.
+
+    None is what it does not tell: where noise is added, all that is of its data and that no noise would cover.
+    """
+    told = {"steps": steps, "train-loss": loss, "global-loss": global_loss}
+    metrics: Metrics = {CLIENT: client, WEIGHT: examples, "seconds": seconds, **costs}
+    metrics |= {key: value for key, value in told.items() if value is not None}
     return Message(RecordDict({ARRAYS: arrays, METRICS: MetricRecord(metrics)}), reply_to=message)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -35,7 +35,13 @@ class Policy(Section):
     )
     max_epochs: Count | None = Field(None, description="the most passes over the client's examples in a round")
     max_rounds: Count | None = Field(None, description="the most rounds of a run")
-    min_noise: NonNegative = Field(0.0, description="the least noise multiplier; this FedVeil adds no noise to updates")
+    min_noise: NonNegative = Field(
+        0.0, description="the least privacy.noise_multiplier, of noise that clients add to their own updates"
+    )
+    leak_guard: Literal["off", "warn", "refuse"] = Field(
+        "off",
+        description="what the client does about a telling update in the clear, where privacy.leak_guard asks for less",
+    )
 
     def __init__(self, /, **limits: Any) -> None:
         """Raise SettingsError that names every key that cannot be used."""
@@ -81,10 +87,14 @@ class Policy(Section):
             problems.append(
                 f"privacy.min_clients = {privacy.min_clients}, and it allows {self.min_clients} or more (min_clients)"
             )
-        if self.min_noise > 0:
+        if privacy.noise_multiplier < self.min_noise:
             problems.append(
-                f"no noise is added to updates, and it asks for a noise multiplier of at least {self.min_noise} (min_noise): "
-                "this FedVeil has no privacy.noise_multiplier, so such a policy refuses every run"
+                f"privacy.noise_multiplier = {privacy.noise_multiplier:g}, and it allows {self.min_noise:g} or more (min_noise)"
+            )
+        elif self.min_noise > 0 and privacy.noise_at != "client":
+            problems.append(
+                f"privacy.noise_at = '{privacy.noise_at}', and it asks for noise of its own (min_noise): what the server adds, or "
+                "does not, is out of a client's hands"
             )
         return problems
 
@@ -102,6 +112,10 @@ class Policy(Section):
         if ":" in experiment.data.partition:
             problems.append(
                 f"data.partition = '{experiment.data.partition}' names code, which a server must not choose"
+            )
+        if ":" in experiment.privacy.defence:
+            problems.append(
+                f"privacy.defence = '{experiment.privacy.defence}' names code, which a server must not choose"
             )
         most = self.max_epochs
         if most is None:
@@ -141,6 +155,7 @@ _WORDS = {
     "int_from_float": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",
+    "literal_error": "'off', 'warn' or 'refuse'",
     "string_type": "a name, as in 'ckks'",
     "tuple_type": "a list of names, as in ['ckks', 'secagg']",
 }

@@ -43,6 +43,9 @@ class Data(Section):
         1,
         description="the least any client holds; a partition that gives less is refused; synthetic: nobody makes fewer",
     )
+    client_examples: Count | None = Field(
+        None, description="the most a client keeps of what the partition gives it; all without it"
+    )
     validation_fraction: Fraction = Field(0.0, description="share of its examples each client holds out to evaluate on")
     drop_duplicates: bool = Field(True, description="text: drop exact repeats before splitting off the test part")
     vocabulary: str = Field("train", description="text: train, hashed, or a file with a word a line")
@@ -157,6 +160,10 @@ class Federation(Section):
         description="fewest clients whose updates make a round, else the run stops with what it kept; one without it, and "
         "all of the cohort to begin",
     )
+    capture: bool = Field(
+        False,
+        description="keep what the server sees of every round in the record (captures/), for `fedveil attack --against`",
+    )
 
 
 class Privacy(Section):
@@ -184,6 +191,41 @@ class Privacy(Section):
     colluders: Fraction = Field(
         0.2, description="secagg: share of the clients that may collude with the server, and learn nothing more"
     )
+    clip: Positive | None = Field(
+        None, description="the largest L2 norm of a client's update, weights after less before; no guarantee by itself"
+    )
+    noise_multiplier: NonNegative = Field(
+        0.0, description="standard deviation of the noise added to each number of an update, in units of privacy.clip"
+    )
+    noise_at: Literal["client", "server"] = Field(
+        "client", description="who adds noise: each client to its own update, or the server once to their sum"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        1e-5, description="noise: the chance, about, that epsilon does not hold; smaller than 1 / data.clients"
+    )
+    defence: str = Field(
+        "none",
+        description="what a client does to its own update, no guarantee: none, prune, or your package.module:function",
+    )
+    prune_fraction: Fraction = Field(0.9, description="prune: share of the update's numbers that are set to zero")
+    leak_guard: Literal["off", "warn", "refuse"] = Field(
+        "off", description="what a client does about an update in the clear that reveals its examples to simple attacks"
+    )
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is added; clients then weigh alike, and tell nothing of their data but by their updates."""
+        return self.noise_multiplier > 0
+
+    @property
+    def defends(self) -> bool:
+        """Whether clients change their updates before these are encoded or protected."""
+        return self.defence != "none" or self.clip is not None
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the noise in each number, sigma = z C; 0 where none is added."""
+        return self.noise_multiplier * (self.clip or 0.0)
 
 
 class Communication(Section):
@@ -415,6 +457,7 @@ _NEEDS = {
     "privacy.plain_bits": ("privacy.protection", ("bfv",)),
     "privacy.drop_outs": ("privacy.protection", ("secagg",)),
     "privacy.colluders": ("privacy.protection", ("secagg",)),
+    "privacy.prune_fraction": ("privacy.defence", ("prune",)),
 }
 
 # What a protection can compute on: sums of ciphertexts alone, or any rule of the mean, which secure aggregation opens.
@@ -441,6 +484,11 @@ def _check_effect(experiment: Experiment, settings: Mapping[str, Any]) -> None:
             f"privacy.plain_bits = {settings['privacy.plain_bits']}: has no effect with privacy.profile = "
             f"{experiment.privacy.profile!r}; it needs privacy.profile = 'own'"
         )
+    for key in ("privacy.noise_at", "privacy.delta"):
+        if settings.get(key) is not None and not experiment.privacy.noisy:
+            raise SettingsError(
+                f"{key} = {settings[key]!r}: has no effect with privacy.noise_multiplier = 0; it needs noise"
+            )
     for key in ("data.synthetic_beta", "data.synthetic_rule"):
         if settings.get(key) is not None and experiment.data.partition == "iid":
             raise SettingsError(
@@ -461,6 +509,7 @@ def _check_combinations(e: Experiment) -> None:
     parts.MODELS.check(e.model.name, "model.name")
     parts.STRATEGIES.check(e.federation.strategy, "federation.strategy")
     parts.PROTECTIONS.check(e.privacy.protection, "privacy.protection")
+    parts.DEFENCES.check(e.privacy.defence, "privacy.defence")
     training, federation = e.training, e.federation
 
     def refuse(when: bool, message: str) -> None:
@@ -513,11 +562,16 @@ def _check_combinations(e: Experiment) -> None:
         f"evaluation.cohort = {e.evaluation.cohort}: larger than the population; data.clients = {e.data.clients}",
     )
     _check_protection(e, refuse)
+    _check_noise(e, refuse)
     made = e.data.dataset == "synthetic"
     refuse(
         made and e.data.partition not in ("iid", "natural"),
         f"data.partition = '{e.data.partition}': there is nothing to divide where each client of data.dataset = 'synthetic' "
         "makes its own examples; take 'iid' (all clients alike) or 'natural' (each a source of its own)",
+    )
+    refuse(
+        made and e.data.client_examples is not None,
+        "data.client_examples: each client of data.dataset = 'synthetic' makes its own; set data.examples_per_client",
     )
     refuse(
         made and e.data.min_examples > e.data.examples_per_client,
@@ -533,6 +587,11 @@ def _check_protection(e: Experiment, refuse: Callable[[bool, str], None]) -> Non
         protection != "none" and e.communication.encoding != "float32",
         f"communication.encoding = '{e.communication.encoding}': cannot work with privacy.protection = '{protection}', whose "
         "updates have a form of their own; leave it at 'float32'",
+    )
+    refuse(
+        protection != "none" and e.privacy.leak_guard != "off",
+        f"privacy.leak_guard = '{e.privacy.leak_guard}': looks at updates in the clear, and privacy.protection = '{protection}' "
+        "sends none",
     )
     if protection not in PROTECTED:
         return
@@ -567,4 +626,40 @@ def _check_protection(e: Experiment, refuse: Callable[[bool, str], None]) -> Non
     refuse(
         protection == "ckks" and profile == "own" and e.privacy.primes[0] < 36,
         f"privacy.primes = {list(e.privacy.primes)}: the noise leaves no room for weights in a modulus of fewer than 36 bits",
+    )
+
+
+def _check_noise(e: Experiment, refuse: Callable[[bool, str], None]) -> None:
+    """Refuse noise that could not guarantee what is accounted for it."""
+    privacy, strategy = e.privacy, e.federation.strategy
+    if not privacy.noisy:
+        return
+    asked = f"privacy.noise_multiplier = {privacy.noise_multiplier:g}"
+    refuse(
+        privacy.clip is None,
+        f"{asked}: noise hides an update only up to its norm, which nothing bounds; set privacy.clip, 1.0 say",
+    )
+    refuse(
+        privacy.noise_at == "server" and privacy.protection in LATTICES,
+        f"privacy.noise_at = 'server': the server of privacy.protection = '{privacy.protection}' only adds up ciphertexts that it "
+        "cannot read; use privacy.noise_at = 'client', whose noise adds up under encryption",
+    )
+    refuse(
+        strategy not in _OF_THE_MEAN,
+        f"federation.strategy = '{strategy}': cannot work with {asked}, which is accounted for the plain mean of updates\n"
+        f"  can: {', '.join(_OF_THE_MEAN)}",
+    )
+    refuse(
+        privacy.delta * e.data.clients >= 1,
+        f"privacy.delta = {privacy.delta:g}: must be smaller than 1 / data.clients = {1 / e.data.clients:g}; a larger one would "
+        "allow showing all of one client's data",
+    )
+    refuse(
+        e.training.schedule == "plateau",
+        f"training.schedule = 'plateau': follows the clients' training losses, which they do not tell with {asked}",
+    )
+    refuse(
+        e.evaluation.federated,
+        f"evaluation.federated = true: clients' scores travel without noise, and {asked} would not cover what they tell; "
+        "evaluate on the server",
     )

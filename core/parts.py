@@ -116,6 +116,17 @@ PROTECTIONS = Table(
     own=False,
 )
 
+DEFENCES = Table(
+    "defence",
+    {
+        "none": ("", "updates leave clients as training made them"),
+        "prune": (
+            "fedveil.privacy.defences:prune",
+            "the smallest numbers of an update are set to zero, and sent as zeros (Zhu et al. 2019); no guarantee",
+        ),
+    },
+)
+
 PRESETS = Table(
     "preset",
     {
@@ -130,4 +141,68 @@ PRESETS = Table(
         "million": ("million.toml", "1,000,000 clients that make up their own examples, 1,000 of them a round"),
     },
     own=False,
+)
+
+ATTACKS = Table(
+    "attack",
+    {
+        "words": (
+            "fedveil.simulations.attacks.words:WORDS",
+            "the words of text messages, by the rows of the embedding that moved (Trask 2019; Melis et al. 2019)",
+        ),
+        "order": (
+            "fedveil.simulations.attacks.order:ORDER",
+            "a message's words in order, from an LSTM's update, one message at a time",
+        ),
+        "images": (
+            "fedveil.simulations.attacks.first_layer:FIRST_LAYER",
+            "images, exactly, from the first dense layer's weights and biases (Phong et al. 2017)",
+        ),
+        "spear": (
+            "fedveil.simulations.attacks.spear:SPEAR",
+            "a small batch of images, exactly, from low rank and ReLU's sparsity (Dimitrov et al. 2024)",
+        ),
+        "labels": (
+            "fedveil.simulations.attacks.labels:LABELS",
+            "how many examples of each class, from the last layer (Zhao et al. 2020; Wainakh et al. 2022)",
+        ),
+        "counts": (
+            "fedveil.simulations.attacks.counts:COUNTS",
+            "how many examples of each of two classes, from what clients say of their evaluation, under any protection",
+        ),
+        "matching": (
+            "fedveil.simulations.attacks.matching:MATCHING",
+            "images whose gradient looks like the update's (Geiping et al. 2020)",
+        ),
+        "dlg": ("fedveil.simulations.attacks.dlg:DLG", "image and label together, by L-BFGS (Zhu et al. 2019)"),
+        "idlg": (
+            "fedveil.simulations.attacks.dlg:IDLG",
+            "the image by L-BFGS, its label from the last layer (Zhao et al. 2020)",
+        ),
+        "imprint": (
+            "fedveil.simulations.attacks.imprint:IMPRINT",
+            "images, by a malicious server that crafts the first layer (Fowl et al. 2022)",
+        ),
+        "loss": ("fedveil.simulations.attacks.membership:LOSS", "who was trained on, by the loss (Yeom et al. 2018)"),
+        "loss-difference": (
+            "fedveil.simulations.attacks.membership:LOSS_DIFFERENCE",
+            "who was trained on, by how far the loss fell",
+        ),
+        "cosine": (
+            "fedveil.simulations.attacks.membership:COSINE",
+            "who was trained on, by the angle between an example's gradient and the update",
+        ),
+        "coverage": (
+            "fedveil.simulations.attacks.coverage:COVERAGE",
+            "which messages were trained on, by whether all of their words moved (Melis et al. 2019)",
+        ),
+        "lira": (
+            "fedveil.simulations.attacks.lira:LIRA",
+            "who was trained on, by a likelihood ratio over shadow models (Carlini et al. 2022)",
+        ),
+        "lira-offline": (
+            "fedveil.simulations.attacks.lira:LIRA_OFFLINE",
+            "the same, with shadow models that never saw the examples asked about",
+        ),
+    },
 )

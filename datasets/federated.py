@@ -28,6 +28,7 @@ OF_THE_PARTITION = (
     "partition_shards",
     "partition_exponent",
     "min_examples",
+    "client_examples",
     "validation_fraction",
 )
 BLOCK = 1 << 16  # clients whose sizes are looked at together

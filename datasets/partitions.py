@@ -51,6 +51,13 @@ class Partition:
         """How many examples each client holds: int64 [clients]."""
         return np.diff(self.offsets)
 
+    def first(self, most: int) -> Partition:
+        """The same, with no more than `most` examples each."""
+        sizes = np.minimum(self.sizes(), most)
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        rows = np.repeat(self.offsets[:-1] - offsets[:-1], sizes) + np.arange(offsets[-1])
+        return Partition(self.order[rows], offsets)
+
     def counts(self, labels: np.ndarray, classes: int) -> np.ndarray:
         """How many examples of each class each client holds: int64 [clients, classes]. labels: int64 [n]."""
         client = np.repeat(np.arange(self.clients), self.sizes())
@@ -76,7 +83,7 @@ def divide(
     rng = Stream(seed).generator("partition")
     partition = function(labels, clients, rng, data, groups, group_names)
     _check(partition, n, data)
-    return partition
+    return partition if data.client_examples is None else partition.first(data.client_examples)
 
 
 def iid(

@@ -6,14 +6,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from fedveil import __version__, machines
+from fedveil import __version__, attack, keys, machines
 from fedveil.core import parts
 from fedveil.core.errors import DataError, FedveilError, SettingsError, nearest
+from fedveil.options import Assignments, DataDir, PresetOrFile, experiment_of, use_data_dir
 
 app = typer.Typer(
     help="Federated learning that a person can run, deploy and attack.",
@@ -23,8 +24,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Data sets: where they are, fetching, checking, and who holds what.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-keys_app = typer.Typer(help="Make, compare and use the keys of protected runs.", no_args_is_help=True)
-app.add_typer(keys_app, name="keys")
+app.add_typer(keys.app, name="keys")
+app.command("attack")(attack.attack)
 
 TABLES = {
     "presets": parts.PRESETS,
@@ -33,36 +34,9 @@ TABLES = {
     "models": parts.MODELS,
     "strategies": parts.STRATEGIES,
     "protections": parts.PROTECTIONS,
+    "defences": parts.DEFENCES,
+    "attacks": parts.ATTACKS,
 }
-
-PresetOrFile = Annotated[
-    str, typer.Argument(metavar="[PRESET | FILE.toml]", help="what to run; see `fedveil list presets`")
-]
-Assignments = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="change a setting, as in training.epochs=5; repeatable"),
-]
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="folder that holds mnist/, sms/, enron/ (or set FEDVEIL_DATA)")
-]
-
-
-def _experiment(name: str, assignments: list[str] | None, seed: int | None = None, **others: Any) -> Any:
-    """The experiment that the words of a command line describe."""
-    from fedveil.core.experiment import Experiment, parse_assignments
-
-    settings = parse_assignments(assignments or [])
-    settings |= {key: value for key, value in {"seed": seed, **others}.items() if value is not None}
-    experiment = Experiment.find(name)
-    return experiment.override(settings) if settings else experiment
-
-
-def use_data_dir(folder: Path | None) -> None:
-    """Look for data in this folder first; raise SettingsError where it is none."""
-    if folder is not None:
-        if not folder.is_dir():
-            raise SettingsError(f"--data-dir {folder}: is not a folder")
-        os.environ["FEDVEIL_DATA"] = str(folder)
 
 
 @app.command()
@@ -136,7 +110,7 @@ def run(
             )
         experiment = resumable(resume).override({"workers": workers})
     else:
-        experiment = _experiment(preset or "digits", assignments, seed, device=device, engine=engine, workers=workers)
+        experiment = experiment_of(preset or "digits", assignments, seed, device=device, engine=engine, workers=workers)
     if show:
         typer.echo(experiment.toml(), nl=False)
         return
@@ -179,7 +153,7 @@ def _run_on(
         )
     if resume is not None and (preset or assignments or seed is not None or device):
         raise SettingsError("--resume: goes on with the run of that name on the server, and its own settings")
-    experiment = None if resume is not None else _experiment(preset or "digits", assignments, seed, device=device)
+    experiment = None if resume is not None else experiment_of(preset or "digits", assignments, seed, device=device)
     if show and experiment is not None:
         typer.echo(experiment.toml(), nl=False)
         return
@@ -210,12 +184,15 @@ def _run_app(
 def list_parts(
     kind: Annotated[str | None, typer.Argument(help=", ".join(TABLES))] = None,
 ) -> None:
-    """List what FedVeil has: presets, datasets, partitions, models, strategies, protections."""
+    """List what FedVeil has: presets, datasets, partitions, models, strategies, protections, defences, attacks."""
     from rich.table import Table
 
     if kind is not None and kind not in TABLES:
         raise SettingsError(f"list: there is no kind '{kind}'{nearest(kind, TABLES)}\n  known: {', '.join(TABLES)}")
     console = Console()
+    if kind == "attacks":
+        attack.list_attacks(console)
+        return
     for name, table in TABLES.items():
         if kind in (None, name):
             grid = Table(
@@ -286,7 +263,7 @@ def data_show(
 ) -> None:
     """Show who holds what: a table, and a picture of the partition."""
     use_data_dir(data_dir)
-    experiment = _experiment(preset, assignments, seed)
+    experiment = experiment_of(preset, assignments, seed)
     path = out or Path(f"partition-{experiment.name}.png")
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise SettingsError(f"--out {path}: must end in .png, .pdf or .svg")
@@ -301,107 +278,6 @@ def data_show(
     console.print(partition_table(experiment, federated))
     draw_partition(experiment, federated, path)
     console.print(f"picture  {path}", highlight=False, soft_wrap=True, markup=False)
-
-
-@keys_app.command("new")
-def keys_new(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder; it gets a folder for each party")],
-    clients: Annotated[int, typer.Option(metavar="N", min=1, help="parties that train")] = 1,
-    host: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="the server's DNS name or IP address: makes its certificate, and its authority; repeatable",
-        ),
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="what the keys are for, as in privacy.protection=bfv (ckks without it)"
-        ),
-    ] = None,
-) -> None:
-    """Make new keys: DIR/server without any secret of clients, DIR/client-1, DIR/client-2, ... with the clients' own.
-
-    They serve all runs of a federation; another federation needs its own. Bring each client its folder by a way you trust, never through the server. With --host the
-    parties may be on separate machines, over TLS, and DIR/operator has what signs the server's certificates.
-    """
-    from fedveil.core.experiment import LATTICES, Experiment, parse_assignments
-    from fedveil.privacy.certificates import CERTIFICATE
-    from fedveil.privacy.keys import fingerprint, write_keys
-    from fedveil.privacy.parties import describe, new_parties
-    from fedveil.privacy.plan import make_lattice
-
-    settings = {"privacy.protection": "ckks", **parse_assignments(assignments or [])}
-    unfit = [key for key in settings if not key.startswith("privacy.")]
-    if unfit:
-        raise SettingsError(f"--set {unfit[0]}: keys depend on settings of [privacy] alone")
-    privacy = Experiment().override(settings).privacy
-    lattice = make_lattice(privacy) if privacy.protection in LATTICES else None
-    key_id = write_keys(folder, lattice, clients, new_parties(clients, privacy, host or []))
-    if lattice:
-        typer.echo(
-            f"key      {fingerprint(key_id)}  ({privacy.protection}, degree {lattice.degree}; both sides show this)"
-        )
-    secret = (
-        "its TLS key, mode 0600, and no secret of clients: bring it to the server's machine" if host else "no secret"
-    )
-    typer.echo(f"server   {folder / 'server'}  ({secret})")
-    if host:
-        typer.echo(f"         {describe(folder / 'server' / CERTIFICATE)[0]}")
-    names = "client-1" if clients == 1 else f"client-1 to client-{clients}"
-    typer.echo(f"clients  {folder / names}  (secret: mode 0600; bring each to its machine by a way you trust)")
-    if host:
-        typer.echo(
-            f"operator {folder / 'operator'}  (ca.key signs the server's certificates: it stays with you, offline, and goes to no "
-            "other machine)"
-        )
-
-
-@keys_app.command("renew")
-def keys_renew(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="what `fedveil keys new` made, with operator/ and server/")
-    ],
-) -> None:
-    """Make a new certificate for the server, with a new key and the same names; clients need nothing new."""
-    from fedveil.privacy.certificates import CERTIFICATE, CERTIFICATE_KEY, certificate_words
-    from fedveil.privacy.parties import renew_certificate
-
-    words = certificate_words(renew_certificate(folder))
-    server = folder / "server"
-    typer.echo(f"server   {words}")
-    typer.echo(
-        f"         bring {server / CERTIFICATE} and {server / CERTIFICATE_KEY} to the server, and restart it there"
-    )
-
-
-@keys_app.command("show")
-def keys_show(
-    path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="a file that `fedveil keys new` wrote, or a folder of them")
-    ],
-) -> None:
-    """Show what keys and certificates are, for people to compare: fingerprints, names, dates; nothing of a key itself."""
-    from fedveil.privacy.parties import describe
-
-    for line in describe(path):
-        typer.echo(line)
-
-
-@keys_app.command("open")
-def keys_open(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="the record of a run under ckks or bfv")],
-    keys: Annotated[Path, typer.Option(metavar="DIR", help="a client's folder of keys")],
-    out: Annotated[Path | None, typer.Option(help="where to; RUN/model.safetensors without it")] = None,
-) -> None:
-    """Decrypt the model that a server kept as a ciphertext: who holds the key writes the final model."""
-    import logging
-
-    from fedveil.simulations.holder import open_record
-
-    logging.getLogger("flwr").setLevel(logging.WARNING)
-    typer.echo(f"model    {open_record(folder, keys, out)}")
 
 
 @app.command()

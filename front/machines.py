@@ -92,9 +92,9 @@ def client(
 
     What leaves this machine: its updates (protected, where the run says so), and counts and losses. The data does not.
     """
-    from fedveil.cli import use_data_dir
     from fedveil.client.greeting import Address
     from fedveil.client.join import Options, client_number, join
+    from fedveil.options import use_data_dir
 
     use_data_dir(data_dir)
     found = _keys(keys, insecure, "client")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
 from fedveil.core.errors import TrainingError
 from fedveil.core.messages import ARRAYS, CLIENT, METRICS, from_arrays, to_arrays
@@ -36,3 +36,11 @@ def weighted_mean(contents: Sequence[RecordDict], weight: str) -> ArrayRecord:
             np.multiply(array, share, out=scratch[name])
             mean[name] += scratch[name]
     return to_arrays(mean)
+
+
+def as_one(reply: Message, mean: Mapping[str, np.ndarray]) -> Message:
+    """The mean of a cohort as the reply of one client, `reply` with other weights: what a strategy of the mean goes on with."""
+    content = RecordDict({**reply.content, ARRAYS: to_arrays(mean)})
+    # Flower makes replies from what they answer
+    sent = Message(RecordDict(), dst_node_id=reply.metadata.src_node_id, message_type=MessageType.TRAIN)
+    return Message(content, reply_to=sent)

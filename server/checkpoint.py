@@ -28,7 +28,7 @@ FILE = "checkpoint/state.safetensors"
 FORMAT = 2
 MODEL, BEST = "model.safetensors", "best.safetensors"
 SEALED_MODEL, SEALED_BEST = "model.sealed", "best.sealed"  # of ciphertexts
-STORED_APART = ("parameters", "best_parameters", "pending", "train_losses", "residuals")  # as arrays
+STORED_APART = ("parameters", "best_parameters", "pending", "train_losses", "residuals", "asked")  # as arrays
 Parameters = dict[str, np.ndarray]
 # NumPy's names of the kinds of numbers a strategy may keep, and safetensors'
 KINDS = {
@@ -53,6 +53,9 @@ class State:
     costs: of the protection so far: seal_seconds, open_seconds, clipped, largest_error, error_bound
     pending, pending_rows: a protected model that was made and is not evaluated yet, and the account of its round
     residuals: of a simulation in int8, what each client will add to its next update, float32 [P]; engines keep it up to date
+    asked: of a run with noise, how often each client was asked for an update
+    fewest, population, drawn: of a run with noise, the clients in the smallest sum, the fewest that a round's were drawn from,
+        and the most that were drawn; 0 before the first round
     """
 
     parameters: Parameters
@@ -72,6 +75,10 @@ class State:
     pending: Parameters = field(default_factory=dict)
     pending_rows: dict[str, Any] = field(default_factory=dict)
     residuals: dict[int, np.ndarray] = field(default_factory=dict)
+    asked: dict[int, int] = field(default_factory=dict)
+    fewest: int = 0
+    population: int = 0
+    drawn: int = 0
 
 
 def save_state(record: Record, experiment: Experiment, state: State, strategy: Strategy) -> None:
@@ -84,6 +91,8 @@ def save_state(record: Record, experiment: Experiment, state: State, strategy: S
     arrays |= {f"pending/{k}": v for k, v in state.pending.items()}
     arrays |= {f"residuals/{client}": state.residuals[client] for client in sorted(state.residuals)}
     arrays["train_losses"] = np.array(state.train_losses, np.float64)
+    if state.asked:
+        arrays["asked"] = np.array(sorted(state.asked.items()), np.int64)
     kept: dict[str, tuple[str, Any]] = {}
     for attribute, value in vars(strategy).items():
         kind, items, plain = _take_apart(value, f"{experiment.federation.strategy}.{attribute}")
@@ -261,6 +270,7 @@ def load_state(record: Record) -> tuple[State, dict[str, Any]]:
         pending={k.removeprefix("pending/"): v for k, v in arrays.items() if k.startswith("pending/")},
         train_losses=arrays["train_losses"].tolist(),
         residuals={int(k.removeprefix("residuals/")): v for k, v in arrays.items() if k.startswith("residuals/")},
+        asked=dict(arrays["asked"].tolist()) if "asked" in arrays else {},
         **description,
     )
     return state, kept

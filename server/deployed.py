@@ -145,5 +145,6 @@ def _run(grid: Grid, config: Mapping[str, Any], line: DeskLine, folder: Path, sa
 
         lattices = experiment.privacy.protection in LATTICES
         evaluate = None if lattices or not len(federation.federated.dataset.test) else federation.evaluate
-        federate(federation, fleet, record, Hooks(watch, evaluate, lambda text: say(f"warning: {text}"), lenient=True))
-    return summary(federation, record)
+        hooks = Hooks(watch, evaluate, lambda text: say(f"warning: {text}"), lenient=True, secret=True)
+        federate(federation, fleet, record, hooks)
+    return summary(federation, record, secret=True)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,11 +30,15 @@ from fedveil.models.evaluation import Scores, evaluate
 from fedveil.models.networks import build
 from fedveil.models.parameters import from_numpy, get, to_numpy
 from fedveil.models.training import check_training
+from fedveil.privacy.accounting import describe
+from fedveil.privacy.defences import find_defence
 from fedveil.privacy.packing import Layout
 from fedveil.server.checkpoint import Parameters, State, load_state, restore, save_state
 from fedveil.server.rounds import Hooks, run_rounds
 from fedveil.server.side import ServerSide, check_protection, server_side
 from fedveil.server.strategies import make
+
+NOISE = "noise.json"  # in the record of a run with noise
 
 
 @dataclass
@@ -92,6 +97,7 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
     federated = elsewhere or load(experiment.data, experiment.seed)
     if elsewhere is None:
         _check_evaluators(experiment, federated)
+        find_defence(experiment.privacy)  # a user's own that cannot be loaded is refused now, not by every client
     task = federated.dataset.task
     check_training(task, experiment.training)
     network = build(task, experiment.model, Stream(experiment.seed)).to(device)
@@ -138,6 +144,8 @@ def federate(federation: Federation, grid: Grid, record: Record, hooks: Hooks) -
         one_thread(),
         threadpool_limits(1, user_api="blas"),
     ):  # the second for NumPy, which some strategies compute with
+        if described := describe(federation.experiment, secret=hooks.secret):
+            record.write(NOISE, json.dumps(described, indent=2).encode() + b"\n")
         if federation.state.round == 0 and not federation.state.pending:
             save_state(record, federation.experiment, federation.state, federation.strategy)
         run_rounds(

@@ -212,7 +212,8 @@ class Fleet(ClientGrid):
                 continue
             self._refusing.pop(node, None)
             self._members[client] = member
-            self._once(f"{self.called(client)} takes part with {member.examples:,} examples")
+            held = "" if self._experiment.privacy.noisy else f" with {member.examples:,} examples"
+            self._once(f"{self.called(client)} takes part{held}")
         for node in silent:
             number = happened.clients.get(node)
             name = self.called(number) if number is not None else f"node {node}"

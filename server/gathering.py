@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import ARRAYS, from_arrays, read_update, to_arrays
+from fedveil.core.experiment import Experiment
+from fedveil.core.messages import ARRAYS, METRICS, WEIGHT, from_arrays, read_update, to_arrays
 from fedveil.privacy.packing import Parameters
+from fedveil.server.aggregate import as_one
 from fedveil.server.ciphertexts import Ciphertexts
 from fedveil.server.masked import Masked
+from fedveil.server.noise import ServerNoise
 from fedveil.server.side import Converse, ServerSide
 
 
@@ -42,10 +45,13 @@ class Clear:
     """Updates in the clear: the strategy sees each, as float32.
 
     encoding: of updates on the wire; sent: the model that each client was sent, while a round goes on
+    alike: clients weigh the same, whatever they say; noise: what the server adds to the sum
     """
 
     strategy: Strategy
     encoding: str
+    alike: bool = False
+    noise: ServerNoise | None = None
     sent: dict[int, ArrayRecord] = field(default_factory=dict)
     final: bool = True
     mean: Parameters | None = None
@@ -62,20 +68,32 @@ class Clear:
         if not isinstance(record, ArrayRecord):
             raise ProtectionError("its reply has no weights")
         reply.content[ARRAYS] = to_arrays(read_update(record, from_arrays(self.sent[client]), self.encoding))
+        if self.alike:
+            cast(MetricRecord, reply.content[METRICS])[WEIGHT] = 1
 
     def finish(self, number: int, replies: list[Message]) -> Parameters | None:
         """As the strategy aggregates."""
+        if self.noise is not None and replies:
+            weights = [from_arrays(cast(ArrayRecord, reply.content[ARRAYS])) for reply in replies]
+            given = from_arrays(next(iter(self.sent.values())))
+            replies = [as_one(replies[0], self.noise.mean(given, weights))]
         self.sent = {}  # lets go of the models before clients evaluate the next
         aggregate, _ = self.strategy.aggregate_train(number, replies)
         return None if aggregate is None else from_arrays(aggregate)
 
 
 def gather(
-    strategy: Strategy, side: ServerSide | None, number: int, attempt: int, converse: Converse, encoding: str
+    strategy: Strategy,
+    side: ServerSide | None,
+    number: int,
+    attempt: int,
+    converse: Converse,
+    experiment: Experiment,
+    noise: ServerNoise | None,
 ) -> Gathering:
-    """The gathering for a round; encoding: of updates in the clear."""
+    """The gathering for a round; noise: what the server adds to the sum."""
     if side is None:
-        return Clear(strategy, encoding)
+        return Clear(strategy, experiment.communication.encoding, experiment.privacy.noisy, noise)
     if side.context is not None:
         return Ciphertexts(side, number)
-    return Masked(strategy, side, number, attempt, converse)
+    return Masked(strategy, side, number, attempt, converse, noise)

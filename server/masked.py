@@ -24,7 +24,6 @@ from fedveil.core.messages import (
     ROUND,
     RUN,
     from_arrays,
-    to_arrays,
 )
 from fedveil.privacy.graph import choose_degree, neighbours
 from fedveil.privacy.masked import from_ring, read_masked, shown
@@ -32,6 +31,8 @@ from fedveil.privacy.packing import Parameters, dequantize, unflatten
 from fedveil.privacy.plan import RESERVED
 from fedveil.privacy.rosters import Session
 from fedveil.privacy.unmasking import Unmasker
+from fedveil.server.aggregate import as_one
+from fedveil.server.noise import ServerNoise
 from fedveil.server.side import Converse, ServerSide, enough, examples_in, protected_update
 
 
@@ -42,9 +43,18 @@ class Masked:
     mean: Parameters | None = None
     bound = 0.0
 
-    def __init__(self, strategy: Strategy, side: ServerSide, number: int, attempt: int, converse: Converse) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        side: ServerSide,
+        number: int,
+        attempt: int,
+        converse: Converse,
+        noise: ServerNoise | None = None,
+    ) -> None:
+        """`noise`: what the server adds to the sum."""
         self._strategy, self._side, self._number, self._attempt = strategy, side, number, attempt
-        self._converse = converse
+        self._converse, self._noise = converse, noise
         privacy = side.experiment.privacy
         active = side.registry is not None
         cohort = side.experiment.federation.cohort
@@ -110,8 +120,9 @@ class Masked:
         weights = from_ring(total, examples, len(self._examples), side.plan.grid)
         mean = unflatten(dequantize(weights, examples, self._reference, side.plan.grid), side.layout)
         self.mean = mean
-        content = RecordDict({**replies[0].content, ARRAYS: to_arrays(mean)})
-        aggregate, _ = self._strategy.aggregate_train(number, [Message(content, reply_to=_sent(replies[0]))])
+        if self._noise is not None:
+            mean = self._noise.on_mean(mean, len(self._examples))
+        aggregate, _ = self._strategy.aggregate_train(number, [as_one(replies[0], mean)])
         return None if aggregate is None else from_arrays(aggregate)
 
     def _stage(
@@ -140,8 +151,3 @@ class Masked:
             take(client, blob)
 
         self._converse(messages, name, see)
-
-
-def _sent(reply: Message) -> Message:
-    """A message that `reply` can be a reply to: Flower makes replies from what they answer."""
-    return Message(RecordDict(), dst_node_id=reply.metadata.src_node_id, message_type=MessageType.TRAIN)

@@ -7,6 +7,7 @@ Flower's own `Strategy.start` begins at round 1 and cannot be observed; this loo
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,9 +27,13 @@ from fedveil.core.randomness import Stream, global_random
 from fedveil.core.record import Record
 from fedveil.models.evaluation import Scores
 from fedveil.models.schedules import replay
+from fedveil.privacy.accounting import Shown, epsilons
+from fedveil.server.captures import Capture
 from fedveil.server.checkpoint import Parameters, State, save_state
-from fedveil.server.exchange import Exchanged, Row, count, exchange, metric
+from fedveil.server.exchange import Exchanged, Row, exchange, metric
 from fedveil.server.gathering import Gathering, gather
+from fedveil.server.noise import ServerNoise, server_noise
+from fedveil.server.rows import evaluate_rows, metrics_row, train_rows, weighted_mean
 from fedveil.server.side import ServerSide
 
 # whole numbers in a reply, and the least of each
@@ -45,6 +50,8 @@ class Hooks:
     evaluate: scores of a model on the server's test data; None where it has none, or cannot read the model
     warn: is told why a client was left out
     lenient: a client whose update is not finite is left out, as other machines may send anything; else the run ends there
+    secret: where the run has noise, the server's, and who takes part, come from the operating system's generator: clients on
+        other machines know the seed
     inspect: a simulation's own look at a protected model and the clients in it: how far it lies from their plain mean
     """
 
@@ -53,6 +60,7 @@ class Hooks:
     warn: Callable[[str], None] = lambda _text: None
     inspect: Callable[[Parameters, Sequence[int]], float] | None = None
     lenient: bool = False
+    secret: bool = False
 
 
 def run_rounds(
@@ -74,10 +82,11 @@ def run_rounds(
     Raises TrainingError where no client replies, or one diverges; ProtectionError where a protected round cannot be done;
     Interrupted where the user stops the run.
     """
-    evaluate = hooks.evaluate
+    evaluate, noisy = hooks.evaluate, experiment.privacy.noisy
+    capture = Capture(experiment, record) if experiment.federation.capture else None
     schedule = replay(experiment.training, experiment.federation.rounds, state.train_losses)
     if state.round == 0 and not state.pending:
-        row = _row(experiment, binary, 0, evaluate(state.parameters) if evaluate else None)
+        row = metrics_row(experiment, binary, 0, evaluate(state.parameters) if evaluate else None)
         record.append("metrics.csv", [row])
         hooks.watch(row, state)
     while state.round < experiment.federation.rounds and not state.stopped:
@@ -91,11 +100,34 @@ def run_rounds(
             parameters, trained = state.pending, Exchanged(**state.pending_rows)
             state.pending, state.pending_rows = {}, {}
         else:
-            with global_random(stream, "sampling"):
+            drawn = Stream(secrets.randbits(63), number) if hooks.secret and noisy else stream
+            there = len(cast(Sequence[int], grid.get_node_ids())) if noisy else 0
+            with global_random(drawn, "sampling"):
                 messages = strategy.configure_train(number, _to_record(state, experiment), ConfigRecord(config), grid)
+            if noisy:
+                messages = list(messages)
+                _count_asked(state, messages, there)
+                if hooks.secret:
+                    # stored before they are asked: a round that is cut off and asked again shows a client's update twice
+                    save_state(record, experiment, state, strategy)
+            noise = server_noise(experiment, number, secret=hooks.secret)
+            if capture:
+                capture.begin(state.parameters, rate)
             parameters, trained, gathering = _train(
-                grid, list(messages), number, experiment, strategy, side, record, timeout, lenient=hooks.lenient
+                grid,
+                list(messages),
+                number,
+                experiment,
+                strategy,
+                side,
+                record,
+                timeout,
+                capture,
+                noise,
+                lenient=hooks.lenient,
             )
+            if noisy:
+                state.fewest = min(state.fewest or len(trained.answered), len(trained.answered))
             del messages  # what it weighs is not needed while clients evaluate
             for reason in trained.failures:
                 hooks.warn(f"round {number}: {reason}")
@@ -120,22 +152,25 @@ def run_rounds(
                     number, model or to_arrays(parameters), ConfigRecord(config), grid
                 )
             validation, evaluated = _evaluate(
-                grid, list(messages), number, strategy, record, timeout, protected=side is not None
+                grid, list(messages), number, strategy, record, timeout, capture, protected=side is not None
             )
             for reason in evaluated.failures:
                 hooks.warn(f"round {number}: {reason}")
         with _named(number, record):
             test = evaluate(parameters) if due and evaluate else None
 
+        if capture:
+            capture.write(number, parameters)
         # the round is whole: from here on it counts
-        loss = _mean(trained.clients, "train_loss")
+        loss = None if noisy else weighted_mean(trained.clients, "train_loss")
         state.round, state.parameters = number, parameters
-        state.train_losses.append(loss)
-        schedule.advance(loss)
+        state.train_losses.append(math.nan if loss is None else loss)
+        schedule.advance(state.train_losses[-1])
         ledger = trained.ledger + evaluated.ledger
         state.bytes_down += sum(row["bytes_down"] for row in ledger)
         state.bytes_up += sum(row["bytes_up"] or 0 for row in ledger)
-        row = _row(experiment, binary, number, test, validation, loss, rate, trained)
+        row = metrics_row(experiment, binary, number, test, validation, loss, rate, trained)
+        row |= epsilons(experiment, shown(state))
         if due:
             _judge(experiment, state, row)
         state.seconds += time.perf_counter() - started
@@ -164,6 +199,8 @@ def _train(
     side: ServerSide | None,
     record: Record,
     timeout: float,
+    capture: Capture | None,
+    noise: ServerNoise | None,
     *,
     lenient: bool,
 ) -> tuple[Parameters, Exchanged, Gathering]:
@@ -183,16 +220,19 @@ def _train(
         whole.failures += exchanged.failures
         return exchanged, replies
 
-    numbers = ("train-loss", *(("seal-seconds", "open-seconds") if side else ()))
-    counts = TRAINED | ({"clipped": 0} if side else {})
+    noisy = experiment.privacy.noisy
+    numbers = (*(() if noisy else ("train-loss",)), *(("seal-seconds", "open-seconds") if side else ()))
+    counts = ({WEIGHT: 1} if noisy else TRAINED) | ({"clipped": 0} if side else {})
     for attempt in range(ATTEMPTS):
-        gathering = gather(strategy, side, number, attempt, converse, experiment.communication.encoding)
+        gathering = gather(strategy, side, number, attempt, converse, experiment, noise)
         try:
-            take = _finite(gathering.take) if lenient else gathering.take
+            take = _finite(gathering.take, tells=not noisy) if lenient else gathering.take
+            if capture:
+                take = _seen(capture.saw, take)
             exchanged, replies = converse(gathering.ask(messages), "train", take, numbers, counts)
             _check_quorum(experiment, len(replies), whole.failures, number, record)
-            rows = _train_rows(replies, number, protected=side is not None)
-            if any(not math.isfinite(row["train_loss"]) for row in rows):
+            rows = train_rows(replies, number, protected=side is not None, tells=not noisy)
+            if not noisy and any(not math.isfinite(row["train_loss"]) for row in rows):
                 _refuse_divergence(replies, number, record)
             parameters = _aggregate(gathering, replies, whole.failures, number, experiment, record)
         except ProtectionError as error:
@@ -205,7 +245,8 @@ def _train(
         whole.answered, whole.clients = exchanged.answered, rows
         break
     if SEALED not in parameters and not all(_is_finite(value) for value in parameters.values()):
-        _refuse_divergence(replies, number, record)
+        if not noisy:
+            _refuse_divergence(replies, number, record)
         raise TrainingError(
             f"training diverged: the model that {experiment.federation.strategy} made in round {number} is not finite, and "
             f"the clients' were{_kept(number, record)}\n  try a smaller federation.server_learning_rate"
@@ -213,11 +254,21 @@ def _train(
     return parameters, whole, gathering
 
 
-def _finite(take: Callable[[int, Message], None]) -> Callable[[int, Message], None]:
-    """`take`, for updates that are finite; others are a failure of their client alone."""
+def _seen(saw: Callable[[int, Message], None], take: Callable[[int, Message], None]) -> Callable[[int, Message], None]:
+    """`take`, of replies that were looked at before."""
+
+    def both(client: int, reply: Message) -> None:
+        saw(client, reply)
+        take(client, reply)
+
+    return both
+
+
+def _finite(take: Callable[[int, Message], None], *, tells: bool) -> Callable[[int, Message], None]:
+    """`take`, for updates that are finite; others are a failure of their client alone. tells: clients tell their losses."""
 
     def look(client: int, reply: Message) -> None:
-        if not math.isfinite(metric(reply, "train-loss")):
+        if tells and not math.isfinite(metric(reply, "train-loss")):
             raise ProtectionError(f"its training diverged (loss {metric(reply, 'train-loss'):g})")
         take(client, reply)
         arrays = reply.content.get(ARRAYS)  # gone where an update was a ciphertext
@@ -245,13 +296,15 @@ def _evaluate(
     strategy: Strategy,
     record: Record,
     timeout: float,
+    capture: Capture | None,
     *,
     protected: bool,
 ) -> tuple[MetricRecord | None, Exchanged]:
     """The scores over all that clients hold out."""
     with _named(number, record):
-        exchanged, replies = exchange(grid, messages, number, "evaluate", timeout, numbers=("loss",), counts=EVALUATED)
-    exchanged.clients = _evaluate_rows(replies, number, protected=protected)
+        take = capture.evaluated if capture else lambda _client, _reply: None
+        exchanged, replies = exchange(grid, messages, number, "evaluate", timeout, take, ("loss",), EVALUATED)
+    exchanged.clients = evaluate_rows(replies, number, protected=protected)
     return strategy.aggregate_evaluate(number, replies), exchanged
 
 
@@ -284,6 +337,20 @@ def _aggregate(
         return {key: np.array(value, np.float32) for key, value in aggregate.items()}
 
 
+def _count_asked(state: State, messages: Sequence[Message], population: int) -> None:
+    """Count whom a round asks for an update, of so many that were there; what answers may be seen, and is never unseen."""
+    for message in messages:
+        client = message.metadata.dst_node_id - 1
+        state.asked[client] = state.asked.get(client, 0) + 1
+    state.population = min(state.population or population, population)
+    state.drawn = max(state.drawn, len(messages))
+
+
+def shown(state: State) -> Shown:
+    """What a run with noise has shown so far."""
+    return Shown(state.round, max(state.asked.values(), default=0), state.fewest, state.population, state.drawn)
+
+
 def _account(state: State, trained: Exchanged, largest_error: float | None, bound: float) -> None:
     """Add a protected round's costs to the run's."""
     costs = state.costs
@@ -314,52 +381,6 @@ def _kept(number: int, record: Record) -> str:
     return f"\n  kept: the model and metrics of rounds up to {number - 1}, in {record.folder}"
 
 
-# "clipped" follows for protected updates
-CLIENT_COLUMNS = (
-    "round", "client", "stage", "examples", "steps", "train_loss", "validation_loss", "validation_accuracy",
-)  # fmt: skip
-
-
-def _train_rows(replies: list[Message], number: int, *, protected: bool) -> list[Row]:
-    """Rows of clients.csv about training; of protected updates also what protecting them cost, in seconds."""
-    return [
-        dict.fromkeys(CLIENT_COLUMNS)
-        | {
-            "round": number,
-            "client": int(metric(reply, CLIENT)),
-            "stage": "train",
-            "examples": count(reply, WEIGHT),
-            "steps": count(reply, "steps"),
-            "train_loss": metric(reply, "train-loss"),
-        }
-        | ({key: metric(reply, key.replace("_", "-")) for key in ("seal_seconds", "open_seconds")} if protected else {})
-        | ({"clipped": count(reply, "clipped")} if protected else {})
-        for reply in replies
-    ]
-
-
-def _evaluate_rows(replies: list[Message], number: int, *, protected: bool) -> list[Row]:
-    """Rows of clients.csv about evaluation on what clients hold out."""
-    return [
-        dict.fromkeys(CLIENT_COLUMNS)
-        | {
-            "round": number,
-            "client": int(metric(reply, CLIENT)),
-            "stage": "evaluate",
-            "examples": count(reply, WEIGHT),
-            "validation_loss": metric(reply, "loss"),
-            "validation_accuracy": metric(reply, "correct") / metric(reply, WEIGHT),
-        }
-        | ({"clipped": None} if protected else {})
-        for reply in replies
-    ]
-
-
-def _mean(clients: list[Row], key: str) -> float:
-    examples = sum(row["examples"] for row in clients)
-    return sum(row["examples"] * row[key] for row in clients) / examples if examples else math.nan
-
-
 def _refuse_divergence(replies: list[Message], number: int, record: Record) -> None:
     """Raise TrainingError for the first client whose loss or weights are not finite."""
     for reply in replies:
@@ -376,42 +397,6 @@ def _is_finite(array: np.ndarray) -> bool:
     """Whether all numbers are; a sum of squares tells in a third of the time, unless it is itself too large."""
     flat = array.reshape(-1)
     return math.isfinite(float(np.dot(flat, flat))) or bool(np.isfinite(flat).all())
-
-
-def columns(experiment: Experiment, binary: bool) -> list[str]:
-    """The columns of metrics.csv, which depend on the settings alone."""
-    scores = ["loss", "accuracy", *(["precision", "recall", "f1"] if binary else [])]
-    return [
-        "round",
-        "learning_rate",
-        "clients",
-        "failures",
-        "train_loss",
-        *(f"test_{name}" for name in [*scores, *(["auc"] if binary else [])]),
-        *(f"validation_{name}" for name in scores if experiment.evaluation.federated),
-    ]
-
-
-def _row(
-    experiment: Experiment,
-    binary: bool,
-    number: int,
-    test: Scores | None,
-    validation: MetricRecord | None = None,
-    loss: float | None = None,
-    rate: float | None = None,
-    trained: Exchanged | None = None,
-) -> Row:
-    values: Row = {
-        "round": number,
-        "learning_rate": rate,
-        "clients": len(trained.answered) if trained else None,
-        "failures": len(trained.failures) if trained else None,
-        "train_loss": loss,
-        **{f"test_{name}": value for name, value in (test.as_metrics(binary) if test else {}).items()},
-        **{f"validation_{name}": value for name, value in (validation or {}).items()},
-    }
-    return {name: values.get(name) for name in columns(experiment, binary)}
 
 
 def _judge(experiment: Experiment, state: State, row: Row) -> None:

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedveil.core.errors import ProtectionError
 from fedveil.core.experiment import Experiment
-from fedveil.core.messages import ARRAYS, WEIGHT, from_sealed
+from fedveil.core.messages import ARRAYS, METRICS, WEIGHT, from_sealed
 from fedveil.privacy.graph import choose_degree
 from fedveil.privacy.identity import Registry
 from fedveil.privacy.keys import CLIENT, SERVER, ServerContext, check_lattice, fingerprint, load_server
@@ -48,8 +49,10 @@ class ServerSide:
         return self.plan.explain() + key + signed
 
     def announced(self, messages: Sequence[Message]) -> dict[int, int]:
-        """The examples of each client that is asked; their sum is n_ref."""
+        """The examples of each client that is asked, or 1 where clients weigh alike; their sum is n_ref."""
         clients = [m.metadata.dst_node_id - 1 for m in messages]
+        if self.experiment.privacy.noisy:
+            return dict.fromkeys(clients, 1)
         return dict(zip(clients, self.sizes(clients), strict=True))
 
 
@@ -101,8 +104,9 @@ def protected_update(reply: Message, protection: str) -> bytes:
     blob = from_sealed(record, protection) if isinstance(record, ArrayRecord) else None
     if blob is None:
         raise ProtectionError(f"its update is not protected with {protection}")
+    told = cast(MetricRecord, reply.content[METRICS])
     for key in ("train-loss", "seal-seconds", "open-seconds"):
-        if not math.isfinite(metric(reply, key)):
+        if key in told and not math.isfinite(metric(reply, key)):
             raise ProtectionError(f"its reply says {key} = {metric(reply, key):g}: its training failed")
     return blob
 

@@ -45,9 +45,11 @@ def make(experiment: Experiment) -> Strategy:
 
 
 def mean_loss(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-    """The clients' training losses, averaged by their examples."""
+    """The clients' training losses, averaged by their examples; none where clients do not tell them."""
     metrics = [cast(MetricRecord, content[METRICS]) for content in contents]
     weights = [float(cast(int, m[weighted_by_key])) for m in metrics]
+    if not all("train-loss" in m for m in metrics):
+        return MetricRecord({"num-examples": int(sum(weights))})
     total = sum(w * float(cast(float, m["train-loss"])) for w, m in zip(weights, metrics, strict=True))
     return MetricRecord({"train-loss": total / sum(weights), "num-examples": int(sum(weights))})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from flwr.app import RecordDict
@@ -12,9 +13,11 @@ from fedveil.core.experiment import Experiment
 from fedveil.core.messages import ARRAYS, to_arrays, wire_bytes
 from fedveil.core.record import Record
 from fedveil.models.parameters import get, to_numpy
+from fedveil.privacy.accounting import describe, epsilons, explain
 from fedveil.privacy.plan import make_plan
 from fedveil.server.checkpoint import MODEL
 from fedveil.server.federation import Federation
+from fedveil.server.rounds import shown
 
 FILE = "protection.json"
 READERS = {
@@ -25,8 +28,11 @@ READERS = {
 }
 
 
-def summary(federation: Federation, record: Record) -> dict[str, Any]:
-    """What `fedveil run --json` prints: the last row of the metrics, and what a script may rely on."""
+def summary(federation: Federation, record: Record, *, secret: bool = False) -> dict[str, Any]:
+    """What `fedveil run --json` prints: the last row of the metrics, and what a script may rely on.
+
+    secret: where noise was added, it came from the operating system's generator, and not from the seed
+    """
     import pandas as pd
 
     metrics = pd.read_csv(record.path("metrics.csv"))
@@ -50,7 +56,29 @@ def summary(federation: Federation, record: Record) -> dict[str, Any]:
         "device": federation.device.type,
         "protection": federation.experiment.privacy.protection,
         **({"privacy": costs(federation, record)} if federation.side else {}),
+        **guarantee(federation, secret=secret),
     }
+
+
+def guarantee(federation: Federation, *, secret: bool) -> dict[str, Any]:
+    """What clipping and noise guarantee after the last round, for a summary, by name; nothing where no noise is added.
+
+    epsilon, and epsilon_sum or epsilon_update: against the observers that epsilon_against names; null where infinite
+    the rest, and `secret`: as `describe` has them
+    """
+    experiment = federation.experiment
+    found = epsilons(experiment, shown(federation.state))
+    finite = {name: value if math.isfinite(value) else None for name, value in found.items()}
+    return {**finite, **describe(experiment, secret=secret)}
+
+
+def guarantee_lines(found: Mapping[str, Any]) -> list[str]:
+    """The guarantees of a summary in words, one for each observer; none where no noise was added."""
+    lines = [
+        explain(math.inf if found[name] is None else found[name], found["delta"], against)
+        for name, against in found.get("epsilon_against", {}).items()
+    ]
+    return [*lines, f"the noise came {found['noise']}", found["not_covered"]] if lines else []
 
 
 def costs(federation: Federation, record: Record) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedveil.core.examples import Examples
 from fedveil.core.experiment import LATTICES
-from fedveil.server.summary import READERS
+from fedveil.server.summary import READERS, guarantee_lines
 
 if TYPE_CHECKING:
     from fedveil.core.record import Record
@@ -129,6 +129,7 @@ def scores_line(row: Row, state: State) -> str:
     ):
         if row.get(name) is not None:
             words.append(f"{label} {row[name]:.4f}")
+    words += [f"{name.replace('_', ' ')} {row[name]:.3g}" for name in row if name.startswith("epsilon") and row[name]]
     words.append(f"{megabytes(state.bytes_up + state.bytes_down)} moved")
     return "  ".join(words)
 
@@ -164,6 +165,7 @@ def summary_text(result: Result) -> str:
     lines += [
         f"traffic  {megabytes(s['bytes_up'])} up, {megabytes(s['bytes_down'])} down; " + traffic_words(s),
         *protection_lines(s),
+        *(f"noise    {line}" for line in guarantee_lines(s)),
         f"model    {model}" if sealed else f"model    sha256 {s['model_sha256']}",
         f"record   {s['run_dir']} ({files})",
     ]

@@ -6,13 +6,14 @@ import errno
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from safetensors.numpy import load_file
 from torch import nn
 
@@ -22,7 +23,7 @@ from fedveil.client.work import forget, witnessed, workplace
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
 from fedveil.core.experiment import Experiment, known_keys, resumable
 from fedveil.core.record import Record, alone
-from fedveil.models.parameters import from_numpy, get, load, to_numpy
+from fedveil.models.parameters import check_fit, from_numpy, get, load, to_numpy
 from fedveil.server.checkpoint import MODEL, State, begun, load_state, put_back
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
@@ -64,11 +65,15 @@ def run(
     resume: str | Path | None = None,
     display: Display | None = None,
     command: Sequence[str] = (),
+    start: Mapping[str, np.ndarray] | None = None,
+    plots: bool = True,
 ) -> Result:
     """Run an experiment to its end, or go on with the one in the folder `resume`.
 
     out: a new folder for the record; runs/NAME-TIMESTAMP without it
     display: shows progress; nothing is shown without it
+    start: weights to begin with, float32 by name; those that the seed gives without it
+    plots: draw them at the end
     Raises SettingsError and DataError before anything is written; TrainingError, Interrupted, and FedveilError where the
     disk is full, with every whole round kept in the record.
 
@@ -79,7 +84,7 @@ def run(
     if resume is not None and out is not None:
         raise SettingsError("a resumed run goes on in its own folder; give either `resume` or `out`")
     if resume is None:
-        return _run(resolve(experiment), None, out, display, command)
+        return _run(resolve(experiment), None, out, display, command, start, plots)
     folder = Path(resume)
     recorded = _resumed(experiment, folder)
     with alone(folder):
@@ -92,6 +97,8 @@ def _run(
     out: str | Path | None,
     display: Display | None,
     command: Sequence[str],
+    start: Mapping[str, np.ndarray] | None = None,
+    plots: bool = True,
 ) -> Result:
     """Run an experiment that is resolved; `earlier`: the record to go on with, which this process alone writes."""
     import pandas as pd
@@ -100,8 +107,11 @@ def _run(
 
     forget()
     goes_on = earlier is not None and begun(earlier)
-    with _quiet_flower():
+    with quiet_flower():
         federation = prepare(experiment, earlier if goes_on else None)
+        if start is not None:
+            check_fit(federation.network, from_numpy(start))
+            federation.state.parameters = dict(start)
         engine, why = choose(federation)
     federation.experiment = federation.experiment.override({"engine": engine})
     record = earlier or Record.create(federation.experiment, out, command)
@@ -112,9 +122,10 @@ def _run(
                 put_back(record, federation.state)
             keys = make_keys_once(federation, record)
             federation.protect(keys / "server" if keys else None)
-            with _quiet_flower(), _stop_on_interrupt() as stopped:
+            with quiet_flower(), _stop_on_interrupt() as stopped:
                 _compute(federation, record, show, why, stopped.is_set, str(keys or ""))
-            draw(federation, record)
+            if plots:
+                draw(federation, record)
     except (Interrupted, KeyboardInterrupt):
         done = _rounds_kept(record)
         raise Interrupted(
@@ -214,7 +225,7 @@ def _rounds_kept(record: Record) -> int:
 
 
 @contextmanager
-def _quiet_flower() -> Iterator[None]:
+def quiet_flower() -> Iterator[None]:
     """Flower logs each step of each round; the record and the display say the same."""
     logger = logging.getLogger("flwr")
     level = logger.level

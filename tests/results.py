@@ -10,6 +10,7 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
+import attack_claims
 import conftest  # noqa: F401  (where the real data is, and no telemetry)
 import deployed_claims
 import protected_claims
@@ -104,9 +105,16 @@ def main(path: str) -> int:
     text, failed = table(measured)
     protected, apart = protected_claims.section(compare(measured))
     many = deployed_claims.measure(progress=_say)
+    reached = attack_claims.measure(progress=_say)
     failed += [] if many.holds else [f"{many.clients} deployed clients"]
-    failed += apart + ([] if survived else [f"{KILLS} kills"]) + [name for name, held in stood.items() if not held]
-    Path(path).write_text(text + protected + survival(survived) + parsing(stood) + deployed_claims.section(many))
+    failed += (
+        reached.failed
+        + apart
+        + ([] if survived else [f"{KILLS} kills"])
+        + [name for name, held in stood.items() if not held]
+    )
+    rest = survival(survived) + parsing(stood) + deployed_claims.section(many) + attack_claims.section(reached)
+    Path(path).write_text(text + protected + rest)
     print(f"written: {path}" + (f"; missed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 

@@ -15,6 +15,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 from fedveil.client.app import app, costs, evaluation_reply, refusal, training_reply
+from fedveil.client.guard import guard
 from fedveil.client.masked import seal_cohort
 from fedveil.client.protect import Sealed, Seen, Witness
 from fedveil.client.work import Workplace
@@ -153,9 +154,9 @@ class CohortGrid(InProcessGrid):
             message,
             client,
             to_sealed(update.blob, protection) if isinstance(update, Sealed) else update,
-            float(outcome.loss[j]),  # type: ignore[index]
+            None if outcome.loss is None else float(outcome.loss[j]),
             int(outcome.examples[j]),  # type: ignore[index]
-            int(outcome.steps[j]),  # type: ignore[index]
+            None if outcome.steps is None else int(outcome.steps[j]),
             outcome.global_loss[j] if outcome.global_loss else None,
             seconds,
             costs(sealed, open_seconds),
@@ -167,6 +168,7 @@ class CohortGrid(InProcessGrid):
         """A client's update in the clear, or why it cannot be written, which is no reason to stop the others."""
         encoding = self._place.experiment.communication.encoding
         try:
+            guard(self._place, client, given, weights)
             update, lost = write_update(weights, given, encoding, self._residuals.get(client))
         except ProtectionError as error:
             return error

@@ -34,8 +34,10 @@ from fedveil.core.errors import (
     SettingsError,
     TrainingError,
 )
+from fedveil.core.randomness import Stream
 from fedveil.models.evaluation import Scores
 from fedveil.models.parameters import from_numpy
+from fedveil.privacy.defences import defend
 from fedveil.simulations.engine.grid import where
 
 Arrays = dict[str, np.ndarray]
@@ -65,7 +67,7 @@ class Job:
 class Outcome:
     """What a job gave, a value a client, and the seconds it took.
 
-    loss, examples, steps: of training; global_loss: where the job asked for it; scores: of evaluation
+    loss, examples, steps: of training, as clients tell them; global_loss: where the job asked for it; scores: of evaluation
     sealed: encrypted weights where the job asked for them, or why they could not be encrypted
     """
 
@@ -264,10 +266,16 @@ def _do(place: Workplace, given: Arrays, results: Arrays, job: Job) -> Outcome:
     if here is None:
         for name, tensor in trained.parameters.items():
             torch.from_numpy(into[name]).copy_(tensor)
-    sealed = (
-        None if job.reference is None else [_seal(place, into, job, i, int(n)) for i, n in enumerate(trained.examples)]
-    )
-    return Outcome(time.perf_counter() - started, trained.loss, trained.examples, trained.steps, losses, sealed=sealed)
+    privacy = place.experiment.privacy
+    for i, client in enumerate(job.clients if privacy.defends else ()):
+        own = {name: array[i] for name, array in into.items()}
+        stream = Stream(place.experiment.seed, job.round, client)
+        for name, value in defend(privacy, given, own, stream, secret=False).items():
+            into[name][i] = value
+    examples = np.ones_like(trained.examples) if privacy.noisy else trained.examples
+    loss, steps = (None, None) if privacy.noisy else (trained.loss, trained.steps)
+    sealed = None if job.reference is None else [_seal(place, into, job, i, int(n)) for i, n in enumerate(examples)]
+    return Outcome(time.perf_counter() - started, loss, examples, steps, losses, sealed=sealed)
 
 
 def _seal(place: Workplace, rows: Arrays, job: Job, i: int, examples: int) -> Sealed | ProtectionError:

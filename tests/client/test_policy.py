@@ -98,11 +98,27 @@ def test_steps_are_compared_with_epochs_only_where_a_step_is_one() -> None:
     Policy(max_rounds=10).check(asked(training__steps=100))
 
 
-def test_noise_is_asked_for_in_vain_and_the_refusal_says_so() -> None:
-    Policy(min_noise=0.0).check(asked())
-    said = refusal(Policy(min_noise=0.5), asked(privacy__protection="secagg"))
-    assert "at least 0.5 (min_noise)" in said
-    assert "refuses every run" in said
+@given(least=st.floats(0.01, 5), multiplier=st.floats(0, 5))
+def test_less_noise_than_the_policy_asks_for_is_refused(least, multiplier) -> None:
+    experiment = asked(privacy__clip=1.0, privacy__noise_multiplier=multiplier)
+    if multiplier >= least:
+        Policy(min_noise=least).check(experiment)
+    else:
+        said = refusal(Policy(min_noise=least), experiment)
+        assert f"privacy.noise_multiplier = {multiplier:g}, and it allows {least:g} or more (min_noise)" in said
+
+
+def test_noise_that_the_server_promises_is_no_noise_of_the_clients_own() -> None:
+    noisy = {"privacy__clip": 1.0, "privacy__noise_multiplier": 2.0, "privacy__noise_at": "server"}
+    Policy(min_noise=0.0).check(asked(**noisy))
+    said = refusal(Policy(min_noise=0.5), asked(**noisy))
+    assert "privacy.noise_at = 'server', and it asks for noise of its own (min_noise)" in said
+
+
+def test_a_defence_that_names_code_is_never_called() -> None:
+    Policy().check(asked(privacy__defence="prune"))
+    said = refusal(Policy(), asked(privacy__defence="my_defences:mine"))
+    assert "privacy.defence = 'my_defences:mine' names code" in said
 
 
 def test_all_that_is_not_allowed_is_said_at_once() -> None:

@@ -240,7 +240,7 @@ def test_a_run_prints_and_keeps_no_key_but_in_files_of_its_owner(
     clients.watch(monkeypatch)
     for name in ("", "flwr", "fedveil"):
         caplog.set_level(logging.DEBUG, name)
-    monkeypatch.setattr("fedveil.simulations.run._quiet_flower", nullcontext)
+    monkeypatch.setattr("fedveil.simulations.run.quiet_flower", nullcontext)
     monkeypatch.setattr("fedveil.simulations.plots.draw", lambda federation, record: [])
     out = tmp_path / "run"
     run(clients.experiment, out=out, display=Display(None))

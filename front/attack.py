@@ -1,0 +1,161 @@
+"""`fedveil attack`: what an observer learns from an experiment or a recorded run, beside what guessing gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fedveil.core.errors import SettingsError
+from fedveil.options import Assignments, DataDir, experiment_of, use_data_dir
+
+DEFAULTS = {"words": "spam-demo", "order": "spam-demo", "coverage": "spam-demo"}  # offline, as `digits` is
+
+
+def attack(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="an attack, see `fedveil list attacks`; or matrix"),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PRESET | FILE.toml]", help="whose clients are attacked; made-up messages or digits without it"
+        ),
+    ] = None,
+    assignments: Assignments = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="attack what was captured of this run, not clients made for it")
+    ] = None,
+    observer: Annotated[
+        str | None,
+        typer.Option(metavar="WHO", help="server, malicious-server, aggregate, client, key-holder or wire"),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="how often; scores are means over them")] = 50,
+    after: Annotated[int, typer.Option(min=0, metavar="ROUNDS", help="train the experiment so long before")] = 0,
+    seed: Annotated[int | None, typer.Option(help="of every random choice")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="matrix: fewer attacks, trials and protections")] = False,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="MODULE:OBJECT", help="matrix: an attack or a defence of your own; repeatable"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="a new folder for the report; attacks/NAME-TIMESTAMP without it")
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print one JSON object at the end; progress to standard error")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+) -> None:
+    """Attack an experiment's clients, or a recorded run, and measure what leaks.
+
+    `fedveil attack words` alone reads made-up messages out of one update each, as chapter 15 of 'Grokking Deep Learning' does.
+    """
+    use_data_dir(data_dir)
+    console = None if quiet else Console(stderr=as_json)
+    if name is None and against is None:
+        raise SettingsError("attack: name one, see `fedveil list attacks`; or name a run with --against")
+    if against is not None and (preset or assignments or seed is not None or after):
+        raise SettingsError("--against: attacks a run as it was; no preset, --set, --seed or --after goes with it")
+    if name == "matrix":
+        if preset or assignments or against or observer or after:
+            raise SettingsError(
+                "attack matrix: has settings of its own; it takes --quick, --with, --seed, --out and --json"
+            )
+        _matrix(quick, more or [], seed or 0, out, console, as_json)
+        return
+    if quick or more:
+        raise SettingsError("--quick, --with: only with `fedveil attack matrix`")
+    from fedveil.core.experiment import parse_assignments, resumable
+
+    if against is not None:
+        experiment = resumable(against)
+    else:
+        experiment = experiment_of(preset or DEFAULTS.get(str(name), "digits"), assignments, seed)
+    from fedveil.simulations.attacks.display import progress, show
+    from fedveil.simulations.attacks.lab import attack as run_attack
+    from fedveil.simulations.attacks.lab import fitting
+    from fedveil.simulations.attacks.report import new_folder, write_report
+
+    names = [name] if name else fitting(experiment, observer)
+    asked = frozenset(parse_assignments(assignments or []))
+    folder = new_folder(out, name or "against")
+    outcomes: list[Any] = []
+    for each in names:
+        with progress(console, each) as tell:
+            outcome = run_attack(
+                each,
+                experiment,
+                observer=observer,
+                trials=trials,
+                after=after,
+                asked=asked,
+                against=against,
+                progress=tell,
+            )
+        outcomes.append(outcome)
+        if console and not as_json:
+            show(outcome, console)
+    page = write_report(folder, outcomes)
+    if console and not as_json:
+        console.print(f"report   {page}", highlight=False, soft_wrap=True, markup=False)
+    if as_json:
+        summaries = [{**outcome.summary(), "report": str(page)} for outcome in outcomes]
+        typer.echo(json.dumps(summaries[0] if name else summaries))
+
+
+def list_attacks(console: Console) -> None:
+    """What each attack recovers, needs to see, costs, and who found it; and whose eyes it may have."""
+    from rich.table import Table
+
+    from fedveil.core.parts import ATTACKS
+    from fedveil.simulations.attacks.attack import NEEDS
+    from fedveil.simulations.attacks.lab import find_attack
+    from fedveil.simulations.attacks.observers import OBSERVERS
+
+    for name, description in ATTACKS.items():
+        each = find_attack(name)
+        console.print(f"[bold]{name}[/]  {description}", highlight=False, soft_wrap=True)
+        needs = ", ".join(NEEDS[need] for need in each.needs)
+        console.print(f"  sees   {needs}\n  takes  {each.cost}\n  cites  {each.cites}", highlight=False, soft_wrap=True)
+    console.print("\n[bold]observers[/]")
+    grid = Table(box=None, show_header=False, pad_edge=False)
+    for name, observer in OBSERVERS.items():
+        grid.add_row(f"  {name}", observer.knows)
+    console.print(grid)
+
+
+def _matrix(quick: bool, more: list[str], seed: int, out: Path | None, console: Console | None, as_json: bool) -> None:
+    """`fedveil attack matrix`."""
+    import time
+
+    from fedveil.core.record import write_atomically
+    from fedveil.simulations.attacks import matrix
+    from fedveil.simulations.attacks.report import new_folder, write_report
+
+    folder, started = new_folder(out, "matrix"), time.perf_counter()
+
+    def tell(cell: matrix.Cell, done: int, total: int) -> None:
+        if console:
+            words = cell.words if cell.outcome is not None else cell.why
+            console.print(
+                f"{done:>3}/{total}  {cell.row.name}, {cell.column.name}: {words}", highlight=False, markup=False
+            )
+
+    cells = matrix.measure(quick=quick, more=more, seed=seed, progress=tell)
+    page = write_report(folder, [cell.outcome for cell in cells if cell.outcome is not None], matrix.picture(cells))
+    write_atomically(folder / "matrix.csv", matrix.as_csv(cells))
+    seconds = time.perf_counter() - started
+    if as_json:
+        rows = [
+            {"row": cell.row.name, "column": cell.column.name, **(cell.outcome.summary() if cell.outcome else {"why": cell.why})}
+            for cell in cells
+        ]  # fmt: skip
+        typer.echo(json.dumps({"cells": rows, "seconds": seconds, "report": str(page)}))
+    elif console:
+        console.print(matrix.table(cells))
+        console.print(f"report   {page}  ({seconds:.0f} s)", highlight=False, soft_wrap=True, markup=False)

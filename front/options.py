@@ -1,0 +1,40 @@
+"""What several commands take: an experiment and changes to it, and where data is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedveil.core.errors import SettingsError
+
+PresetOrFile = Annotated[
+    str, typer.Argument(metavar="[PRESET | FILE.toml]", help="what to run; see `fedveil list presets`")
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="change a setting, as in training.epochs=5; repeatable"),
+]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="folder that holds mnist/, sms/, enron/ (or set FEDVEIL_DATA)")
+]
+
+
+def experiment_of(name: str, assignments: list[str] | None, seed: int | None = None, **others: Any) -> Any:
+    """The experiment that the words of a command line describe."""
+    from fedveil.core.experiment import Experiment, parse_assignments
+
+    settings = parse_assignments(assignments or [])
+    settings |= {key: value for key, value in {"seed": seed, **others}.items() if value is not None}
+    experiment = Experiment.find(name)
+    return experiment.override(settings) if settings else experiment
+
+
+def use_data_dir(folder: Path | None) -> None:
+    """Look for data in this folder first; raise SettingsError where it is none."""
+    if folder is not None:
+        if not folder.is_dir():
+            raise SettingsError(f"--data-dir {folder}: is not a folder")
+        os.environ["FEDVEIL_DATA"] = str(folder)

@@ -1,0 +1,83 @@
+"""What a client does to its own update before anything of it leaves: its defence, then clipping, then noise.
+
+A defence changes an update so that it may tell less. None is a guarantee: an attack that knows of it may do better, and only
+clipping with noise bounds what any attack can do. Whatever a defence sets to zero still travels, as a zero: which numbers
+are left out would tell which words an update is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from fedveil.core import parts
+from fedveil.core.errors import SettingsError
+from fedveil.core.experiment import Privacy
+from fedveil.core.randomness import Stream
+from fedveil.privacy.noise import Update, add_noise, clip, norm, secret_normal
+
+Defence = Callable[[Update, np.random.Generator], Update]
+
+
+def prune(update: Update, _generator: np.random.Generator, *, fraction: float) -> Update:
+    """The update with the smallest `fraction` of its numbers, by magnitude and over all tensors, set to zero.
+
+    Gradient pruning of Zhu et al. 2019, "Deep Leakage from Gradients", section 5.
+    """
+    sizes = np.concatenate([np.abs(value).reshape(-1) for value in update.values()])
+    kept = np.ones(sizes.size, bool)
+    kept[np.argsort(sizes, kind="stable")[: int(fraction * sizes.size + 1e-9)]] = False  # 0.29 of 100 are 29, not 28
+    pieces = np.split(kept, np.cumsum([value.size for value in update.values()])[:-1])
+    return {
+        name: value * piece.reshape(value.shape) for (name, value), piece in zip(update.items(), pieces, strict=True)
+    }
+
+
+def find_defence(privacy: Privacy) -> Defence | None:
+    """The defence that the settings name; None where they name none. Raise SettingsError where it cannot be loaded."""
+    if privacy.defence == "none":
+        return None
+    if privacy.defence == "prune":
+        return partial(prune, fraction=privacy.prune_fraction)
+    found: Defence = parts.DEFENCES.load(privacy.defence, "privacy.defence")
+    return found
+
+
+def defend(privacy: Privacy, given: Update, weights: Update, stream: Stream, *, secret: bool) -> Update:
+    """given + noise(clip(defence(weights - given))), float32: the weights that a client answers with.
+
+    given, weights: float32, before and after training; stream: of the client in its round
+    secret: draw noise from the operating system's generator, not from the stream
+    An update that is not finite counts as zero where it is clipped and noise is added, and else is left as it is, to be
+    refused: whether a client answers must not depend on its data.
+    Raise SettingsError where a user's own defence gives no update of this network.
+    """
+    if not privacy.defends:
+        return weights
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is seen to below
+        update = {name: np.subtract(value, given[name], dtype=np.float64) for name, value in weights.items()}
+    defence = find_defence(privacy)
+    finite = np.isfinite(norm(update))
+    if not finite and not privacy.noisy:
+        return weights
+    if defence is not None and finite:
+        update = _checked(privacy.defence, defence(update, stream.generator("defence")), weights)
+    if privacy.clip is not None:
+        update = clip(update, privacy.clip)
+        if privacy.noisy and privacy.noise_at == "client":
+            normal = secret_normal if secret else stream.generator("noise").standard_normal
+            update = add_noise(update, privacy.deviation, normal)
+    return {name: np.asarray(given[name] + value, np.float32) for name, value in update.items()}
+
+
+def _checked(name: str, update: Update, like: Update) -> Update:
+    """What a defence gave, in the order of `like`; raise SettingsError where it is no update of the same tensors."""
+    wanted = {key: value.shape for key, value in like.items()}
+    found = {key: np.shape(value) for key, value in update.items()} if isinstance(update, dict) else type(update)
+    if found != wanted:
+        raise SettingsError(
+            f"privacy.defence = '{name}': gave {found}, and an update of this network is a dict of {wanted}"
+        )
+    return {key: np.asarray(update[key], np.float64) for key in like}

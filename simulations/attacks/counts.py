@@ -1,0 +1,38 @@
+"""Labels from what clients say beside a protected update: counts of their evaluation, which travel in the clear."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedveil.core.randomness import Stream
+from fedveil.simulations.attacks.attack import Attack
+from fedveil.simulations.attacks.observation import Known, Observation
+
+
+def read(observation: Observation, known: Known, _stream: Stream) -> np.ndarray:
+    """How many examples of each of two classes a client trains on, as many to one as among those it holds out."""
+    told = {name.removeprefix("evaluate/"): value for name, value in observation.metrics.items()}
+    positive = (told["true-positives"] + told["false-negatives"]) / told["num-examples"]
+    n = int(observation.examples or told["num-examples"])
+    spam = round(positive * n)
+    return np.array([n - spam, spam], np.int64)
+
+
+def suits(known: Known) -> str | None:
+    """Counts of positives are told where there are two classes."""
+    classes = len(known.task.classes)
+    return (
+        None
+        if classes == 2
+        else f"true positives are of two classes, and the data have {classes}; take a preset of spam"
+    )
+
+
+COUNTS = Attack(
+    run=read,
+    recovers="labels",
+    needs=("counts",),
+    suits=suits,
+    cost="microseconds",
+    cites="by definition: true positives and false negatives are all positives",
+)
