@@ -157,5 +157,7 @@ def _matrix(quick: bool, more: list[str], seed: int, out: Path | None, console: 
         ]  # fmt: skip
         typer.echo(json.dumps({"cells": rows, "seconds": seconds, "report": str(page)}))
     elif console:
-        console.print(matrix.table(cells))
+        for line in matrix.legend(cells):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(matrix.table(cells), crop=False, width=max(console.width, 120))
         console.print(f"report   {page}  ({seconds:.0f} s)", highlight=False, soft_wrap=True, markup=False)

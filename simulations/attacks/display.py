@@ -94,7 +94,8 @@ def lines(recovers: str, shown: Shown) -> list[Text]:
         else:
             wanted_words = words_of(truth.examples)
             for word in found:
-                read.append(spell(word) + " ", FOUND if word in wanted_words else WRONG)
+                if word > UNKNOWN:
+                    read.append(spell(word) + " ", FOUND if word in wanted_words else WRONG)
             for word in wanted_words:
                 if word not in found:
                     read.append(spell(word) + " ", MISSED)

@@ -24,6 +24,7 @@ from fedveil.simulations.attacks.pictures import heat_map
 from fedveil.simulations.attacks.trials import Room
 
 RATE = 0.1  # of the clients' SGD, which makes a clipping norm of 0.1 that of a gradient clipped to 1
+CLIP = "the row's"
 SETTLED = {"training.optimizer": "sgd", "training.learning_rate": RATE, "training.epochs": 1, "training.momentum": 0.0}
 QUOTED = {"words": "f1", "sentence": "exact", "images": "psnr", "labels": "accuracy", "members": "auc"}
 BEST = {"psnr": 60.0}  # what counts as all; 1 for what is not here
@@ -35,13 +36,15 @@ NEEDS = {"sms-lstm": "sms", "sms-mlp": "sms", "mnist-mlp": "mnist"}
 class Row:
     """An attack on one kind of victim.
 
-    settings: changes to the preset; slow: tried less often; quick: part of the quick matrix
+    settings: changes to the preset; clip: the norm that columns with clipping take, about that of a victim's update
+    slow: tried less often; quick: part of the quick matrix
     """
 
     name: str
     attack: str
     preset: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    clip: float = RATE
     slow: bool = False
     quick: bool = False
 
@@ -67,17 +70,17 @@ ROWS = (
     Row("labels", "labels", "mnist-mlp", quick=True),
     Row("SPEAR, batch 4", "spear", "mnist-mlp", {"training.batch_size": 4}, slow=True),
     Row("labels, from counts", "counts", "sms-lstm"),
-    Row("membership, loss", "loss", "mnist-mlp", OVERFIT, quick=True),
-    Row("membership, cosine", "cosine", "mnist-mlp", OVERFIT),
-    Row("membership, LiRA", "lira", "mnist-mlp", OVERFIT, slow=True),
-    Row("membership, words", "coverage", "sms-lstm", {"data.client_examples": 100, "training.epochs": 5}),
+    Row("membership, loss", "loss", "mnist-mlp", OVERFIT, clip=1.0, quick=True),
+    Row("membership, cosine", "cosine", "mnist-mlp", OVERFIT, clip=1.0),
+    Row("membership, LiRA", "lira", "mnist-mlp", OVERFIT, clip=1.0, slow=True),
+    Row("membership, words", "coverage", "sms-lstm", {"data.client_examples": 100, "training.epochs": 5}, clip=1.0),
     Row("imprint, batch 64", "imprint", "mnist-mlp",
         {"model.hidden": [256, 64], "training.batch_size": 64, "federation.cohort": 4}, slow=True),
 )  # fmt: skip
 
 
 def _noise(multiplier: float) -> dict[str, Any]:
-    return {"privacy.clip": RATE, "privacy.noise_multiplier": multiplier, "privacy.noise_at": "client"}
+    return {"privacy.clip": CLIP, "privacy.noise_multiplier": multiplier, "privacy.noise_at": "client"}
 
 
 COLUMNS = (
@@ -87,7 +90,7 @@ COLUMNS = (
     Column("bfv", {"privacy.protection": "bfv"}),
     Column("secagg", {"privacy.protection": "secagg"}),
     Column("secagg, the sum", {"privacy.protection": "secagg"}, "aggregate", quick=True),
-    Column("clip alone", {"privacy.clip": RATE}),
+    Column("clip alone", {"privacy.clip": CLIP}),
     Column("noise 0.01 C", _noise(0.01)),
     Column("noise 0.1 C", _noise(0.1), quick=True),
     Column("noise 1 C", _noise(1.0)),
@@ -205,7 +208,9 @@ def _cell(row: Row, column: Column, seed: int, quick: bool, room: Room) -> Cell:
         if observer != "server":
             return Cell(row, column, None, "the malicious server looks at single updates")
         observer = "malicious-server"
-    settings = {**SETTLED, **row.settings}
+    settings = {**SETTLED, **row.settings, **column.settings}
+    if settings.get("privacy.clip") == CLIP:
+        settings["privacy.clip"] = row.clip
     if "training.batch_size" in column.settings and row.settings.get("training.batch_size", 1) != 1:
         return Cell(row, column, None, "the row has a batch of its own")
     if row.settings is OVERFIT and "training.epochs" in column.settings:
@@ -215,7 +220,7 @@ def _cell(row: Row, column: Column, seed: int, quick: bool, room: Room) -> Cell:
     if chosen.recovers == "members":
         number = 2 if quick else 4
     try:
-        experiment = Experiment.preset(_here(row.preset)).override({"seed": seed, **settings, **column.settings})
+        experiment = Experiment.preset(_here(row.preset)).override({"seed": seed, **settings})
         asked = frozenset([*row.settings, *column.settings])
         return Cell(row, column, attack(
             row.attack, experiment, observer=observer, trials=number, asked=asked, room=room
@@ -232,29 +237,37 @@ def _here(preset: str) -> str:
 
 def table(cells: Sequence[Cell]) -> Table:
     """The matrix for a terminal."""
+    rows = list(_lines(cells))
     grid = Table(box=None, pad_edge=False)
-    grid.add_column("")
-    columns = list(dict.fromkeys(cell.column.name for cell in cells))
-    for name in columns:
-        grid.add_column(name, justify="right")
-    grid.add_column("guessing", justify="right")
+    grid.add_column("", no_wrap=True)
+    for number in range(1, len(rows) + 1):
+        grid.add_column(str(number), justify="right", no_wrap=True)
+    for column in dict.fromkeys(cell.column.name for cell in cells):
+        line = [next(cell for cell in row if cell.column.name == column) for _, row in rows]
+        grid.add_row(column, *(cell.words.removesuffix(" dB") for cell in line))
+    return grid
+
+
+def legend(cells: Sequence[Cell]) -> list[str]:
+    """What the numbers of the table stand for."""
+    return [f"{number:>2}  {title}" for number, title in enumerate(_titles(cells), start=1)]
+
+
+def _titles(cells: Sequence[Cell]) -> list[str]:
+    """Each attack, its metric, and what guessing gives."""
+    titles = []
     for name, line in _lines(cells):
         found = next((cell for cell in line if cell.outcome is not None), None)
-        guessing = "" if found is None else f"{found.guessing:.2f}"
-        grid.add_row(name, *(cell.words for cell in line), guessing)
-    return grid
+        titles.append(name if found is None else f"{name} ({named(found.metric)}; guessing {found.guessing:.2f})")
+    return titles
 
 
 def picture(cells: Sequence[Cell]) -> bytes:
     """The matrix as a heat map."""
     lines = list(_lines(cells))
     columns = [cell.column.name for cell in lines[0][1]]
-    rows = []
-    for name, line in lines:
-        found = next((cell for cell in line if cell.outcome is not None), None)
-        rows.append(name if found is None else f"{name} ({named(found.metric)}; guessing {found.guessing:.2f})")
     values = np.array([[cell.share for cell in line] for _, line in lines])
-    return heat_map(rows, columns, values, [[cell.words for cell in line] for _, line in lines])
+    return heat_map(_titles(cells), columns, values, [[cell.words for cell in line] for _, line in lines])
 
 
 def as_csv(cells: Sequence[Cell]) -> bytes:

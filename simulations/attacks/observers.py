@@ -10,12 +10,13 @@ import numpy as np
 
 from fedveil.client.protect import LatticeSide
 from fedveil.core.errors import SettingsError, nearest
-from fedveil.core.experiment import LATTICES, Experiment, Training
+from fedveil.core.experiment import LATTICES, PROTECTED, Experiment, Training
 from fedveil.core.messages import SEALED, WEIGHT
 from fedveil.core.record import Record
 from fedveil.models.parameters import get, to_numpy
 from fedveil.privacy.keys import find_client_key
-from fedveil.privacy.packing import Layout
+from fedveil.privacy.packing import Layout, dequantize, flatten, quantize, unflatten
+from fedveil.privacy.plan import make_plan
 from fedveil.privacy.wire import round_of
 from fedveil.server.captures import Captured, Update, read_captures
 from fedveil.server.checkpoint import load_state
@@ -99,7 +100,7 @@ def observe(folder: Path, experiment: Experiment, name: str) -> Seen:
         else:
             clients = tuple(captured.updates)
             own = clients[0] if name == "client" and len(clients) > 1 else None
-            found.append(_mean(name, captured, opened, training, own))
+            found.append(_mean(name, captured, opened, experiment, training, own))
     if observer.crafts:
         found = [(replace(observation, crafted=True), clients) for observation, clients in found]
     return found
@@ -127,12 +128,13 @@ def _single(name: str, captured: Captured, update: Update, experiment: Experimen
 
 
 def _mean(
-    name: str, captured: Captured, opened: Open, training: Training, own: int | None
+    name: str, captured: Captured, opened: Open, experiment: Experiment, training: Training, own: int | None
 ) -> tuple[Observation, tuple[int, ...]]:
     before, after = opened(captured.before), opened(captured.after)
     clients = tuple(captured.updates)
     examples = {client: _examples(update) or 0 for client, update in captured.updates.items()}
-    update = None if before is None or after is None else _difference(after, before)
+    still = None if before is None else _unmoved(before, examples, experiment)
+    update = None if still is None or after is None else _difference(after, still)
     mine = captured.updates[own].weights if own is not None else None
     if own is not None and update is not None and mine is not None and before is not None:
         total, weight = sum(examples.values()), examples[own]
@@ -149,6 +151,16 @@ def _mean(
         examples=sum(examples[client] for client in clients) or None,
         training=training,
     ), clients
+
+
+def _unmoved(before: Parameters, examples: Mapping[int, int], experiment: Experiment) -> Parameters:
+    """What the protection's grid would make of the clients' mean, had none of them trained: rounding is public, and no secret."""
+    if experiment.privacy.protection not in PROTECTED:
+        return before
+    plan, layout = make_plan(experiment.privacy, experiment.federation.cohort), Layout.of(before)
+    vector, reference = flatten(before), sum(examples.values())
+    total = sum(quantize(vector, n, reference, plan.grid, layout)[0] for n in examples.values())
+    return unflatten(dequantize(np.asarray(total), reference, reference, plan.grid), layout)
 
 
 def _examples(update: Update) -> int | None:

@@ -19,7 +19,7 @@ from fedveil import SettingsError
 from fedveil.cli import app
 from fedveil.simulations.attacks import matrix
 from fedveil.simulations.attacks.attack import Attack
-from fedveil.simulations.attacks.matrix import COLUMNS, ROWS, as_csv, measure, picture, table
+from fedveil.simulations.attacks.matrix import COLUMNS, ROWS, as_csv, legend, measure, picture, table
 from fedveil.simulations.attacks.observation import Known, Observation
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -70,7 +70,8 @@ def test_what_is_out_without_protection_is_not_under_it_and_comes_back_in_the_su
     assert float(lines[0]["score"]) == pytest.approx(cells["words, mean-pool", "none"].value, abs=1e-4)
     assert lines[1]["refused"]
     assert picture(list(cells.values())).startswith(PNG)
-    assert table(list(cells.values())).row_count == 2
+    assert table(list(cells.values())).row_count == 3
+    assert len(legend(list(cells.values()))) == 2
 
 
 def test_an_attack_and_a_defence_of_one_s_own_join_it(own, monkeypatch) -> None:
