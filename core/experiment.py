@@ -360,16 +360,16 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
-def resumable(folder: Path) -> Experiment:
-    """The experiment of the run recorded in a folder; raise SettingsError where there is none."""
+def resumable(folder: Path, option: str = "--resume") -> Experiment:
+    """The experiment of the run recorded in a folder; raise SettingsError, naming the option, where there is none."""
     path = folder / "experiment.toml"
     if not path.is_file():
-        raise SettingsError(f"--resume {folder}: is not the folder of a run (it has no experiment.toml)")
+        raise SettingsError(f"{option} {folder}: is not the folder of a run (it has no experiment.toml)")
     try:
         return Experiment.load(path)
     except SettingsError as error:
         raise SettingsError(
-            f"--resume {folder}: its settings were edited, or written by another version of FedVeil, and this one cannot "
+            f"{option} {folder}: its settings were edited, or written by another version of FedVeil, and this one cannot "
             f"read them\n  {error}"
         ) from None
 

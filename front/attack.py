@@ -73,7 +73,7 @@ def attack(
     from fedveil.core.experiment import parse_assignments, resumable
 
     if against is not None:
-        experiment = resumable(against)
+        experiment = resumable(against, "--against")
     else:
         experiment = experiment_of(preset or DEFAULTS.get(str(name), "digits"), assignments, seed)
     from fedveil.simulations.attacks.display import progress, show

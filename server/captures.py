@@ -52,6 +52,15 @@ class Captured:
     updates: Mapping[int, Update]
     learning_rate: float
 
+    @property
+    def trained(self) -> Mapping[int, Update]:
+        """Those of clients that trained: others evaluated alone."""
+        return {
+            client: update
+            for client, update in self.updates.items()
+            if update.weights is not None or update.sealed is not None
+        }
+
 
 @dataclass
 class Capture:

@@ -90,15 +90,15 @@ def observe(folder: Path, experiment: Experiment, name: str) -> Seen:
         if observer.wire:
             found += [
                 (Observation(name, captured.round, "ciphertext", before=None, update=None), (client,))
-                for client in captured.updates
+                for client in captured.trained
             ]
         elif observer.alone:
             found += [
                 (_single(name, captured, update, experiment, training), (client,))
-                for client, update in captured.updates.items()
+                for client, update in captured.trained.items()
             ]
         else:
-            clients = tuple(captured.updates)
+            clients = tuple(captured.trained)
             own = clients[0] if name == "client" and len(clients) > 1 else None
             found.append(_mean(name, captured, opened, experiment, training, own))
     if observer.crafts:
@@ -131,11 +131,11 @@ def _mean(
     name: str, captured: Captured, opened: Open, experiment: Experiment, training: Training, own: int | None
 ) -> tuple[Observation, tuple[int, ...]]:
     before, after = opened(captured.before), opened(captured.after)
-    clients = tuple(captured.updates)
-    examples = {client: _examples(update) or 0 for client, update in captured.updates.items()}
+    clients = tuple(captured.trained)
+    examples = {client: _examples(update) or 0 for client, update in captured.trained.items()}
     still = None if before is None else _unmoved(before, examples, experiment)
     update = None if still is None or after is None else _difference(after, still)
-    mine = captured.updates[own].weights if own is not None else None
+    mine = captured.trained[own].weights if own is not None else None
     if own is not None and update is not None and mine is not None and before is not None:
         total, weight = sum(examples.values()), examples[own]
         moved = _difference(mine, before)

@@ -79,7 +79,8 @@ def check_batch(experiment: Experiment, federated: Federated) -> None:
     batch, (_, most) = experiment.training.batch_size, federated.extremes()
     if batch != "full" and batch > most:
         raise SettingsError(
-            f"training.batch_size = {batch}: larger than the data of any client, {most} examples; lower it, or data.clients"
+            f"training.batch_size = {batch}: larger than the data of any client: each of {len(federated.clients)} has {most} examples at most; "
+            "lower it, --trials or data.clients"
         )
 
 
