@@ -107,14 +107,15 @@ class Capture:
         arrays: dict[str, np.ndarray] = {}
         for label, values in (("before", self._before), ("after", after)):
             arrays |= {f"{label}/{name}": np.ascontiguousarray(value) for name, value in values.items()}
-        for client, update in self._updates.items():
+        updates = dict(sorted(self._updates.items()))  # whoever answered first
+        for client, update in updates.items():
             found = update.weights if update.sealed is None else {SEALED: np.frombuffer(update.sealed, np.uint8)}
             arrays |= {f"{client}/{name}": np.ascontiguousarray(value) for name, value in (found or {}).items()}
         about = {
             "round": number,
             "learning_rate": self._rate,
             "order": list(arrays),
-            "metrics": {str(client): dict(update.metrics) for client, update in self._updates.items()},
+            "metrics": {str(client): dict(update.metrics) for client, update in updates.items()},
         }
         folder = self.record.path(FOLDER)
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,1 +1,40 @@
-"""Attacks on privacy: what an observer learns from what really travels, as numbers beside what guessing gives."""
+"""Attacks on privacy: what an observer learns from what really travels, as numbers beside what guessing gives.
+
+>>> from fedveil import Experiment
+>>> from fedveil.simulations.attacks import run
+>>> outcome = run("words", Experiment.preset("spam-demo"), trials=5)
+>>> outcome.mean()["recall"], outcome.mean(baseline=True)["recall"]
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["Attack", "Known", "Observation", "Outcome", "measure", "run"]
+
+if TYPE_CHECKING:
+    from fedveil.simulations.attacks.attack import Attack
+    from fedveil.simulations.attacks.lab import Outcome
+    from fedveil.simulations.attacks.lab import attack as run
+    from fedveil.simulations.attacks.matrix import measure
+    from fedveil.simulations.attacks.observation import Known, Observation
+
+# Loaded when first used, as FedVeil's own names are.
+_HOMES = {
+    "Attack": ("attack", "Attack"),
+    "Known": ("observation", "Known"),
+    "Observation": ("observation", "Observation"),
+    "Outcome": ("lab", "Outcome"),
+    "measure": ("matrix", "measure"),
+    "run": ("lab", "attack"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the file it lives in."""
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    import importlib
+
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
