@@ -147,7 +147,9 @@ def _matrix(quick: bool, more: list[str], seed: int, out: Path | None, console: 
             )
 
     cells = matrix.measure(quick=quick, more=more, seed=seed, progress=tell)
-    page = write_report(folder, [cell.outcome for cell in cells if cell.outcome is not None], matrix.picture(cells))
+    # pictures and texts of what is out without protection; the heat map says what is left of it
+    open_to_all = [cell.outcome for cell in cells if cell.outcome is not None and cell.column == cells[0].column]
+    page = write_report(folder, open_to_all, matrix.picture(cells))
     write_atomically(folder / "matrix.csv", matrix.as_csv(cells))
     seconds = time.perf_counter() - started
     if as_json:
