@@ -34,7 +34,7 @@ def need_root() -> None:
     """Skip, and say so, where no network namespaces can be made."""
     if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("NOT TESTED: needs Linux, root and `ip` (iproute2) to make hosts of network namespaces")
-    probe = f"fv{os.getpid()}-probe"
+    probe = f"fv{os.getpid()}-{threading.get_native_id()}"  # two walks may look at once
     made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True, check=False)
     if made.returncode:
         pytest.skip(f"NOT TESTED: this system does not let root make network namespaces: {made.stderr.strip()}")
