@@ -153,5 +153,5 @@ def _read(path: Path) -> Captured:
     for client, metrics in about["metrics"].items():
         found = parts.get(client, {})
         sealed = found[SEALED].tobytes() if SEALED in found else None
-        updates[int(client)] = Update(found if sealed is None else None, sealed, metrics)
+        updates[int(client)] = Update((found or None) if sealed is None else None, sealed, metrics)
     return Captured(about["round"], parts["before"], parts["after"], updates, about["learning_rate"])

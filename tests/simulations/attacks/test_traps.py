@@ -9,6 +9,7 @@ from fedveil import Experiment, run
 from fedveil.privacy.keys import load_server
 from fedveil.server.captures import read_captures
 from fedveil.simulations.attacks.lab import attack
+from fedveil.simulations.attacks.observers import observe
 from fedveil.simulations.attacks.scoring import words_of
 from fedveil.simulations.attacks.trials import Bench
 
@@ -46,6 +47,19 @@ def test_counts_that_clients_tell_of_their_evaluation_give_their_labels_away_und
     outcome = attack("counts", experiment, trials=6)
     assert outcome.refused is None
     assert outcome.mean()["accuracy"] > 0.9
+
+
+def test_clients_that_only_evaluated_are_no_part_of_what_was_trained(tmp_path) -> None:
+    settings = {
+        "evaluation.federated": True, "data.validation_fraction": 0.2, "evaluation.cohort": 6, "data.clients": 6,
+        "federation.cohort": 3, "federation.rounds": 1, "federation.capture": True, "privacy.protection": "secagg",
+    }  # fmt: skip
+    experiment = Experiment.preset("spam-demo").override(settings)
+    folder = run(experiment, out=tmp_path / "run", plots=False).run_dir
+    (captured,) = read_captures(folder)
+    assert (len(captured.updates), len(captured.trained)) == (6, 3)
+    ((seen, clients),) = observe(folder, experiment, "aggregate")
+    assert seen.clients == len(clients) == 3
 
 
 def test_without_evaluation_by_clients_there_are_no_counts(tmp_path) -> None:
