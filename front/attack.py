@@ -161,5 +161,5 @@ def _matrix(quick: bool, more: list[str], seed: int, out: Path | None, console: 
     elif console:
         for line in matrix.legend(cells):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
-        console.print(matrix.table(cells), crop=False, width=max(console.width, 120))
+        Console(width=max(console.width, 120)).print(matrix.table(cells))
         console.print(f"report   {page}  ({seconds:.0f} s)", highlight=False, soft_wrap=True, markup=False)
