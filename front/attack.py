@@ -76,6 +76,9 @@ def attack(
         experiment = resumable(against, "--against")
     else:
         experiment = experiment_of(preset or DEFAULTS.get(str(name), "digits"), assignments, seed)
+    # the size of a victim's batch is no way to train a model before
+    others = [word for word in assignments or [] if not word.startswith("training.batch_size")]
+    warm = experiment_of(preset or DEFAULTS.get(str(name), "digits"), others, seed) if after else None
     from fedveil.simulations.attacks.display import progress, show
     from fedveil.simulations.attacks.lab import attack as run_attack
     from fedveil.simulations.attacks.lab import fitting
@@ -93,6 +96,7 @@ def attack(
                 observer=observer,
                 trials=trials,
                 after=after,
+                warm=warm,
                 asked=asked,
                 against=against,
                 progress=tell,

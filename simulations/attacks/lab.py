@@ -92,6 +92,7 @@ def attack(
     observer: str | None = None,
     trials: int = 50,
     after: int = 0,
+    warm: Experiment | None = None,
     asked: frozenset[str] = frozenset(),
     against: str | Path | None = None,
     room: Room | None = None,
@@ -100,7 +101,7 @@ def attack(
     """Run an attack on victims of an experiment, or on what was captured of the run in `against`.
 
     observer: whose eyes it has, a name of OBSERVERS; the server's without it, or those that the attack needs
-    trials: at least so many, on an experiment; after: rounds of the experiment that are trained before
+    trials: at least so many, on an experiment; after: rounds of `warm`, the experiment itself without it, that are trained before
     asked: keys of settings that the user chose; room: where runs lie that other attacks look at too
     Raises SettingsError where the attack, the observer or the settings cannot be used, or do not fit each other.
     """
@@ -118,7 +119,7 @@ def attack(
         found = recorded_trials(Path(against), experiment, chosen, observer)
     else:
         outcome.experiment = victims(experiment, chosen, observer, trials, asked)
-        start = trained(experiment, after)
+        start = trained(warm or experiment, after)
         with tempfile.TemporaryDirectory() as folder:
             found = (room or Room(Path(folder))).trials(outcome.experiment, name, chosen, observer, trials, start)
     _try(outcome, chosen, found, progress)

@@ -42,6 +42,12 @@ def test_the_book_s_experiment_shows_message_and_words_side_by_side(tmp_path, mo
     assert any("guessing" in line for line in lines)
 
 
+def test_a_trained_model_gives_images_away_too_and_was_not_trained_on_batches_of_one(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("images", "--after", "5", "--set", "training.batch_size=1", "--trials", "5", "--json", "--quiet")
+    assert json.loads(said(*words))["least"] > 60
+
+
 def test_two_runs_say_the_same(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     first, second = (json.loads(said("images", "--trials", "2", "--json", "--quiet", "--out", out)) for out in "ab")
