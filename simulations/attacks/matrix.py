@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from fedveil.core.errors import FedveilError, SettingsError
+from fedveil.core.errors import FedveilError, Interrupted, SettingsError
 from fedveil.core.experiment import Experiment
 from fedveil.datasets.sources import status
 from fedveil.simulations.attacks.attack import Attack
@@ -225,6 +225,8 @@ def _cell(row: Row, column: Column, seed: int, quick: bool, room: Room) -> Cell:
         return Cell(row, column, attack(
             row.attack, experiment, observer=observer, trials=number, asked=asked, room=room
         ))  # fmt: skip
+    except Interrupted:
+        raise
     except FedveilError as error:
         return Cell(row, column, None, str(error).splitlines()[0])
 

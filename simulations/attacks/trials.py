@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedveil.core.errors import SettingsError
+from fedveil.core.errors import Interrupted, SettingsError
 from fedveil.core.examples import Examples
 from fedveil.core.experiment import Experiment
 from fedveil.core.randomness import Stream
@@ -22,7 +22,7 @@ from fedveil.simulations.attacks.attack import Attack
 from fedveil.simulations.attacks.observation import Known, Observation, Parameters
 from fedveil.simulations.attacks.observers import find_observer, observe
 from fedveil.simulations.attacks.scoring import Truth
-from fedveil.simulations.run import run
+from fedveil.simulations.run import Result, run
 
 PEOPLE = 8  # clients in an aggregate, where the settings do not say
 
@@ -136,7 +136,7 @@ def trained(experiment: Experiment, rounds: int) -> Parameters | None:
     if experiment.privacy.protection != "none":
         experiment = Experiment(**{**experiment.model_dump(exclude_none=True), "privacy": {}})
     with tempfile.TemporaryDirectory() as folder:
-        return to_numpy(get(run(experiment.override(plain), out=Path(folder) / "run", plots=False).model))
+        return to_numpy(get(_run(experiment.override(plain), Path(folder) / "run").model))
 
 
 @dataclass
@@ -177,8 +177,16 @@ class Room:
             weights = to_numpy(get(bench.known.network)) if start is None else start
             start = attack.craft(weights, bench.known, Stream(experiment.seed))
         out = self.folder / f"run-{len(list(self.folder.iterdir()))}"
-        folder = run(experiment, out=out, start=start, plots=False).run_dir
+        folder = _run(experiment, out, start).run_dir
         return [(bench, observation, clients) for observation, clients in observe(folder, experiment, observer)]
+
+
+def _run(experiment: Experiment, out: Path, start: Parameters | None = None) -> Result:
+    """Run an experiment of the lab's own, whose record nobody is told to go on with."""
+    try:
+        return run(experiment, out=out, start=start, plots=False)
+    except Interrupted:
+        raise Interrupted("the attack was stopped; nothing of it is kept") from None
 
 
 def recorded_trials(folder: Path, experiment: Experiment, attack: Attack, observer: str) -> list[Trial]:

@@ -59,7 +59,9 @@ def test_an_image_that_is_alone_between_two_thresholds_is_read(n, seed, activati
     (seen,) = observe(known, sent, [client], ONE_STEP, seed)
     edges = -sent["dense1.bias"].numpy() / sent["dense1.weight"].sum(1).numpy()
     bins = np.searchsorted(edges, client.features.reshape(n, -1).mean(1)) - 1
-    clear = np.abs(edges[:, None] - client.features.reshape(n, -1).mean(1)).min(0) > 1e-4  # nearer, float32 loses digits
+    clear = (
+        np.abs(edges[:, None] - client.features.reshape(n, -1).mean(1)).min(0) > 1e-4
+    )  # nearer, float32 loses digits
     clear &= bins > 0  # an image that is as good as black moves next to nothing
     alone = clear & (np.bincount(bins, minlength=64)[bins] == 1)
     found = launch("imprint", IMPRINT, replace(seen, crafted=True), known, Stream(seed))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fedveil import SettingsError
+from fedveil import Interrupted, SettingsError
 from fedveil.cli import app
 from fedveil.simulations.attacks import matrix
 from fedveil.simulations.attacks.attack import Attack
@@ -96,6 +96,15 @@ def test_what_is_neither_attack_nor_defence_is_refused(own, name, why) -> None:
 def test_settings_that_do_not_go_together_are_a_cell_that_says_why(monkeypatch) -> None:
     monkeypatch.setattr(matrix, "COLUMNS", [matrix.Column("two", {"privacy.protection": "ckks", "training.epochs": 0})])
     assert all(cell.outcome is None and cell.why and np.isnan(cell.share) for cell in measure(quick=True))
+
+
+def test_a_stop_ends_it_and_is_no_cell(monkeypatch, tmp_path) -> None:
+    def stopped(*_words: Any, **_options: Any) -> None:
+        raise Interrupted("in round 1; go on with: fedveil run --resume")
+
+    monkeypatch.setattr("fedveil.simulations.attacks.trials.run", stopped)
+    with pytest.raises(Interrupted, match=r"^the attack was stopped; nothing of it is kept$"):
+        measure(quick=True)
 
 
 def test_the_command_writes_page_picture_and_numbers(tmp_path) -> None:
