@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from fedveil.core.errors import ProtectionError, SettingsError, nearest
-from fedveil.core.experiment import PROTECTED, Count, Experiment, NonNegative, Section
+from fedveil.core.experiment import PROTECTED, Experiment
 from fedveil.core.parts import MODELS, PROTECTIONS
+from fedveil.core.settings.section import Count, NonNegative, Section
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 

@@ -1,0 +1,63 @@
+"""What a part says of itself: its own settings, and what it needs from the experiment that uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from fedveil.core.settings.section import NoSettings, Section
+
+Needs = Literal["sum", "mean", "each"]
+Part = TypeVar("Part")
+ATTRIBUTE = "__fedveil_part__"
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """A part's own words.
+
+    settings: the model of its own settings
+    needs: of an aggregation, what it must see: `sum` (a sum that nobody opens), `mean` (the opened mean of the cohort),
+        or `each` (every client's update); of a protection, the most that it shows
+    tasks: the kinds of task it fits; empty: any
+    state: whether it keeps something for each client between rounds
+    uses: keys of the section it is chosen in that have an effect on it, beside its own settings
+    """
+
+    settings: type[Section] = NoSettings
+    needs: Needs = "each"
+    tasks: tuple[str, ...] = ()
+    state: bool = False
+    uses: tuple[str, ...] = ()
+
+
+def part(
+    settings: type[Section] = NoSettings,
+    *,
+    needs: Needs = "each",
+    tasks: tuple[str, ...] = (),
+    state: bool = False,
+    uses: tuple[str, ...] = (),
+) -> Callable[[Part], Part]:
+    """Declare a function or class as a part, with its own settings beside it.
+
+    >>> class Trim(Section):
+    ...     fraction: float = 0.2
+    >>> @part(Trim, needs="each")
+    ... def trimmed_mean(settings: Trim) -> None: ...
+    >>> declaration(trimmed_mean).settings().fraction
+    0.2
+    """
+
+    def declare(found: Part) -> Part:
+        setattr(found, ATTRIBUTE, Declaration(settings, needs, tasks, state, uses))
+        return found
+
+    return declare
+
+
+def declaration(found: Any) -> Declaration:
+    """What a part declares; a user's own that declares nothing has no settings and may need anything."""
+    declared = getattr(found, ATTRIBUTE, None)
+    return declared if isinstance(declared, Declaration) else Declaration()
