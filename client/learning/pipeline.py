@@ -14,6 +14,7 @@ from typing import Literal
 from fedveil.client.learning import local, protection, transforms
 from fedveil.client.learning.contribution import Contributions
 from fedveil.client.learning.runtime import ClientRuntime
+from fedveil.client.learning.secagg import SESSION
 from fedveil.client.learning.states import ClientStates, StateKey
 
 Where = Literal["anywhere", "home", "together"]
@@ -48,7 +49,7 @@ STEPS: list[Step] = [
     Step("withhold", transforms.withhold, active=lambda runtime: runtime.experiment.privacy.noisy),
     Step("encrypt", protection.encrypt, active=protection.encrypts),
     Step("witness", protection.show, "home", active=lambda runtime: runtime.witness is not None),
-    Step("mask", protection.mask, "together", protection.SESSION, protection.masks),
+    Step("mask", protection.mask, "together", SESSION, protection.masks),
     Step("guard", transforms.look, "home", active=protection.sends_clear),
     Step("encode", protection.encode, "home", protection.RESIDUALS, protection.sends_clear),
 ]

@@ -7,7 +7,6 @@ from flwr.app import ArrayRecord
 
 from fedveil.client.learning.contribution import Contributions, Parameters
 from fedveil.client.learning.runtime import ClientRuntime
-from fedveil.client.learning.secagg import SESSION
 from fedveil.client.learning.states import ClientStates, State, StateKey
 from fedveil.core.errors import ProtectionError
 from fedveil.core.experiment import LATTICES
@@ -15,7 +14,6 @@ from fedveil.core.messages import from_arrays, write_update
 
 RESIDUALS = StateKey("residuals")  # what an encoding has lost of a client's updates so far
 NEWEST = StateKey("newest-aggregate", durable=False)
-__all__ = ["RESIDUALS", "SESSION", "encode", "encrypt", "encrypts", "mask", "masks", "receive", "sends_clear", "show"]
 
 
 def receive(
