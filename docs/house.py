@@ -97,8 +97,12 @@ def draw(path: Path) -> None:
             lines = sum(counts[room] for room in rooms)
             axes.add_patch(Rectangle((i * width + 0.1, height * 1.5), width - 0.2, 1.05, fc="#eef3f8", ec="#40566b"))
             inner = ", ".join(room.split("/", 1)[1] for room in rooms if "/" in room)
-            axes.text(i * width + width / 2, height * 1.5 + 0.75, f"{folder}/  ({lines:,} lines)", ha="center", weight="bold")
-            axes.text(i * width + width / 2, height * 1.5 + 0.25, inner, ha="center", va="center", fontsize=8, wrap=True)
+            axes.text(
+                i * width + width / 2, height * 1.5 + 0.75, f"{folder}/  ({lines:,} lines)", ha="center", weight="bold"
+            )
+            axes.text(
+                i * width + width / 2, height * 1.5 + 0.25, inner, ha="center", va="center", fontsize=8, wrap=True
+            )
             places[folder] = (i * width + width / 2, height * 1.5)
     between: Counter[tuple[str, str]] = Counter()
     for (start, end), number in arrows().items():
@@ -108,9 +112,15 @@ def draw(path: Path) -> None:
         (x0, y0), (x1, y1) = places[start], places[end]
         axes.add_patch(
             FancyArrowPatch(
-                (x0, y0), (x1, y1 + 1.05), arrowstyle="-|>", mutation_scale=10, color="#40566b", alpha=0.5,
-                linewidth=0.4 + number / 12, connectionstyle="arc3,rad=0.08",
-            )  # fmt: skip
+                (x0, y0),
+                (x1, y1 + 1.05),
+                arrowstyle="-|>",
+                mutation_scale=10,
+                color="#40566b",
+                alpha=0.5,
+                linewidth=0.4 + number / 12,
+                connectionstyle="arc3,rad=0.08",
+            )
         )
     axes.set_xlim(0, 12)
     axes.set_ylim(-0.2, 1.5 * len(FLOORS))

@@ -159,17 +159,16 @@ class _Client(ClientApp):
     def __call__(self, message: Message, context: Context) -> Message:
         inner = Context(context.run_id, context.node_id, context.node_config, context.state, self._config)
         states = ContextStates(inner.state)
-        # the first question to a node names no client: it may stand for several
-        client = _client(message) if CONFIG in message.content else None
-        if client is not None:
-            take_back(message.content, client, self._keys, states)
+        trains = message.metadata.message_type == MessageType.TRAIN
+        if trains:
+            take_back(message.content, _client(message), self._keys, states)
         try:
             reply = app(message, inner)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}{where(error)}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-        if client is not None and reply.has_content():
-            lend(states, client, self._keys, reply.content)
+        if trains and reply.has_content():
+            take_back(inner.state, _client(message), self._keys, ContextStates(reply.content))
         context.state = inner.state
         return reply
 
@@ -217,7 +216,8 @@ class _LentGrid(Grid):
                 index = waiting.pop(reply.metadata.reply_to_message_id)
                 if reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION:
                     raise TrainingError(f"client {_client(messages[index])} failed: {reply.error.reason}")
-                if reply.has_content():
+                trains = messages[index].metadata.message_type == MessageType.TRAIN
+                if trains and reply.has_content():
                     take_back(reply.content, _client(messages[index]), self._keys, self._states)
                 yield index, reply
                 self._client_done(len(messages) - len(waiting), len(messages))

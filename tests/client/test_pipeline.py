@@ -117,7 +117,7 @@ def test_a_step_finds_what_it_kept_of_each_client(engine, where, monkeypatch, tm
 
 def test_a_deployed_client_finds_what_it_kept_in_its_context(monkeypatch) -> None:
     with_step(monkeypatch, Step("count", count_visits, keeps=COUNT), "train")
-    assert [float(sent["dense1.bias"][0]) for sent in deployed(small(), rounds=3)] == [1, 2, 3]
+    assert [float(sent["dense1.bias"][0]) for sent in deployed(small(federation__rounds=3), rounds=3)] == [1, 2, 3]
     records = RecordDict()
     ContextStates(records).put(1, COUNT, {"visits": np.array(5)})
     assert ContextStates(records).get(1, COUNT)["visits"] == 5

@@ -109,7 +109,7 @@ def test_a_fault_of_the_app_tells_the_server_its_kind_and_nothing_it_quotes(monk
     def broken(*_given: Any, **_others: Any) -> None:
         raise ValueError("row 7: my secret words")
 
-    monkeypatch.setattr(app, "train", broken)
+    monkeypatch.setattr(app, "contribute", broken)
     outcome = answer(errand(MessageType.TRAIN, RATE), OFFICE)
     assert outcome.error[1] == "its app failed (ValueError); the client's own log says where"
     assert "my secret words" in capsys.readouterr().err

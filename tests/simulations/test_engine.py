@@ -21,6 +21,7 @@ from torch import nn
 from fedveil.client.learning.contribution import Contributions, Instructions
 from fedveil.client.learning.pipeline import steps_of
 from fedveil.client.learning.runtime import client_runtime
+from fedveil.client.learning.states import ContextStates
 from fedveil.core.errors import DataError, Interrupted, SettingsError, TrainingError
 from fedveil.core.experiment import Experiment
 from fedveil.core.messages import from_arrays, to_arrays
@@ -176,7 +177,7 @@ def test_a_client_whose_code_fails_is_named_in_any_process(engine, workers, monk
 @pytest.fixture
 def place():
     settings = small(engine="batched").toml()
-    found = client_runtime(settings)
+    found = client_runtime(settings, states=ContextStates(RecordDict()))
     assert found.vectorized is not None
     assert steps_of(found)[1].name == "train"
     return found
@@ -340,11 +341,11 @@ def personal(_experiment, shared):
 @pytest.mark.parametrize("engine", ["batched", "processes"])
 def test_a_model_for_each_client_trains_as_it_does_one_by_one(engine, monkeypatch, tmp_path) -> None:
     monkeypatch.setitem(sys.modules, "tests_remembering", sys.modules[__name__])
+    settings = {"federation__strategy": "tests_remembering:personal"}
+    alone = run(small(engine="sequential", **settings), out=tmp_path / "alone")
     begun = []
     real = Workers._begin
     monkeypatch.setattr(Workers, "_begin", lambda self: (begun.append(1), real(self)))
-    settings = {"federation__strategy": "tests_remembering:personal"}
-    alone = run(small(engine="sequential", **settings), out=tmp_path / "alone")
     found = run(small(engine=engine, workers=2, **settings), out=tmp_path / engine)
     for name, weight in alone.model.state_dict().items():
         torch.testing.assert_close(found.model.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
