@@ -48,10 +48,10 @@ from fedveil.core.messages import (
     to_sealed,
     write_update,
 )
+from fedveil.core.metrics import LOSS_MEAN, Scores
 from fedveil.core.randomness import Stream
 from fedveil.datasets.local import schema
 from fedveil.models.computing import one_thread
-from fedveil.models.evaluation import Scores
 from fedveil.privacy.defences import defend
 
 app = ClientApp()
@@ -332,11 +332,8 @@ def evaluation_reply(message: Message, client: int, scores: Scores, seconds: flo
     metrics: Metrics = {
         CLIENT: client,
         WEIGHT: scores.examples,
-        "loss": scores.loss,
-        "correct": scores.correct,
-        "true-positives": scores.true_positives,
-        "false-positives": scores.false_positives,
-        "false-negatives": scores.false_negatives,
+        LOSS_MEAN: scores.loss,
+        **scores.sums,
         "seconds": seconds,
     }
     return Message(RecordDict({METRICS: MetricRecord(metrics)}), reply_to=message)

@@ -17,12 +17,13 @@ from fedveil.client.protect import LatticeSide, Witness, lattice_side
 from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.examples import Task
 from fedveil.core.experiment import LATTICES, Experiment
+from fedveil.core.metrics import MetricSet, Scores
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import Federated, load
 from fedveil.datasets.local import local, parse_source
 from fedveil.models.batched import Chain, batched
 from fedveil.models.computing import find_device
-from fedveil.models.evaluation import Scores, evaluate
+from fedveil.models.evaluation import evaluate
 from fedveil.models.functional import Functional
 from fedveil.models.networks import build, example
 from fedveil.models.parameters import from_numpy
@@ -60,6 +61,12 @@ class Workplace:
         if isinstance(how, str):
             raise SettingsError(f"engine = 'batched': {how}; use engine = 'processes' or 'sequential'")
         return how
+
+    @cached_property
+    def metrics(self) -> MetricSet:
+        """What clients tell of an evaluation."""
+        own = self.experiment.evaluation.metrics or ()
+        return MetricSet.of(self.federated.dataset.task, own, f"data.dataset = '{self.experiment.data.dataset}'")
 
     @property
     def layout(self) -> Layout:
@@ -172,7 +179,7 @@ def train(
         place.experiment.training,
         learning_rate,
         [Stream(place.experiment.seed, round_number, client) for client in clients],
-        classes=len(place.federated.dataset.task.classes),
+        classes=place.federated.dataset.task.labels,
         proximal_mu=proximal_mu,
         together=place.together,
         into=into,
@@ -183,4 +190,6 @@ def score(place: Workplace, client: int, arrays: Mapping[str, np.ndarray], *, he
     """Evaluate the received model on the part the client holds out, or on the one it trains on."""
     training, validation = place.federated.client(client)
     examples = validation if held_out else training
-    return evaluate(place.network, from_numpy(arrays, place.device), examples, place.experiment.training.loss)
+    kind, parameters = place.experiment.training.loss, from_numpy(arrays, place.device)
+    statistics = place.metrics.statistics if held_out else ()  # of the training part the loss alone is asked for
+    return evaluate(place.network, parameters, examples, kind, statistics=statistics)

@@ -7,6 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from fedveil.core.declaration import part
 from fedveil.core.examples import Examples, Task
 from fedveil.core.experiment import Data
 from fedveil.core.randomness import Stream
@@ -22,6 +23,7 @@ _SIZES_SEED = Stream(0).integer("synthetic sizes")
 Rule = tuple[np.ndarray, np.ndarray]  # float64 W [features, classes] and b [classes]: a label is argmax(x W + b)
 
 
+@part(tasks=("classification of features",))
 def synthetic(data: Data) -> DataSet:
     """Synthetic(alpha, beta): 60 features, float32, and 10 classes, the same for every seed of the experiment.
 

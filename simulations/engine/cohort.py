@@ -6,7 +6,6 @@ together, cut into jobs by a rule that does not know the workers, and answered w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
@@ -206,9 +205,9 @@ class CohortGrid(InProcessGrid):
         if self._place.experiment.engine != "batched":
             return np.split(np.arange(len(clients)), len(clients))
         sizes = self._place.federated.sizes(clients)
-        shape = self._place.federated.dataset.task.shape
+        numbers = self._place.federated.dataset.task.numbers
         settings, device = self._place.experiment.training, self._place.device
-        return cut(sizes, settings, self._numbers_in_model, math.prod(shape), device)
+        return cut(sizes, settings, self._numbers_in_model, numbers, device)
 
     def _evaluate(self, messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
         config: dict[str, Any] = dict(cast(ConfigRecord, messages[0].content[CONFIG]))

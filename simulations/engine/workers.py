@@ -34,8 +34,8 @@ from fedveil.core.errors import (
     SettingsError,
     TrainingError,
 )
+from fedveil.core.metrics import Scores
 from fedveil.core.randomness import Stream
-from fedveil.models.evaluation import Scores
 from fedveil.models.parameters import from_numpy
 from fedveil.privacy.defences import defend
 from fedveil.simulations.engine.grid import where
