@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 
 from fedveil.core.declaration import part
-from fedveil.core.examples import Examples, Task
+from fedveil.core.examples import Examples, Task, join
 from fedveil.core.experiment import Data
 from fedveil.core.randomness import Stream
 from fedveil.datasets.dataset import DataSet
@@ -42,10 +42,9 @@ def synthetic(data: Data) -> DataSet:
     clients = Synthetic.of(data)
     chosen = evenly(clients.clients, TEST_CLIENTS)
     each = -(-TEST_EXAMPLES // len(chosen))
-    tests = [clients.test(int(k), each) for k in chosen]
-    features, labels = np.concatenate([t.features for t in tests]), np.concatenate([t.labels for t in tests])
+    test = join([clients.test(int(k), each) for k in chosen])
     task = Task("features", (FEATURES,), tuple(str(c) for c in range(CLASSES)))
-    return DataSet("synthetic", task, clients, Examples(features, labels), made_up=True)
+    return DataSet("synthetic", task, clients, test, made_up=True)
 
 
 @dataclass(frozen=True, eq=False)
