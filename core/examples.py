@@ -10,7 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from fedveil.core.declaration import declaration
 from fedveil.core.errors import SettingsError
+from fedveil.core.registry import Table
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,14 @@ def fits(tasks: Sequence[str], task: Task) -> bool:
     return not tasks or not set(tasks).isdisjoint(task.names)
 
 
-def check_task(part: str, tasks: Sequence[str], task: Task, data: str = "the data") -> None:
+def check_task(part: str, tasks: Sequence[str], task: Task, data: str = "the data", table: Table | None = None) -> None:
     """Raise SettingsError, naming both, where a part that declares `tasks` does not fit `task`.
 
     part, data: the settings that name the part and the data set, as in `model.name = 'lstm'`
+    table: of parts, those of which that fit are named too
     """
-    if not fits(tasks, task):
-        raise SettingsError(f"{part}: is for {' or '.join(tasks)}, and the task of {data} is {task}")
+    if fits(tasks, task):
+        return
+    known = [name for name in table or () if table and fits(declaration(table.load(name, part)).tasks, task)]
+    instead = f"; take {' or '.join(map(repr, known))}" if known else ""
+    raise SettingsError(f"{part}: is for {' or '.join(tasks)}, and the task of {data} is {task}{instead}")

@@ -181,7 +181,8 @@ def _divided(data: Data, seed: int, version: Version) -> Federated:
     train = dataset.train
     if isinstance(train, Examples):
         tasks = declaration(PARTITIONS.load(data.partition, "data.partition")).tasks
-        check_task(f"data.partition = '{data.partition}'", tasks, dataset.task, f"data.dataset = '{data.dataset}'")
+        named = f"data.partition = '{data.partition}'", f"data.dataset = '{data.dataset}'"
+        check_task(named[0], tasks, dataset.task, named[1], PARTITIONS)
         partition = divide(train.labels, dataset.groups, dataset.group_names, data, seed)
         return Federated(dataset, Stored(train, partition), seed, data.validation_fraction)
     return Federated(dataset, train, seed, data.validation_fraction)

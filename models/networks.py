@@ -40,7 +40,7 @@ def build(task: Task, settings: Model, stream: Stream) -> nn.Module:
     Raises SettingsError where it does not fit the task, cannot be made, or keeps a state that cannot be averaged.
     """
     factory = parts.MODELS.load(settings.name, "model.name")
-    check_task(f"model.name = '{settings.name}'", declaration(factory).tasks, task)
+    check_task(f"model.name = '{settings.name}'", declaration(factory).tasks, task, table=parts.MODELS)
     with torch_random(stream, "initial weights"):
         try:
             network = factory(task, settings)

@@ -139,7 +139,10 @@ BAD_SETTINGS = [
     (["run", "--device", "tpu"], "device = 'tpu'"),
     (["run", "--set", "data.clients=5000"], "data.clients = 5,000: more clients than the 1,438 training examples"),
     (["run", "--set", "data.min_examples=999"], "data.min_examples"),
-    (["run", "--set", "model.name=lstm"], "reads text, and the data are images"),
+    (
+        ["run", "--set", "model.name=lstm"],
+        "is for classification of text, and the task of the data is classification of images",
+    ),
     (["run", "--set", "model.normalization=batch"], "Use 'layer'"),
     (["run", "--resume", "nowhere"], "is not the folder of a run"),
     (["run", "--data-dir", "nowhere"], "is not a folder"),

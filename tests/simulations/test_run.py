@@ -247,7 +247,10 @@ def test_a_clients_exception_names_the_client(tmp_path, monkeypatch) -> None:
     ("settings", "said"),
     [
         ({"data__clients": 2000}, "more clients than"),
-        ({"model__name": "lstm"}, "reads text, and the data are images"),
+        (
+            {"model__name": "lstm"},
+            "is for classification of text, and the task of the data is classification of images",
+        ),
         ({"training__noise": 0.1, "data__dataset": "spam-demo", "model__name": "bag"}, "training.noise"),
         ({"data__min_examples": 1000}, "data.min_examples"),
     ],
