@@ -83,7 +83,9 @@ def test_show_prints_settings_that_run_again_from_a_file(tmp_path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("kind", ["presets", "datasets", "partitions", "models", "strategies", "protections"])
+@pytest.mark.parametrize(
+    "kind", ["presets", "datasets", "partitions", "metrics", "models", "strategies", "protections"]
+)
 def test_list_names_every_part(kind, tmp_path) -> None:
     from fedveil.cli import TABLES
 
