@@ -11,7 +11,7 @@ from fedveil.core import parts
 from fedveil.core.errors import SettingsError
 from fedveil.core.registry import Table
 
-LOADABLE = [parts.DATASETS, parts.PARTITIONS, parts.METRICS, parts.MODELS, parts.STRATEGIES]
+LOADABLE = [parts.DATASETS, parts.PARTITIONS, parts.MODELS, parts.STRATEGIES]
 
 
 @pytest.mark.parametrize(
