@@ -118,6 +118,11 @@ class Policy(Section):
             problems.append(
                 f"privacy.defence = '{experiment.privacy.defence}' names code, which a server must not choose"
             )
+        problems += [
+            f"evaluation.metrics names '{name}', which is code that a server must not choose"
+            for name in experiment.evaluation.metrics or ()
+            if ":" in name and experiment.evaluation.federated
+        ]
         most = self.max_epochs
         if most is None:
             return problems

@@ -233,6 +233,9 @@ class Evaluation(Section):
     every: Count = Field(1, description="rounds between evaluations; the last round always is evaluated")
     federated: bool = Field(False, description="clients evaluate on the part they hold out (data.validation_fraction)")
     cohort: Count | None = Field(None, description="clients that evaluate; federation.cohort without it")
+    metrics: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
+        None, description="metrics of your own, each a package.module:function, beside those of `fedveil list metrics`"
+    )
 
 
 class Experiment(Section):
@@ -500,6 +503,8 @@ def _check_combinations(e: Experiment) -> None:
     parts.STRATEGIES.check(e.federation.strategy, "federation.strategy")
     parts.PROTECTIONS.check(e.privacy.protection, "privacy.protection")
     parts.DEFENCES.check(e.privacy.defence, "privacy.defence")
+    for name in e.evaluation.metrics or ():
+        parts.METRICS.check(name, "evaluation.metrics")
     training, federation = e.training, e.federation
 
     def refuse(when: bool, message: str) -> None:

@@ -127,6 +127,25 @@ DEFENCES = Table(
     },
 )
 
+METRICS = Table(
+    "metric",
+    {
+        "loss": ("fedveil.core.metrics:LOSS", "mean of training.loss over the predictions"),
+        "accuracy": ("fedveil.core.metrics:ACCURACY", "share of the predictions that name the label"),
+        "precision": (
+            "fedveil.core.metrics:PRECISION",
+            "two classes: share of positives among those predicted positive",
+        ),
+        "recall": ("fedveil.core.metrics:RECALL", "two classes: share of positives that were predicted positive"),
+        "f1": ("fedveil.core.metrics:F1", "two classes: the harmonic mean of precision and recall"),
+        "auc": (
+            "fedveil.core.metrics:AUC",
+            "two classes, on the server's test data alone: the chance that a positive scores above a negative",
+        ),
+        "perplexity": ("fedveil.core.metrics:PERPLEXITY", "next_token: exponential of the mean loss a token"),
+    },
+)
+
 PRESETS = Table(
     "preset",
     {

@@ -120,6 +120,8 @@ def schema(task: Task, words: Sequence[str] | None, columns: Sequence[str] = ())
     How many tokens a text has is left out: no network of FedVeil's depends on it.
     """
     found = {"kind": task.kind, "classes": ", ".join(map(_name, task.classes))}
+    if task.predicts != "classification":
+        found = {"kind": task.kind, "predicts": task.predicts}
     if task.kind != "text":
         named = {"columns": ", ".join(map(_name, columns))} if columns else {}
         return {**found, "shape": " x ".join(map(str, task.shape)), **named}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedveil.core.declaration import part
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples, Task
 from fedveil.core.experiment import Data
@@ -16,6 +17,7 @@ from fedveil.datasets.own_files import Table, read_table
 from fedveil.datasets.text import distinct, text_dataset
 
 
+@part(tasks=("classification",))
 def own(data: Data) -> DataSet:
     """The data in `data.path`: a CSV of `label,text`, a CSV of `label` and numbers, an .npz file, a folder of images.
 

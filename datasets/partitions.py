@@ -1,7 +1,8 @@
 """How the training examples are divided among the clients.
 
 A partition is a function `(labels, clients, rng, data, groups, group_names) -> Partition`; a user's own is named
-`package.module:function`. None of them loops over clients: a million clients are divided in seconds.
+`package.module:function`. One that needs a label for each example declares it, `@part(tasks=("classification",))`: labels of
+next_token are int64 [n, tokens]. None of them loops over clients: a million clients are divided in seconds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedveil.core.declaration import part
 from fedveil.core.errors import SettingsError
 from fedveil.core.experiment import Data
 from fedveil.core.parts import PARTITIONS
@@ -100,6 +102,7 @@ def iid(
     return Partition.of(owners, clients)
 
 
+@part(tasks=("classification",))
 def shards(
     labels: np.ndarray,
     clients: int,
@@ -125,6 +128,7 @@ def shards(
     return Partition.of(owners, clients)
 
 
+@part(tasks=("classification",))
 def dirichlet(
     labels: np.ndarray,
     clients: int,
@@ -179,6 +183,7 @@ def quantity(
     return Partition.of(owners, clients)
 
 
+@part(tasks=("classification",))
 def classes(
     labels: np.ndarray,
     clients: int,

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from fedveil.core.declaration import part
 from fedveil.core.experiment import Data
 from fedveil.core.randomness import Stream
 from fedveil.datasets import splits
@@ -185,6 +186,7 @@ EITHER = [
 ]
 
 
+@part(tasks=("classification of text",))
 def spam_demo(data: Data) -> DataSet:
     """2,000 made-up messages, about 40 % of them spam, all different and the same on every machine."""
     labels, texts = messages()

@@ -7,7 +7,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from fedveil.core.examples import Examples, Task
+from fedveil.core.declaration import part
+from fedveil.core.examples import Examples, Task, join
 from fedveil.core.experiment import Data
 from fedveil.core.randomness import Stream
 from fedveil.datasets.dataset import DataSet
@@ -22,6 +23,7 @@ _SIZES_SEED = Stream(0).integer("synthetic sizes")
 Rule = tuple[np.ndarray, np.ndarray]  # float64 W [features, classes] and b [classes]: a label is argmax(x W + b)
 
 
+@part(tasks=("classification of features",))
 def synthetic(data: Data) -> DataSet:
     """Synthetic(alpha, beta): 60 features, float32, and 10 classes, the same for every seed of the experiment.
 
@@ -40,10 +42,9 @@ def synthetic(data: Data) -> DataSet:
     clients = Synthetic.of(data)
     chosen = evenly(clients.clients, TEST_CLIENTS)
     each = -(-TEST_EXAMPLES // len(chosen))
-    tests = [clients.test(int(k), each) for k in chosen]
-    features, labels = np.concatenate([t.features for t in tests]), np.concatenate([t.labels for t in tests])
+    test = join([clients.test(int(k), each) for k in chosen])
     task = Task("features", (FEATURES,), tuple(str(c) for c in range(CLASSES)))
-    return DataSet("synthetic", task, clients, Examples(features, labels), made_up=True)
+    return DataSet("synthetic", task, clients, test, made_up=True)
 
 
 @dataclass(frozen=True, eq=False)

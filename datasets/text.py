@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedveil.core.declaration import part
 from fedveil.core.errors import DataError
 from fedveil.core.examples import Examples, Task
 from fedveil.core.experiment import Data
@@ -143,6 +144,7 @@ def distinct(labels: Sequence[int], texts: Sequence[str]) -> np.ndarray:
     return np.fromiter(first.values(), np.int64, len(first))
 
 
+@part(tasks=("classification of text",))
 def sms(data: Data) -> DataSet:
     """5,574 English text messages, ham or spam; 403 are exact repeats.
 
@@ -170,6 +172,7 @@ def read_sms(path: Path) -> tuple[list[int], list[str]]:
     return labels, texts
 
 
+@part(tasks=("classification of text",))
 def enron(data: Data) -> DataSet:
     """10,347 e-mails, ham or spam, from two mailboxes: the groups are enron1 and enron5.
 

@@ -31,6 +31,7 @@ TABLES = {
     "presets": parts.PRESETS,
     "datasets": parts.DATASETS,
     "partitions": parts.PARTITIONS,
+    "metrics": parts.METRICS,
     "models": parts.MODELS,
     "strategies": parts.STRATEGIES,
     "protections": parts.PROTECTIONS,
@@ -184,7 +185,7 @@ def _run_app(
 def list_parts(
     kind: Annotated[str | None, typer.Argument(help=", ".join(TABLES))] = None,
 ) -> None:
-    """List what FedVeil has: presets, datasets, partitions, models, strategies, protections, defences, attacks."""
+    """List what FedVeil has: presets, datasets, partitions, metrics, models, strategies, protections, defences, attacks."""
     from rich.table import Table
 
     if kind is not None and kind not in TABLES:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedveil.core.examples import Examples, Selection
+from fedveil.core.examples import Examples, Selection, join
 from fedveil.core.experiment import Training
 from fedveil.core.randomness import Stream
 from fedveil.models import words
@@ -47,13 +47,13 @@ class Chain:
             rule.bind(step)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits [k, b, classes] of inputs [k, b, ...], which may be written over."""
+        """Logits [k, b, classes] or [k, b, t, vocabulary] of inputs [k, b, ...], which may be written over."""
         for rule in self._rules:
             inputs = rule.forward(inputs)
         return inputs
 
     def losses(self, inputs: Tensor, labels: Tensor, factors: Tensor, kind: str) -> Tensor:
-        """The loss of each example, [k, b]; the gradients of their sum, each times its factor, go to the targets."""
+        """The loss of each prediction, [k, b] or [k, b, t]; the gradient of their sum, weighed by `factors`, goes to the targets."""
         values, gradient = losses_and_slopes(self.forward(inputs), labels, kind)
         gradient = gradient.mul_(factors.unsqueeze(-1))
         for i in range(len(self._rules) - 1, self._first - 1, -1):
@@ -92,18 +92,18 @@ def _agrees(network: nn.Module, chain: Chain, inputs: Tensor) -> bool:
         network.train(training)
 
 
-def source(clients: Sequence[Examples]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Features and labels that all clients' examples are rows of, and each client's rows.
+def source(clients: Sequence[Examples]) -> tuple[Examples, list[np.ndarray]]:
+    """What all clients' examples are rows of, and each client's rows.
 
     Clients of one data set share its arrays, which are not copied; others' examples are laid end to end.
     """
     first = clients[0]
     if isinstance(first, Selection) and all(isinstance(c, Selection) and c.source is first.source for c in clients):
         rows = [client.rows for client in clients if isinstance(client, Selection)]
-        return first.source.features, first.source.labels, rows
+        return first.source, rows
     ends = np.cumsum([len(client) for client in clients])
     own = [np.arange(end - len(client), end) for client, end in zip(clients, ends, strict=True)]
-    return np.concatenate([c.features for c in clients]), np.concatenate([c.labels for c in clients]), own
+    return join(clients), own
 
 
 def train_together(
@@ -124,12 +124,12 @@ def train_together(
     Returns each client's mean loss (float64 [K]) and steps (int64 [K]); `weights` are trained in place.
     """
     device = next(iter(weights.values())).device
-    features, labels, own_rows = source(clients)
-    inputs, truth = kept_on(features, device), kept_on(labels, device)
+    held, own_rows = source(clients)
+    inputs, truth = kept_on(held.features, device), kept_on(held.labels, device)
     todo = plan(own_rows, settings, streams)
     trained = {name: weights[name] for name, p in network.named_parameters() if p.requires_grad}
     trainable = {name: value for name, value in trained.items() if moves is None or name in moves}
-    held = {name: value for name, value in trained.items() if name not in trainable}
+    still = {name: value for name, value in trained.items() if name not in trainable}
     plain = is_plain(settings, correction) and isinstance(how, Chain)
     # where every word table is trained, and nothing moves a row without a gradient, only the rows in use are computed
     restricted = (
@@ -139,22 +139,26 @@ def train_together(
     tables = words.tables(network) if restricted else {}
     ids: Tensor | None = None
     if tables:
-        used, ids = _used_words(features, own_rows, len(next(iter(tables.values()))), device)
+        used, ids = _used_words(held.features, own_rows, len(next(iter(tables.values()))), device)
         trainable |= {name: torch.take_along_dim(weights[name], used.unsqueeze(-1), 1) for name in tables}
     gradients = trainable if plain else {name: torch.empty_like(w) for name, w in trainable.items()}
     fixed = {name: weights[name][0] for name in weights.keys() - trained.keys()}
     work = _Work(
-        how.anew(network, fixed), settings, learning_rate, correction, trainable, gradients, held, _Dropper(streams)
+        how.anew(network, fixed), settings, learning_rate, correction, trainable, gradients, still, _Dropper(streams)
     )
     pictures = [stream.generator("augmentation") for stream in streams] if augments(settings) else []
 
     rows, sizes = to_tensor(todo.rows, device), to_tensor(todo.sizes, device)  # [S, K, B], [S, K]
-    answers = truth.index_select(0, rows.view(-1)).view(rows.shape)
-    real = torch.arange(rows.shape[2], device=device) < sizes.unsqueeze(-1)
-    factors = real.to(work.kind) / sizes.clamp(min=1).unsqueeze(-1)  # each client's mean over its own batch
+    answers = truth.index_select(0, rows.view(-1)).view(*rows.shape, *truth.shape[1:])  # [S, K, B] or [S, K, B, t]
+    real, predictions = torch.arange(rows.shape[2], device=device) < sizes.unsqueeze(-1), sizes
+    if held.mask is not None:
+        real = kept_on(held.mask, device).index_select(0, rows.view(-1)).view(answers.shape) & real.unsqueeze(-1)
+        predictions = real.sum((2, 3))
+    # each client's mean over the predictions of its own batch
+    factors = real.to(work.kind) / predictions.clamp(min=1).view(*predictions.shape, *[1] * (real.dim() - 2))
     if plain:
         factors *= -learning_rate  # what goes to the weights is the step itself
-    values = torch.zeros(rows.shape, dtype=work.kind, device=device)
+    values = torch.zeros(answers.shape, dtype=work.kind, device=device)
     memory = inputs.new_empty(rows[0].numel(), *inputs.shape[1:])
     clients_left, widths = (todo.sizes > 0).sum(1).tolist(), todo.sizes.max(1).tolist()
     with torch.no_grad():
@@ -172,8 +176,8 @@ def train_together(
             values[s, :k, :b] = work.step(chosen, answers[s, :k, :b], factors[s, :k, :b])
     for name in tables:
         weights[name].scatter_(1, used.unsqueeze(-1).expand_as(trainable[name]), trainable[name])
-    total = torch.where(real, values, 0).sum((0, 2), dtype=torch.float64)
-    return total.cpu().numpy() / todo.sizes.sum(0), (todo.sizes > 0).sum(0)
+    total = torch.where(real, values, 0).sum([d for d in range(real.dim()) if d != 1], dtype=torch.float64)
+    return total.cpu().numpy() / predictions.sum(0).cpu().numpy(), (todo.sizes > 0).sum(0)
 
 
 class _Work:
@@ -187,13 +191,13 @@ class _Work:
         correction: Correction,
         weights: dict[str, Tensor],
         gradients: dict[str, Tensor],
-        held: dict[str, Tensor],
+        still: dict[str, Tensor],
         drop: _Dropper,
     ) -> None:
-        """`held`: weights that the network trains and this training does not; each [K, ...], as `weights` are."""
+        """`still`: weights that the network trains and this training does not; each [K, ...], as `weights` are."""
         self._how, self._settings, self._correction = how, settings, correction
         self._weights, self._gradients, self._plain = weights, gradients, gradients is weights
-        self._held, self._unread = held, {name: torch.zeros_like(value) for name, value in held.items()}
+        self._still, self._unread = still, {name: torch.zeros_like(value) for name, value in still.items()}
         anchor = correction.anchor or {name: value.clone() for name, value in weights.items() if correction.mu > 0}
         self._anchor = {name: spread(anchor[name], value) for name, value in weights.items() if correction.mu > 0}
         self._shift = {
@@ -204,16 +208,16 @@ class _Work:
         self.drop, self.kind = drop, next(iter(weights.values())).dtype
 
     def step(self, inputs: Tensor, labels: Tensor, factors: Tensor) -> Tensor:
-        """One step of the first k clients; the loss of each example, [k, b].
+        """One step of the first k clients; the loss of each prediction, [k, b] or [k, b, t].
 
-        factors: [k, b], of each example's loss in its client's objective; 0 for padding
+        factors: of each prediction's loss in its client's objective; 0 for padding
         """
         k = len(inputs)
         if k != self._k:
             self._k = k
             self._now = {name: w[:k] for name, w in self._weights.items()}
             self._slopes = self._now if self._plain else {name: g[:k] for name, g in self._gradients.items()}
-            all_now = self._now | {name: w[:k] for name, w in self._held.items()}
+            all_now = self._now | {name: w[:k] for name, w in self._still.items()}
             targets = self._slopes | {name: g[:k] for name, g in self._unread.items()}
             self._how.bind(Step(all_now, targets, 1.0 if self._plain else 0.0, self.drop))
         values = self._how.losses(inputs, labels, factors, self._settings.loss)

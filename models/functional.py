@@ -58,7 +58,7 @@ class Functional:
         return found
 
     def outputs(self, weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        """Logits [k, b, classes] of inputs [k, b, ...]."""
+        """Logits [k, b, classes] or [k, b, t, vocabulary] of inputs [k, b, ...]."""
 
         def one(own: dict[str, Tensor], examples: Tensor) -> Tensor:
             logits: Tensor = functional_call(self._network, {**self._fixed, **own}, (examples,))
@@ -84,7 +84,7 @@ class Functional:
         self._step = step
 
     def losses(self, inputs: Tensor, labels: Tensor, factors: Tensor, kind: str) -> Tensor:
-        """The loss of each example, [k, b]; the gradients of their sum, each times its factor, go to the targets."""
+        """The loss of each prediction, [k, b] or [k, b, t]; the gradient of their sum, weighed by `factors`, goes to the targets."""
         step = self._step
         with torch.enable_grad():
             weights = {name: w.detach().requires_grad_() for name, w in step.weights.items()}

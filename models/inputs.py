@@ -17,9 +17,9 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 def to_tensor(array: np.ndarray, device: torch.device) -> Tensor:
-    """Features or labels as a tensor: word ids and labels int64, all else as it is; float32 shares memory on a CPU."""
+    """Features, labels or a mask as a tensor: word ids and labels int64, all else as it is; float32 shares memory on a CPU."""
     tensor = _tensor(array).to(device)
-    return tensor if tensor.is_floating_point() else tensor.long()
+    return tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.long()
 
 
 def kept_on(array: np.ndarray, device: torch.device) -> Tensor:

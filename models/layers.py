@@ -4,8 +4,9 @@ Every layer of the networks in `networks.py` has a rule here that works on stack
 for K clients in place of K products, and no graph to record, as the order of layers is known. A gradient goes
 straight into its target; with plain SGD the target is the weight itself, and the step is part of the product.
 
-Shapes: k clients, b examples each in this step (padded), t words. Texts are computed with time before examples,
-[k, t, b, ...], so that what one time step reads lies together.
+Shapes: k clients, b examples each in this step (padded), t words. Texts that become one vector are computed with time
+before examples, [k, t, b, ...], so that what one time step reads lies together; where each position has an output of its
+own, they are [k, b, t, ...].
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.models.networks import LSTM
-from fedveil.models.words import PADDING, PooledWords
+from fedveil.models.words import PADDING, PooledWords, Words
 
 aten = torch.ops.aten
 
@@ -101,7 +102,9 @@ class Linear(Layer):
             )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[k, b, in] -> [k, b, out]."""
+        """[k, b, in] -> [k, b, out]; of positions [k, b, t, in] -> [k, b, t, out]."""
+        if inputs.dim() > 3:
+            return self.forward(inputs.flatten(1, -2)).view(*inputs.shape[:-1], -1)
         self.inputs = inputs
         if not self.biased:
             return torch.bmm(inputs, self.transposed)
@@ -109,6 +112,8 @@ class Linear(Layer):
 
     def backward(self, gradient: Tensor, first: bool) -> Tensor:
         """The inputs' gradient comes first: the target may be the weight itself."""
+        if gradient.dim() > 3:
+            return self.backward(gradient.flatten(1, -2), first).view(*gradient.shape[:-1], -1)
         back = gradient if first else torch.bmm(gradient, self.weight)
         keep = self.step.keep
         self.target.baddbmm_(gradient.transpose(1, 2), self.inputs, beta=keep)
@@ -154,13 +159,13 @@ class PReLU(Layer):
     def forward(self, inputs: Tensor) -> Tensor:
         """The same shape."""
         self.inputs = inputs
-        return torch.where(inputs > 0, inputs, inputs * self.step.weights[f"{self.name}.weight"].unsqueeze(1))
+        return torch.where(inputs > 0, inputs, inputs * _beside(self.step.weights[f"{self.name}.weight"], inputs))
 
     def backward(self, gradient: Tensor, first: bool) -> Tensor:
         """The slope's gradient sums over all values below zero."""
-        slope = self.step.weights[f"{self.name}.weight"].unsqueeze(1)  # [k, 1, 1]
+        slope = _beside(self.step.weights[f"{self.name}.weight"], gradient)  # [k, 1, 1]
         back = torch.where(self.inputs > 0, gradient, gradient * slope)
-        below = self.inputs.clamp(max=0).mul_(gradient).sum((1, 2))  # [k]
+        below = self.inputs.clamp(max=0).mul_(gradient).flatten(1, -2).sum((1, 2))  # [k]
         self.step.receive(f"{self.name}.weight", below.unsqueeze(1))
         return back
 
@@ -175,22 +180,22 @@ class LayerNorm(Layer):
     kept: tuple[Tensor, Tensor, Tensor] = field(init=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[k, b, width] -> [k, b, width]."""
+        """[k, ..., width] -> [k, ..., width]."""
         normal, mean, scale = torch.native_layer_norm(inputs, [self.width], None, None, self.eps)
         self.kept = inputs, mean, scale
         self.normal = normal
-        gain, shift = (self.step.weights[f"{self.name}.{part}"].unsqueeze(1) for part in ("weight", "bias"))
+        gain, shift = (_beside(self.step.weights[f"{self.name}.{part}"], inputs) for part in ("weight", "bias"))
         return torch.addcmul(shift, normal, gain)
 
     def backward(self, gradient: Tensor, first: bool) -> Tensor:
         """Through gain, shift and normalization."""
         inputs, mean, scale = self.kept
-        gain = self.step.weights[f"{self.name}.weight"].unsqueeze(1)
+        gain = _beside(self.step.weights[f"{self.name}.weight"], gradient)
         back: Tensor = aten.native_layer_norm_backward(
             gradient * gain, inputs, [self.width], mean, scale, None, None, [True, False, False]
         )[0]
-        self.step.receive(f"{self.name}.weight", (gradient * self.normal).sum(1))
-        self.step.receive(f"{self.name}.bias", gradient.sum(1))
+        self.step.receive(f"{self.name}.weight", (gradient * self.normal).flatten(1, -2).sum(1))
+        self.step.receive(f"{self.name}.bias", gradient.flatten(1, -2).sum(1))
         return back
 
 
@@ -215,21 +220,25 @@ class Dropout(Layer):
 
 @dataclass
 class WordTable(Layer):
-    """`Words`: int64 [k, b, t] -> [k, t, b, size]; the row of padding keeps its values."""
+    """`Words` before a layer that makes one vector of them: int64 [k, b, t] -> [k, t, b, size]; padding's row keeps its values."""
 
     name: str
-    ids: Tensor = field(init=False)  # [k, t, b]
+    ids: Tensor = field(init=False)  # [k * t * b], rows of all clients' tables laid end to end
     real: Tensor = field(init=False)  # bool [k, t, b]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Look the words up, as rows of all clients' tables laid end to end."""
+        """Look the words up, of the columns that are not padding in every text."""
         real = inputs != PADDING
         longest = max(int(real.sum(2).max()), 1)
         self.real = real[:, :, :longest].transpose(1, 2)
+        return self.look_up(inputs[:, :, :longest].transpose(1, 2))
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """The vectors of words, int64 [k, ...] -> [k, ..., size]."""
         table = self.step.weights[f"{self.name}.weight"]  # [k, words, size]
         k, rows, size = table.shape
-        start = torch.arange(k, device=inputs.device).mul_(rows)[:, None, None]
-        ids = (inputs[:, :, :longest].transpose(1, 2) + start).contiguous()
+        start = torch.arange(k, device=ids.device).mul_(rows)[:, None, None]
+        ids = (ids + start).contiguous()
         self.ids = ids.view(-1)
         return table.reshape(-1, size).index_select(0, self.ids).view(*ids.shape, size)
 
@@ -243,6 +252,15 @@ class WordTable(Layer):
         target.view(-1, size).index_add_(0, self.ids, gradient.reshape(-1, size))
         target[:, PADDING] = padding
         return gradient
+
+
+@dataclass
+class WordVectors(WordTable):
+    """`Words` with an output for each position: int64 [k, b, t] -> [k, b, t, size]."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Look the words up, padding too."""
+        return self.look_up(inputs)
 
 
 @dataclass
@@ -400,6 +418,8 @@ def _of_module(name: str, module: nn.Module, first: bool) -> Sequence[Layer] | N
         case PooledWords() if kind is PooledWords and first:
             table = WordTable(name)
             return [table, Pool(table, module.pooling)]
+        case Words() if kind is Words and first:
+            return [WordVectors(name)]
     return None
 
 
@@ -414,6 +434,11 @@ def _of_lstm(network: LSTM) -> list[Layer] | None:
     if network.dropout.p > 0:
         found.append(Dropout(network.dropout.p))
     return [*found, Linear("output", True)]
+
+
+def _beside(weight: Tensor, values: Tensor) -> Tensor:
+    """A weight of the last dimension, [k, width], shaped to meet values [k, ..., width]."""
+    return weight.view(len(weight), *[1] * (values.dim() - 2), -1)
 
 
 def _is_hooked(module: nn.Module) -> bool:

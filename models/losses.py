@@ -7,14 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def loss(outputs: Tensor, labels: Tensor, kind: str) -> Tensor:
-    """The mean loss over a batch, a scalar.
+def loss(outputs: Tensor, labels: Tensor, kind: str, mask: Tensor | None = None) -> Tensor:
+    """The mean loss over the predictions of a batch, a scalar.
 
-    outputs: logits [n, classes], or [n, 1], the logit of the second of two classes
-    labels: int64 [n]
+    outputs: logits [n, classes], or [n, 1], the logit of the second of two classes; with a mask [n, t, vocabulary]
+    labels: int64 [n]; with a mask [n, t]
     kind: `cross_entropy`, or `squared_error`: the squared distance of the probabilities (softmax or sigmoid) to the
         one-hot label, or to 0 or 1 where there is one logit
+    mask: bool [n, t], the positions that count; 0 where none does
     """
+    if mask is not None:
+        outputs, labels = outputs[mask], labels[mask]  # [m, vocabulary], [m]
+        if len(labels) == 0:
+            return outputs.sum()  # 0 with a gradient of 0; a mean of nothing is not a number
     if outputs.shape[1] == 1:
         logits, truth = outputs[:, 0], labels.to(outputs.dtype)
         if kind == "cross_entropy":
@@ -27,9 +32,10 @@ def loss(outputs: Tensor, labels: Tensor, kind: str) -> Tensor:
 
 
 def losses_and_slopes(outputs: Tensor, labels: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """The loss of each example, [...], and its gradient in the outputs, [..., classes].
+    """The loss of each prediction, [...], and its gradient in the outputs, [..., classes].
 
     outputs: logits [..., classes] or [..., 1], as for `loss`; labels: int64 [...]
+    No mean is taken: who calls it weighs the predictions, and gives those that do not count the weight 0.
     """
     if outputs.shape[-1] == 1:
         logits, truth = outputs.squeeze(-1), labels.to(outputs.dtype)

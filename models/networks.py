@@ -1,7 +1,8 @@
 """The networks, and the one way to build one: initial weights from a stream, shape and state checked.
 
 A network maps a batch of examples to logits: float32 [n, classes], or [n, 1] where there are two classes, the
-logit of the second. A user's own is `package.module:factory`, called as `factory(task, settings)`.
+logit of the second; of next_token [n, tokens, vocabulary]. A user's own is `package.module:factory`, called as
+`factory(task, settings)`. A factory declares the tasks it fits, `@part(tasks=("classification of text",))`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedveil.core import parts
+from fedveil.core.declaration import declaration, part
 from fedveil.core.errors import SettingsError
-from fedveil.core.examples import Task
+from fedveil.core.examples import Task, check_task
 from fedveil.core.experiment import Model
 from fedveil.core.randomness import Stream, torch_random
 from fedveil.models.words import PADDING, PooledWords, Words, pool, trim
@@ -38,6 +40,7 @@ def build(task: Task, settings: Model, stream: Stream) -> nn.Module:
     Raises SettingsError where it does not fit the task, cannot be made, or keeps a state that cannot be averaged.
     """
     factory = parts.MODELS.load(settings.name, "model.name")
+    check_task(f"model.name = '{settings.name}'", declaration(factory).tasks, task, table=parts.MODELS)
     with torch_random(stream, "initial weights"):
         try:
             network = factory(task, settings)
@@ -50,12 +53,13 @@ def build(task: Task, settings: Model, stream: Stream) -> nn.Module:
             raise
         except Exception as error:  # of a user's own code: any
             raise SettingsError(
-                f"model.name = '{settings.name}': the network cannot be built for {task.kind} of shape {task.shape} and "
-                f"{len(task.classes)} classes: {type(error).__name__}: {error}"
+                f"model.name = '{settings.name}': the network cannot be built for {task} of shape {task.shape} and "
+                f"{_labels(task)}: {type(error).__name__}: {error}"
             ) from error
     return network
 
 
+@part(tasks=("classification",))
 def mlp(task: Task, settings: Model) -> nn.Module:
     """Dense layers `settings.hidden`, each with normalization, activation and dropout, and one to the classes.
 
@@ -83,13 +87,13 @@ def mlp(task: Task, settings: Model) -> nn.Module:
     return _initialized(nn.Sequential(layers), settings.initialization)
 
 
+@part(tasks=("classification of text",))
 def bag(task: Task, settings: Model) -> nn.Module:
     """The mean or sum of a text's word vectors, and a linear layer to the classes.
 
     With `settings.embedding` = 1 and two classes there is no linear layer: each word has one number, and their sum
     (or mean) is the logit of the second class, as in Trask 2019, 'Grokking Deep Learning', chapter 15.
     """
-    _check_text(task, settings.name)
     words = PooledWords(task.vocabulary_size, settings.embedding, _bag_pooling(settings))
     layers: OrderedDict[str, nn.Module] = OrderedDict(embedding=words)
     if settings.embedding > 1 or len(task.classes) > 2:
@@ -97,13 +101,13 @@ def bag(task: Task, settings: Model) -> nn.Module:
     return _initialized(nn.Sequential(layers), settings.initialization)
 
 
+@part(tasks=("classification of text",))
 def lstm(task: Task, settings: Model) -> nn.Module:
     """Word vectors, `settings.layers` LSTM layers of `settings.units` (Hochreiter and Schmidhuber 1997), a linear layer.
 
     Pooling `mean` averages the states over a text's words, `last` takes the state after its last word; the padding
     behind a text does not count. Recurrent weights start as PyTorch's do: uniform within 1/sqrt(units).
     """
-    _check_text(task, settings.name)
     if settings.pooling == "sum":
         raise SettingsError(
             "model.pooling = 'sum': an lstm takes 'mean' or 'last'; a sum of its states grows with the text"
@@ -139,11 +143,6 @@ def _bag_pooling(settings: Model) -> str:
     return settings.pooling
 
 
-def _check_text(task: Task, name: str) -> None:
-    if task.kind != "text":
-        raise SettingsError(f"model.name = '{name}': reads text, and the data are {task.kind}; take 'mlp'")
-
-
 def _initialized(network: nn.Module, initialization: str) -> nn.Module:
     """Set dense weights as `initialization` says and their biases to zero; with `zeros`, every weight."""
     if initialization == "zeros":
@@ -171,9 +170,11 @@ def example(task: Task) -> Tensor:
 
 
 def _outputs(network: nn.Module, task: Task) -> Tensor:
-    """What the network gives for two examples of zeros; of the word 1, where they are text."""
+    """What the network gives for two examples of zeros; of the word 1, where they are text, half of it where each has outputs."""
     shape = (2, *task.shape)
     inputs = torch.ones(shape, dtype=torch.long) if task.kind == "text" else torch.zeros(shape)
+    if task.predicts == "next_token":
+        inputs[:, (task.shape[0] + 1) // 2 :] = PADDING  # padding has outputs too, though its mask is False
     with torch.no_grad():
         outputs: Tensor = network(inputs)
     return outputs
@@ -190,7 +191,8 @@ def _check_weights(network: nn.Module, name: str) -> None:
 
 
 def _check_outputs(outputs: object, task: Task, name: str) -> None:
-    wanted = [(2, len(task.classes))] + ([(2, 1)] if len(task.classes) == 2 else [])
+    each = (2, *task.shape) if task.predicts == "next_token" else (2,)
+    wanted = [(*each, task.labels)] + ([(2, 1)] if task.binary else [])
     if not isinstance(outputs, Tensor):
         found = type(outputs).__name__
     elif not outputs.is_floating_point() or tuple(outputs.shape) not in wanted:
@@ -200,8 +202,13 @@ def _check_outputs(outputs: object, task: Task, name: str) -> None:
     shapes = " or ".join(str(list(shape)) for shape in wanted)
     raise SettingsError(
         f"model.name = '{name}': for two examples the network gives {found}; it must give logits, float {shapes}, "
-        f"for the {len(task.classes)} classes"
+        f"for the {_labels(task)}"
     )
+
+
+def _labels(task: Task) -> str:
+    """What a logit stands for, in words."""
+    return f"{task.labels:,} word ids" if task.predicts == "next_token" else f"{len(task.classes)} classes"
 
 
 def _check_state(network: nn.Module, task: Task, name: str) -> None:

@@ -32,7 +32,7 @@ class Trained:
     """What K clients' training gave, in their order.
 
     parameters: each [K, ...], on the network's device
-    loss: float64 [K], the mean over the examples seen, each at the time it was seen, without the proximal term
+    loss: float64 [K], the mean over the predictions seen, each at the time it was seen, without the proximal term
     examples: int64 [K], how many each client holds
     steps: int64 [K], optimiser steps each took
     """
@@ -173,11 +173,13 @@ def _check_client(client: Examples, stream: Stream, classes: int) -> None:
         raise DataError(
             f"client {stream.client} has no examples to train on; set data.min_examples or fewer data.clients"
         )
+    if client.mask is not None and not client.predictions:
+        raise DataError(f"client {stream.client} has no token to predict: its masks are empty")
     low, high = int(client.labels.min()), int(client.labels.max())
     if not 0 <= low <= high < classes:
+        of = f"{classes} classes" if client.mask is None else f"a vocabulary of {classes:,}"
         raise DataError(
-            f"client {stream.client} has labels from {low} to {high}; "
-            f"with {classes} classes they must be from 0 to {classes - 1}"
+            f"client {stream.client} has labels from {low} to {high}; with {of} they must be from 0 to {classes - 1}"
         )
 
 
@@ -205,6 +207,7 @@ def _train(
     shift = {name: spread(value, own[name].unsqueeze(0))[0] for name, value in correction.shift.items()}
     optimizer = Optimizer(settings, learning_rate)
     augmentation = stream.generator("augmentation") if augments(settings) else None
+    mask = None if client.mask is None else to_tensor(client.mask, device)
     total = torch.zeros((), dtype=torch.float64, device=device)
     seen = steps = 0
     with torch_random(stream, "dropout", cuda=device.type == "cuda"):
@@ -214,14 +217,16 @@ def _train(
                 chosen = augment(chosen, settings, augmentation)
             for parameter in network.parameters():
                 parameter.grad = None
-            value = loss(network(chosen), labels.index_select(0, batch), settings.loss)
+            real = None if mask is None else mask.index_select(0, batch)
+            value = loss(network(chosen), labels.index_select(0, batch), settings.loss, real)
             value.backward()  # type: ignore[no-untyped-call]
             _correct(named, correction.mu, anchor, shift)
             if settings.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(trainable, settings.max_grad_norm)
             optimizer.step([p.data for p in trainable], [p.grad for p in trainable])
-            total.add_(value.detach(), alpha=len(batch))
-            seen, steps = seen + len(batch), steps + 1
+            predictions = len(batch) if real is None else int(real.sum())
+            total.add_(value.detach(), alpha=predictions)
+            seen, steps = seen + predictions, steps + 1
     for name, parameter in network.named_parameters():
         own[name][rows[name]] = parameter.detach()
     return float(total) / seen, steps

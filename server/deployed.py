@@ -106,6 +106,11 @@ def _agreed_task(fleet: Fleet, experiment: Experiment) -> tuple[Task, dict[str, 
                 f"the clients' data is of different kinds: {fleet.called(first)} (here) and {fleet.called(client)} (there) differ: "
                 + "; ".join(found)
             )
+    if "predicts" in told:
+        raise DataError(
+            f"data.dataset = '{experiment.data.dataset}': the clients' task is {told['predicts']}, whose data set the server "
+            "must be able to load too, with a protection under which it evaluates (none, secagg)"
+        )
     if experiment.data.labels is None:
         raise DataError("data.labels: must name the classes where every client has data of its own")
     shape = told.get("shape", "")

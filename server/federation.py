@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,11 +23,12 @@ from torch import nn
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples
 from fedveil.core.experiment import Experiment
+from fedveil.core.metrics import MetricSet, Scores
 from fedveil.core.randomness import Stream
 from fedveil.core.record import Record
 from fedveil.datasets.federated import Federated, load
 from fedveil.models.computing import find_device, one_thread
-from fedveil.models.evaluation import Scores, evaluate
+from fedveil.models.evaluation import evaluate
 from fedveil.models.networks import build
 from fedveil.models.parameters import from_numpy, get, to_numpy
 from fedveil.models.training import check_training
@@ -53,15 +55,16 @@ class Federation:
     device: torch.device
     side: ServerSide | None = None
 
-    @property
-    def binary(self) -> bool:
-        """Two classes: precision, recall, F1 and AUC have a meaning."""
-        return len(self.federated.dataset.task.classes) == 2
+    @cached_property
+    def metrics(self) -> MetricSet:
+        """What is told of each evaluation."""
+        return _metrics(self.experiment, self.federated)
 
     def evaluate(self, parameters: Parameters) -> Scores:
         """Scores of a model on the test part of the data set."""
         test, kind = self.federated.dataset.test, self.experiment.training.loss
-        return evaluate(self.network, from_numpy(parameters, self.device), test, kind)
+        weights = from_numpy(parameters, self.device)
+        return evaluate(self.network, weights, test, kind, statistics=self.metrics.statistics)
 
     def protect(self, keys: Path | None, announced: Callable[[Sequence[int]], Sequence[int]] | None = None) -> None:
         """Take the server's part of the experiment's protection, with server.ctx in the folder `keys` where it needs one.
@@ -93,12 +96,12 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
     device = find_device(experiment.device)
     protected = experiment.privacy.protection != "none"
     check_protection(experiment)
-    strategy = make(experiment)
     federated = elsewhere or load(experiment.data, experiment.seed)
     if elsewhere is None:
         _check_evaluators(experiment, federated)
         find_defence(experiment.privacy)  # a user's own that cannot be loaded is refused now, not by every client
     task = federated.dataset.task
+    strategy = make(experiment, _metrics(experiment, federated))
     check_training(task, experiment.training)
     network = build(task, experiment.model, Stream(experiment.seed)).to(device)
     named = experiment.data.path or ":" in experiment.data.dataset
@@ -113,6 +116,11 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
             )
         restore(strategy, kept)
     return Federation(experiment, federated, network, strategy, state, device)
+
+
+def _metrics(experiment: Experiment, federated: Federated) -> MetricSet:
+    own = experiment.evaluation.metrics or ()
+    return MetricSet.of(federated.dataset.task, own, f"data.dataset = '{experiment.data.dataset}'")
 
 
 def _check_evaluators(experiment: Experiment, federated: Federated) -> None:
@@ -132,6 +140,8 @@ def _digest(federated: Federated) -> str:
         if isinstance(part, Examples):
             found.update(np.ascontiguousarray(part.features).data)
             found.update(np.ascontiguousarray(part.labels).data)
+            if part.mask is not None:
+                found.update(np.ascontiguousarray(part.mask).data)
     return found.hexdigest()
 
 
@@ -157,5 +167,5 @@ def federate(federation: Federation, grid: Grid, record: Record, hooks: Hooks) -
             side=federation.side,
             hooks=hooks,
             timeout=federation.experiment.federation.deadline,
-            binary=federation.binary,
+            metrics=federation.metrics,
         )

@@ -23,9 +23,9 @@ from flwr.serverapp.strategy import Strategy
 from fedveil.core.errors import ProtectionError, TrainingError
 from fedveil.core.experiment import Experiment
 from fedveil.core.messages import ARRAYS, CLIENT, RUN, SEALED, WEIGHT, from_arrays, to_arrays, to_sealed
+from fedveil.core.metrics import MetricSet, Scores
 from fedveil.core.randomness import Stream, global_random
 from fedveil.core.record import Record
-from fedveil.models.evaluation import Scores
 from fedveil.models.schedules import replay
 from fedveil.privacy.accounting import Shown, epsilons
 from fedveil.server.captures import Capture
@@ -38,7 +38,6 @@ from fedveil.server.side import ServerSide
 
 # whole numbers in a reply, and the least of each
 TRAINED = {WEIGHT: 1, "steps": 0}
-EVALUATED = {WEIGHT: 1, **dict.fromkeys(("correct", "true-positives", "false-positives", "false-negatives"), 0)}
 ATTEMPTS = 3  # at a round of secure aggregation that too many clients left
 
 
@@ -72,12 +71,13 @@ def run_rounds(
     *,
     side: ServerSide | None,
     hooks: Hooks,
-    binary: bool,
+    metrics: MetricSet,
     timeout: float,
 ) -> None:
     """Train from `state.round` to the last round, or until a stop that the settings ask for.
 
     side: the server's side of a protection; None where updates travel in the clear
+    metrics: what is told of each evaluation
     timeout: seconds to wait for a round's replies
     Raises TrainingError where no client replies, or one diverges; ProtectionError where a protected round cannot be done;
     Interrupted where the user stops the run.
@@ -86,7 +86,7 @@ def run_rounds(
     capture = Capture(experiment, record) if experiment.federation.capture else None
     schedule = replay(experiment.training, experiment.federation.rounds, state.train_losses)
     if state.round == 0 and not state.pending:
-        row = metrics_row(experiment, binary, 0, evaluate(state.parameters) if evaluate else None)
+        row = metrics_row(experiment, metrics, 0, evaluate(state.parameters) if evaluate else None)
         record.append("metrics.csv", [row])
         hooks.watch(row, state)
     while state.round < experiment.federation.rounds and not state.stopped:
@@ -152,7 +152,7 @@ def run_rounds(
                     number, model or to_arrays(parameters), ConfigRecord(config), grid
                 )
             validation, evaluated = _evaluate(
-                grid, list(messages), number, strategy, record, timeout, capture, protected=side is not None
+                grid, list(messages), number, strategy, record, timeout, capture, metrics, protected=side is not None
             )
             for reason in evaluated.failures:
                 hooks.warn(f"round {number}: {reason}")
@@ -169,7 +169,7 @@ def run_rounds(
         ledger = trained.ledger + evaluated.ledger
         state.bytes_down += sum(row["bytes_down"] for row in ledger)
         state.bytes_up += sum(row["bytes_up"] or 0 for row in ledger)
-        row = metrics_row(experiment, binary, number, test, validation, loss, rate, trained)
+        row = metrics_row(experiment, metrics, number, test, validation, loss, rate, trained)
         row |= epsilons(experiment, shown(state))
         if due:
             _judge(experiment, state, row)
@@ -297,14 +297,15 @@ def _evaluate(
     record: Record,
     timeout: float,
     capture: Capture | None,
+    metrics: MetricSet,
     *,
     protected: bool,
 ) -> tuple[MetricRecord | None, Exchanged]:
     """The scores over all that clients hold out."""
     with _named(number, record):
         take = capture.evaluated if capture else lambda _client, _reply: None
-        exchanged, replies = exchange(grid, messages, number, "evaluate", timeout, take, ("loss",), EVALUATED)
-    exchanged.clients = evaluate_rows(replies, number, protected=protected)
+        exchanged, replies = exchange(grid, messages, number, "evaluate", timeout, take, metrics.numbers, metrics.whole)
+    exchanged.clients = evaluate_rows(replies, number, metrics, protected=protected)
     return strategy.aggregate_evaluate(number, replies), exchanged
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 from flwr.app import Message, MetricRecord
 
 from fedveil.core.experiment import Experiment
-from fedveil.core.messages import CLIENT, WEIGHT
-from fedveil.models.evaluation import Scores
+from fedveil.core.messages import CLIENT, METRICS, WEIGHT
+from fedveil.core.metrics import MetricSet, Scores
 from fedveil.privacy.accounting import observers
 from fedveil.server.exchange import Exchanged, Row, count, metric
 
@@ -39,20 +40,21 @@ def train_rows(replies: list[Message], number: int, *, protected: bool, tells: b
     ]
 
 
-def evaluate_rows(replies: list[Message], number: int, *, protected: bool) -> list[Row]:
+def evaluate_rows(replies: list[Message], number: int, metrics: MetricSet, *, protected: bool) -> list[Row]:
     """Rows of clients.csv about evaluation on what clients hold out."""
+    found = [metrics.read(cast(MetricRecord, reply.content[METRICS])) for reply in replies]
     return [
         dict.fromkeys(CLIENT_COLUMNS)
         | {
             "round": number,
             "client": int(metric(reply, CLIENT)),
             "stage": "evaluate",
-            "examples": count(reply, WEIGHT),
-            "validation_loss": metric(reply, "loss"),
-            "validation_accuracy": metric(reply, "correct") / metric(reply, WEIGHT),
+            "examples": scores.examples,
+            "validation_loss": scores.loss,
+            "validation_accuracy": scores.accuracy,
         }
         | ({"clipped": None} if protected else {})
-        for reply in replies
+        for reply, scores in zip(replies, found, strict=True)
     ]
 
 
@@ -62,24 +64,23 @@ def weighted_mean(clients: list[Row], key: str) -> float:
     return sum(row["examples"] * row[key] for row in clients) / examples if examples else math.nan
 
 
-def columns(experiment: Experiment, binary: bool) -> list[str]:
+def columns(experiment: Experiment, metrics: MetricSet) -> list[str]:
     """The columns of metrics.csv, which depend on the settings alone."""
-    scores = ["loss", "accuracy", *(["precision", "recall", "f1"] if binary else [])]
     return [
         "round",
         "learning_rate",
         "clients",
         "failures",
         "train_loss",
-        *(f"test_{name}" for name in [*scores, *(["auc"] if binary else [])]),
-        *(f"validation_{name}" for name in scores if experiment.evaluation.federated),
+        *(f"test_{name}" for name in metrics.names),
+        *(f"validation_{name}" for name in metrics.merged if experiment.evaluation.federated),
         *observers(experiment),
     ]
 
 
 def metrics_row(
     experiment: Experiment,
-    binary: bool,
+    metrics: MetricSet,
     number: int,
     test: Scores | None,
     validation: MetricRecord | None = None,
@@ -94,7 +95,7 @@ def metrics_row(
         "clients": len(trained.answered) if trained else None,
         "failures": len(trained.failures) if trained else None,
         "train_loss": loss,
-        **{f"test_{name}": value for name, value in (test.as_metrics(binary) if test else {}).items()},
+        **{f"test_{name}": value for name, value in (metrics.values(test) if test else {}).items()},
         **{f"validation_{name}": value for name, value in (validation or {}).items()},
     }
-    return {name: values.get(name) for name in columns(experiment, binary)}
+    return {name: values.get(name) for name in columns(experiment, metrics)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -17,14 +18,17 @@ from flwr.serverapp.strategy import Strategy
 from fedveil.core import parts
 from fedveil.core.experiment import Experiment
 from fedveil.core.messages import ARRAYS, CONFIG, METRICS, ROUND, WEIGHT
-from fedveil.models.evaluation import Scores, merge
+from fedveil.core.metrics import MetricSet, merge
 from fedveil.server.aggregate import weighted_mean
 
 Shared = dict[str, Any]
 
 
-def make(experiment: Experiment) -> Strategy:
-    """The strategy an experiment names, which samples its cohort and weighs clients by their examples."""
+def make(experiment: Experiment, metrics: MetricSet | None = None) -> Strategy:
+    """The strategy an experiment names, which samples its cohort and weighs clients by their examples.
+
+    metrics: what evaluating clients tell; None where none evaluates
+    """
     clients, cohort = experiment.data.clients, experiment.federation.cohort
     evaluators = (experiment.evaluation.cohort or cohort) if experiment.evaluation.federated else 0
     shared: Shared = {
@@ -38,7 +42,7 @@ def make(experiment: Experiment) -> Strategy:
         "arrayrecord_key": ARRAYS,
         "configrecord_key": CONFIG,
         "train_metrics_aggr_fn": mean_loss,
-        "evaluate_metrics_aggr_fn": sum_scores,
+        **({} if metrics is None else {"evaluate_metrics_aggr_fn": partial(sum_scores, metrics)}),
     }
     factory = parts.STRATEGIES.load(experiment.federation.strategy, "federation.strategy")
     return cast(Strategy, factory(experiment, shared))
@@ -54,23 +58,10 @@ def mean_loss(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
     return MetricRecord({"train-loss": total / sum(weights), "num-examples": int(sum(weights))})
 
 
-def sum_scores(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-    """Accuracy, precision, recall and F1 over all clients' held-out examples, from the sums of their counts."""
-    metrics = [cast(MetricRecord, content[METRICS]) for content in contents]
-    scores = merge([
-        Scores(
-            examples=int(cast(int, m[weighted_by_key])),
-            loss=float(cast(float, m["loss"])),
-            correct=int(cast(int, m["correct"])),
-            true_positives=int(cast(int, m["true-positives"])),
-            false_positives=int(cast(int, m["false-positives"])),
-            false_negatives=int(cast(int, m["false-negatives"])),
-            auc=None,
-        )
-        for m in metrics
-    ])  # fmt: skip
-    named = scores.as_metrics(binary=True)
-    return MetricRecord(dict(named))
+def sum_scores(metrics: MetricSet, contents: list[RecordDict], _weighted_by_key: str) -> MetricRecord:
+    """The metrics over all that clients hold out, from the sums of their counts."""
+    scores = merge([metrics.read(cast(MetricRecord, content[METRICS])) for content in contents])
+    return MetricRecord(dict(metrics.values(scores)))
 
 
 class _FedAvg(flower.FedAvg):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fedveil.core.examples import Examples
+from fedveil.core.examples import Examples, Task
 from fedveil.core.experiment import LATTICES
 from fedveil.server.summary import READERS, guarantee_lines
 
@@ -101,12 +101,17 @@ def describe(federation: Federation, engine: str) -> str:
     held = f"{len(data.train):,} training and " if isinstance(data.train, Examples) else ""
     return (
         f"data     {data.name}{made_up}: {held}{len(data.test):,} test examples, "
-        f"{len(data.task.classes)} classes; {e.data.partition} over {e.data.clients:,} clients "
+        f"{_labels(data.task)}; {e.data.partition} over {e.data.clients:,} clients "
         f"of {least:,} to {most:,} examples\n"
         f"model    {e.model.name}, {parameters:,} parameters; {e.federation.strategy}, "
         f"{e.federation.cohort:,} clients a round, {count(e.federation.rounds, 'round')}; seed {e.seed}\n"
         f"engine   {e.engine} on {federation.device.type}, {engine}" + protection_line(federation)
     )
+
+
+def _labels(task: Task) -> str:
+    """What is predicted, in words."""
+    return f"next of {task.labels:,} word ids" if task.predicts == "next_token" else f"{task.labels} classes"
 
 
 def protection_line(federation: Federation) -> str:
@@ -152,8 +157,8 @@ def summary_text(result: Result) -> str:
         + (f": {s['stopped']}" if s["stopped"] else "")
     ]
     for part in ("test", "validation"):
-        names = ("accuracy", "loss", "precision", "recall", "f1", "auc")
-        scores = [(name, s.get(f"{part}_{name}")) for name in names]
+        told = [name.removeprefix(f"{part}_") for name in s if name.startswith(f"{part}_")]
+        scores = [(name, s.get(f"{part}_{name}")) for name in dict.fromkeys(["accuracy", *told])]
         words = "  ".join(f"{name} {value:.4f}" for name, value in scores if value is not None)
         if words:
             lines.append(f"{part:<8} {words}")

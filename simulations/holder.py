@@ -11,8 +11,8 @@ from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.experiment import LATTICES, resumable
 from fedveil.core.messages import SEALED
+from fedveil.core.metrics import Scores
 from fedveil.core.record import Record, write_atomically
-from fedveil.models.evaluation import Scores
 from fedveil.models.parameters import get, to_numpy
 from fedveil.privacy.keys import CLIENT, find_client_key, fingerprint, write_keys
 from fedveil.privacy.packing import Layout

@@ -117,7 +117,7 @@ def draw_partition(experiment: Experiment, federated: Federated, path: Path) -> 
     Up to 60 clients: a stacked bar each, in the clients' order. More: shares of the classes as a heat map and
     sizes above it, for up to 1,000 clients evenly taken from all.
     """
-    classes, population = federated.dataset.task.classes, experiment.data.clients
+    classes, population = federated.dataset.task.classes or ("all",), experiment.data.clients
     chosen = evenly(population, MOST_ROWS)
     counts = federated.counts(chosen)  # [clients, classes]
     title = f"{_data(experiment, federated)}, seed {experiment.seed}"

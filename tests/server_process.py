@@ -28,6 +28,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil import Experiment
 from fedveil.core.examples import Examples, Task
+from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream
 from fedveil.core.record import Record
 from fedveil.datasets.dataset import DataSet
@@ -110,7 +111,8 @@ def main(job: dict[str, Any]) -> None:
     network = build(DIGITS, experiment.model, Stream(experiment.seed))
     state = State(to_numpy(get(network)), run=job["run"])
     federated = without_data(experiment, job["sizes"])
-    federation = Federation(experiment, federated, network, make(experiment), state, torch.device("cpu"))
+    strategy = make(experiment, MetricSet.of(DIGITS))
+    federation = Federation(experiment, federated, network, strategy, state, torch.device("cpu"))
     federation.protect(Path(job["keys"]) if job["keys"] else None)
     record = Record.create(experiment, Path(job["out"]))
     (record.folder / "planted").write_bytes(planted)

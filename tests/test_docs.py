@@ -6,6 +6,7 @@ of protections into docs/privacy.md.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -144,6 +145,27 @@ def test_the_example_of_a_users_own_network_trains(tmp_path) -> None:
         [sys.executable, "-m", "fedveil", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
+
+
+def test_the_example_of_a_users_own_metric_is_told(tmp_path) -> None:
+    (code,) = [code for page, code in PYTHON if "# my_metrics.py" in code]
+    (tmp_path / "my_metrics.py").write_text(code)
+    words = [
+        "run",
+        "digits",
+        "--set",
+        'evaluation.metrics=["my_metrics:top3"]',
+        "--set",
+        "federation.rounds=2",
+        "--json",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    answer = subprocess.run(
+        [sys.executable, "-m", "fedveil", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    told = json.loads(answer.stdout)
+    assert told["test_accuracy"] < told["test_top3"] <= 1
 
 
 @pytest.mark.parametrize("protection", ["ckks", "bfv"])

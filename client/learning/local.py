@@ -9,9 +9,10 @@ import torch
 
 from fedveil.client.learning.contribution import Contributions
 from fedveil.client.learning.runtime import ClientRuntime
+from fedveil.core.metrics import Scores
 from fedveil.core.randomness import Stream
 from fedveil.models.correction import Correction
-from fedveil.models.evaluation import Scores, evaluate
+from fedveil.models.evaluation import evaluate
 from fedveil.models.parameters import from_numpy
 from fedveil.models.training import train_clients
 
@@ -40,7 +41,7 @@ def train(runtime: ClientRuntime, contributions: Contributions) -> None:
         runtime.experiment.training,
         instructions.learning_rate,
         [Stream(runtime.experiment.seed, instructions.round, client) for client in clients],
-        classes=len(runtime.federated.dataset.task.classes),
+        classes=runtime.federated.dataset.task.labels,
         correction=None if mu is None else Correction(mu),
         together=runtime.vectorized,
         into=from_numpy(contributions.weights) if on_cpu else None,
@@ -55,4 +56,6 @@ def score(runtime: ClientRuntime, client: int, arrays: Mapping[str, np.ndarray],
     """Evaluate a model on the part that the client holds out, or on the one that it trains on."""
     training, validation = runtime.federated.client(client)
     examples = validation if held_out else training
-    return evaluate(runtime.network, from_numpy(arrays, runtime.device), examples, runtime.experiment.training.loss)
+    kind, parameters = runtime.experiment.training.loss, from_numpy(arrays, runtime.device)
+    statistics = runtime.metrics.statistics if held_out else ()  # of the training part the loss alone is asked for
+    return evaluate(runtime.network, parameters, examples, kind, statistics=statistics)

@@ -11,7 +11,7 @@ from fedveil.client.learning.contribution import Contributions, Sealed
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.core.errors import FedveilError, ProtectionError
 from fedveil.core.messages import ARRAYS, CLIENT, METRICS, WEIGHT, to_sealed
-from fedveil.models.evaluation import Scores
+from fedveil.core.metrics import LOSS_MEAN, Scores
 
 Metrics = dict[str, int | float | list[int] | list[float]]
 log = logging.getLogger("flwr")  # where Flower shows what a node does
@@ -47,11 +47,8 @@ def evaluation_reply(message: Message, client: int, scores: Scores, seconds: flo
     metrics: Metrics = {
         CLIENT: client,
         WEIGHT: scores.examples,
-        "loss": scores.loss,
-        "correct": scores.correct,
-        "true-positives": scores.true_positives,
-        "false-positives": scores.false_positives,
-        "false-negatives": scores.false_negatives,
+        LOSS_MEAN: scores.loss,
+        **scores.sums,
         "seconds": seconds,
     }
     return Message(RecordDict({METRICS: MetricRecord(metrics)}), reply_to=message)

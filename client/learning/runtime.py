@@ -17,6 +17,7 @@ from fedveil.client.learning.states import ClientStates
 from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.experiment import LATTICES, Experiment
+from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import Federated, load
 from fedveil.datasets.local import local, parse_source
@@ -84,6 +85,12 @@ class ClientRuntime:
         if isinstance(how, str):
             raise SettingsError(f"engine = 'batched': {how}; use engine = 'processes' or 'sequential'")
         return how
+
+    @cached_property
+    def metrics(self) -> MetricSet:
+        """What clients tell of an evaluation."""
+        own = self.experiment.evaluation.metrics or ()
+        return MetricSet.of(self.federated.dataset.task, own, f"data.dataset = '{self.experiment.data.dataset}'")
 
     @cached_property
     def layout(self) -> Layout:

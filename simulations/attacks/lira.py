@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fedveil.core.errors import SettingsError
-from fedveil.core.examples import Examples
+from fedveil.core.examples import Examples, join
 from fedveil.core.randomness import Stream
 from fedveil.models import parameters as weights
 from fedveil.models.batched import batched
@@ -77,10 +77,7 @@ def _datasets(observation: Observation, known: Known, saw: np.ndarray, stream: S
     candidates, auxiliary, n = known.candidates, known.auxiliary, observation.examples or 0
     assert candidates is not None
     assert auxiliary is not None
-    pool = Examples(
-        np.concatenate([candidates.features, auxiliary.features]),
-        np.concatenate([candidates.labels, auxiliary.labels]),
-    )
+    pool = join([candidates, auxiliary])
     rng = stream.generator("auxiliary examples of shadows")
     chosen: list[Examples] = []
     for row in saw:

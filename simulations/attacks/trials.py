@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedveil.core.errors import Interrupted, SettingsError
-from fedveil.core.examples import Examples
+from fedveil.core.examples import Examples, check_task, join
 from fedveil.core.experiment import Experiment
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import Federated, load
@@ -97,15 +97,14 @@ class Bench:
         """Load and build; raise SettingsError or DataError where that cannot be done."""
         federated = load(experiment.data, experiment.seed)
         dataset = federated.dataset
+        check_task("an attack", ("classification",), dataset.task, f"data.dataset = '{experiment.data.dataset}'")
         network = build(dataset.task, experiment.model, Stream(experiment.seed))
         return cls(experiment, federated, Known(dataset.task, experiment.model, network, dataset.words, dataset.test))
 
     def trial(self, observation: Observation, clients: tuple[int, ...], attack: Attack) -> Trial:
         """A trial of an attack on an observation of these clients."""
         held = [self.federated.client(client)[0] for client in clients]
-        examples = Examples(
-            np.concatenate([each.features for each in held]), np.concatenate([each.labels for each in held])
-        )
+        examples = join(held)
         if attack.recovers != "members":
             return Trial(observation, self.known, Truth(examples, tuple(len(each) for each in held)))
         known, members = self._candidates(examples, clients[0])
@@ -121,10 +120,7 @@ class Bench:
         others, rest = alike.take(rows[:n]), alike.take(rows[n:])
         members = np.arange(2 * n) < n
         order = stream.generator("candidates").permutation(2 * n)
-        both = Examples(
-            np.concatenate([examples.features[:n], others.features]),
-            np.concatenate([examples.labels[:n], others.labels]),
-        ).take(order)
+        both = join([examples.take(slice(n)), others]).take(order)
         return replace(self.known, candidates=both, auxiliary=rest), members[order]
 
 

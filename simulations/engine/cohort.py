@@ -6,7 +6,6 @@ into chunks by a rule that does not know the workers, and answered by the client
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -169,8 +168,8 @@ class CohortGrid(InProcessGrid):
         if runtime.experiment.engine != "batched":
             return np.split(np.arange(len(clients)), len(clients))
         sizes = runtime.federated.sizes(clients)
-        shape = runtime.federated.dataset.task.shape
-        return cut(sizes, runtime.experiment.training, self._numbers_in_model, math.prod(shape), runtime.device)
+        numbers = runtime.federated.dataset.task.numbers
+        return cut(sizes, runtime.experiment.training, self._numbers_in_model, numbers, runtime.device)
 
     def _evaluate(self, messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
         config = dict(cast(ConfigRecord, messages[0].content[CONFIG]))

@@ -29,7 +29,7 @@ from fedveil.client.learning.local import score
 from fedveil.client.learning.pipeline import compute, steps_of
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.core.errors import DataError, FedveilError, Interrupted, SettingsError, TrainingError
-from fedveil.models.evaluation import Scores
+from fedveil.core.metrics import Scores
 from fedveil.simulations.engine.grid import where
 
 Arrays = dict[str, np.ndarray]

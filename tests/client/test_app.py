@@ -75,7 +75,7 @@ def test_evaluation_counts_on_the_part_the_client_holds_out(network) -> None:
     wanted = evaluate(network, None, held_out, "cross_entropy")
     assert (metrics["num-examples"], metrics["correct"], metrics["loss"]) == (
         len(held_out),
-        wanted.correct,
+        wanted.sums["correct"],
         wanted.loss,
     )
 

@@ -52,6 +52,11 @@ def test_code_that_the_owner_did_not_name_is_never_called(models) -> None:
     assert "model.name = 'my_models:wide' names code" in refusal(Policy(models=models), experiment)
     divided = asked(data__partition="my_data:divide")
     assert "data.partition = 'my_data:divide' names code" in refusal(Policy(models=models), divided)
+    told = {"evaluation__metrics": ["my_metrics:top3"], "data__validation_fraction": 0.2}
+    assert "evaluation.metrics names 'my_metrics:top3', which is code" in refusal(
+        Policy(models=("my_models:wide", "mlp")), asked(**told, evaluation__federated=True)
+    )
+    Policy().check(asked(**told))  # clients that do not evaluate call none
 
 
 @given(least=st.integers(1, 12), run=st.integers(3, 10), protection=st.sampled_from(["ckks", "bfv", "secagg"]))

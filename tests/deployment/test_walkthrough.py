@@ -26,8 +26,10 @@ from typer.testing import CliRunner
 from fedveil.cli import app
 from fedveil.client.app import STAGES, evaluation_reply, training_reply
 from fedveil.client.policy import Policy
+from fedveil.core.examples import Task
 from fedveil.core.messages import METRICS
-from fedveil.models.evaluation import Scores
+from fedveil.core.metrics import MetricSet, Scores
+from fedveil.datasets.local import TASKS
 from fedveil.privacy.keys import load_client
 from fedveil.simulations.engine.grid import InProcessGrid
 
@@ -169,10 +171,11 @@ def test_the_page_names_every_number_that_a_client_replies_with() -> None:
     InProcessGrid(ClientApp(), 1, {})  # messages belong to a run
     message = Message(RecordDict(), dst_node_id=1, message_type="train")
     costs = {"clipped": 0, "seal-seconds": 0.0, "open-seconds": 0.0}
-    scores = Scores(**dict.fromkeys(Scores.__dataclass_fields__, 0))
+    tasks = [TASKS["sms"], Task("text", (8,), (), 50, "next_token")]
+    told = [Scores(1, 0.0, dict.fromkeys(MetricSet.of(task).whole, 0)) for task in tasks]
     replies = [
         training_reply(message, 0, ArrayRecord(), 0.0, 1, 1, 0.0, 0.0, costs),
-        evaluation_reply(message, 0, scores, 0.0),
+        *(evaluation_reply(message, 0, scores, 0.0) for scores in told),
     ]
     names = {name for reply in replies for name in reply.content[METRICS]}
     said = section("What leaves a client's machine")

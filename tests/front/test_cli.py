@@ -83,7 +83,9 @@ def test_show_prints_settings_that_run_again_from_a_file(tmp_path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("kind", ["presets", "datasets", "partitions", "models", "strategies", "protections"])
+@pytest.mark.parametrize(
+    "kind", ["presets", "datasets", "partitions", "metrics", "models", "strategies", "protections"]
+)
 def test_list_names_every_part(kind, tmp_path) -> None:
     from fedveil.cli import TABLES
 
@@ -139,7 +141,10 @@ BAD_SETTINGS = [
     (["run", "--device", "tpu"], "device = 'tpu'"),
     (["run", "--set", "data.clients=5000"], "data.clients = 5,000: more clients than the 1,438 training examples"),
     (["run", "--set", "data.min_examples=999"], "data.min_examples"),
-    (["run", "--set", "model.name=lstm"], "reads text, and the data are images"),
+    (
+        ["run", "--set", "model.name=lstm"],
+        "is for classification of text, and the task of the data is classification of images",
+    ),
     (["run", "--set", "model.normalization=batch"], "Use 'layer'"),
     (["run", "--resume", "nowhere"], "is not the folder of a run"),
     (["run", "--data-dir", "nowhere"], "is not a folder"),

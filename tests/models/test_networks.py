@@ -283,8 +283,16 @@ def test_a_buffer_that_training_leaves_alone_is_accepted(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("task", "model", "said"),
     [
-        (IMAGES, Model(name="lstm"), "'lstm': reads text, and the data are images; take 'mlp'"),
-        (FEATURES, Model(name="bag"), "'bag': reads text, and the data are features"),
+        (
+            IMAGES,
+            Model(name="lstm"),
+            "'lstm': is for classification of text, and the task of the data is classification of images; take 'mlp'",
+        ),
+        (
+            FEATURES,
+            Model(name="bag"),
+            "'bag': is for classification of text, and the task of the data is classification of features",
+        ),
         (TEXT, Model(name="lstm", pooling="sum"), "model.pooling = 'sum'.*'mean' or 'last'"),
         (TEXT, Model(name="bag", pooling="last"), "model.pooling = 'last'.*'mean' or 'sum'"),
         (TEXT, Model(name="mlp", pooling="last"), "model.pooling = 'last'.*'mean' or 'sum'"),

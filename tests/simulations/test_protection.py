@@ -169,7 +169,7 @@ def test_clients_score_a_ciphertext_as_the_opened_model_scores(protection, engin
     last = clients[(clients["round"] == 2) & (clients.stage == "evaluate")]
     assert last.validation_loss.tolist() == [score.loss for score in scores]
     assert last.validation_accuracy.tolist() == [score.accuracy for score in scores]
-    right, of = sum(score.correct for score in scores), sum(score.examples for score in scores)
+    right, of = sum(score.sums["correct"] for score in scores), sum(score.examples for score in scores)
     assert summary(seen)["validation_accuracy"] == right / of
     assert summary(seen)["test_accuracy"] == central.accuracy
 

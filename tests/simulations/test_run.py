@@ -177,7 +177,7 @@ def test_federated_evaluation_adds_up_what_clients_count_on_their_own_part(tmp_p
     weights = {name: value.detach() for name, value in result.model.named_parameters()}
     parts = [federated.client(k)[1] for k in range(6)]
     scores = [evaluate(network, weights, part, "cross_entropy") for part in parts]
-    correct, examples = sum(s.correct for s in scores), sum(s.examples for s in scores)
+    correct, examples = sum(s.sums["correct"] for s in scores), sum(s.examples for s in scores)
     assert result.metrics.validation_accuracy.iloc[-1] == pytest.approx(correct / examples)
     last = result.clients[(result.clients["round"] == 3) & (result.clients.stage == "evaluate")]
     np.testing.assert_allclose(last.validation_accuracy, [s.accuracy for s in scores])
@@ -247,7 +247,10 @@ def test_a_clients_exception_names_the_client(tmp_path, monkeypatch) -> None:
     ("settings", "said"),
     [
         ({"data__clients": 2000}, "more clients than"),
-        ({"model__name": "lstm"}, "reads text, and the data are images"),
+        (
+            {"model__name": "lstm"},
+            "is for classification of text, and the task of the data is classification of images",
+        ),
         ({"training__noise": 0.1, "data__dataset": "spam-demo", "model__name": "bag"}, "training.noise"),
         ({"data__min_examples": 1000}, "data.min_examples"),
     ],
