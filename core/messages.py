@@ -10,6 +10,7 @@ import io
 import os
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any, cast
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
@@ -18,7 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedveil.core.encodings import FLOAT16, FLOAT32, READERS, to_float16, to_int8
 from fedveil.core.errors import ProtectionError
-from fedveil.core.parcels import Part, pack, unpack
+from fedveil.core.parcels import Piece, pack, unpack
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 WEIGHT = "num-examples"  # the key of a client's weight in an average
@@ -163,54 +164,54 @@ def keep_residual(state: RecordDict, client: int, residual: np.ndarray | None) -
 
 
 def to_parcel(content: RecordDict) -> RecordDict:
-    """What a message holds, as one record of bytes or a few: Flower sends every array and record by calls of its own."""
-    parts = []
+    """Write a message as one record of bytes or a few: Flower sends every array and record by calls of its own."""
+    pieces: list[Piece] = []
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
-            pieces = tuple(([key, a.dtype, list(a.shape), a.stype], a.data) for key, a in record.items())
-            parts.append(Part(name, "arrays", pieces))
+            pieces.append(([name, ARRAYS], b""))
+            pieces += [([name, ARRAYS, key, a.dtype, list(a.shape), a.stype], a.data) for key, a in record.items()]
         else:
-            parts.append(
-                Part(name, "metrics" if isinstance(record, MetricRecord) else "config", ((None, record.deflate()),))
-            )
-    data = pack(parts)
-    pieces_of = [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
-    return RecordDict({f"{PARCEL}.{i}": ConfigRecord({BLOB: piece}) for i, piece in enumerate(pieces_of)})
+            pieces.append(([name, METRICS if isinstance(record, MetricRecord) else CONFIG], record.deflate()))
+    data = pack(pieces)
+    cut = [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
+    return RecordDict({f"{PARCEL}.{i}": ConfigRecord({BLOB: piece}) for i, piece in enumerate(cut)})
 
 
 def from_parcel(content: RecordDict) -> RecordDict:
-    """What a message holds that came as a parcel; raise ProtectionError where that cannot be read, whoever made it."""
-    pieces = []
+    """Read a message that came as a parcel; raise ProtectionError where that cannot be done, whoever made it."""
+    cut = []
     for i in range(len(content)):
         record = content.get(f"{PARCEL}.{i}")
         piece = record.get(BLOB) if isinstance(record, ConfigRecord) else None
         if not isinstance(piece, bytes):
             raise ProtectionError("its message is no parcel of FedVeil")
-        pieces.append(piece)
+        cut.append(piece)
     found = RecordDict()
-    for part in unpack(pieces[0] if len(pieces) == 1 else b"".join(pieces)):
+    for description, data in unpack(cut[0] if len(cut) == 1 else b"".join(cut)):
         try:
-            found[part.name] = _from_part(part)
+            _read_piece(found, description, data)
         except Exception as error:  # Flower's readers raise anything over a stranger's bytes
             raise ProtectionError(
-                f"its message's part {_short(part.name)} cannot be read: {_short(str(error))}"
+                f"its message's part {_short(description)} cannot be read: {_short(str(error))}"
             ) from None
     return found
 
 
-def _from_part(part: Part) -> ArrayRecord | MetricRecord | ConfigRecord:
-    if part.kind == "arrays":
-        arrays = ArrayRecord()
-        for (name, dtype, shape, stype), data in part.pieces:
-            if not all(isinstance(text, str) for text in (name, dtype, stype)):
-                raise TypeError("an array without a name or a type")
-            if not all(isinstance(side, int) and 0 <= side < 2**40 for side in shape):
-                raise ValueError("an array without a shape")
-            arrays[name] = Array(dtype=dtype, shape=tuple(shape), stype=stype, data=data)
-        return arrays
-    kinds: dict[str, type[MetricRecord | ConfigRecord]] = {"metrics": MetricRecord, "config": ConfigRecord}
-    ((_, data),) = part.pieces
-    return kinds[part.kind].inflate(data)
+def _read_piece(found: RecordDict, description: Any, data: bytes) -> None:
+    """Put a record, or one more array of a record of arrays, where it belongs."""
+    name, kind, *array = description
+    if kind != ARRAYS:
+        kinds: dict[str, type[MetricRecord | ConfigRecord]] = {METRICS: MetricRecord, CONFIG: ConfigRecord}
+        found[name] = kinds[kind].inflate(data)
+    elif not array:
+        found[name] = ArrayRecord()
+    else:
+        key, dtype, shape, stype = array
+        if not all(isinstance(text, str) for text in (key, dtype, stype)):
+            raise TypeError("an array without a name or a type")
+        if not all(isinstance(side, int) and 0 <= side < 2**40 for side in shape):
+            raise ValueError("an array without a shape")
+        cast(ArrayRecord, found[name])[key] = Array(dtype=dtype, shape=tuple(shape), stype=stype, data=data)
 
 
 def wire_bytes(content: RecordDict) -> int:
