@@ -19,7 +19,6 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
 from fedveil.client.guard import guard
 from fedveil.client.masked import STAGES, answer, seal_cohort
@@ -28,6 +27,7 @@ from fedveil.client.protect import Sealed, Seen
 from fedveil.client.work import Own, Workplace, score, train, workplace
 from fedveil.core.errors import DataError, FedveilError, ProtectionError, SettingsError
 from fedveil.core.experiment import Experiment
+from fedveil.core.flower import ErrorCode
 from fedveil.core.messages import (
     ARRAYS,
     ATTEMPT,

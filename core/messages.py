@@ -1,24 +1,22 @@
 """Flower's records as FedVeil uses them: lazy arrays, names of keys, and what a message weighs on the wire.
 
-Arrays, metrics and settings travel under the keys that Flower's strategies expect. This is the one place
-outside client, server and simulations that knows Flower.
+Arrays, metrics and settings travel under the keys that Flower's strategies expect. Outside client, server and
+simulations, this file and `core/flower.py` alone know Flower.
 """
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
-
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedveil.core.encodings import FLOAT16, FLOAT32, READERS, to_float16, to_int8
 from fedveil.core.errors import ProtectionError
+from fedveil.core.flower import NUMPY, LazyArray, array_record
 from fedveil.core.parcels import Piece, pack, unpack
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
@@ -34,44 +32,11 @@ INBOX = "inbox"  # what a message of secure aggregation brings for its client al
 BLOB, CONFIRMATIONS = "blob", "confirmations"  # bytes of its stages
 SCHEMA, VERSION = "schema", "fedveil"  # in a client's first answer: what its data is, and which FedVeil it runs
 PARCEL, PIECE = "fedveil.parcel", 5_000_000  # bytes of one record; Flower cuts arrays into pieces of that size too
-_NUMPY = "numpy.ndarray"
-
-
-class LazyArray(Array):
-    """A Flower `Array` over a NumPy array, turned into bytes only when somebody reads `data`.
-
-    In one process nobody does: a strategy asks for `.numpy()`, which is the array itself. It must not be
-    written to.
-    """
-
-    def __init__(self, ndarray: np.ndarray) -> None:
-        self.__dict__.update(
-            dtype=_name(ndarray.dtype), shape=ndarray.shape, stype=_NUMPY, _ndarray=ndarray, _data=None
-        )
-
-    @property
-    def data(self) -> bytes:  # type: ignore[override]
-        """The array as `np.save` writes it, which is how Flower sends it."""
-        if self.__dict__["_data"] is None:
-            buffer = io.BytesIO()
-            np.save(buffer, self.__dict__["_ndarray"], allow_pickle=False)
-            self.__dict__["_data"] = buffer.getvalue()
-        return self.__dict__["_data"]  # type: ignore[no-any-return]
-
-    def numpy(self) -> np.ndarray:
-        """The array itself, not a copy."""
-        return self.__dict__["_ndarray"]  # type: ignore[no-any-return]
-
-
-LazyArray.__qualname__ = "Array"  # the name by which a node on another machine finds a class for the bytes
 
 
 def to_arrays(parameters: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Parameters by name as an ArrayRecord, without copying or serialising them."""
-    record = ArrayRecord()
-    # the constructor would serialise each array, and setting items one by one checks each key: a tenth of a round
-    record.__dict__["_data"].update({name: LazyArray(value) for name, value in parameters.items()})
-    return record
+    return array_record({name: LazyArray(value) for name, value in parameters.items()})
 
 
 def from_arrays(record: ArrayRecord) -> dict[str, np.ndarray]:
@@ -126,7 +91,7 @@ def read_update(record: ArrayRecord, given: Mapping[str, np.ndarray], encoding: 
 
 
 def _read_array(name: str, array: Array, given: np.ndarray, encoding: str) -> np.ndarray:
-    kind = _NUMPY if encoding == FLOAT32 else f"fedveil.{encoding}"
+    kind = NUMPY if encoding == FLOAT32 else f"fedveil.{encoding}"
     if (array.stype, array.dtype) != (kind, encoding):
         raise ProtectionError(
             f"its '{name}' is {_short(array.dtype)} written as {_short(array.stype)}, where communication.encoding = "
@@ -229,9 +194,6 @@ def _array_bytes(array: Array) -> int:
     if isinstance(array, LazyArray):
         return _npy_bytes(array.dtype, array.shape)
     return len(array.data)
-
-
-_name = lru_cache(maxsize=64)(str)  # of a dtype; NumPy makes it anew each time
 
 
 @lru_cache(maxsize=4096)

@@ -14,11 +14,11 @@ from typing import Any, cast
 
 import httpx
 from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedveil.core.errors import DeploymentError, Interrupted, ProtectionError
 from fedveil.core.experiment import Experiment
+from fedveil.core.flower import ErrorCode
 from fedveil.core.messages import CLIENT, CONFIG, SCHEMA, WEIGHT, from_parcel, to_parcel
 from fedveil.datasets.local import differences
 from fedveil.server.exchange import count

@@ -19,12 +19,12 @@ from typing import Any, cast
 import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message, MessageType
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from joblib import cpu_count
 
 from fedveil.client.app import app
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError, TrainingError
+from fedveil.core.flower import ErrorCode
 from fedveil.core.messages import CLIENT, CONFIG, RESIDUALS, keep_residual, residual_of
 from fedveil.core.record import Record
 from fedveil.server.federation import Federation, federate
