@@ -15,7 +15,7 @@ from typing import Any
 REST = "rest"  # of the round loop: rows, checks, conversions
 STAGES = {
     "fedveil.server.exchange:exchange": "messages",
-    "fedveil.client.work:train": "train",
+    "fedveil.models.training:train_clients": "train",
     "multiprocessing.connection:wait": "train",  # where worker processes train, the round waits for them
     "fedveil.core.record:Record.append": "record",
     "fedveil.server.checkpoint:save_state": "checkpoint",

@@ -24,7 +24,6 @@ WEIGHT = "num-examples"  # the key of a client's weight in an average
 CLIENT = "client"  # the number of the partition a client holds: its name in records
 ROUND = "server-round"
 SEALED = "sealed"  # the one array of a protected model or update
-RESIDUALS = "fedveil.residuals"  # in a client's state: what int8 has lost of its updates so far
 REFERENCE = "reference-examples"  # n_ref: the announced total of a cohort
 RUN = "run"  # 16 bytes that name the run
 ATTEMPT = "attempt"  # at a round of secure aggregation
@@ -110,22 +109,6 @@ def _short(value: object) -> str:
     """What another party wrote, fit to be shown: on one line, and not of any length."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def residual_of(state: RecordDict, client: int) -> np.ndarray | None:
-    """What int8 has lost of a client's updates so far, float32 [P]; None where it has made none."""
-    record = state.get(RESIDUALS)
-    array = record.get(str(client)) if isinstance(record, ArrayRecord) else None
-    return None if array is None else array.numpy()
-
-
-def keep_residual(state: RecordDict, client: int, residual: np.ndarray | None) -> None:
-    """Remember it for the client's next update, in the state of its node, which may stand for several clients."""
-    if residual is not None:
-        record = state.get(RESIDUALS)
-        kept = record if isinstance(record, ArrayRecord) else ArrayRecord()
-        kept[str(client)] = Array(residual)  # not a lazy one: a node's state may be pickled, and stored
-        state[RESIDUALS] = kept
 
 
 def to_parcel(content: RecordDict) -> RecordDict:

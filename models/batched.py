@@ -7,7 +7,7 @@ that is smaller than the others' is padded with examples of weight zero, and div
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from fedveil.core.randomness import Stream
 from fedveil.models import words
 from fedveil.models.augmentation import augment, augments
 from fedveil.models.batches import is_plain, plan
+from fedveil.models.correction import Correction, spread
 from fedveil.models.functional import Functional
 from fedveil.models.inputs import kept_on, to_tensor
 from fedveil.models.layers import Layer, Step, layers
@@ -113,28 +114,38 @@ def train_together(
     settings: Training,
     learning_rate: float,
     streams: Sequence[Stream],
-    mu: float,
+    correction: Correction,
+    moves: Collection[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Train clients whose `weights` (each [K, ...]) hold the global model; sorted by number of steps, falling.
+    """Train clients whose `weights` (each [K, ...]) hold where they start; sorted by number of steps, falling.
 
+    correction: of every gradient; its tensors are shared or [K, ...]
+    moves: names of the weights that training changes; every one that the network trains without it
     Returns each client's mean loss (float64 [K]) and steps (int64 [K]); `weights` are trained in place.
     """
     device = next(iter(weights.values())).device
     features, labels, own_rows = source(clients)
     inputs, truth = kept_on(features, device), kept_on(labels, device)
     todo = plan(own_rows, settings, streams)
-    trainable = {name: weights[name] for name, p in network.named_parameters() if p.requires_grad}
-    plain = is_plain(settings, mu) and isinstance(how, Chain)
+    trained = {name: weights[name] for name, p in network.named_parameters() if p.requires_grad}
+    trainable = {name: value for name, value in trained.items() if moves is None or name in moves}
+    held = {name: value for name, value in trained.items() if name not in trainable}
+    plain = is_plain(settings, correction) and isinstance(how, Chain)
     # where every word table is trained, and nothing moves a row without a gradient, only the rows in use are computed
-    restricted = not (plain or settings.weight_decay) and words.tables(network).keys() <= trainable.keys()
+    restricted = (
+        not (plain or settings.weight_decay or correction.moves_all)
+        and words.tables(network).keys() <= trainable.keys()
+    )
     tables = words.tables(network) if restricted else {}
     ids: Tensor | None = None
     if tables:
         used, ids = _used_words(features, own_rows, len(next(iter(tables.values()))), device)
         trainable |= {name: torch.take_along_dim(weights[name], used.unsqueeze(-1), 1) for name in tables}
     gradients = trainable if plain else {name: torch.empty_like(w) for name, w in trainable.items()}
-    fixed = {name: weights[name][0] for name in weights.keys() - trainable.keys()}
-    work = _Work(how.anew(network, fixed), settings, learning_rate, mu, trainable, gradients, _Dropper(streams))
+    fixed = {name: weights[name][0] for name in weights.keys() - trained.keys()}
+    work = _Work(
+        how.anew(network, fixed), settings, learning_rate, correction, trainable, gradients, held, _Dropper(streams)
+    )
     pictures = [stream.generator("augmentation") for stream in streams] if augments(settings) else []
 
     rows, sizes = to_tensor(todo.rows, device), to_tensor(todo.sizes, device)  # [S, K, B], [S, K]
@@ -166,21 +177,28 @@ def train_together(
 
 
 class _Work:
-    """The steps of a chunk of clients: forward, loss, backward, update."""
+    """The steps of a chunk of clients: forward, loss, backward, correction, update."""
 
     def __init__(
         self,
         how: Chain | Functional,
         settings: Training,
         learning_rate: float,
-        mu: float,
+        correction: Correction,
         weights: dict[str, Tensor],
         gradients: dict[str, Tensor],
+        held: dict[str, Tensor],
         drop: _Dropper,
     ) -> None:
-        self._how, self._settings, self._mu = how, settings, mu
+        """`held`: weights that the network trains and this training does not; each [K, ...], as `weights` are."""
+        self._how, self._settings, self._correction = how, settings, correction
         self._weights, self._gradients, self._plain = weights, gradients, gradients is weights
-        self._start = {name: w.clone() for name, w in weights.items()} if mu > 0 else {}
+        self._held, self._unread = held, {name: torch.zeros_like(value) for name, value in held.items()}
+        anchor = correction.anchor or {name: value.clone() for name, value in weights.items() if correction.mu > 0}
+        self._anchor = {name: spread(anchor[name], value) for name, value in weights.items() if correction.mu > 0}
+        self._shift = {
+            name: spread(value, weights[name]) for name, value in correction.shift.items() if name in weights
+        }
         self._optimizer = Optimizer(settings, learning_rate)
         self._k = -1
         self.drop, self.kind = drop, next(iter(weights.values())).dtype
@@ -195,7 +213,9 @@ class _Work:
             self._k = k
             self._now = {name: w[:k] for name, w in self._weights.items()}
             self._slopes = self._now if self._plain else {name: g[:k] for name, g in self._gradients.items()}
-            self._how.bind(Step(self._now, self._slopes, 1.0 if self._plain else 0.0, self.drop))
+            all_now = self._now | {name: w[:k] for name, w in self._held.items()}
+            targets = self._slopes | {name: g[:k] for name, g in self._unread.items()}
+            self._how.bind(Step(all_now, targets, 1.0 if self._plain else 0.0, self.drop))
         values = self._how.losses(inputs, labels, factors, self._settings.loss)
         if not self._plain:
             self._adjust()
@@ -205,10 +225,11 @@ class _Work:
         return values
 
     def _adjust(self) -> None:
-        """Add the proximal term's gradient, then clip each client's gradient as a whole."""
-        if self._mu > 0:  # a weight without a gradient is still at its start
-            for name, slope in self._slopes.items():
-                slope.add_(self._now[name] - self._start[name][: self._k], alpha=self._mu)
+        """Add mu (w - anchor) + shift, then clip each client's gradient as a whole."""
+        for name, anchor in self._anchor.items():  # a weight without a gradient stays where it started
+            self._slopes[name].add_(self._now[name] - anchor[: self._k], alpha=self._correction.mu)
+        for name, shift in self._shift.items():
+            self._slopes[name].add_(shift[: self._k])
         if self._settings.max_grad_norm is not None:
             squares = [slope.reshape(len(slope), -1).square().sum(1) for slope in self._slopes.values()]
             norms = torch.stack(squares).sum(0).sqrt()  # [k]

@@ -11,6 +11,7 @@ import torch
 
 from fedveil.core.experiment import Training
 from fedveil.core.randomness import Stream
+from fedveil.models.correction import Correction
 
 
 def batch_size_of(examples: int, settings: Training) -> int:
@@ -62,9 +63,9 @@ def plan(own_rows: Sequence[np.ndarray], settings: Training, streams: Sequence[S
     return Plan(rows, sizes)
 
 
-def is_plain(settings: Training, mu: float) -> bool:
+def is_plain(settings: Training, correction: Correction) -> bool:
     """Whether a step adds the gradient to the weights, times a number, and does nothing else."""
-    extras = settings.momentum or settings.weight_decay or settings.max_grad_norm or mu
+    extras = settings.momentum or settings.weight_decay or settings.max_grad_norm or correction.mu or correction.shift
     return settings.optimizer == "sgd" and not extras
 
 
@@ -78,7 +79,7 @@ def cut(sizes: np.ndarray, settings: Training, weights: int, example: int, devic
     steps = np.array([steps_of(int(n), settings) for n in sizes])
     widths = np.array([batch_size_of(int(n), settings) for n in sizes])
     order = np.lexsort((np.arange(len(sizes)), -widths, -steps))
-    copies = 2 if is_plain(settings, 0.0) else 5  # weights; gradients, two moments, and a copy of the start
+    copies = 2 if is_plain(settings, Correction()) else 5  # weights; gradients, two moments, and a copy of the start
     each = 4 * (copies * weights + int(widths.max()) * example)  # bytes of a client
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory // 4

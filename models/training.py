@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any
@@ -20,6 +20,7 @@ from fedveil.models import words
 from fedveil.models.augmentation import augment, augments
 from fedveil.models.batched import Chain, train_together
 from fedveil.models.batches import batch_size_of, orders, steps_of
+from fedveil.models.correction import Correction, pick, spread
 from fedveil.models.functional import Functional
 from fedveil.models.inputs import device_of, to_tensor
 from fedveil.models.losses import loss
@@ -60,18 +61,20 @@ def train_clients(
     streams: Sequence[Stream],
     *,
     classes: int,
-    proximal_mu: float | None = None,
+    correction: Correction | None = None,
+    moves: Collection[str] | None = None,
     together: Chain | Functional | None = None,
     into: dict[str, Tensor] | None = None,
 ) -> Trained:
-    """Train each client from the same `parameters` on its own examples (McMahan et al. 2017, algorithm 1, ClientUpdate).
+    """Train each client on its own examples (McMahan et al. 2017, algorithm 1, ClientUpdate), with four knobs.
 
     network: where to compute; its own weights and mode are put back afterwards
-    parameters: the global weights, on the network's device; they are not changed
+    parameters: where clients start, on the network's device, each [...] for all or [K, ...]; they are not changed
     streams: one for each client: batch order, dropout and augmentation come from it
     classes: how many there are; labels must lie below
-    proximal_mu: mu of the term mu/2 |w - w_global|^2 added to the loss (Li et al. 2020, equation 2), in place of
-        `settings.proximal_mu`
+    correction: what is added to every gradient, mu (w - anchor) + shift; without it the pull to the start that
+        `settings.proximal_mu` asks for (Li et al. 2020, equation 2)
+    moves: names of the weights that training changes; every one that the network trains without it
     together: computes all clients at once (see `batched.batched`); one after another without it
     into: where to put the clients' weights, each [K, ...]; new memory without it
 
@@ -80,24 +83,27 @@ def train_clients(
     Raises DataError for a client without examples or with unknown labels, or `parameters` of another network; TrainingError
     where a GPU has no room for a single client.
     """
-    weights.check_fit(network, parameters)
-    mu = settings.proximal_mu if proximal_mu is None else proximal_mu
+    correction = Correction(settings.proximal_mu) if correction is None else correction
+    like = dict(network.named_parameters())
+    weights.check_fit(network, {name: _of_one(tensor, like.get(name)) for name, tensor in parameters.items()})
     for client, stream in zip(clients, streams, strict=True):
         _check_client(client, stream, classes)
-    results = into or {name: tensor.new_empty(len(clients), *tensor.shape) for name, tensor in parameters.items()}
+    results = into or {name: tensor.new_empty(len(clients), *like[name].shape) for name, tensor in parameters.items()}
     losses, steps = np.zeros(len(clients)), np.zeros(len(clients), dtype=np.int64)
     with weights.kept(network):
         network.train()
         if together is not None:
             losses, steps = _together(
-                together, network, parameters, results, clients, settings, learning_rate, streams, mu
+                together, network, parameters, results, clients, settings, learning_rate, streams, correction, moves
             )
         else:
             for name, tensor in parameters.items():
                 results[name].copy_(tensor)
             for k, (client, stream) in enumerate(zip(clients, streams, strict=True)):
                 own = {name: tensor[k] for name, tensor in results.items()}
-                losses[k], steps[k] = _train(network, own, client, settings, learning_rate, stream, mu)
+                losses[k], steps[k] = _train(
+                    network, own, client, settings, learning_rate, stream, correction.of([k], own), moves
+                )
     return Trained(results, losses, np.array([len(client) for client in clients], dtype=np.int64), steps)
 
 
@@ -110,7 +116,8 @@ def _together(
     settings: Training,
     learning_rate: float,
     streams: Sequence[Stream],
-    mu: float,
+    correction: Correction,
+    moves: Collection[str] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sort clients by their steps and train them at once, or in halves where a GPU has no room for all."""
     sizes = [len(client) for client in clients]
@@ -125,10 +132,11 @@ def _together(
             if part == everybody
             else {name: t.new_empty(len(part), *t.shape[1:]) for name, t in results.items()}
         )
-        for name, tensor in parameters.items():
+        like = {name: tensor[0] for name, tensor in own.items()}
+        for name, tensor in pick(parameters, part, like).items():
             own[name].copy_(tensor)
-        some, draws = [clients[k] for k in part], [streams[k] for k in part]
-        done = _where_it_fits(how, network, own, some, settings, learning_rate, draws, mu)
+        some, draws, beside = [clients[k] for k in part], [streams[k] for k in part], correction.of(part, like)
+        done = _where_it_fits(how, network, own, some, settings, learning_rate, draws, beside, moves)
         if done is None:
             if len(part) == 1:
                 raise TrainingError(
@@ -155,6 +163,11 @@ def _where_it_fits(*arguments: Any) -> tuple[np.ndarray, np.ndarray] | None:
         return None
 
 
+def _of_one(tensor: Tensor, weight: Tensor | None) -> Tensor:
+    """One client's part of a tensor that is everybody's or [K, ...]."""
+    return tensor[0] if weight is not None and tensor.dim() == weight.dim() + 1 else tensor
+
+
 def _check_client(client: Examples, stream: Stream, classes: int) -> None:
     if len(client) == 0:
         raise DataError(
@@ -175,14 +188,21 @@ def _train(
     settings: Training,
     learning_rate: float,
     stream: Stream,
-    mu: float,
+    correction: Correction,
+    moves: Collection[str] | None,
 ) -> tuple[float, int]:
-    """Train one client; `own` holds the global weights and receives the client's. Return its mean loss and steps."""
+    """Train one client; `own` holds where it starts and receives its weights. Return its mean loss and steps."""
     device = device_of(network)
-    features, rows = _place_start(network, own, client.features, settings)
+    features, rows = _place_start(network, own, client.features, settings, correction, moves)
     inputs, labels = to_tensor(features, device), to_tensor(client.labels, device)
-    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    start = [parameter.detach().clone() for parameter in trainable] if mu > 0 else []
+    named = {
+        name: parameter
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad and (moves is None or name in moves)
+    }
+    trainable = list(named.values())
+    anchor = _anchor(named, correction)
+    shift = {name: spread(value, own[name].unsqueeze(0))[0] for name, value in correction.shift.items()}
     optimizer = Optimizer(settings, learning_rate)
     augmentation = stream.generator("augmentation") if augments(settings) else None
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -192,12 +212,11 @@ def _train(
             chosen = inputs.index_select(0, batch)
             if augmentation is not None:
                 chosen = augment(chosen, settings, augmentation)
-            for parameter in trainable:
+            for parameter in network.parameters():
                 parameter.grad = None
             value = loss(network(chosen), labels.index_select(0, batch), settings.loss)
             value.backward()  # type: ignore[no-untyped-call]
-            if mu > 0:
-                _add_proximal(trainable, start, mu)
+            _correct(named, correction.mu, anchor, shift)
             if settings.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(trainable, settings.max_grad_norm)
             optimizer.step([p.data for p in trainable], [p.grad for p in trainable])
@@ -209,16 +228,23 @@ def _train(
 
 
 def _place_start(
-    network: nn.Module, own: dict[str, Tensor], features: np.ndarray, settings: Training
+    network: nn.Module,
+    own: dict[str, Tensor],
+    features: np.ndarray,
+    settings: Training,
+    correction: Correction,
+    moves: Collection[str] | None,
 ) -> tuple[np.ndarray, dict[str, Tensor | EllipsisType]]:
     """Give the network its own copy of the weights `own`; of word tables, only the rows that `features` use.
 
     A copy, as where weights lie in memory can change last bits, and a row of K clients' weights lies anywhere.
     The other rows have no gradient, and without weight decay no optimiser moves them: neither momentum nor Adam, which
-    start from zero, nor a proximal term, which is zero at the start. Returns the features, as indices into the rows
+    start from zero, nor a pull to the start, which is zero there. Returns the features, as indices into the rows
     kept, and for each weight the rows of `own` it covers.
     """
-    tables = words.tables(network) if settings.weight_decay == 0 else {}
+    tables = words.tables(network) if settings.weight_decay == 0 and not correction.moves_all else {}
+    if moves is not None and not tables.keys() <= set(moves):
+        tables = {}
     rows: dict[str, Tensor | EllipsisType] = dict.fromkeys(own, ...)
     if tables:
         vocabulary_size = next(len(own[name]) for name in tables)
@@ -237,8 +263,23 @@ def _batches(n: int, settings: Training, stream: Stream, device: torch.device) -
         yield from batches
 
 
-def _add_proximal(trainable: list[nn.Parameter], start: list[Tensor], mu: float) -> None:
-    """Add the gradient of mu/2 |w - w_global|^2 to the loss's."""
-    for parameter, origin in zip(trainable, start, strict=True):
-        if parameter.grad is not None:  # a weight the loss does not depend on stays at its origin
-            parameter.grad.add_(parameter.detach() - origin, alpha=mu)
+def _anchor(named: Mapping[str, nn.Parameter], correction: Correction) -> dict[str, Tensor]:
+    """Where each weight is pulled to; none where nothing pulls."""
+    if correction.mu == 0:
+        return {}
+    if correction.anchor is None:
+        return {name: parameter.detach().clone() for name, parameter in named.items()}
+    return {name: spread(correction.anchor[name], p.detach().unsqueeze(0))[0] for name, p in named.items()}
+
+
+def _correct(
+    named: Mapping[str, nn.Parameter], mu: float, anchor: Mapping[str, Tensor], shift: Mapping[str, Tensor]
+) -> None:
+    """Add mu (w - anchor) + shift to each gradient; a weight that the loss does not depend on stays where it started."""
+    for name, parameter in named.items():
+        if parameter.grad is None:
+            continue
+        if name in anchor:
+            parameter.grad.add_(parameter.detach() - anchor[name], alpha=mu)
+        if name in shift:
+            parameter.grad.add_(shift[name])

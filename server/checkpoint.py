@@ -1,7 +1,7 @@
 """What a run needs to go on: one file, replaced whole after every round.
 
 The file is safetensors: the model, the best model, the arrays a strategy keeps between rounds (momenta, second
-moments), what int8 has lost of each client's updates, and the newest rows of the tables, with a JSON description and a
+moments), where the store of clients' states has each, and the newest rows of the tables, with a JSON description and a
 CRC-32 of it all. Random streams need no saving: they are addressed by round (`core/randomness.py`).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from zlib import crc32
 
 import numpy as np
@@ -25,16 +25,23 @@ from fedveil.core.messages import SEALED, from_arrays, to_arrays
 from fedveil.core.record import TABLES, Record, Table, newest, write_in_turn
 
 FILE = "checkpoint/state.safetensors"
-FORMAT = 2
+FORMAT = 3
 MODEL, BEST = "model.safetensors", "best.safetensors"
 SEALED_MODEL, SEALED_BEST = "model.sealed", "best.sealed"  # of ciphertexts
-STORED_APART = ("parameters", "best_parameters", "pending", "train_losses", "residuals", "asked")  # as arrays
+STORED_APART = ("parameters", "best_parameters", "pending", "train_losses", "asked", "clients", "client_index")
 Parameters = dict[str, np.ndarray]
 # NumPy's names of the kinds of numbers a strategy may keep, and safetensors'
 KINDS = {
     "|b1": "BOOL", "|u1": "U8", "|i1": "I8", "<u2": "U16", "<i2": "I16", "<u4": "U32", "<i4": "I32", "<u8": "U64",
     "<i8": "I64", "<f2": "F16", "<f4": "F32", "<f8": "F64",
 }  # fmt: skip
+
+
+class ClientStore(Protocol):
+    """What clients of a simulation keep, on the disk beside the checkpoint."""
+
+    def commit(self) -> dict[str, np.ndarray]:
+        """Bring it to the disk, and return what finds it again."""
 
 
 @dataclass
@@ -52,7 +59,8 @@ class State:
     run: 16 bytes that name a protected run, in hexadecimal digits
     costs: of the protection so far: seal_seconds, open_seconds, clipped, largest_error, error_bound
     pending, pending_rows: a protected model that was made and is not evaluated yet, and the account of its round
-    residuals: of a simulation in int8, what each client will add to its next update, float32 [P]; engines keep it up to date
+    clients: of a simulation, the store of what its clients keep between rounds
+    client_index: where the store of an earlier process has it, as the checkpoint had it
     asked: of a run with noise, how often each client was asked for an update
     fewest, population, drawn: of a run with noise, the clients in the smallest sum, the fewest that a round's were drawn from,
         and the most that were drawn; 0 before the first round
@@ -74,7 +82,8 @@ class State:
     costs: dict[str, float] = field(default_factory=dict)
     pending: Parameters = field(default_factory=dict)
     pending_rows: dict[str, Any] = field(default_factory=dict)
-    residuals: dict[int, np.ndarray] = field(default_factory=dict)
+    clients: ClientStore | None = None
+    client_index: Parameters = field(default_factory=dict)
     asked: dict[int, int] = field(default_factory=dict)
     fewest: int = 0
     population: int = 0
@@ -89,7 +98,8 @@ def save_state(record: Record, experiment: Experiment, state: State, strategy: S
     arrays = {f"model/{k}": v for k, v in state.parameters.items()}
     arrays |= {f"best/{k}": v for k, v in state.best_parameters.items()}
     arrays |= {f"pending/{k}": v for k, v in state.pending.items()}
-    arrays |= {f"residuals/{client}": state.residuals[client] for client in sorted(state.residuals)}
+    if state.clients is not None:
+        arrays |= {f"clients/{name}": value for name, value in state.clients.commit().items()}
     arrays["train_losses"] = np.array(state.train_losses, np.float64)
     if state.asked:
         arrays["asked"] = np.array(sorted(state.asked.items()), np.int64)
@@ -269,7 +279,7 @@ def load_state(record: Record) -> tuple[State, dict[str, Any]]:
         best_parameters={k: arrays[f"best/{k}"] for k in order if f"best/{k}" in arrays},
         pending={k.removeprefix("pending/"): v for k, v in arrays.items() if k.startswith("pending/")},
         train_losses=arrays["train_losses"].tolist(),
-        residuals={int(k.removeprefix("residuals/")): v for k, v in arrays.items() if k.startswith("residuals/")},
+        client_index={k.removeprefix("clients/"): v for k, v in arrays.items() if k.startswith("clients/")},
         asked=dict(arrays["asked"].tolist()) if "asked" in arrays else {},
         **description,
     )

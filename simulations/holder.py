@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from shutil import rmtree
 
-from fedveil.client.protect import LatticeSide, Witness
+from fedveil.client.learning.homomorphic import HomomorphicClient
+from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.experiment import LATTICES, resumable
 from fedveil.core.messages import SEALED
@@ -28,7 +29,7 @@ class Holder:
     """Reads protected models of a run with the clients' key, as they do; models in the clear it takes as they are."""
 
     def __init__(
-        self, federation: Federation, record: Record, side: LatticeSide | None, witness: Witness | None
+        self, federation: Federation, record: Record, side: HomomorphicClient | None, witness: Witness | None
     ) -> None:
         """`witness`: what the clients of this process make, in the clear; None where they work elsewhere."""
         self._federation, self._record, self._side, self._witness = federation, record, side, witness
@@ -119,7 +120,7 @@ def open_record(folder: Path, keys: Path, out: Path | None) -> Path:
             f"{keys}: holds no {CLIENT}; only a client's folder of keys that was made for this run opens its model"
         ) from None
     federation = prepare(experiment, record)
-    side = LatticeSide(experiment, Layout.of(to_numpy(get(federation.network))), key)
+    side = HomomorphicClient(experiment, Layout.of(to_numpy(get(federation.network))), key)
     holder = Holder(federation, record, side, None)
     path = out or record.path(MODEL)
     write_atomically(path, model_file(holder.open(state.parameters)))

@@ -17,9 +17,8 @@ import numpy as np
 from safetensors.numpy import load_file
 from torch import nn
 
-from fedveil.client.app import app
-from fedveil.client.protect import Witness
-from fedveil.client.work import forget, witnessed, workplace
+from fedveil.client.learning.runtime import client_runtime
+from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
 from fedveil.core.experiment import Experiment, known_keys, resumable
 from fedveil.core.record import Record, alone
@@ -32,13 +31,15 @@ from fedveil.server.summary import summary
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.choice import choose, count_workers
 from fedveil.simulations.engine.cohort import CohortGrid
-from fedveil.simulations.engine.grid import InProcessGrid
 from fedveil.simulations.engine.ray import run_on_ray
+from fedveil.simulations.engine.states import DiskStates
 from fedveil.simulations.engine.workers import Workers
 from fedveil.simulations.holder import Holder, make_keys_once
 
 if TYPE_CHECKING:
     import pandas as pd
+
+CLIENTS = "checkpoint/clients"  # in a record: what clients keep between rounds
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,6 @@ def _run(
 
     from fedveil.simulations.plots import draw
 
-    forget()
     goes_on = earlier is not None and begun(earlier)
     with quiet_flower():
         federation = prepare(experiment, earlier if goes_on else None)
@@ -141,8 +141,6 @@ def _run(
             f"  rounds up to {_rounds_kept(record)} are kept in {record.folder}\n"
             f"  {'make room, and ' if full else ''}go on with: fedveil run --resume {record.folder}"
         ) from error
-    finally:
-        forget()
 
     load(federation.network, from_numpy(load_file(record.path(MODEL))))
     metrics = pd.read_csv(record.path("metrics.csv"))
@@ -161,10 +159,12 @@ def _compute(
     """Run the rounds that are left on the experiment's engine; `keys`: the folder of the run's keys, where it has any."""
     experiment = federation.experiment
     settings = experiment.toml()
-    place = workplace(settings, keys)
     here = federation.side is not None and experiment.engine != "ray"
     witness = Witness() if here else None
-    holder = Holder(federation, record, place.lattice(0), witness)
+    states = DiskStates(record.path(CLIENTS), federation.state.client_index)
+    federation.state.clients = states
+    runtime = client_runtime(settings, keys, states=states, witness=witness)
+    holder = Holder(federation, record, runtime.homomorphic(0), witness)
     if federation.side is not None:
         holder.describe()
         holder.put_back(federation.state)
@@ -176,29 +176,17 @@ def _compute(
     hooks = Hooks(watch, holder.evaluate, show.warn, holder.inspect if here else None)
     if experiment.engine == "ray":
         with show.live(federation, record, f"Flower's simulation runtime, which takes several seconds to start: {why}"):
-            asked = experiment.workers
-            run_on_ray(federation, record, hooks, asked, keys, stop=stop, client_done=show.client_done)
-        return
-    if experiment.engine == "sequential":
-        with show.live(federation, record, f"one client after another: {why}"):
-            config = {"experiment": settings, "keys": keys}
-            kept = federation.state.residuals
-            grid = InProcessGrid(
-                app, experiment.data.clients, config, stop=stop, watch=show.client_done, residuals=kept
-            )
-            with witnessed(place, witness):
-                federate(federation, grid, record, hooks)
+            run_on_ray(federation, record, hooks, runtime, stop=stop, client_done=show.client_done)
         return
     cohort = experiment.federation.cohort
     number = min(count_workers(experiment, federation.device.type), cohort)
     parameters = to_numpy(get(federation.network))
-    with closing(Workers(place, parameters, cohort, number, stop)) as workers:
+    with closing(Workers(runtime, parameters, cohort, number, stop)) as workers:
         words = "1 process" if number == 1 else f"{number} processes"
+        words = "one client after another" if experiment.engine == "sequential" else words
         with show.live(federation, record, f"{words}: {why}"):
-            config = {"experiment": settings, "keys": keys}
-            kept = federation.state.residuals
-            cohorts = CohortGrid(place, workers, config, watch=show.client_done, witness=witness, residuals=kept)
-            federate(federation, cohorts, record, hooks)
+            grid = CohortGrid(runtime, workers, {"experiment": settings, "keys": keys}, watch=show.client_done)
+            federate(federation, grid, record, hooks)
 
 
 def _resumed(experiment: Experiment, folder: Path) -> Experiment:

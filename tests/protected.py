@@ -18,7 +18,7 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from safetensors.numpy import load_file
 
 from fedveil import Experiment, Result, run
-from fedveil.client.protect import Witness
+from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import FedveilError
 from fedveil.core.messages import ARRAYS, ATTEMPT, CONFIG, METRICS, ROUND, SEALED, to_sealed
 from fedveil.datasets.federated import load
@@ -26,7 +26,6 @@ from fedveil.privacy.packing import Grid
 from fedveil.privacy.plan import make_plan
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.cohort import CohortGrid
-from fedveil.simulations.engine.grid import InProcessGrid
 
 SMALL = {
     "data.clients": 5,
@@ -127,7 +126,6 @@ def observe(
         patch.setattr(Witness, "saw", remember)
         patch.setattr("fedveil.simulations.plots.draw", lambda federation, record: [])
         patch.setattr("fedveil.core.record._commit", lambda: None)
-        patch.setattr("fedveil.simulations.run.InProcessGrid", _meddling(InProcessGrid, seen))
         patch.setattr("fedveil.simulations.run.CohortGrid", _meddling(CohortGrid, seen))
         where = {"resume": folder} if folder.exists() else {"out": folder}
         try:
@@ -137,7 +135,7 @@ def observe(
     return seen
 
 
-def _meddling(kind: type[InProcessGrid], seen: Observed) -> type[InProcessGrid]:
+def _meddling(kind: type[CohortGrid], seen: Observed) -> type[CohortGrid]:
     """A grid on which messages travel as Flower's bytes, and anybody may have his hands on them."""
 
     class Meddling(kind):  # type: ignore[misc, valid-type]

@@ -26,7 +26,9 @@ from searching import Found, Search, can_read_memory, files, memory
 
 from fedveil import Experiment
 from fedveil.client.app import app
-from fedveil.client.work import forget, train, workplace
+from fedveil.client.learning import pipeline
+from fedveil.client.learning.contribution import Contributions
+from fedveil.client.learning.runtime import ClientRuntime, client_runtime
 from fedveil.core.experiment import LATTICES
 from fedveil.core.messages import CONFIG, ROUND
 from fedveil.models.parameters import get, to_numpy
@@ -83,10 +85,9 @@ class Clients:
     maskers: dict[tuple[int, int], dict[str, bytes]] = field(default_factory=dict)  # secrets by client and round
 
     def __post_init__(self) -> None:
-        forget()
-        place = workplace(self.experiment.toml(), str(self.keys or ""))
-        initial = to_numpy(get(place.network))
-        self.sizes = [int(size) for size in place.federated.sizes(np.arange(CLIENTS))]
+        runtime = client_runtime(self.experiment.toml(), str(self.keys or ""))
+        initial = to_numpy(get(runtime.network))
+        self.sizes = [int(size) for size in runtime.federated.sizes(np.arange(CLIENTS))]
         self.initial, self.layout = flatten(initial), Layout.of(initial)
         config = {"experiment": self.experiment.toml(), "keys": str(self.keys or "")}
         self._contexts = {
@@ -97,12 +98,13 @@ class Clients:
     def watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Remember what the clients make, on its way through them."""
 
-        def remember(place: Any, clients: Any, number: int, given: Any, *rest: Any) -> Any:
-            trained = train(place, clients, number, given, *rest)
-            weights = {name: value[0].cpu().numpy() for name, value in trained.parameters.items()}
-            update = Update(clients[0], number, flatten(weights), flatten(given), int(trained.examples[0]))
+        def remember(_: ClientRuntime, made: Contributions) -> None:
+            weights, number = flatten(made.of(0)), made.instructions.round
+            update = Update(made.clients[0], number, weights, flatten(made.given), int(made.counts()[0]))
             self.updates.append(update)
-            return trained
+
+        after = next(i for i, step in enumerate(pipeline.STEPS) if step.name == "train") + 1
+        steps = [*pipeline.STEPS[:after], pipeline.Step("remember", remember), *pipeline.STEPS[after:]]
 
         begin = Masker.begin
 
@@ -112,7 +114,7 @@ class Clients:
             self.maskers[client, session.round] = own | {"session": session.digest}
             return masker
 
-        monkeypatch.setattr("fedveil.client.app.train", remember)
+        monkeypatch.setattr(pipeline, "STEPS", steps)
         monkeypatch.setattr(Masker, "begin", begun)
 
     def reply(self, message: Message) -> Message:
@@ -306,4 +308,3 @@ def serving(
         process.kill()
         process.wait()
         ours.close()
-        forget()

@@ -26,6 +26,7 @@ from torch.optim.adam import adam
 from fedveil.core.randomness import Stream
 from fedveil.models import parameters as weights
 from fedveil.models.batches import batch_size_of, is_plain, steps_of
+from fedveil.models.correction import Correction
 from fedveil.models.inputs import device_of
 from fedveil.simulations.attacks.attack import Attack
 from fedveil.simulations.attacks.labels import read
@@ -266,7 +267,7 @@ def warn(observation: Observation, known: Known) -> str | None:
     steps = steps_of(n, training) if _is_delta(observation) else 1
     if steps > REPLAYED:
         return f"{steps} local steps are too many to replay, and are taken for one: a blur at best"
-    if steps > 1 and not is_plain(training, training.proximal_mu):
+    if steps > 1 and not is_plain(training, Correction(training.proximal_mu)):
         return "momentum, weight decay, clipping and a proximal term are left out where local steps are replayed"
     if steps > 1 and batch_size_of(n, training) < n:
         return "in which order a client saw its images is not known, and the replayed steps take one of many"

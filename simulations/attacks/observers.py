@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedveil.client.protect import LatticeSide
+from fedveil.client.learning.homomorphic import HomomorphicClient
 from fedveil.core.errors import SettingsError, nearest
 from fedveil.core.experiment import LATTICES, PROTECTED, Experiment, Training
 from fedveil.core.messages import SEALED, WEIGHT
@@ -181,7 +181,7 @@ def _opener(folder: Path, experiment: Experiment) -> Open:
     state, _ = load_state(record)
     with quiet_flower():
         network = prepare(experiment, record).network
-        side = LatticeSide(experiment, Layout.of(to_numpy(get(network))), find_client_key(record.path("keys"), 0))
+        side = HomomorphicClient(experiment, Layout.of(to_numpy(get(network))), find_client_key(record.path("keys"), 0))
 
     def opened(parameters: Parameters) -> Parameters | None:
         if SEALED not in parameters:

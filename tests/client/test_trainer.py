@@ -49,14 +49,17 @@ def test_training_here_is_training_in_a_simulation() -> None:
     assert outcome.error == (0, "")
     content = from_parcel(outcome.content)  # type: ignore[arg-type]
     assert content["metrics"]["client"] == 1
-    from fedveil.client.work import train, workplace
+    from fedveil.client.learning.contribution import Contributions, Instructions
+    from fedveil.client.learning.local import train
+    from fedveil.client.learning.runtime import client_runtime
 
-    place = workplace(SETTINGS.toml())
-    given = to_numpy(get(build(place.federated.dataset.task, SETTINGS.model, Stream(0))))
+    runtime = client_runtime(SETTINGS.toml())
+    given = to_numpy(get(build(runtime.federated.dataset.task, SETTINGS.model, Stream(0))))
+    expected = Contributions([1], Instructions.read(RATE, SETTINGS), given)
     with one_thread():  # as clients compute
-        expected = train(place, [1], 1, given, 0.1, None)
+        train(runtime, expected)
     for name, array in content["arrays"].items():
-        assert np.array_equal(array.numpy(), expected.parameters[name][0].numpy())
+        assert np.array_equal(array.numpy(), expected.of(0)[name])
 
 
 def test_hello_says_what_the_client_brings_and_nothing_of_its_data() -> None:

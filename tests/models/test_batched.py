@@ -20,6 +20,7 @@ from fedveil.models import parameters as weights
 from fedveil.models import training as training_module
 from fedveil.models.batched import Chain, batched
 from fedveil.models.batches import cut, plan, steps_of
+from fedveil.models.correction import Correction
 from fedveil.models.functional import Functional
 from fedveil.models.layers import layers
 from fedveil.models.networks import build, example
@@ -59,8 +60,9 @@ def both(
     assert not isinstance(how, str), how
     arguments = (network, start, clients, training, training.learning_rate, streams)
     classes = len(task.classes)
-    plain = train_clients(*arguments, classes=classes, proximal_mu=mu)
-    return plain, train_clients(*arguments, classes=classes, proximal_mu=mu, together=how), start
+    pull = None if mu is None else Correction(mu)
+    plain = train_clients(*arguments, classes=classes, correction=pull)
+    return plain, train_clients(*arguments, classes=classes, correction=pull, together=how), start
 
 
 def assert_same(plain: Trained, together: Trained, tolerance: float) -> None:

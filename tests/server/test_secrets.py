@@ -38,7 +38,7 @@ from watched import (
 )
 
 from fedveil import run
-from fedveil.client.work import forget, workplace
+from fedveil.client.learning.runtime import client_runtime
 from fedveil.core.errors import FedveilError
 from fedveil.privacy import seal, streams
 from fedveil.privacy.identity import Registry, Signer, load_signer
@@ -160,11 +160,11 @@ def test_what_holds_a_secret_does_not_show_it(keys) -> None:
     signer, registry = load_identity(mine, 0)
     assert signer is not None
     assert registry is not None
-    place, masker = workplace(protected.toml(), str(keys)), begun(0, signer, registry)
+    runtime, masker = client_runtime(protected.toml(), str(keys)), begun(0, signer, registry)
     compact, public = Encryptor(key, plan), Encryptor(key, plan, compact=False)
-    side = place.lattice(0)
+    side = runtime.homomorphic(0)
     holders = [
-        key, compact, compact._cipher, public, public._cipher, side, place, signer, masker, place.masked,
+        key, compact, compact._cipher, public, public._cipher, side, runtime, signer, masker, runtime.secagg,
         load_server(keys / "server" / SERVER_FILE), Holder(None, None, side, None), Revealed(),
     ]  # fmt: skip
     search = showing(
@@ -176,7 +176,6 @@ def test_what_holds_a_secret_does_not_show_it(keys) -> None:
     for raw in (key.secret[1000:1040], masker._seed):
         for text in (repr(raw), raw.hex(), str(list(raw)), base64.b64encode(raw).decode()):
             assert found_in(search, f"{{'key': {text}}}")
-    forget()
 
 
 def test_a_refusal_shows_no_secret(keys, tmp_path) -> None:

@@ -18,7 +18,9 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
-from fedveil.client.work import workplace
+from fedveil.client.learning.contribution import Contributions, Instructions
+from fedveil.client.learning.pipeline import steps_of
+from fedveil.client.learning.runtime import client_runtime
 from fedveil.core.errors import DataError, Interrupted, SettingsError, TrainingError
 from fedveil.core.experiment import Experiment
 from fedveil.core.messages import from_arrays, to_arrays
@@ -174,13 +176,16 @@ def test_a_client_whose_code_fails_is_named_in_any_process(engine, workers, monk
 @pytest.fixture
 def place():
     settings = small(engine="batched").toml()
-    found = workplace(settings)
-    assert found.together is not None
+    found = client_runtime(settings)
+    assert found.vectorized is not None
+    assert steps_of(found)[1].name == "train"
     return found
 
 
 def jobs(rate: float = 0.1) -> list[Job]:
-    return [Job([0, 1, 2], 1, 0, rate), Job([3, 4], 1, 3, rate), Job([5], 1, 5, rate)]
+    instructions = Instructions(1, rate, None, False, b"", 0, {})
+    chunks = {0: [0, 1, 2], 3: [3, 4], 5: [5]}
+    return [Job(Contributions(clients, instructions, {}), first, (0, 2)) for first, clients in chunks.items()]
 
 
 @pytest.mark.parametrize("number", [1, 3])
@@ -211,7 +216,7 @@ def test_a_larger_cohort_than_was_foreseen_gets_its_memory(place) -> None:
     workers = Workers(place, like, 2, 2, lambda: False)
     try:
         workers.make_room(6)
-        assert sum(len(job.clients) for job, _ in workers.run(like, jobs())) == 6
+        assert sum(len(job.contributions.clients) for job, _ in workers.run(like, jobs())) == 6
         assert len(next(iter(workers.results.values()))) == 6
     finally:
         workers.close()

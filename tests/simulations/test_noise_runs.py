@@ -122,7 +122,9 @@ def test_clients_weigh_alike_whatever_they_hold(protection, noise_at, tmp_path) 
 
 
 def test_the_server_clips_what_came_longer_than_it_should(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("fedveil.client.app.defend", lambda _privacy, _given, weights, _stream, secret: weights)
+    monkeypatch.setattr(
+        "fedveil.client.learning.transforms.defend", lambda _privacy, _given, weights, _stream, secret: weights
+    )
     settings = {"privacy.clip": 0.01, "privacy.noise_multiplier": 1e-6, "privacy.noise_at": "server"}
     experiment = small(**settings, **{"federation.rounds": 1})
     made = change(model(run(experiment, out=tmp_path / "run")), first(experiment))

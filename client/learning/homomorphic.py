@@ -1,12 +1,11 @@
-"""A client's side of a protection: open the model it receives, protect what it sends."""
+"""A client under homomorphic encryption: it decrypts the model that it receives, and encrypts what it sends."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ from typing import Literal
 import numpy as np
 from flwr.app import ArrayRecord
 
+from fedveil.client.learning.contribution import Sealed
 from fedveil.core.errors import ProtectionError
 from fedveil.core.experiment import Experiment
 from fedveil.core.messages import from_arrays, from_sealed
@@ -25,51 +25,15 @@ from fedveil.privacy.wire import Header, expect, read, write
 
 log = logging.getLogger("flwr")  # where Flower shows what a node does
 
-Seen = tuple[int, bytes]  # the newest aggregate a client has used: its round, and its SHA-256
-
-
-@dataclass(frozen=True)
-class Sealed:
-    """One client's protected update.
-
-    blob: what travels; clipped: numbers that lay outside the range; seconds: it took to make
-    """
-
-    blob: bytes
-    clipped: int
-    seconds: float
+Newest = tuple[int, bytes]  # the newest aggregate a client has used: its round, and its SHA-256
 
 
 def vector(weights: Mapping[str, np.ndarray], layout: Layout) -> np.ndarray:
-    """The weights of a client, float32 [layout.size]: in the layout's order, whatever order the server sent them in."""
+    """Flatten a client's weights to float32 [layout.size], in the layout's order, whatever order the server sent them in."""
     return flatten({name: weights[name] for name, _ in layout.shapes})
 
 
-class Witness:
-    """A simulation's own memory of what clients of a round made, in the clear: what the protected sum is held against."""
-
-    def __init__(self) -> None:
-        self._made: dict[int, tuple[Mapping[str, np.ndarray], int]] = {}
-
-    def saw(self, client: int, weights: Mapping[str, np.ndarray], examples: int) -> None:
-        """Remember one client's weights and the number of its examples."""
-        self._made[client] = weights, examples
-
-    def error(self, model: Mapping[str, np.ndarray], clients: Sequence[int]) -> float:
-        """The largest distance of `model` from the mean of these clients' weights, in float64; then forget them."""
-        made = [self._made[client] for client in clients]
-        total = sum(examples for _, examples in made)
-        largest = 0.0
-        for name, value in model.items():
-            mean = np.zeros(value.shape)
-            for weights, examples in made:
-                mean += weights[name] * np.float64(examples / total)
-            largest = max(largest, float(np.abs(mean - value).max(initial=0.0)))
-        self._made.clear()
-        return largest
-
-
-class LatticeSide:
+class HomomorphicClient:
     """Decrypts aggregates and encrypts updates with the clients' key; one serves all clients of a process."""
 
     def __init__(self, experiment: Experiment, layout: Layout, key_file: Path) -> None:
@@ -78,13 +42,13 @@ class LatticeSide:
         self.key = load_client(key_file)
         log.info("key %s, for %s", fingerprint(self.key.key_id), self.plan.protection)
         self._encryptor = Encryptor(self.key, self.plan)
+        self._hashed: tuple[bytes, bytes] = b"", sha256(b"").digest()  # the newest blob, and its SHA-256
         self._opened: tuple[tuple[bytes, bytes, int], Parameters] | None = None
         self._open_seconds = 0.0
-        self.witnesses: list[Witness] = []
 
     def receive(
-        self, record: ArrayRecord, run: bytes, number: int, seen: Seen | None
-    ) -> tuple[Parameters, Seen | None]:
+        self, record: ArrayRecord, run: bytes, number: int, seen: Newest | None
+    ) -> tuple[Parameters, Newest | None]:
         """The weights in a record, and what to remember of it.
 
         run: 16 bytes that name the run; number: of the round whose model this must be, 0 for the first model
@@ -99,7 +63,7 @@ class LatticeSide:
                     f"everybody makes from the seed{'' if seen is None else f', and the newest is of round {seen[0]}'}"
                 )
             return from_arrays(record), seen
-        newest = number, sha256(blob).digest()
+        newest = number, self._digest(blob)
         if seen is not None and (number < seen[0] or (number == seen[0] and newest != seen)):
             raise ProtectionError(
                 f"the server sent a second aggregate of round {number}, or an old one (the newest is of round {seen[0]}); the "
@@ -110,7 +74,7 @@ class LatticeSide:
     def open(self, blob: bytes, run: bytes, number: int) -> Parameters:
         """The weights of the aggregate of a round; each is decrypted once, however often it is asked for."""
         # the round too: the newest aggregate, sent again as the next round's, must meet the check below
-        which = sha256(blob).digest(), run, number
+        which = self._digest(blob), run, number
         if self._opened is None or self._opened[0] != which:
             started = time.process_time()
             header, body = read(blob, self._expect("aggregate", run, number))
@@ -129,14 +93,18 @@ class LatticeSide:
         self, weights: Mapping[str, np.ndarray], client: int, examples: int, number: int, run: bytes, reference: int
     ) -> Sealed:
         """Encrypt weights, weighted by examples / reference; raise ProtectionError where they cannot be."""
-        for witness in self.witnesses:
-            witness.saw(client, weights, examples)
         started = time.process_time()
         values, clipped = quantize(vector(weights, self.layout), examples, reference, self.plan.grid, self.layout)
         expected = self._expect("upload", run, number, client=client, reference=reference)
         header = replace(expected, seeded=self._encryptor.seeded, examples=examples)
         blob = write(header, self._encryptor.encrypt(values, examples))
         return Sealed(blob, clipped, time.process_time() - started)
+
+    def _digest(self, blob: bytes) -> bytes:
+        """The SHA-256 of a blob; all clients of a process are sent the same one."""
+        if self._hashed[0] is not blob:
+            self._hashed = blob, sha256(blob).digest()
+        return self._hashed[1]
 
     def _expect(self, kind: Literal["upload", "aggregate"], run: bytes, number: int, **others: int) -> Header:
         return expect(
@@ -149,9 +117,3 @@ class LatticeSide:
             complex=self._encryptor.complex,
             **others,
         )
-
-
-@lru_cache(maxsize=32)  # a process may stand for several nodes, each with a folder of keys
-def lattice_side(experiment: Experiment, layout: Layout, key_file: Path) -> LatticeSide:
-    """The side of an experiment's clients, made once a process."""
-    return LatticeSide(experiment, layout, key_file)
