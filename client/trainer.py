@@ -15,10 +15,9 @@ from multiprocessing.connection import Connection
 from typing import Any, cast
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.common.constant import ErrorCode
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.core.errors import ProtectionError
+from fedveil.core.flower import ErrorCode, act_as
 from fedveil.core.messages import from_parcel, to_parcel
 
 
@@ -79,8 +78,7 @@ def handle(errand: Errand, office: Office) -> Outcome:
     """Let the installed app of this FedVeil answer a message."""
     from fedveil.client.app import app
 
-    # Flower's messages take their run and node from here
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = errand.run_id, errand.node_id, errand.run_id
+    act_as(errand.run_id, errand.node_id, errand.run_id)
     context = Context(
         run_id=errand.run_id,
         node_id=errand.node_id,

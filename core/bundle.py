@@ -9,17 +9,19 @@ from __future__ import annotations
 import io
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from functools import cache
 from hashlib import sha256
 from importlib import resources
 from importlib.metadata import version
+from importlib.resources.abc import Traversable
 
 import tomli_w
 
 from fedveil.core.errors import DeploymentError
 
 # rooms whose code decides what a run computes
-ROOMS = ("core", "models", "datasets", "privacy", "client", "server")
+ROOMS = ("core", "models", "datasets", "privacy", "algorithms", "client", "server")
 # what a run's configuration may carry, all of it text
 SETTINGS = ("experiment", "words", "record", "desk", "resume", "keys")
 _PROJECT, _CONTENT = "pyproject.toml", ".info/CONTENT"
@@ -31,11 +33,18 @@ def code() -> str:
     """SHA-256 of the source files of this FedVeil that take part in a run."""
     found = sha256()
     for room in ROOMS:
-        files = [file for file in resources.files(f"fedveil.{room}").iterdir() if file.name.endswith(".py")]
-        for file in sorted(files, key=lambda file: file.name):
-            content = file.read_bytes()
-            found.update(f"{room}/{file.name} {len(content)}\n".encode() + content)
+        for name, content in sorted(_sources(resources.files(f"fedveil.{room}"), room)):
+            found.update(f"{name} {len(content)}\n".encode() + content)
     return found.hexdigest()
+
+
+def _sources(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
+    """The Python files of a folder and of those in it, by path."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _sources(entry, f"{name}/{entry.name}")
+        elif entry.name.endswith(".py"):
+            yield f"{name}/{entry.name}", entry.read_bytes()
 
 
 @cache

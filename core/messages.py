@@ -1,24 +1,23 @@
 """Flower's records as FedVeil uses them: lazy arrays, names of keys, and what a message weighs on the wire.
 
-Arrays, metrics and settings travel under the keys that Flower's strategies expect. This is the one place
-outside client, server and simulations that knows Flower.
+Arrays, metrics and settings travel under the keys that Flower's strategies expect. Outside client, server and
+simulations, this file and `core/flower.py` alone know Flower.
 """
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from functools import lru_cache
-
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedveil.core.encodings import FLOAT16, FLOAT32, READERS, to_float16, to_int8
 from fedveil.core.errors import ProtectionError
-from fedveil.core.parcels import Part, pack, unpack
+from fedveil.core.flower import NUMPY, LazyArray, array_record
+from fedveil.core.parcels import Piece, pack, unpack
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 WEIGHT = "num-examples"  # the key of a client's weight in an average
@@ -32,44 +31,11 @@ INBOX = "inbox"  # what a message of secure aggregation brings for its client al
 BLOB, CONFIRMATIONS = "blob", "confirmations"  # bytes of its stages
 SCHEMA, VERSION = "schema", "fedveil"  # in a client's first answer: what its data is, and which FedVeil it runs
 PARCEL, PIECE = "fedveil.parcel", 5_000_000  # bytes of one record; Flower cuts arrays into pieces of that size too
-_NUMPY = "numpy.ndarray"
-
-
-class LazyArray(Array):
-    """A Flower `Array` over a NumPy array, turned into bytes only when somebody reads `data`.
-
-    In one process nobody does: a strategy asks for `.numpy()`, which is the array itself. It must not be
-    written to.
-    """
-
-    def __init__(self, ndarray: np.ndarray) -> None:
-        self.__dict__.update(
-            dtype=_name(ndarray.dtype), shape=ndarray.shape, stype=_NUMPY, _ndarray=ndarray, _data=None
-        )
-
-    @property
-    def data(self) -> bytes:  # type: ignore[override]
-        """The array as `np.save` writes it, which is how Flower sends it."""
-        if self.__dict__["_data"] is None:
-            buffer = io.BytesIO()
-            np.save(buffer, self.__dict__["_ndarray"], allow_pickle=False)
-            self.__dict__["_data"] = buffer.getvalue()
-        return self.__dict__["_data"]  # type: ignore[no-any-return]
-
-    def numpy(self) -> np.ndarray:
-        """The array itself, not a copy."""
-        return self.__dict__["_ndarray"]  # type: ignore[no-any-return]
-
-
-LazyArray.__qualname__ = "Array"  # the name by which a node on another machine finds a class for the bytes
 
 
 def to_arrays(parameters: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Parameters by name as an ArrayRecord, without copying or serialising them."""
-    record = ArrayRecord()
-    # the constructor would serialise each array, and setting items one by one checks each key: a tenth of a round
-    record.__dict__["_data"].update({name: LazyArray(value) for name, value in parameters.items()})
-    return record
+    return array_record({name: LazyArray(value) for name, value in parameters.items()})
 
 
 def from_arrays(record: ArrayRecord) -> dict[str, np.ndarray]:
@@ -124,7 +90,7 @@ def read_update(record: ArrayRecord, given: Mapping[str, np.ndarray], encoding: 
 
 
 def _read_array(name: str, array: Array, given: np.ndarray, encoding: str) -> np.ndarray:
-    kind = _NUMPY if encoding == FLOAT32 else f"fedveil.{encoding}"
+    kind = NUMPY if encoding == FLOAT32 else f"fedveil.{encoding}"
     if (array.stype, array.dtype) != (kind, encoding):
         raise ProtectionError(
             f"its '{name}' is {_short(array.dtype)} written as {_short(array.stype)}, where communication.encoding = "
@@ -146,54 +112,54 @@ def _short(value: object) -> str:
 
 
 def to_parcel(content: RecordDict) -> RecordDict:
-    """What a message holds, as one record of bytes or a few: Flower sends every array and record by calls of its own."""
-    parts = []
+    """Write a message as one record of bytes or a few: Flower sends every array and record by calls of its own."""
+    pieces: list[Piece] = []
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
-            pieces = tuple(([key, a.dtype, list(a.shape), a.stype], a.data) for key, a in record.items())
-            parts.append(Part(name, "arrays", pieces))
+            pieces.append(([name, ARRAYS], b""))
+            pieces += [([name, ARRAYS, key, a.dtype, list(a.shape), a.stype], a.data) for key, a in record.items()]
         else:
-            parts.append(
-                Part(name, "metrics" if isinstance(record, MetricRecord) else "config", ((None, record.deflate()),))
-            )
-    data = pack(parts)
-    pieces_of = [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
-    return RecordDict({f"{PARCEL}.{i}": ConfigRecord({BLOB: piece}) for i, piece in enumerate(pieces_of)})
+            pieces.append(([name, METRICS if isinstance(record, MetricRecord) else CONFIG], record.deflate()))
+    data = pack(pieces)
+    cut = [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
+    return RecordDict({f"{PARCEL}.{i}": ConfigRecord({BLOB: piece}) for i, piece in enumerate(cut)})
 
 
 def from_parcel(content: RecordDict) -> RecordDict:
-    """What a message holds that came as a parcel; raise ProtectionError where that cannot be read, whoever made it."""
-    pieces = []
+    """Read a message that came as a parcel; raise ProtectionError where that cannot be done, whoever made it."""
+    cut = []
     for i in range(len(content)):
         record = content.get(f"{PARCEL}.{i}")
         piece = record.get(BLOB) if isinstance(record, ConfigRecord) else None
         if not isinstance(piece, bytes):
             raise ProtectionError("its message is no parcel of FedVeil")
-        pieces.append(piece)
+        cut.append(piece)
     found = RecordDict()
-    for part in unpack(pieces[0] if len(pieces) == 1 else b"".join(pieces)):
+    for description, data in unpack(cut[0] if len(cut) == 1 else b"".join(cut)):
         try:
-            found[part.name] = _from_part(part)
+            _read_piece(found, description, data)
         except Exception as error:  # Flower's readers raise anything over a stranger's bytes
             raise ProtectionError(
-                f"its message's part {_short(part.name)} cannot be read: {_short(str(error))}"
+                f"its message's part {_short(description)} cannot be read: {_short(str(error))}"
             ) from None
     return found
 
 
-def _from_part(part: Part) -> ArrayRecord | MetricRecord | ConfigRecord:
-    if part.kind == "arrays":
-        arrays = ArrayRecord()
-        for (name, dtype, shape, stype), data in part.pieces:
-            if not all(isinstance(text, str) for text in (name, dtype, stype)):
-                raise TypeError("an array without a name or a type")
-            if not all(isinstance(side, int) and 0 <= side < 2**40 for side in shape):
-                raise ValueError("an array without a shape")
-            arrays[name] = Array(dtype=dtype, shape=tuple(shape), stype=stype, data=data)
-        return arrays
-    kinds: dict[str, type[MetricRecord | ConfigRecord]] = {"metrics": MetricRecord, "config": ConfigRecord}
-    ((_, data),) = part.pieces
-    return kinds[part.kind].inflate(data)
+def _read_piece(found: RecordDict, description: Any, data: bytes) -> None:
+    """Put a record, or one more array of a record of arrays, where it belongs."""
+    name, kind, *array = description
+    if kind != ARRAYS:
+        kinds: dict[str, type[MetricRecord | ConfigRecord]] = {METRICS: MetricRecord, CONFIG: ConfigRecord}
+        found[name] = kinds[kind].inflate(data)
+    elif not array:
+        found[name] = ArrayRecord()
+    else:
+        key, dtype, shape, stype = array
+        if not all(isinstance(text, str) for text in (key, dtype, stype)):
+            raise TypeError("an array without a name or a type")
+        if not all(isinstance(side, int) and 0 <= side < 2**40 for side in shape):
+            raise ValueError("an array without a shape")
+        cast(ArrayRecord, found[name])[key] = Array(dtype=dtype, shape=tuple(shape), stype=stype, data=data)
 
 
 def wire_bytes(content: RecordDict) -> int:
@@ -211,9 +177,6 @@ def _array_bytes(array: Array) -> int:
     if isinstance(array, LazyArray):
         return _npy_bytes(array.dtype, array.shape)
     return len(array.data)
-
-
-_name = lru_cache(maxsize=64)(str)  # of a dtype; NumPy makes it anew each time
 
 
 @lru_cache(maxsize=4096)

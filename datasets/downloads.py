@@ -1,22 +1,21 @@
-"""Bringing published data here: receive it, take it out of its archive, store it whole or not at all."""
+"""Downloads of published data: a file is stored whole and checked, or not at all."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
+import io
 import os
 import re
 import sys
 import tarfile
 import tempfile
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import IncompleteRead
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple, cast
 
 from fedveil.core.errors import DataError
 
@@ -34,97 +33,73 @@ class Digest(NamedTuple):
         return f"{self.size:,} bytes with SHA-256 {self.sha256}"
 
 
-def digest(chunks: Iterable[bytes]) -> Digest:
-    """The digest of all chunks together."""
-    size, sha256 = 0, hashlib.sha256()
-    for chunk in chunks:
-        size += len(chunk)
-        sha256.update(chunk)
-    return Digest(size, sha256.hexdigest())
+def digest(content: bytes | io.BufferedIOBase) -> Digest:
+    """Compute the digest of bytes, or of a file read to its end."""
+    stream = io.BytesIO(content) if isinstance(content, bytes) else content
+    sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Digest(stream.seek(0, io.SEEK_END), sha256)
 
 
-def pieces(stream: IO[bytes]) -> Iterator[bytes]:
-    """Read a file in chunks."""
-    return iter(lambda: stream.read(CHUNK), b"")
+def download(url: str, target: Path, sha256: str | None, *, timeout: float = TIMEOUT) -> None:
+    """Download `url` to `target`, with one line on standard error and a progress bar where that is a terminal.
 
-
-def receive(url: str, *, timeout: float = TIMEOUT) -> Iterator[bytes]:
-    """Download `url` in chunks, with a progress bar on a terminal's standard error and one plain line elsewhere.
-
-    Raise DataError with the URL and the reason where it cannot be had whole. timeout: seconds of silence.
+    sha256: of the file, in hexadecimal; None where the caller checks what it makes of the file
+    timeout: seconds without another byte
+    Raise DataError with the URL and the reason where the file cannot be had, is another, or cannot be written.
     """
-    request = urllib.request.Request(url, headers={"User-Agent": "fedveil"})
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            length = response.length
-            received = 0
-            with _progress(url, length) as advance:
-                for chunk in pieces(response):
-                    received += len(chunk)
-                    advance(len(chunk))
-                    yield chunk
-    except urllib.error.HTTPError as error:
-        raise DataError(f"{url}: the server answered {error.code} {error.reason}") from None
-    except urllib.error.URLError as error:
-        raise DataError(f"{url}: {error.reason}") from None
-    except TimeoutError:
-        raise DataError(f"{url}: no answer within {timeout:g} seconds") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise DataError(f"{url}: {error}") from None
-    if length is not None and received != length:
-        raise DataError(f"{url}: the connection broke after {received:,} of {length:,} bytes")
+    import pooch  # imports requests, which only a download needs
+    import requests
+
+    downloader = pooch.HTTPDownloader(
+        progressbar=sys.stderr.isatty(),
+        chunk_size=CHUNK,
+        timeout=timeout,
+        # a server must not pack or unpack on the way: the digest is of the file as published
+        headers={"User-Agent": "fedveil", "Accept-Encoding": "identity"},
+    )
+    pooch.get_logger().setLevel("WARNING")
+    print(f"downloading {url}", file=sys.stderr)
+    with written_into(target.parent):
+        try:
+            pooch.retrieve(url, sha256, target.name, target.parent, downloader=downloader)
+        except requests.HTTPError as error:
+            answer = cast(requests.Response, error.response)
+            raise DataError(f"{url}: the server answered {answer.status_code} {answer.reason}") from None
+        except requests.RequestException as error:
+            raise DataError(f"{url}: {_reason(error, timeout)}") from None
+        except ValueError as error:
+            raise DataError(f"{url}: not the published file: {error}") from None
 
 
-def store(target: Path, chunks: Iterable[bytes], expected: Digest, source: str) -> None:
-    """Write `target` in one step: a reader sees the whole file or none, even if the machine stops half way.
-
-    Raise DataError where the chunks from `source` are not what is expected (nothing is kept then), or
-    the folder cannot be written to.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+def store(target: Path, content: bytes) -> None:
+    """Write `target` in one step: a reader sees the whole file or none. Raise DataError where it cannot be written."""
+    with written_into(target.parent):
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror}; set FEDVEIL_CACHE to a folder you own") from None
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            found = digest(_written(chunks, stream))
-            if found != expected:
-                raise DataError(f"{source}: not the published file: expected {expected}, received {found}")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, target)
-    except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        partial = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
-def received_file(url: str, folder: Path) -> IO[bytes]:
-    """Download `url` into a nameless temporary file in `folder`; raise DataError as `receive` does."""
+@contextmanager
+def written_into(folder: Path) -> Iterator[None]:
+    """Make `folder`; raise DataError where it, or what is written into it here, cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (the caller closes it)
+        yield
     except OSError as error:
         raise DataError(
             f"cannot write into {folder}: {error.strerror}; set FEDVEIL_CACHE to a folder you own"
         ) from None
-    try:
-        for chunk in receive(url):
-            stream.write(chunk)
-    except OSError as error:
-        stream.close()
-        raise DataError(f"cannot write into {folder}: {error.strerror}") from None
-    except BaseException:
-        stream.close()
-        raise
-    stream.seek(0)
-    return stream
 
 
-def from_zip(archive: IO[bytes], member: str, source: str) -> bytes:
-    """The content of one member of a zip file; raise DataError where it cannot be read."""
+def from_zip(archive: Path, member: str, source: str) -> bytes:
+    """Read one member of a zip file; raise DataError where it cannot be read."""
     try:
         with zipfile.ZipFile(archive) as opened:
             return opened.read(member)
@@ -132,15 +107,16 @@ def from_zip(archive: IO[bytes], member: str, source: str) -> bytes:
         raise DataError(f"{source}: no '{member}' can be taken out of this zip file: {error}") from None
 
 
-def enron_lines(archive: IO[bytes], source: str) -> dict[str, list[bytes]]:
-    """The messages of one Enron-Spam archive (`enronN.tar.gz`), one line each, as `{"ham": [...], "spam": [...]}`.
+def enron_lines(archive: Path, source: str) -> dict[str, list[bytes]]:
+    """Read the messages of an Enron-Spam archive (`enronN.tar.gz`), a line each, as `{"ham": [...], "spam": [...]}`.
 
     In the archive a message is a file `enronN/ham/0001.1999-12-10.farmer.ham.txt`; here its line breaks and its other
     control characters except tab are each one space, and a space and LF are put behind it. Lines follow file numbers.
+    Raise DataError where the archive cannot be read.
     """
     numbered: dict[str, list[tuple[int, bytes]]] = {"ham": [], "spam": []}
     try:
-        with tarfile.open(fileobj=archive, mode="r:gz") as opened:
+        with tarfile.open(archive, mode="r:gz") as opened:
             for member in opened:
                 name = re.search(r"(?:^|/)(ham|spam)/(\d+)\.[^/]*\.txt$", member.name)
                 content = opened.extractfile(member) if name and member.isfile() else None
@@ -152,28 +128,16 @@ def enron_lines(archive: IO[bytes], source: str) -> dict[str, list[bytes]]:
 
 
 def one_line(message: bytes) -> bytes:
-    """A message as one line: see `enron_lines`."""
+    """Make a message one line: see `enron_lines`."""
     return re.sub(rb"\r\n|[\x00-\x08\x0a-\x1f\x7f]", b" ", message) + b" \n"
 
 
-def _written(chunks: Iterable[bytes], stream: IO[bytes]) -> Iterator[bytes]:
-    for chunk in chunks:
-        stream.write(chunk)
-        yield chunk
-
-
-@contextmanager
-def _progress(url: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show how far a download is; gives a function that is told the bytes that came."""
-    if not sys.stderr.isatty():
-        size = f" ({total:,} bytes)" if total else ""
-        print(f"downloading {url}{size}", file=sys.stderr)
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(f"downloading {url.rsplit('/', 1)[-1]}", total=total)
-        yield lambda count: progress.advance(task, count)
+def _reason(error: BaseException, timeout: float) -> str:
+    """Say why a request failed, by the error below those of the libraries."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    if isinstance(error, TimeoutError):
+        return f"no answer within {timeout:g} seconds"
+    if isinstance(error, IncompleteRead) and isinstance(error.partial, int):
+        return f"the connection broke after {error.partial:,} of {error.partial + (error.expected or 0):,} bytes"
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gzip
 import os
+import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from fedveil.core.errors import DataError
 from fedveil.core.parts import DATASETS
-from fedveil.datasets.downloads import Digest, digest, enron_lines, from_zip, pieces, receive, received_file, store
+from fedveil.datasets.downloads import Digest, digest, download, enron_lines, from_zip, store, written_into
 
 
 @dataclass(frozen=True)
@@ -146,11 +149,6 @@ def find(dataset: str) -> dict[str, Path]:
     return paths
 
 
-def fetch(dataset: str) -> dict[str, Path]:
-    """Make sure that a data set is on this machine: the same as `find`."""
-    return find(dataset)
-
-
 def status() -> list[FileStatus]:
     """Every known file, and where it is; nothing is downloaded or checked."""
     found = [(dataset, file, _locate(file)) for dataset, files in KNOWN.items() for file in files]
@@ -180,7 +178,7 @@ def _problem(path: Path, file: KnownFile) -> str:
     """What is wrong with the file at `path`, or an empty string."""
     try:
         with path.open("rb") as stream:
-            found = digest(pieces(stream))
+            found = digest(stream)
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     packed = file.packed if path.name.endswith(".gz") else None
@@ -193,7 +191,7 @@ def _unpacked(path: Path) -> Digest | None:
     """The digest of what a .gz file holds, or None where it cannot be unpacked."""
     try:
         with gzip.open(path, "rb") as stream:
-            return digest(iter(lambda: stream.read(1 << 18), b""))
+            return digest(stream)
     except (OSError, EOFError, zlib.error):
         return None
 
@@ -220,27 +218,42 @@ def _download(dataset: str, missing: list[KnownFile]) -> None:
 def _download_mnist(missing: list[KnownFile]) -> None:
     for file, url in zip(KNOWN["mnist"], URLS["mnist"], strict=True):
         if file in missing:
-            store(cache_folder() / file.path, receive(url), file.packed or file.content, url)
+            download(url, cache_folder() / file.path, (file.packed or file.content).sha256)
 
 
 def _download_sms(missing: list[KnownFile]) -> None:
     (url,) = URLS["sms"]
-    with received_file(url, cache_folder()) as archive:
+    with _archive(url) as archive:
         for file in missing:
-            store(cache_folder() / file.path, [from_zip(archive, file.name, url)], file.content, url)
+            content = from_zip(archive, file.name, url)
+            _check_made(f"{file.name} of {url}", content, file)
+            store(cache_folder() / file.path, content)
 
 
 def _download_enron(missing: list[KnownFile]) -> None:
     """Each message of the archives becomes a line of ham.txt or spam.txt: enron1's first, then enron5's."""
     lines: dict[str, list[bytes]] = {"ham": [], "spam": []}
     for url in URLS["enron"]:
-        with received_file(url, cache_folder()) as archive:
+        with _archive(url) as archive:
             for label, more in enron_lines(archive, url).items():
                 lines[label] += more
     for file in missing:
         text = b"".join(lines[file.name.removesuffix(".txt")])
-        source = f"{file.name} as made from {' and '.join(URLS['enron'])}"
-        if digest([text]) != file.content:
-            raise DataError(f"{source}: expected {file.content}, made {digest([text])}")
-        packed = gzip.compress(text, mtime=0)
-        store(cache_folder() / file.path, [packed], digest([packed]), source)
+        _check_made(f"{file.name} as made from {' and '.join(URLS['enron'])}", text, file)
+        store(cache_folder() / file.path, gzip.compress(text, mtime=0))
+
+
+@contextmanager
+def _archive(url: str) -> Iterator[Path]:
+    """Download an archive, of which no digest is known, to a file that is gone afterwards."""
+    with written_into(cache_folder()):
+        folder = tempfile.TemporaryDirectory(dir=cache_folder())
+    with folder as name:
+        archive = Path(name, "archive")
+        download(url, archive, None)
+        yield archive
+
+
+def _check_made(source: str, content: bytes, file: KnownFile) -> None:
+    if digest(content) != file.content:
+        raise DataError(f"{source}: not the published file: expected {file.content}, found {digest(content)}")

@@ -20,6 +20,9 @@ from hashlib import blake2b
 
 import numpy as np
 import zstandard
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from fedveil.core.errors import ProtectionError
 from fedveil.privacy.plan import STANDARD, Lattice
@@ -33,6 +36,7 @@ _SHAPE = struct.Struct("<32sBQQQdQ")  # parms_id, NTT form, polynomials, degree,
 _COUNT = struct.Struct("<Q")
 _BLAKE2XB = 1
 _SMALL = 4096  # bytes that encryption parameters never reach
+_FIELDS = {0: 0, 1: 8, 2: 0, 5: 4}  # kinds of a protocol buffer's fields, and the bytes of those of a fixed size
 
 Buffer = bytes | bytearray | memoryview
 
@@ -98,37 +102,15 @@ def write_field(number: int, content: bytes) -> bytes:
 
 def read_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """The fields of a protocol buffer in order: numbers, and fixed-size or delimited bytes; raise ProtectionError."""
-    at = 0
-    while at < len(data):
-        key, at = _read_varint(data, at)
-        kind = key & 7
-        if kind == 0:
-            value, at = _read_varint(data, at)
-            yield key >> 3, value
-            continue
-        if kind == 2:
-            length, at = _read_varint(data, at)
-        elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
-        else:
-            raise ProtectionError(f"not TenSEAL's bytes: a field of kind {kind} at byte {at}")
-        if length > len(data) - at:
-            raise ProtectionError(f"cut short: a field of {length:,} bytes where {len(data) - at:,} are left")
-        yield key >> 3, data[at : at + length]
-        at += length
-
-
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    number = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            raise ProtectionError("cut short: the bytes end inside a number")
-        byte = data[at]
-        at += 1
-        number |= (byte & 127) << shift
-        if byte < 128:
-            return number, at
-    raise ProtectionError("not TenSEAL's bytes: a number of more than ten bytes")
+    try:
+        fields = UnknownFieldSet(Empty.FromString(data))  # a message that knows no field keeps all of them
+    except DecodeError:
+        raise ProtectionError("not TenSEAL's bytes, or cut short: no protocol buffer can be read") from None
+    for field in fields:
+        if field.wire_type not in _FIELDS:
+            raise ProtectionError(f"not TenSEAL's bytes: a field of kind {field.wire_type}")
+        size = _FIELDS[field.wire_type]
+        yield field.field_number, field.data.to_bytes(size, "little") if size else field.data
 
 
 def read_context(data: bytes) -> dict[int, list[int | bytes]]:

@@ -14,15 +14,15 @@ from typing import Any, cast
 
 import httpx
 from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedveil.core.errors import DeploymentError, Interrupted, ProtectionError
 from fedveil.core.experiment import Experiment
+from fedveil.core.flower import ErrorCode
 from fedveil.core.messages import CLIENT, CONFIG, SCHEMA, WEIGHT, from_parcel, to_parcel
 from fedveil.datasets.local import differences
 from fedveil.server.exchange import count
-from fedveil.server.nodes import ClientGrid
+from fedveil.server.nodes import WrappedGrid, addressed
 
 HOLD = 0.5  # seconds that the desk may keep a question open
 ASSEMBLY = 150.0  # seconds that a run waits for its clients to join before it begins
@@ -100,12 +100,52 @@ class Member:
     schema: dict[str, str]
 
 
-class Fleet(ClientGrid):
+class Parcels:
+    """Messages over a grid, each as a parcel."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._sent: dict[str, Message] = {}  # messages without a reply so far, by id
+
+    def push(self, messages: Iterable[Message]) -> list[str]:
+        """Send messages; return their ids."""
+        parcels = [
+            Message(
+                to_parcel(message.content),
+                dst_node_id=message.metadata.dst_node_id,
+                message_type=message.metadata.message_type,
+            )
+            for message in messages
+        ]
+        ids = list(self._grid.push_messages(parcels))
+        self._sent.update(zip(ids, parcels, strict=True))
+        return ids
+
+    def pull(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """The replies that are there; an error in place of one that cannot be read."""
+        for reply in self._grid.pull_messages(message_ids):
+            asked = self._sent.pop(reply.metadata.reply_to_message_id, None)
+            if asked is not None:
+                yield _opened(reply, asked)
+
+    def give_up(self, message_id: str, why: str) -> Message:
+        """An error in place of the reply to a message."""
+        return Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=self._sent.pop(message_id))
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Wait no longer for the replies to these messages."""
+        for message_id in message_ids:
+            self._sent.pop(message_id, None)
+
+
+class Fleet(WrappedGrid):
     """A grid where node id k+1 is client k, of the clients that are there."""
 
     def __init__(self, grid: Grid, experiment: Experiment, line: DeskLine, say: Callable[[str], None]) -> None:
         """`say`: is told who comes, goes and refuses."""
-        self._grid, self._clients, self._line, self._say = grid, experiment.data.clients, line, say
+        super().__init__(grid)
+        self._parcels = Parcels(grid)
+        self._clients, self._line, self._say = experiment.data.clients, line, say
         self._experiment = experiment
         self._members: dict[int, Member] = {}
         self._refusing: dict[int, tuple[int, float, str]] = {}  # by node: starts, when it was asked, why
@@ -240,41 +280,50 @@ class Fleet(ClientGrid):
             raise ProtectionError("its data is of another kind: " + "; ".join(found))
         return client, Member(node, starts, examples, schema)
 
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Replies to messages, each as a parcel (`timeout`: seconds); an error for a client that was lost."""
+        return [reply for _, reply in self.answers(list(messages), timeout)]
+
     def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
-        """Replies as they arrive, each with the position of its message; an error for a client that was lost."""
-        sent = [self._address(message) for message in messages]
-        yield from self._exchange(sent, timeout)
+        """As `send_and_receive`, each reply as it arrives, with the position of its message."""
+        yield from self._exchange([self._addressed(message) for message in messages], timeout)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """As `send_and_receive` sends them."""
+        return self._parcels.push([self._addressed(message) for message in messages])
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies to pushed messages that are there."""
+        return self._parcels.pull(message_ids)
+
+    def _addressed(self, message: Message) -> Message:
+        return addressed(message, self._members[message.metadata.dst_node_id - 1].node)
 
     def _exchange(self, sent: Sequence[Message], timeout: float | None) -> Iterator[tuple[int, Message]]:
         started = self._poll()
-        parcels = [
-            Message(
-                to_parcel(message.content),
-                dst_node_id=message.metadata.dst_node_id,
-                message_type=message.metadata.message_type,
-            )
-            for message in sent
-        ]
-        waiting = {message_id: i for i, message_id in enumerate(self._grid.push_messages(parcels))}
+        waiting = {message_id: i for i, message_id in enumerate(self._parcels.push(sent))}
         nodes = [message.metadata.dst_node_id for message in sent]
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
         wake: Sequence[int] = nodes
         lost_since: dict[int, float] = {}
-        while waiting and time.monotonic() < deadline:
-            happened = self._poll(wake, waiting, HOLD)
-            wake = ()
-            if happened.arrived:
-                for reply in self._grid.pull_messages(sorted(happened.arrived)):
-                    index = waiting.pop(reply.metadata.reply_to_message_id, None)
-                    if index is not None:
-                        yield index, _opened(reply, parcels[index])
-            for message_id, index in list(waiting.items()):
-                why = self._lost(nodes[index], started, happened, lost_since)
-                if message_id in happened.lost:
-                    why = "its reply was lost on the way"
-                if why:
-                    del waiting[message_id]
-                    yield index, Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=parcels[index])
+        try:
+            while waiting and time.monotonic() < deadline:
+                happened = self._poll(wake, waiting, HOLD)
+                wake = ()
+                if happened.arrived:
+                    for reply in self._parcels.pull(sorted(happened.arrived)):
+                        index = waiting.pop(reply.metadata.reply_to_message_id, None)
+                        if index is not None:
+                            yield index, reply
+                for message_id, index in list(waiting.items()):
+                    why = self._lost(nodes[index], started, happened, lost_since)
+                    if message_id in happened.lost:
+                        why = "its reply was lost on the way"
+                    if why:
+                        del waiting[message_id]
+                        yield index, self._parcels.give_up(message_id, why)
+        finally:
+            self._parcels.forget(waiting)
 
     def _poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> Happened:
         """What happened; whom the gate refused is said at once."""
@@ -305,15 +354,6 @@ class Fleet(ClientGrid):
         if text not in self._told:
             self._told.add(text)
             self._say(text)
-
-    def _address(self, message: Message) -> Message:
-        client = message.metadata.dst_node_id - 1
-        content = RecordDict(dict(message.content))
-        config = ConfigRecord(dict(cast(ConfigRecord, content[CONFIG])))
-        config[CLIENT] = client
-        content[CONFIG] = config
-        member = self._members[client]
-        return Message(content, dst_node_id=member.node, message_type=message.metadata.message_type)
 
 
 def _opened(reply: Message, asked: Message) -> Message:

@@ -16,12 +16,12 @@ from typing import Any, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.app.exception import AppExitException
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedveil.core.errors import ProtectionError, TrainingError
 from fedveil.core.experiment import Experiment
+from fedveil.core.flower import AppExitException
 from fedveil.core.messages import ARRAYS, CLIENT, RUN, SEALED, WEIGHT, from_arrays, to_arrays, to_sealed
 from fedveil.core.metrics import MetricSet, Scores
 from fedveil.core.randomness import Stream, global_random

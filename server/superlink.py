@@ -1,6 +1,6 @@
 """Flower's SuperLink as FedVeil runs it: on loopback, its control part used by the server's own machine alone.
 
-This is the one place that knows the SuperLink's options and its control interface (Flower 1.41; not a public one).
+This is the one place that knows the SuperLink's options and its control interface (Flower 1.41).
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from hashlib import sha256
 from pathlib import Path
 
 import httpx
-from flwr.proto.control_pb2 import (
-    ListNodesRequest,
-    ListRunsRequest,
-    RegisterNodeRequest,
-    StartRunRequest,
-    StopRunRequest,
-    UnregisterNodeRequest,
-)
-from flwr.proto.fab_pb2 import Fab
-from flwr.proto.transport_pb2 import Scalar
-from flwr.supercore.control.control_http_client import ControlHttpClient
-from flwr.supercore.error import FlowerError
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from fedveil.core.bundle import bundle
 from fedveil.core.children import Child, wait_for
 from fedveil.core.errors import DeploymentError
+from fedveil.server.flower import (
+    ControlHttpClient,
+    Fab,
+    FlowerError,
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    RuntimeVersionHttpInterceptor,
+    Scalar,
+    StartRunRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
 
 HOST = "127.0.0.1"
 ROUTINE = ("[uvicorn.access]", "ControlServicer.ListNodes", "ControlServicer.ListRuns")  # of its log, every second

@@ -13,11 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from flwr.common.config import flatten_dict
-from flwr.supercore.utils import get_flwr_home
-
 from fedveil.core.errors import FedveilError, SettingsError, nearest
 from fedveil.simulations.engine.grid import where
+from fedveil.simulations.flower import flatten_dict, get_flwr_home
 
 KINDS = ("serverapp", "clientapp")
 CLIENTS = 10  # where nobody says how many

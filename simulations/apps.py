@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import ServerApp
 
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
+from fedveil.core.flower import ErrorCode
 from fedveil.core.messages import wire_bytes
 from fedveil.core.randomness import Stream, global_random, torch_random
 from fedveil.simulations.app_folder import (

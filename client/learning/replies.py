@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 
 from flwr.app import Error, Message, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
 
 from fedveil.client.learning.contribution import Contributions, Sealed
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.core.errors import FedveilError, ProtectionError
+from fedveil.core.flower import ErrorCode
 from fedveil.core.messages import ARRAYS, CLIENT, METRICS, WEIGHT, to_sealed
 from fedveil.core.metrics import LOSS_MEAN, Scores
 

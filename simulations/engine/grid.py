@@ -15,10 +15,10 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.core.errors import FedveilError, Interrupted, TrainingError
+from fedveil.core.flower import act_as, identify
+from fedveil.simulations.flower import Run
 
 RUN_ID = 1
 
@@ -36,8 +36,7 @@ class InProcessGrid(Grid):
         watch: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> None:
         """`stop` is asked before each message; `watch` is told how many of the messages at hand are done."""
-        # Flower's messages read who sends them from here; its own runtimes set it once a process
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 0, 1
+        act_as(RUN_ID, 0, 1)
         self._app, self._clients, self._config = app, clients, run_config
         self._stop, self._watch = stop, watch
         self._states: dict[int, RecordDict] = {}  # of the clients that keep any
@@ -92,7 +91,7 @@ class InProcessGrid(Grid):
         """The messages, each with an id that its reply will name; Flower gives it when a message is sent."""
         sent = list(messages)
         for message in sent:
-            message.metadata.__dict__["_message_id"] = str(next(self._numbers))
+            identify(message, str(next(self._numbers)))
         return sent
 
     def _context(self, node: int) -> Context:

@@ -18,7 +18,6 @@ from typing import Any, cast
 
 from flwr.app import ConfigRecord, Context, Error, Message, MessageType
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from joblib import cpu_count
 
@@ -27,6 +26,7 @@ from fedveil.client.learning.pipeline import durable_keys
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.client.learning.states import ClientStates, ContextStates, StateKey, lend, take_back
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError, TrainingError
+from fedveil.core.flower import ErrorCode
 from fedveil.core.messages import CLIENT, CONFIG
 from fedveil.core.record import Record
 from fedveil.server.federation import Federation, federate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -41,15 +42,14 @@ def test_flower_reads_it_as_an_app_whose_code_is_installed() -> None:
         assert archive.namelist() == ["pyproject.toml", ".info/CONTENT"]
 
 
-def test_a_changed_line_of_code_is_another_bundle(tmp_path) -> None:
+@pytest.mark.parametrize("changed", ["client/app.py", "privacy/leakage/guard.py", "algorithms/__init__.py"])
+def test_a_changed_line_of_code_is_another_bundle(tmp_path, changed) -> None:
     import fedveil.core
 
     found = Path(next(iter(fedveil.core.__path__))).parent
     copy = tmp_path / "fedveil"
     for room in ROOMS:
-        (copy / room).mkdir(parents=True)
-        for file in (found / room).glob("*.py"):
-            (copy / room / file.name).write_bytes(file.read_bytes())
+        shutil.copytree(found / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "__init__.py").write_text("")
     line = "from fedveil.core.bundle import code; print(code())"
 
@@ -58,7 +58,7 @@ def test_a_changed_line_of_code_is_another_bundle(tmp_path) -> None:
         return done.stdout.strip()
 
     assert digest() == code()
-    with (copy / "client" / "app.py").open("a") as file:
+    with (copy / changed).open("a") as file:
         file.write("# one more line\n")
     assert digest() != code()
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from fedveil.core import messages
 from fedveil.core.errors import ProtectionError
 from fedveil.core.messages import BLOB, from_arrays, from_parcel, to_arrays, to_parcel
-from fedveil.core.parcels import LARGEST_HEADER, MAGIC, Part, pack, unpack
+from fedveil.core.parcels import LARGEST_HEADER, pack, unpack
 
 NAMES = st.text(max_size=8)
-PIECES = st.tuples(st.none() | st.integers() | st.lists(NAMES, max_size=3), st.binary(max_size=40))
-PARTS = st.lists(st.builds(Part, NAMES, NAMES, st.lists(PIECES, max_size=4).map(tuple)), max_size=4)
+DESCRIPTIONS = st.none() | st.integers() | st.lists(NAMES, max_size=3)
+PIECES = st.lists(st.tuples(DESCRIPTIONS, st.binary(max_size=40)), max_size=12)
 
 
 def message() -> RecordDict:
@@ -48,10 +48,9 @@ def same(one: RecordDict, other: RecordDict) -> None:
             assert dict(record) == dict(found)
 
 
-@given(PARTS)
-def test_parts_come_out_as_they_went_in(parts) -> None:
-    expected = [Part(p.name, p.kind, tuple((json.loads(json.dumps(d)), b) for d, b in p.pieces)) for p in parts]
-    assert unpack(pack(parts)) == expected
+@given(PIECES)
+def test_pieces_come_out_as_they_went_in(pieces) -> None:
+    assert unpack(pack(pieces)) == pieces
 
 
 @pytest.mark.parametrize("piece", [7, 100, 5_000_000])
@@ -72,28 +71,47 @@ def test_a_parcel_weighs_little_more_than_what_is_in_it() -> None:
     assert parcel < 1.01 * messages.wire_bytes(content)
 
 
-def frame(header: bytes, body: bytes = b"") -> bytes:
-    return MAGIC + struct.pack("<I", len(header)) + header + body
+def frame(header: bytes | dict, body: bytes = b"") -> bytes:
+    written = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(written)) + written + body
+
+
+def tensor(start: int, end: int) -> dict:
+    return {"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]}
+
+
+def listed(descriptions: str) -> dict:
+    return {"__metadata__": {"pieces": descriptions}}
 
 
 @pytest.mark.parametrize(
     ("data", "said"),
     [
         (b"", "no parcel"),
-        (b"FVP2" + bytes(8), "no parcel"),
-        (MAGIC + struct.pack("<I", LARGEST_HEADER + 1), "header of 1,048,577 bytes"),
-        (frame(b"[[1"), "cannot be read"),
-        (frame(b"3"), "cannot be read"),
-        (frame(b'{"a": 1}'), "cannot be read"),
-        (frame(b"[" * 100_000), "cannot be read"),
-        (frame(b'[["a", "metrics", [[null, 5]]]]', b"1234"), "a piece of 5 bytes is not there"),
-        (frame(b'[["a", "metrics", [[null, -1]]]]'), "a piece of -1 bytes is not there"),
-        (frame(b'[["a", "metrics", [[null, 1e9]]]]'), "a piece of 1000000000.0 bytes is not there"),
-        (frame(b'[["a", "metrics", [[null, true]]]]', b"1"), "a piece of True bytes is not there"),
-        (frame(b'[[7, "metrics", []]]'), "a part without a name"),
-        (frame(b"[]", b"more"), "4 bytes that belong to nothing"),
+        (b"FVP1" + bytes(8), "header of 827,348,550 bytes"),
+        (struct.pack("<Q", LARGEST_HEADER + 1), "header of 1,048,577 bytes"),
+        (struct.pack("<Q", 9) + b"{}", "no parcel"),
+        (frame(b"[[1"), "no parcel"),
+        (frame(b"3"), "no parcel"),
+        (frame(b"[" * 100_000), "no parcel"),
+        (frame({}), "does not describe"),
+        (frame({"0": tensor(0, 4)}, b"1234"), "does not describe"),
+        (frame(listed("[[1")), "does not describe"),
+        (frame(listed("3")), "does not describe"),
+        (frame(listed("[" * 100_000)), "does not describe"),
+        (frame({"__metadata__": {"pieces": 3}}), "no parcel"),
+        (frame(listed("[null]")), "does not describe"),
+        (frame({**listed("[null]"), "1": tensor(0, 4)}, b"1234"), "does not describe"),
+        (frame({**listed("[]"), "0": tensor(0, 4)}, b"1234"), "1 pieces without a description"),
+        (frame({**listed("[null]"), "0": tensor(0, 5)}, b"1234"), "no parcel"),
+        (frame({**listed("[null]"), "0": tensor(0, 4)}, b"12345"), "no parcel"),
+        (frame({**listed("[null]"), "0": tensor(1, 4)}, b"1234"), "no parcel"),
+        (frame({**listed("[null]"), "0": {**tensor(0, 4), "shape": [2**63, 2]}}, b"1234"), "no parcel"),
+        (frame({**listed("[null]"), "0": {**tensor(0, 4), "shape": [-4]}}, b"1234"), "no parcel"),
+        (frame({**listed("[1, 2]"), "0": tensor(0, 4), "1": tensor(0, 4)}, b"1234"), "no parcel"),
+        (frame({**listed("[1, 2]"), "0": tensor(0, 1), "1": tensor(2, 4)}, b"1234"), "no parcel"),
     ],
-    ids=range(13),
+    ids=range(23),
 )
 def test_what_is_no_parcel_is_refused_with_the_reason(data, said) -> None:
     with pytest.raises(ProtectionError, match=said):
@@ -102,24 +120,32 @@ def test_what_is_no_parcel_is_refused_with_the_reason(data, said) -> None:
         from_parcel(RecordDict({f"{messages.PARCEL}.0": ConfigRecord({BLOB: data})}))
 
 
+RECORD = (["a", "arrays"], b"")
+
+
 @pytest.mark.parametrize(
-    "part",
+    "pieces",
     [
-        Part("a", "arrays", ((["n", "float32", [2], 5], b""),)),
-        Part("a", "arrays", ((["n", "float32", ["2"], "numpy.ndarray"], b""),)),
-        Part("a", "arrays", ((["n", "float32", [-2], "numpy.ndarray"], b""),)),
-        Part("a", "arrays", ((["n", "float32"], b""),)),
-        Part("a", "arrays", ((None, b""),)),
-        Part("a", "metrics", ((None, b"no record"),)),
-        Part("a", "config", ((None, MetricRecord({"a": 1}).deflate()),)),
-        Part("a", "metrics", ()),
-        Part("a", "code", ((None, b""),)),
+        [RECORD, (["a", "arrays", "n", "float32", [2], 5], b"")],
+        [RECORD, (["a", "arrays", "n", "float32", ["2"], "numpy.ndarray"], b"")],
+        [RECORD, (["a", "arrays", "n", "float32", [-2], "numpy.ndarray"], b"")],
+        [RECORD, (["a", "arrays", "n", "float32"], b"")],
+        [(["a", "arrays", "n", "float32", [2], "numpy.ndarray"], b"")],
+        [(["a", "config"], ConfigRecord().deflate()), (["a", "arrays", "n", "float32", [2], "numpy.ndarray"], b"")],
+        [(None, b"")],
+        [([], b"")],
+        [([7, "arrays"], b"")],
+        [([["a"], "arrays"], b"")],
+        [(["a", "metrics"], b"no record")],
+        [(["a", "config"], MetricRecord({"a": 1}).deflate())],
+        [(["a", ["config"]], b"")],
+        [(["a", "code"], b"")],
     ],
-    ids=range(9),
+    ids=range(14),
 )
-def test_a_part_that_is_no_record_is_refused(part) -> None:
+def test_a_part_that_is_no_record_is_refused(pieces) -> None:
     with pytest.raises(ProtectionError, match="cannot be read"):
-        from_parcel(RecordDict({f"{messages.PARCEL}.0": ConfigRecord({BLOB: pack([part])})}))
+        from_parcel(RecordDict({f"{messages.PARCEL}.0": ConfigRecord({BLOB: pack(pieces)})}))
 
 
 def test_a_message_that_came_as_records_is_refused() -> None:
@@ -138,4 +164,4 @@ def test_random_bytes_are_refused_or_read_as_what_they_say(noise, at, framed) ->
         from_parcel(RecordDict({f"{messages.PARCEL}.0": ConfigRecord({BLOB: data})}))
     except ProtectionError:
         return
-    assert data.startswith(MAGIC)
+    assert framed

@@ -32,7 +32,7 @@ REFUSED = {
     "no metrics": "no number",
     "no examples": "where a whole number from 1 belongs",
     "another client": "calls itself client",
-    "cut parcel": "its message is cut",
+    "cut parcel": "no parcel of FedVeil: Error while deserializing",
     "noise": "no parcel of FedVeil",
     "no parcel": "its message is no parcel of FedVeil",
 }

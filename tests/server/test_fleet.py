@@ -12,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.core.errors import DeploymentError, Interrupted
 from fedveil.core.experiment import Experiment
-from fedveil.core.messages import to_parcel
+from fedveil.core.messages import from_parcel, to_parcel
 from fedveil.server import fleet as room
 from fedveil.server.fleet import Fleet, Happened
 
@@ -252,3 +252,16 @@ def test_what_the_gate_refused_of_a_client_is_said_with_its_name() -> None:
     assert [text for text in said if "refused" in text] == [
         "warning: client-2 was refused: an update of more than 512 MiB"
     ]
+
+
+def test_every_way_of_sending_goes_as_parcels_and_no_message_is_kept() -> None:
+    machines = Machines(3)
+    fleet, _ = fleet_of(machines)
+    replies = list(fleet.send_and_receive(training(fleet), timeout=5))
+    ids = list(fleet.push_messages(training(fleet)))
+    replies += fleet.pull_messages(ids)
+    assert [reply.content["metrics"]["client"] for reply in replies] == [0, 1, 2, 0, 1, 2]
+    assert [from_parcel(machines.sent[message_id].content)["config"]["client"] for message_id in ids] == [0, 1, 2]
+    machines.mute.add(103)
+    assert len(list(fleet.send_and_receive(training(fleet), timeout=0.2))) == 2
+    assert fleet._parcels._sent == {}
