@@ -280,41 +280,11 @@ def data_show(
     console.print(f"picture  {path}", highlight=False, soft_wrap=True, markup=False)
 
 
-@app.command()
-def bench(
-    job: Annotated[
-        str | None,
-        typer.Argument(metavar="[JOB]", help="j1 to j4, growth, encryption or deployment; j1 to j4 without it"),
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="runs of each contestant, in turn; medians are quoted")] = 3,
-    engine: Annotated[str | None, typer.Option(help="how FedVeil's clients are computed; auto without it")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="FedVeil's processes that train")] = None,
-    flower: Annotated[
-        Path | None, typer.Option(metavar="PYTHON", help="of Flower's environment; .venv-flower without it")
-    ] = None,
-    pfl: Annotated[
-        Path | None, typer.Option(metavar="PYTHON", help="of pfl's environment; .venv-pfl without it")
-    ] = None,
-    write: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="a page like docs/performance.md whose figures are replaced")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print one JSON object at the end; progress to standard error")
-    ] = False,
-) -> None:
-    """Measure how fast FedVeil is here, beside a bare loop, the machine's arithmetic, Flower's Ray and Apple's pfl."""
-    from fedveil.benchmarks.bench import bench as run_bench
-
-    asked = {"engine": engine, "workers": workers}
-    run_bench(
-        job,
-        settings={key: value for key, value in asked.items() if value is not None},
-        peers={"flower": flower, "pfl": pfl},
-        repeats=repeats,
-        as_json=as_json,
-        write=write,
-        command=["fedveil", *sys.argv[1:]],
-    )
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def bench(context: typer.Context) -> None:
+    """What 0.1.0 called the benchmarks, which now lie beside the package."""
+    words = " ".join(["python -m benchmarks", *context.args])
+    raise SettingsError(f"bench: is no command any more; in a checkout of FedVeil, run: {words}")
 
 
 for command in (machines.server, machines.client, machines.status, machines.logs, machines.stop):

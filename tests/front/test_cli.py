@@ -299,3 +299,8 @@ def test_an_unpacked_data_set_is_as_good_as_a_packed_one(real_data, tmp_path) ->
         (folder / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
     answer = fedveil("data", "show", "mnist-mlp", "--data-dir", folder.parent, cwd=tmp_path)
     assert "60,000 training examples" in answer.stdout, answer.stderr
+
+
+def test_the_old_spelling_of_the_benchmarks_says_the_new_one(tmp_path) -> None:
+    assert "run: python -m benchmarks j1 --json" in refused("bench", "j1", "--json", cwd=tmp_path)
+    assert "bench" not in fedveil("--help", cwd=tmp_path).stdout
