@@ -14,8 +14,8 @@ from typing import Any
 
 import tomli_w
 
-from fedveil.benchmarks.deployed import STARTING, started
-from fedveil.benchmarks.memory import Watch
+from benchmarks.deployed import STARTING, started
+from benchmarks.memory import Watch
 from fedveil.core.children import free_port, wait_for
 from fedveil.core.errors import FedveilError
 

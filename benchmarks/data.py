@@ -1,6 +1,6 @@
 """Random examples made in memory: what a job trains on, where only the time counts.
 
-As a user's own loaders (`data.dataset = "fedveil.benchmarks.data:random_images"`) they may read any setting of
+As a user's own loaders (`data.dataset = "benchmarks.data:random_images"`) they may read any setting of
 `[data]`: each of the `data.clients` clients gets `data.examples_per_client` examples.
 """
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from fedveil.benchmarks import party
-from fedveil.benchmarks.memory import Watch
-from fedveil.benchmarks.party import Note
-from fedveil.benchmarks.traffic import Meter
+from benchmarks import ROOT, party
+from benchmarks.memory import Watch
+from benchmarks.party import Note
+from benchmarks.traffic import Meter
 from fedveil.core.children import GRACE, Child, free_port, wait_for
 from fedveil.core.errors import FedveilError
 from fedveil.core.experiment import Experiment, Privacy
@@ -118,8 +118,8 @@ def _party(folder: Path, name: str, *words: str | Path) -> Iterator[Child]:
     """A party's process; ended, with all that it started, at the end."""
     notes = folder / f"{name}.notes"
     notes.touch()
-    command = [sys.executable, "-P", "-m", "fedveil.benchmarks.party", str(notes), *map(str, words)]
-    with started(name, command, folder, {"FLWR_HOME": str(folder / "flower")}) as child:
+    command = [sys.executable, "-P", "-m", "benchmarks.party", str(notes), *map(str, words)]
+    with started(name, command, folder, {"FLWR_HOME": str(folder / "flower"), "PYTHONPATH": str(ROOT)}) as child:
         yield child
 
 

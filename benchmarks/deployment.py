@@ -15,10 +15,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fedveil.benchmarks.bare_app import BareRun, run_bare
-from fedveil.benchmarks.contest import Measures, judged
-from fedveil.benchmarks.deployed import SERVER, Deployed, run_deployed
-from fedveil.benchmarks.party import ARRIVED, CALL, PUSHED, RECEIVED, TRAINED, Note
+from benchmarks.bare_app import BareRun, run_bare
+from benchmarks.contest import Measures, judged
+from benchmarks.deployed import SERVER, Deployed, run_deployed
+from benchmarks.party import ARRIVED, CALL, PUSHED, RECEIVED, TRAINED, Note
 from fedveil.core.errors import DataError, FedveilError
 from fedveil.core.experiment import Experiment
 from fedveil.remote import vocabulary

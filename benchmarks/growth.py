@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedveil.benchmarks.contest import Measures, fedveil, run_once
+from benchmarks.contest import Measures, fedveil, run_once
 from fedveil.core.experiment import Experiment
 
 COHORTS = (10, 100, 1000, 10_000)  # of a population of 10,000

@@ -52,7 +52,7 @@ def experiment(job: Job) -> Experiment:
     return Experiment(
         name=job.name,
         data={
-            "dataset": f"fedveil.benchmarks.data:{loader}",
+            "dataset": f"benchmarks.data:{loader}",
             "clients": job.population,
             "examples_per_client": job.examples,
             "vocabulary_size": VOCABULARY,

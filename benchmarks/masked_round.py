@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fedveil.benchmarks.remote import Measures, Remote, cohort
+from benchmarks.remote import Measures, Remote, cohort
 from fedveil.core.experiment import Privacy
 from fedveil.privacy.graph import choose_degree, neighbours
 from fedveil.privacy.masked import from_ring, read_masked, to_ring, write_masked

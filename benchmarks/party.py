@@ -1,6 +1,6 @@
 """A server or a client as `fedveil` starts it, with a note of when each message passes.
 
-`python -m fedveil.benchmarks.party NOTES server ...` is `fedveil server ...` and appends lines to the file NOTES; so is
+`python -m benchmarks.party NOTES server ...` is `fedveil server ...` and appends lines to the file NOTES; so is
 `client`. What a line says is in `Note`.
 """
 

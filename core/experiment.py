@@ -353,7 +353,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
-def resumable(folder: Path, option: str = "--resume") -> Experiment:
+def resumable(folder: Path, option: str = "fedveil resume") -> Experiment:
     """The experiment of the run recorded in a folder; raise SettingsError, naming the option, where there is none."""
     path = folder / "experiment.toml"
     if not path.is_file():

@@ -1,7 +1,7 @@
 """The record of a run: a folder that is readable at every moment, also after the run was killed.
 
 experiment.toml      the settings as resolved
-environment.json     versions, device, command, commit
+environment.json     versions, device, command, commit; resumes
 metrics.csv          a row a round; no times in it, so that it repeats to the byte
 clients.csv          a row a client a round
 ledger.csv           bytes and seconds of every message
@@ -173,7 +173,7 @@ class Record:
                 folder.mkdir(parents=True)
         except FileExistsError:
             resumable = (folder / "experiment.toml").is_file()
-            hint = f" (or --resume {folder} to go on with that run)" if resumable else ""
+            hint = f"; `fedveil resume {folder}` goes on with that run" if resumable else ""
             raise SettingsError(f"--out {folder}: exists already; name another folder{hint}") from None
         except OSError as error:
             raise _refusal(folder, error) from None
@@ -250,7 +250,7 @@ class Record:
                     start = file.read(table.length)
             if len(start) < table.length or crc32(start) != table.crc:
                 raise SettingsError(
-                    f"--resume {self.folder}: {name} is not as the run left it, rows were edited or lost; "
+                    f"fedveil resume {self.folder}: {name} is not as the run left it, rows were edited or lost; "
                     "put it back, or start a new run"
                 )
 
@@ -278,6 +278,11 @@ class Record:
     def settings(self) -> str:
         """The SHA-256 of experiment.toml when the run began: later versions may know more settings, with other defaults."""
         return self.sha256("experiment.toml")
+
+    def replace_settings(self, text: bytes) -> None:
+        """Write other settings to experiment.toml; from here on the run has these."""
+        self.write("experiment.toml", text)
+        self.__dict__.pop("settings", None)
 
 
 @contextmanager

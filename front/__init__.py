@@ -23,13 +23,14 @@ __all__ = [
     "SettingsError",
     "TrainingError",
     "__version__",
+    "resume",
     "run",
 ]
 
 if TYPE_CHECKING:
     from fedveil.core.errors import DataError, FedveilError, Interrupted, SettingsError, TrainingError
     from fedveil.core.experiment import Experiment
-    from fedveil.simulations.run import Result, run
+    from fedveil.simulations.run import Result, resume, run
 
 # Loaded when first used: `import fedveil` must not cost PyTorch's and Flower's imports.
 _HOMES = {
@@ -40,6 +41,7 @@ _HOMES = {
     "TrainingError": "fedveil.core.errors",
     "Experiment": "fedveil.core.experiment",
     "Result": "fedveil.simulations.run",
+    "resume": "fedveil.simulations.run",
     "run": "fedveil.simulations.run",
 }
 

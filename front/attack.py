@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from fedveil.core.errors import SettingsError
-from fedveil.options import Assignments, DataDir, experiment_of, use_data_dir
+from fedveil.options import AsJson, Assignments, DataDir, Quiet, experiment_of, use_data_dir
 
 DEFAULTS = {"words": "spam-demo", "order": "spam-demo", "coverage": "spam-demo"}  # offline, as `digits` is
 
@@ -46,10 +46,8 @@ def attack(
         Path | None, typer.Option(help="a new folder for the report; attacks/NAME-TIMESTAMP without it")
     ] = None,
     data_dir: DataDir = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print one JSON object at the end; progress to standard error")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Attack an experiment's clients, or a recorded run, and measure what leaks.
 
@@ -117,20 +115,26 @@ def list_attacks(console: Console) -> None:
     from rich.table import Table
 
     from fedveil.core.parts import ATTACKS
-    from fedveil.simulations.attacks.attack import NEEDS
     from fedveil.simulations.attacks.lab import find_attack
     from fedveil.simulations.attacks.observers import OBSERVERS
 
     for name, description in ATTACKS.items():
         each = find_attack(name)
         console.print(f"[bold]{name}[/]  {description}", highlight=False, soft_wrap=True)
-        needs = ", ".join(NEEDS[need] for need in each.needs)
-        console.print(f"  sees   {needs}\n  takes  {each.cost}\n  cites  {each.cites}", highlight=False, soft_wrap=True)
+        console.print(attack_words(each), highlight=False, soft_wrap=True)
     console.print("\n[bold]observers[/]")
     grid = Table(box=None, show_header=False, pad_edge=False)
     for name, observer in OBSERVERS.items():
         grid.add_row(f"  {name}", observer.knows)
     console.print(grid)
+
+
+def attack_words(found: Any) -> str:
+    """What an attack needs to see, what it costs, and who found it, in three lines."""
+    from fedveil.simulations.attacks.attack import NEEDS
+
+    needs = ", ".join(NEEDS[need] for need in found.needs)
+    return f"  sees   {needs}\n  takes  {found.cost}\n  cites  {found.cites}"
 
 
 def _matrix(quick: bool, more: list[str], seed: int, out: Path | None, console: Console | None, as_json: bool) -> None:

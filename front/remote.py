@@ -93,7 +93,7 @@ def _failure(told: dict[str, Any], server: str) -> FedveilError:
     """What a run that is not done ended with."""
     reason = told["result"].get("error", "") if told["result"] else ""
     if told["status"] == "stopped":
-        return Interrupted(f"{told['run']}: {reason}\n  go on with: fedveil run --on {server} --resume {told['run']}")
+        return Interrupted(f"{told['run']}: {reason}\n  go on with: fedveil resume {told['run']} --on {server}")
     return TrainingError(f"{told['run']}: {reason}\n  kept on the server in {told['record']}")
 
 

@@ -23,6 +23,7 @@ from fedveil.core.errors import SettingsError
 from fedveil.core.experiment import Experiment
 from fedveil.core.messages import SEALED, from_arrays, to_arrays
 from fedveil.core.record import TABLES, Record, Table, newest, write_in_turn
+from fedveil.core.resumes import earlier_settings
 
 FILE = "checkpoint/state.safetensors"
 FORMAT = 3
@@ -236,7 +237,7 @@ def begun(record: Record) -> bool:
         return True
     if any(record.path(name).exists() for name in TABLES):
         raise SettingsError(
-            f"--resume {record.folder}: {FILE} is missing, and rounds were done; put it back, or start a new run"
+            f"fedveil resume {record.folder}: {FILE} is missing, and rounds were done; put it back, or start a new run"
         )
     return False
 
@@ -251,16 +252,16 @@ def load_state(record: Record) -> tuple[State, dict[str, Any]]:
         version, description = about["format"], json.loads(about["fedveil"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise SettingsError(
-            f"--resume {record.folder}: {FILE} is damaged ({error}); put it back, or start a new run"
+            f"fedveil resume {record.folder}: {FILE} is damaged ({error}); put it back, or start a new run"
         ) from None
     if version != str(FORMAT):
         raise SettingsError(
-            f"--resume {record.folder}: {FILE} was written by another version of FedVeil "
+            f"fedveil resume {record.folder}: {FILE} was written by another version of FedVeil "
             f"(format {version}; this version reads {FORMAT}); go on with that version, or start a new run"
         )
-    if description.pop("experiment") != record.settings:
+    if description.pop("experiment") not in earlier_settings(record):
         raise SettingsError(
-            f"--resume {record.folder}: experiment.toml is not the one that the checkpoint was made with: it was edited, or "
+            f"fedveil resume {record.folder}: experiment.toml is not the one that the checkpoint was made with: it was edited, or "
             "one of them is another run's; put it back, or start a new run"
         )
     stored: dict[str, tuple[str, Any]] = description.pop("strategy")

@@ -19,6 +19,7 @@ from fedveil.core.errors import DataError, FedveilError, Interrupted
 from fedveil.core.examples import Examples, Task
 from fedveil.core.experiment import LATTICES, Experiment
 from fedveil.core.record import Record, alone
+from fedveil.core.resumes import note_resume
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import Alone, Federated, load
 from fedveil.datasets.local import TASKS, differences, schema
@@ -134,6 +135,7 @@ def _run(grid: Grid, config: Mapping[str, Any], line: DeskLine, folder: Path, sa
     with alone(folder):
         if earlier:
             put_back(record, federation.state)
+            note_resume(record, experiment, federation.state.round)
             say(f"going on after round {federation.state.round}")
         if federation.side is not None:
             reader = "who holds client.key" if experiment.privacy.protection in LATTICES else "the server"

@@ -112,7 +112,7 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
         state, kept = load_state(resume)
         if state.data != digest:
             raise DataError(
-                f"--resume {resume.folder}: the data is not what it was when the run began; start a new run"
+                f"fedveil resume {resume.folder}: the data is not what it was when the run began; start a new run"
             )
         restore(strategy, kept)
     return Federation(experiment, federated, network, strategy, state, device)

@@ -132,7 +132,7 @@ def _greeting(options: Options, clients: int) -> Iterator[str]:
         )
     joined = f"{clients} registered clients" if options.keys else "any client"
     yield f"clients  {options.host}:{options.port}, {'TLS' if options.keys else 'plain HTTP'}, {joined}"
-    yield f"control  {HOST}:{options.control}, this machine alone (fedveil run ... --on localhost)"
+    yield f"control  {HOST}:{options.control}, this machine alone (fedveil submit PRESET --on localhost)"
     yield f"state    {options.state.absolute()} (runs/, logs/); process {os.getpid()}"
 
 

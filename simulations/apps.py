@@ -112,7 +112,7 @@ def run_app(
     clients: int | None = None,
     seed: int | None = None,
 ) -> dict[str, Any]:
-    """Run the Flower app in a folder to its end; return what `fedveil run --app ... --json` prints.
+    """Run the Flower app in a folder to its end; return what `fedveil app ... --json` prints.
 
     settings: other values for keys of the app's run config
     clients: how many; without it what the app's, or the user's, Flower configuration says, else 10

@@ -22,6 +22,7 @@ from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
 from fedveil.core.experiment import Experiment, known_keys, resumable
 from fedveil.core.record import Record, alone
+from fedveil.core.resumes import note_resume
 from fedveil.models.parameters import check_fit, from_numpy, get, load, to_numpy
 from fedveil.server.checkpoint import MODEL, State, begun, load_state, put_back
 from fedveil.server.exchange import Row
@@ -92,6 +93,30 @@ def run(
         return _run(recorded, Record(folder), None, display, command)
 
 
+def resume(
+    folder: str | Path,
+    *,
+    rounds: int | None = None,
+    workers: int | None = None,
+    display: Display | None = None,
+    command: Sequence[str] = (),
+) -> Result:
+    """Go on with the run in a folder, with its own settings; a finished one gives its result again.
+
+    rounds: how many it has now, more than were done; a finished run goes on too. Its rows and bytes are those of a run that
+        had so many from the start, except that its old last round was evaluated
+    workers: processes that compute
+    Raises SettingsError where it cannot go on, or where rounds were done and the learning rate follows their number
+    (`training.schedule` cosine); else what `run` raises.
+    """
+    folder = Path(folder)
+    experiment = _resumed(resumable(folder).override({"workers": workers}), folder)
+    if rounds is not None:
+        experiment = experiment.override({"federation.rounds": rounds})
+    with alone(folder):
+        return _run(experiment, Record(folder), None, display, command)
+
+
 def _run(
     experiment: Experiment,
     earlier: Record | None,
@@ -114,12 +139,16 @@ def _run(
             federation.state.parameters = dict(start)
         engine, why = choose(federation)
     federation.experiment = federation.experiment.override({"engine": engine})
+    if earlier and goes_on:
+        _check_rounds(resumable(earlier.folder), federation, earlier.folder)
     record = earlier or Record.create(federation.experiment, out, command)
     show = display or Display(None)
     try:
         with nullcontext() if earlier else alone(record.folder):
             if goes_on:
                 put_back(record, federation.state)
+            if earlier and federation.state.round < experiment.federation.rounds and not federation.state.stopped:
+                note_resume(earlier, experiment, federation.state.round, command)
             keys = make_keys_once(federation, record)
             federation.protect(keys / "server" if keys else None)
             with quiet_flower(), _stop_on_interrupt() as stopped:
@@ -130,7 +159,7 @@ def _run(
         done = _rounds_kept(record)
         raise Interrupted(
             f"in round {done + 1}; rounds up to {done} are kept in {record.folder}\n"
-            f"  go on with: fedveil run --resume {record.folder}"
+            f"  go on with: fedveil resume {record.folder}"
         ) from None
     except OSError as error:
         if record.folder not in Path(error.filename or "").parents:
@@ -139,7 +168,7 @@ def _run(
         raise FedveilError(
             f"{error.filename} cannot be written: {error.strerror or error}\n"
             f"  rounds up to {_rounds_kept(record)} are kept in {record.folder}\n"
-            f"  {'make room, and ' if full else ''}go on with: fedveil run --resume {record.folder}"
+            f"  {'make room, and ' if full else ''}go on with: fedveil resume {record.folder}"
         ) from error
 
     load(federation.network, from_numpy(load_file(record.path(MODEL))))
@@ -197,14 +226,34 @@ def _resumed(experiment: Experiment, folder: Path) -> Experiment:
     changed = [key for key in known_keys() if key != "workers" and attrgetter(key)(asked) != attrgetter(key)(recorded)]
     if changed:
         raise SettingsError(
-            f"--resume {folder}: holds another experiment ({', '.join(changed)}); a run goes on with its own settings"
+            f"fedveil resume {folder}: holds another experiment ({', '.join(changed)}); a run goes on with its own settings"
         )
     try:
         return resolve(recorded).override({"workers": asked.workers})
     except SettingsError as error:
         raise SettingsError(
-            f"--resume {folder}: this machine cannot compute as that run did ({error}); go on where it began, or start a new run"
+            f"fedveil resume {folder}: this machine cannot compute as that run did ({error}); go on where it began, or start a new run"
         ) from None
+
+
+def _check_rounds(recorded: Experiment, federation: Federation, folder: Path) -> None:
+    """Raise SettingsError where a run that has done rounds cannot have another number of them."""
+    state, rounds = federation.state, federation.experiment.federation.rounds
+    asked = f"fedveil resume {folder} --rounds {rounds}"
+    if rounds == recorded.federation.rounds or not state.round:
+        return
+    if rounds <= state.round:
+        raise SettingsError(f"{asked}: {state.round} rounds are done already; name more than that")
+    if state.stopped:
+        raise SettingsError(
+            f"{asked}: the run ended by itself ({state.stopped}), and its settings would end it again; start a new run "
+            "without federation.target_accuracy and federation.patience"
+        )
+    if recorded.training.schedule == "cosine":
+        raise SettingsError(
+            f"{asked}: training.schedule = 'cosine' spread the learning rate over {recorded.federation.rounds} rounds, and "
+            f"{state.round} were done with it; start a new run"
+        )
 
 
 def _rounds_kept(record: Record) -> int:

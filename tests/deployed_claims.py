@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.deployed import SERVER, Deployed, run_deployed
 from fedveil import Experiment
-from fedveil.benchmarks.deployed import SERVER, Deployed, run_deployed
 
 CLIENTS, ROUNDS = 20, 10
 SERVER_MB, CLIENT_MB = 1200.0, 700.0  # at most, of the server's processes and of each client's

@@ -59,8 +59,8 @@ def run_killed(experiment: Experiment, folder: Path, kills: int, seed: int) -> t
         begun = (out / "experiment.toml").exists()
         if out.exists() and not begun:
             out.rmdir()  # killed between the making of the folder and the writing of anything
-        words = ("--resume", out) if begun else (folder / "settings.toml", "--out", out)
-        process = subprocess.Popen(command("run", *words, "--quiet"), cwd=folder)
+        words = ("resume", out) if begun else ("run", folder / "settings.toml", "--out", out)
+        process = subprocess.Popen(command(*words, "--quiet"), cwd=folder)
         if number % 5 == 4:
             time.sleep(rng.uniform(0, 1.1 * start))
         else:
@@ -75,7 +75,7 @@ def run_killed(experiment: Experiment, folder: Path, kills: int, seed: int) -> t
         metrics = out / "metrics.csv"
         kept.append(metrics.read_bytes().count(b"\n") if metrics.exists() else 0)
     answer = subprocess.run(
-        command("run", "--resume", out, "--quiet", "--json"), cwd=folder, capture_output=True, text=True, check=False
+        command("resume", out, "--quiet", "--json"), cwd=folder, capture_output=True, text=True, check=False
     )
     assert answer.returncode == 0, answer.stderr
     return json.loads(answer.stdout), kept

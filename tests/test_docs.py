@@ -126,9 +126,9 @@ def test_python_in_the_documentation_runs(page, code, tmp_path) -> None:
 def test_commands_in_the_documentation_are_understood(command, tmp_path) -> None:
     (tmp_path / "mine.toml").write_text(Experiment.preset("digits").toml())
     words = shlex.split(command.split(">")[0])
-    if words[1] == "run" and "--resume" not in words:
+    if words[1] == "run":
         words.append("--show")  # settings are resolved and checked; whole runs are tested elsewhere
-    elif words[1] in ("run", "data") or words[1:3] in (["keys", "show"], ["keys", "open"]):
+    elif words[1] in ("resume", "app", "submit", "data") or words[1:3] in (["keys", "show"], ["keys", "open"]):
         words.append("--help")
     answer = subprocess.run(
         [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import bare, contest, jobs
 from fedveil import run
-from fedveil.benchmarks import bare, contest, jobs
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import load
 from fedveil.models.networks import build

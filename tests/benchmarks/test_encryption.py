@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedveil.benchmarks import bench, encryption, encryption_report, report, whole_runs
-from fedveil.benchmarks.own_ways import SharedMaskClient, SharedMaskServer
-from fedveil.benchmarks.peers import flower_secagg, tenseal_ways
-from fedveil.benchmarks.remote import Remote, cohort
+from benchmarks import bench, encryption, encryption_report, report, whole_runs
+from benchmarks.own_ways import SharedMaskClient, SharedMaskServer
+from benchmarks.peers import flower_secagg, tenseal_ways
+from benchmarks.remote import Remote, cohort
 from fedveil.core.experiment import Privacy
 from fedveil.privacy import masked, wire
 from fedveil.privacy.plan import make_plan
@@ -127,7 +127,7 @@ def test_the_table_and_the_page_say_it(found, tmp_path, monkeypatch, capsys) -> 
     monkeypatch.setattr(encryption, "measure", lambda *_: found)
     page = tmp_path / "performance.md"
     page.write_text("before\n<!-- encryption -->\nold\n<!-- end of encryption -->\nafter\n")
-    bench.bench("encryption", settings={}, peers={}, repeats=1, as_json=True, write=page)
+    bench.bench(["encryption"], settings={}, peers={}, repeats=1, as_json=True, write=page)
     printed = json.loads(capsys.readouterr().out)
     assert {"ms_per_client", "naive_ms_per_client", "flare_ms_per_client", "machine", "command", "date"} <= set(printed)
     assert "tenseal" in printed["versions"]

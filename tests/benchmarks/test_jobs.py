@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fedveil.benchmarks import jobs
+from benchmarks import jobs
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import load
 from fedveil.models.networks import build

@@ -228,7 +228,7 @@ class Federation:
         return self.at.call(lambda: Server("localhost").ask(path, body))
 
     def order(self, settings: Mapping[str, Any], preset: str = "digits") -> Run:
-        """Start a run, as `fedveil run PRESET --on localhost` does on the server's machine."""
+        """Start a run, as `fedveil submit PRESET --on localhost` does on the server's machine."""
         experiment = self.experiment(settings, preset)
         name = self.at.call(lambda: Server("localhost").start(experiment, lambda _text: None))
         self.runs.append(Run(self, name))

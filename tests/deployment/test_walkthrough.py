@@ -67,7 +67,9 @@ def test_the_walk_ends_as_it_says_and_neither_the_network_nor_the_server_sees_th
     lines = [line for line in walk.said.splitlines() if re.match(r"(server|operator|client-\d)\$ ", line)]
     assert all(understood(line.partition("$ ")[2].split(" | ")[0]) for line in lines if "$ fedveil" in line)
     assert re.search(rf"^{walk.record.name} +stopped *$", walk.said, re.MULTILINE)
-    assert walk.said.count(f"{walk.record.name} stops; go on with: fedveil run --on localhost --resume") == 1
+    assert (
+        walk.said.count(f"{walk.record.name} stops; go on with: fedveil resume {walk.record.name} --on localhost") == 1
+    )
     assert list(pd.read_csv(walk.record / "metrics.csv")["round"]) == list(range(ROUNDS + 1))
     updates = pd.read_csv(walk.record / "clients.csv").query("stage == 'train'")
     assert sorted(zip(updates["round"], updates["client"], strict=True)) == [

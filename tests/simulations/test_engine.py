@@ -445,7 +445,7 @@ def long_run(tmp_path):
 
 def test_a_run_that_still_goes_on_cannot_be_resumed_beside_itself(long_run) -> None:
     process, folder = long_run
-    words = [sys.executable, "-m", "fedveil", "run", "--resume", str(folder)]
+    words = [sys.executable, "-m", "fedveil", "resume", str(folder)]
     answer = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert answer.returncode == 2
     assert f"another process (pid {process.pid}) is writing this run; wait for it to end, or stop it" in answer.stderr
@@ -457,5 +457,5 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(long_run) -> None:
     process.terminate()
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert f"go on with: fedveil run --resume {folder}" in said
+    assert f"go on with: fedveil resume {folder}" in said
     assert not (folder / ".lock").exists()

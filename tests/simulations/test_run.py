@@ -121,7 +121,7 @@ class StopAfter(Display):
 def test_a_stopped_run_goes_on_to_the_same_bytes(settings, clients, engine, tmp_path) -> None:
     settings = settings | {"engine": engine}
     whole = run(small(**settings), out=tmp_path / "whole")
-    with pytest.raises(Interrupted, match="go on with: fedveil run --resume"):
+    with pytest.raises(Interrupted, match="go on with: fedveil resume"):
         run(small(**settings), out=tmp_path / "cut", display=StopAfter(clients))
     resumed = run(small(**settings), resume=tmp_path / "cut")
     assert resumed.summary["model_sha256"] == whole.summary["model_sha256"]

@@ -100,7 +100,7 @@ def test_settings_that_do_not_go_together_are_a_cell_that_says_why(monkeypatch) 
 
 def test_a_stop_ends_it_and_is_no_cell(monkeypatch, tmp_path) -> None:
     def stopped(*_words: Any, **_options: Any) -> None:
-        raise Interrupted("in round 1; go on with: fedveil run --resume")
+        raise Interrupted("in round 1; go on with: fedveil resume")
 
     monkeypatch.setattr("fedveil.simulations.attacks.trials.run", stopped)
     with pytest.raises(Interrupted, match=r"^the attack was stopped; nothing of it is kept$"):
