@@ -27,7 +27,7 @@ from fedveil.models.parameters import check_fit, from_numpy, get, load, to_numpy
 from fedveil.server.checkpoint import MODEL, State, begun, load_state, put_back
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.context import Hooks
 from fedveil.server.summary import summary
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.choice import choose, count_workers
@@ -162,10 +162,10 @@ def _compute(
     experiment = federation.experiment
     settings = experiment.toml()
     place = workplace(settings, keys)
-    here = federation.side is not None and experiment.engine != "ray"
+    here = federation.protection is not None and experiment.engine != "ray"
     witness = Witness() if here else None
     holder = Holder(federation, record, place.lattice(0), witness)
-    if federation.side is not None:
+    if federation.protection is not None:
         holder.describe()
         holder.put_back(federation.state)
 

@@ -22,7 +22,7 @@ from fedveil.core.parts import STRATEGIES
 from fedveil.core.record import Record
 from fedveil.server.checkpoint import FILE
 from fedveil.server.federation import prepare, resolve
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.choice import choose
 from fedveil.simulations.engine.grid import InProcessGrid

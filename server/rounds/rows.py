@@ -1,14 +1,16 @@
-"""Rows of a record: of metrics.csv, one a round, and of clients.csv, one a client and stage."""
+"""What clients tell, as rows of clients.csv, one a client and stage, and of metrics.csv, one a round."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
-from flwr.app import Message, MetricRecord
+from flwr.app import Message, MetricRecord, RecordDict
 
 from fedveil.core.experiment import Experiment
-from fedveil.core.messages import CLIENT, WEIGHT
-from fedveil.models.evaluation import Scores
+from fedveil.core.messages import CLIENT, METRICS, WEIGHT
+from fedveil.models.evaluation import Scores, merge
 from fedveil.privacy.accounting import observers
 from fedveil.server.exchange import Exchanged, Row, count, metric
 
@@ -62,6 +64,26 @@ def weighted_mean(clients: list[Row], key: str) -> float:
     return sum(row["examples"] * row[key] for row in clients) / examples if examples else math.nan
 
 
+def merged_scores(contents: Sequence[RecordDict]) -> Mapping[str, float] | None:
+    """Return accuracy, precision, recall, F1 and loss over all clients' held-out examples, from the sums of their counts."""
+    if not contents:
+        return None
+    metrics = [cast(MetricRecord, content[METRICS]) for content in contents]
+    scores = merge([
+        Scores(
+            examples=int(cast(int, m[WEIGHT])),
+            loss=float(cast(float, m["loss"])),
+            correct=int(cast(int, m["correct"])),
+            true_positives=int(cast(int, m["true-positives"])),
+            false_positives=int(cast(int, m["false-positives"])),
+            false_negatives=int(cast(int, m["false-negatives"])),
+            auc=None,
+        )
+        for m in metrics
+    ])  # fmt: skip
+    return scores.as_metrics(binary=True)
+
+
 def columns(experiment: Experiment, binary: bool) -> list[str]:
     """The columns of metrics.csv, which depend on the settings alone."""
     scores = ["loss", "accuracy", *(["precision", "recall", "f1"] if binary else [])]
@@ -82,7 +104,7 @@ def metrics_row(
     binary: bool,
     number: int,
     test: Scores | None,
-    validation: MetricRecord | None = None,
+    validation: Mapping[str, Any] | None = None,
     loss: float | None = None,
     rate: float | None = None,
     trained: Exchanged | None = None,
