@@ -20,7 +20,7 @@ STAGES = {
     "fedveil.core.record:Record.append": "record",
     "fedveil.server.checkpoint:save_state": "checkpoint",
 }
-STRATEGY = {"configure_train": "configure", "aggregate_train": "aggregate"}  # methods of whichever strategy runs
+STRATEGY = {"train_messages": "configure", "aggregate": "aggregate"}  # methods of whichever strategy runs
 NAMES = ("configure", "messages", "train", "aggregate", "record", "checkpoint", REST)
 
 

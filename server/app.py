@@ -20,7 +20,7 @@ from fedveil.server.deployed import run_deployed
 from fedveil.server.exchange import Row
 from fedveil.server.federation import federate, prepare, resolve
 from fedveil.server.nodes import ClientGrid
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.context import Hooks
 
 app = ServerApp()
 log = logging.getLogger("flwr")
@@ -38,8 +38,8 @@ def main(grid: Grid, context: Context) -> None:
     keys = str(context.run_config.get("keys", ""))
     # DIR/server on a machine that holds all parties' folders, else the server's own
     federation.protect(_server_folder(Path(keys)) if keys else None)
-    if federation.side is not None:
-        log.info("privacy %s %s", experiment.privacy.protection, federation.side.words)
+    if federation.protection is not None:
+        log.info("privacy %s %s", experiment.privacy.protection, federation.protection.words)
     clients = ClientGrid(grid, experiment.data.clients)
     output = str(context.run_config.get("output", ""))
     record = Record.create(experiment, Path(output) if output else None)

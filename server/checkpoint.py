@@ -1,6 +1,6 @@
 """What a run needs to go on: one file, replaced whole after every round.
 
-The file is safetensors: the model, the best model, the arrays a strategy keeps between rounds (momenta, second
+The file is safetensors: the model, the best model, the arrays that a strategy's state holds (momenta, second
 moments), where the store of clients' states has each, and the newest rows of the tables, with a JSON description and a
 CRC-32 of it all. Random streams need no saving: they are addressed by round (`core/randomness.py`).
 """
@@ -15,7 +15,6 @@ from zlib import crc32
 
 import numpy as np
 from flwr.app import ArrayRecord
-from flwr.serverapp.strategy import Strategy
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -24,6 +23,7 @@ from fedveil.core.experiment import Experiment
 from fedveil.core.messages import SEALED, from_arrays, to_arrays
 from fedveil.core.record import TABLES, Record, Table, newest, write_in_turn
 from fedveil.core.resumes import earlier_settings
+from fedveil.server.rounds.strategy import Strategy
 
 FILE = "checkpoint/state.safetensors"
 FORMAT = 3
@@ -105,7 +105,7 @@ def save_state(record: Record, experiment: Experiment, state: State, strategy: S
     if state.asked:
         arrays["asked"] = np.array(sorted(state.asked.items()), np.int64)
     kept: dict[str, tuple[str, Any]] = {}
-    for attribute, value in vars(strategy).items():
+    for attribute, value in strategy.kept().items():
         kind, items, plain = _take_apart(value, f"{experiment.federation.strategy}.{attribute}")
         kept[attribute] = (kind, plain if kind == "plain" else list(items))
         arrays |= {f"strategy/{attribute}/{k}": v for k, v in items.items()}
@@ -113,7 +113,7 @@ def save_state(record: Record, experiment: Experiment, state: State, strategy: S
     arrays |= {f"rows/{name}": np.frombuffer(table.rows, np.uint8) for name, table in record.tables.items()}
     description = {
         "experiment": record.settings,
-        "strategy": {attribute: pair for attribute, pair in kept.items() if pair[0] != "setting"},
+        "strategy": kept,
         "order": list(state.parameters),
         "tables": {name: (table.length, table.crc) for name, table in record.tables.items()},
         **{k: v for k, v in vars(state).items() if k not in STORED_APART},
@@ -191,7 +191,7 @@ def _unpack(content: bytes) -> tuple[dict[str, str], Parameters]:
 
 
 def _take_apart(value: Any, name: str) -> tuple[str, Parameters, Any]:
-    """What a strategy keeps under one attribute: its kind, its arrays by name, and what is no array."""
+    """What a strategy keeps under one name: its kind, its arrays by name, and what is no array."""
     if isinstance(value, ArrayRecord):
         return "record", from_arrays(value), None
     if _is_array(value):
@@ -200,8 +200,6 @@ def _take_apart(value: Any, name: str) -> tuple[str, Parameters, Any]:
         return "dict", {str(k): v for k, v in value.items()}, None
     if isinstance(value, list | tuple) and value and all(_is_array(v) for v in value):
         return "list", {str(i): v for i, v in enumerate(value)}, None
-    if callable(value):
-        return "setting", {}, None  # the new strategy has it from its own making
     try:
         if json.loads(json.dumps(value)) == (list(value) if isinstance(value, tuple) else value):
             return "plain", {}, value
@@ -214,7 +212,7 @@ def _take_apart(value: Any, name: str) -> tuple[str, Parameters, Any]:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.str in KINDS
+    return isinstance(value, np.ndarray | np.generic) and value.dtype.str in KINDS
 
 
 def _put_together(kind: str, items: Parameters, plain: Any) -> Any:
@@ -243,7 +241,7 @@ def begun(record: Record) -> bool:
 
 
 def load_state(record: Record) -> tuple[State, dict[str, Any]]:
-    """The record's state, and what its strategy kept (for `restore`); the record learns what its tables should be.
+    """The record's state, and what its strategy kept; the record learns what its tables should be.
 
     Raise SettingsError where the checkpoint is damaged, or does not fit the rest of the record.
     """
@@ -285,9 +283,3 @@ def load_state(record: Record) -> tuple[State, dict[str, Any]]:
         **description,
     )
     return state, kept
-
-
-def restore(strategy: Strategy, kept: dict[str, Any]) -> None:
-    """Give a new strategy what an earlier one kept between rounds."""
-    for attribute, value in kept.items():
-        setattr(strategy, attribute, value)

@@ -28,7 +28,7 @@ from fedveil.server.checkpoint import State, put_back
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
 from fedveil.server.fleet import DeskLine, Fleet
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.context import Hooks
 from fedveil.server.summary import describe_protection, summary
 
 Say = Callable[[str], None]
@@ -129,17 +129,17 @@ def _run(grid: Grid, config: Mapping[str, Any], line: DeskLine, folder: Path, sa
     earlier = Record(folder) if config["resume"] else None
     federation = _federation(experiment, fleet, earlier, words, say)
     federation.protect(Path(str(config["keys"])) if config["keys"] else None, fleet.sizes)
-    if federation.side is not None:
-        say(f"privacy {experiment.privacy.protection} {federation.side.words}")
+    if federation.protection is not None:
+        say(f"privacy {experiment.privacy.protection} {federation.protection.words}")
     record = earlier or Record.create(experiment, folder)
     with alone(folder):
         if earlier:
             put_back(record, federation.state)
             note_resume(record, experiment, federation.state.round)
             say(f"going on after round {federation.state.round}")
-        if federation.side is not None:
+        if federation.protection is not None:
             reader = "who holds client.key" if experiment.privacy.protection in LATTICES else "the server"
-            context = federation.side.context
+            context = federation.protection.context
             key = None if context is None else fingerprint(context.key_id)
             describe_protection(experiment, record, f"{reader} can evaluate the model", key)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 from threadpoolctl import threadpool_limits
 from torch import nn
 
@@ -35,9 +34,14 @@ from fedveil.models.training import check_training
 from fedveil.privacy.accounting import describe
 from fedveil.privacy.defences import find_defence
 from fedveil.privacy.packing import Layout
-from fedveil.server.checkpoint import Parameters, State, load_state, restore, save_state
-from fedveil.server.rounds import Hooks, run_rounds
-from fedveil.server.side import ServerSide, check_protection, server_side
+from fedveil.server.checkpoint import Parameters, State, load_state, save_state
+from fedveil.server.protection.server_protection import ServerProtection, check_protection, protect_server
+from fedveil.server.rounds.accounting import Accounting
+from fedveil.server.rounds.captures import Capture
+from fedveil.server.rounds.context import Context, Hooks
+from fedveil.server.rounds.loop import run_rounds
+from fedveil.server.rounds.observers import BestModel, Checkpoint, Observer, Stopping, Tables, Watch
+from fedveil.server.rounds.strategy import Strategy
 from fedveil.server.strategies import make
 
 NOISE = "noise.json"  # in the record of a run with noise
@@ -53,7 +57,7 @@ class Federation:
     strategy: Strategy
     state: State
     device: torch.device
-    side: ServerSide | None = None
+    protection: ServerProtection | None = None
 
     @cached_property
     def metrics(self) -> MetricSet:
@@ -78,7 +82,8 @@ class Federation:
             return [int(n) for n in federated.sizes(np.asarray(clients))]
 
         layout = Layout.of(to_numpy(get(self.network)))
-        self.side = server_side(experiment, layout, bytes.fromhex(self.state.run), announced or sizes, keys)
+        run = bytes.fromhex(self.state.run)
+        self.protection = protect_server(experiment, layout, run, announced or sizes, keys)
 
 
 def resolve(experiment: Experiment) -> Experiment:
@@ -114,7 +119,7 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
             raise DataError(
                 f"fedveil resume {resume.folder}: the data is not what it was when the run began; start a new run"
             )
-        restore(strategy, kept)
+        strategy.restore(kept)
     return Federation(experiment, federated, network, strategy, state, device)
 
 
@@ -150,22 +155,28 @@ def federate(federation: Federation, grid: Grid, record: Record, hooks: Hooks) -
 
     Raises what `run_rounds` raises.
     """
-    with (
-        one_thread(),
-        threadpool_limits(1, user_api="blas"),
-    ):  # the second for NumPy, which some strategies compute with
-        if described := describe(federation.experiment, secret=hooks.secret):
+    experiment, strategy, state = federation.experiment, federation.strategy, federation.state
+    observers = _observers(federation, record, hooks)
+    context = Context(
+        grid, experiment, strategy, federation.protection, hooks, observers, federation.metrics, record.folder
+    )
+    with one_thread(), threadpool_limits(1, user_api="blas"):  # the second for NumPy, which strategies compute with
+        if described := describe(experiment, secret=hooks.secret):
             record.write(NOISE, json.dumps(described, indent=2).encode() + b"\n")
-        if federation.state.round == 0 and not federation.state.pending:
-            save_state(record, federation.experiment, federation.state, federation.strategy)
-        run_rounds(
-            grid,
-            federation.experiment,
-            federation.strategy,
-            federation.state,
-            record,
-            side=federation.side,
-            hooks=hooks,
-            timeout=federation.experiment.federation.deadline,
-            metrics=federation.metrics,
-        )
+        if state.round == 0 and not state.pending:
+            save_state(record, experiment, state, strategy)
+        run_rounds(context, state)
+
+
+def _observers(federation: Federation, record: Record, hooks: Hooks) -> list[Observer]:
+    """Who sees the rounds, in the order of their effects: the tables are written before the checkpoint that holds their newest rows."""
+    experiment, protected = federation.experiment, federation.protection is not None
+    return [
+        *([Capture(experiment, record)] if experiment.federation.capture else []),
+        Accounting(experiment, protected=protected, inspect=hooks.inspect),
+        BestModel(experiment),
+        Stopping(experiment),
+        Tables(record),
+        Checkpoint(record, experiment, federation.strategy, secret=hooks.secret, protected=protected),
+        Watch(hooks.watch),
+    ]

@@ -17,7 +17,7 @@ from fedveil.privacy.accounting import describe, epsilons, explain
 from fedveil.privacy.plan import make_plan
 from fedveil.server.checkpoint import MODEL
 from fedveil.server.federation import Federation
-from fedveil.server.rounds import shown
+from fedveil.server.rounds.accounting import shown
 
 FILE = "protection.json"
 READERS = {
@@ -55,7 +55,7 @@ def summary(federation: Federation, record: Record, *, secret: bool = False) -> 
         "engine": federation.experiment.engine,
         "device": federation.device.type,
         "protection": federation.experiment.privacy.protection,
-        **({"privacy": costs(federation, record)} if federation.side else {}),
+        **({"privacy": costs(federation, record)} if federation.protection else {}),
         **guarantee(federation, secret=secret),
     }
 
@@ -91,8 +91,8 @@ def costs(federation: Federation, record: Record) -> dict[str, Any]:
     """
     import pandas as pd
 
-    assert federation.side is not None
-    state, plan = federation.state, federation.side.plan
+    assert federation.protection is not None
+    state, plan = federation.state, federation.protection.plan
     ledger = pd.read_csv(record.path("ledger.csv"), usecols=["stage", "bytes_up"])
     plain = wire_bytes(RecordDict({ARRAYS: to_arrays(to_numpy(get(federation.network)))}))
     stages = ledger[ledger.stage.isin(["train", "evaluate"])]

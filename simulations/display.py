@@ -116,10 +116,10 @@ def _labels(task: Task) -> str:
 
 def protection_line(federation: Federation) -> str:
     """A line about what protects updates, and the key that clients and server can compare; empty where nothing does."""
-    side = federation.side
-    if side is None:
+    protection = federation.protection
+    if protection is None:
         return ""
-    return f"\nprivacy  {side.plan.protection} {side.words}"
+    return f"\nprivacy  {protection.plan.protection} {protection.words}"
 
 
 def scores_line(row: Row, state: State) -> str:

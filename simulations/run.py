@@ -27,7 +27,7 @@ from fedveil.models.parameters import check_fit, from_numpy, get, load, to_numpy
 from fedveil.server.checkpoint import MODEL, State, begun, load_state, put_back
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.context import Hooks
 from fedveil.server.summary import summary
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.choice import choose, count_workers
@@ -188,13 +188,13 @@ def _compute(
     """Run the rounds that are left on the experiment's engine; `keys`: the folder of the run's keys, where it has any."""
     experiment = federation.experiment
     settings = experiment.toml()
-    here = federation.side is not None and experiment.engine != "ray"
+    here = federation.protection is not None and experiment.engine != "ray"
     witness = Witness() if here else None
     states = DiskStates(record.path(CLIENTS), federation.state.client_index)
     federation.state.clients = states
     runtime = client_runtime(settings, keys, states=states, witness=witness)
     holder = Holder(federation, record, runtime.homomorphic(0), witness)
-    if federation.side is not None:
+    if federation.protection is not None:
         holder.describe()
         holder.put_back(federation.state)
 

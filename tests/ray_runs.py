@@ -7,7 +7,7 @@ from typing import Any
 from fedveil.client.learning.runtime import client_runtime
 from fedveil.core.record import Record
 from fedveil.server.federation import Federation
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.engine.ray import run_on_ray
 from fedveil.simulations.engine.states import DiskStates
 from fedveil.simulations.run import CLIENTS

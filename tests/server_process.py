@@ -40,7 +40,7 @@ from fedveil.server.checkpoint import State
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate
 from fedveil.server.nodes import ClientGrid
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.context import Hooks
 from fedveil.server.strategies import make
 
 log = logging.getLogger("flwr")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import Strategy
 
 from fedveil import Experiment
-from fedveil.core.messages import ARRAYS, METRICS, to_arrays
+from fedveil.algorithms.algorithm import Cohort, Contribution
+from fedveil.core.messages import to_arrays
+from fedveil.core.randomness import Stream
+from fedveil.server.rounds.strategy import Strategy
 from fedveil.simulations.engine.grid import InProcessGrid
 
 SHAPES = {"dense.weight": (4, 3), "dense.bias": (4,)}
@@ -31,17 +33,18 @@ def experiment(strategy: str, **federation: Any) -> Experiment:
     )
 
 
-def play_round(strategy: Strategy, number: int, arrays: ArrayRecord) -> tuple[ArrayRecord, dict[str, Any]]:
-    """One round in which client k answers LOCAL[k] + number - 1; the aggregate, and the config that was sent."""
+def play_round(
+    strategy: Strategy, number: int, model: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """One round in which client k answers LOCAL[k] + number - 1; the next model, float32, and the config that was sent."""
     grid = InProcessGrid(ClientApp(), CLIENTS, {})
-    messages = list(strategy.configure_train(number, arrays, ConfigRecord({"learning-rate": 0.5}), grid))
+    messages = strategy.train_messages(number, to_arrays(model), {"learning-rate": 0.5}, grid, Stream(0, number))
     config = dict(messages[0].content["config"])
-    messages.sort(key=lambda m: m.metadata.dst_node_id)
-    replies = []
-    for k, message in enumerate(messages):
+    contributions = []
+    for k, _ in enumerate(messages):
         metrics = {"client": k, "num-examples": int(EXAMPLES[k]), "train-loss": 1.0, "global-loss": float(LOSSES[k])}
-        local = to_arrays({name: value + np.float32(number - 1) for name, value in LOCAL[k].items()})
-        replies.append(Message(RecordDict({ARRAYS: local, METRICS: MetricRecord(metrics)}), reply_to=message))
-    aggregate, _ = strategy.aggregate_train(number, replies)
-    assert aggregate is not None
-    return aggregate, config
+        local = {name: value + np.float32(number - 1) for name, value in LOCAL[k].items()}
+        contributions.append(Contribution(k, local, int(EXAMPLES[k]), metrics))
+    made = strategy.aggregate(number, Cohort(model, contributions, 0.5, CLIENTS))
+    assert made is not None
+    return {name: np.array(value, np.float32) for name, value in made.items()}, config

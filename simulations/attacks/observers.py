@@ -18,9 +18,9 @@ from fedveil.privacy.keys import find_client_key
 from fedveil.privacy.packing import Layout, dequantize, flatten, quantize, unflatten
 from fedveil.privacy.plan import make_plan
 from fedveil.privacy.wire import round_of
-from fedveil.server.captures import Captured, Update, read_captures
 from fedveil.server.checkpoint import load_state
 from fedveil.server.federation import prepare
+from fedveil.server.rounds.captures import Captured, Update, read_captures
 from fedveil.simulations.attacks.observation import Observation, Parameters
 from fedveil.simulations.run import quiet_flower
 

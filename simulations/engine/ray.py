@@ -31,7 +31,7 @@ from fedveil.core.messages import CLIENT, CONFIG
 from fedveil.core.record import Record
 from fedveil.server.federation import Federation, federate
 from fedveil.server.nodes import ClientGrid
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.engine.grid import where
 
 POLL = 0.02  # seconds between looks for replies

@@ -24,7 +24,7 @@ from fedveil.core.parts import STRATEGIES
 from fedveil.core.record import Record
 from fedveil.server.checkpoint import FILE
 from fedveil.server.federation import prepare, resolve
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.cohort import CohortGrid
 from fedveil.simulations.engine.states import DiskStates

@@ -26,10 +26,10 @@ from fedveil.models.parameters import get, to_numpy
 from fedveil.models.training import train_clients
 from fedveil.privacy.accounting import gaussian_epsilon
 from fedveil.privacy.noise import norm
-from fedveil.server.captures import read_captures
 from fedveil.server.checkpoint import load_state
 from fedveil.server.federation import federate, prepare, resolve
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.captures import read_captures
+from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.engine.grid import InProcessGrid
 
 NOISY = {"privacy.clip": 1.0, "privacy.noise_multiplier": 0.05}

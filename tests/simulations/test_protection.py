@@ -28,8 +28,8 @@ from fedveil.models.training import train_clients
 from fedveil.privacy import keys
 from fedveil.privacy.keys import write_keys
 from fedveil.privacy.plan import make_lattice, make_plan
-from fedveil.server import rounds
 from fedveil.server.federation import prepare, resolve
+from fedveil.server.rounds import observers
 from fedveil.simulations.holder import open_record
 
 LATTICES = ("bfv", "ckks")
@@ -179,7 +179,7 @@ def test_clients_score_a_ciphertext_as_the_opened_model_scores(protection, engin
 
 def killed(watched: Watched, experiment: Experiment, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     """Run in another process, in the folder "cut", and kill it at a moment."""
-    save, write = rounds.save_state, keys._write
+    save, write = observers.save_state, keys._write
 
     def save_and_die(record: Any, settings: Any, state: Any, strategy: Any) -> None:
         save(record, settings, state, strategy)
@@ -199,7 +199,7 @@ def killed(watched: Watched, experiment: Experiment, monkeypatch: pytest.MonkeyP
     def child() -> None:
         torch.set_num_threads(1)  # threads of the parent's pools are not there
         threadpool_limits(1)
-        monkeypatch.setattr(rounds, "save_state", save_and_die)
+        monkeypatch.setattr(observers, "save_state", save_and_die)
         monkeypatch.setattr(keys, "_write", write_and_die)
         watched(experiment, "cut", home=reply_and_die)
 

@@ -18,7 +18,7 @@ from fedveil import Experiment, run
 from fedveil.core.errors import Interrupted, SettingsError, TrainingError
 from fedveil.core.record import Record
 from fedveil.server.federation import Federation, prepare, resolve
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.engine.ray import check_ray
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra fedveil[ray]")

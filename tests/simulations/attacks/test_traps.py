@@ -7,7 +7,7 @@ import tenseal
 
 from fedveil import Experiment, run
 from fedveil.privacy.keys import load_server
-from fedveil.server.captures import read_captures
+from fedveil.server.rounds.captures import read_captures
 from fedveil.simulations.attacks.lab import attack
 from fedveil.simulations.attacks.observers import observe
 from fedveil.simulations.attacks.scoring import words_of

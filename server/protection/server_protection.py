@@ -1,4 +1,4 @@
-"""The server's side of a protection: what it has for a whole run, and what it asks of every update and every aggregate."""
+"""The server's part of a protection: what it has for a whole run, and what it asks of every update and every aggregate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Converse = Callable[[Sequence[Message], str, Take], tuple[Exchanged, list[Messag
 
 
 @dataclass(frozen=True)
-class ServerSide:
+class ServerProtection:
     """What the server of a protected run has: no secret, and of the data the number of examples of each client.
 
     sizes: examples of each of some clients; run: 16 bytes that name the run
@@ -65,14 +65,14 @@ def check_protection(experiment: Experiment, active: bool = False) -> None:
         choose_degree(cohort, privacy.drop_outs, privacy.colluders, active)
 
 
-def server_side(
+def protect_server(
     experiment: Experiment,
     layout: Layout,
     run: bytes,
     sizes: Callable[[Sequence[int]], Sequence[int]],
     keys: Path | None,
-) -> ServerSide | None:
-    """The server's side of an experiment's protection; None where updates travel in the clear.
+) -> ServerProtection | None:
+    """Return the server's part of an experiment's protection; None where updates travel in the clear.
 
     keys: the folder that holds server.ctx, for CKKS and BFV
     Raise SettingsError or ProtectionError where it cannot work.
@@ -95,7 +95,7 @@ def server_side(
             )
         context = load_server(keys / SERVER)
         check_lattice(context.lattice, plan.lattice)
-    return ServerSide(experiment, plan, layout, run, sizes, context, registry)
+    return ServerProtection(experiment, plan, layout, run, sizes, context, registry)
 
 
 def protected_update(reply: Message, protection: str) -> bytes:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
-from flwr.serverapp.strategy import Strategy
 
 from fedveil.core.errors import ProtectionError
 from fedveil.core.messages import (
@@ -27,52 +26,54 @@ from fedveil.core.messages import (
 )
 from fedveil.privacy.graph import choose_degree, neighbours
 from fedveil.privacy.masked import from_ring, read_masked, shown
-from fedveil.privacy.packing import Parameters, dequantize, unflatten
+from fedveil.privacy.packing import dequantize, unflatten
 from fedveil.privacy.plan import RESERVED
 from fedveil.privacy.rosters import Session
 from fedveil.privacy.unmasking import Unmasker
-from fedveil.server.aggregate import as_one
-from fedveil.server.noise import ServerNoise
-from fedveil.server.side import Converse, ServerSide, enough, examples_in, protected_update
+from fedveil.server.protection.collector import Collected, contribution
+from fedveil.server.protection.noise import ServerNoise
+from fedveil.server.protection.server_protection import (
+    Converse,
+    ServerProtection,
+    enough,
+    examples_in,
+    protected_update,
+)
 
 
-class Masked:
+class MaskedCollector:
     """One attempt at a round; every ProtectionError of it means that nothing was revealed, or that the sum cannot be had."""
-
-    final = False
-    mean: Parameters | None = None
-    bound = 0.0
 
     def __init__(
         self,
-        strategy: Strategy,
-        side: ServerSide,
+        protection: ServerProtection,
         number: int,
         attempt: int,
         converse: Converse,
         noise: ServerNoise | None = None,
     ) -> None:
         """`noise`: what the server adds to the sum."""
-        self._strategy, self._side, self._number, self._attempt = strategy, side, number, attempt
+        self.final = False
+        self._protection, self._number, self._attempt = protection, number, attempt
         self._converse, self._noise = converse, noise
-        privacy = side.experiment.privacy
-        active = side.registry is not None
-        cohort = side.experiment.federation.cohort
+        privacy = protection.experiment.privacy
+        active = protection.registry is not None
+        cohort = protection.experiment.federation.cohort
         self._degree, threshold = choose_degree(cohort, privacy.drop_outs, privacy.colluders, active)
-        size = RESERVED + side.layout.size
-        self._session = Session(side.run, number, attempt, size, threshold, privacy.min_clients, active)
+        size = RESERVED + protection.layout.size
+        self._session = Session(protection.run, number, attempt, size, threshold, privacy.min_clients, active)
         self._examples: dict[int, int] = {}
         self._announced: dict[int, int] = {}
         self._reference = 0
 
     def ask(self, messages: list[Message]) -> list[Message]:
         """Exchange keys and shares; the training messages of those that go on."""
-        side = self._side
+        protection = self._protection
         asked = {m.metadata.dst_node_id - 1: m for m in messages}
-        self._announced = side.announced(messages)
+        self._announced = protection.announced(messages)
         self._reference = sum(self._announced.values())
         around = neighbours(sorted(asked), min(self._degree, len(asked) - 1))
-        self._unmasker = unmasker = Unmasker(self._session, sorted(asked), around, side.registry)
+        self._unmasker = unmasker = Unmasker(self._session, sorted(asked), around, protection.registry)
         self._stage("advertise", asked, lambda _: {}, unmasker.adverts)
         self._stage("share", unmasker.close(), lambda client: {BLOB: unmasker.roster(client)}, unmasker.shares)
         stay = unmasker.close()
@@ -92,22 +93,22 @@ class Masked:
         """What the clients were given to train on, which their masks are bound to."""
         content = self._content
         settings = dict(cast(ConfigRecord, content[CONFIG]))
-        return shown(from_arrays(cast(ArrayRecord, content[ARRAYS])), self._side.layout, settings)
+        return shown(from_arrays(cast(ArrayRecord, content[ARRAYS])), self._protection.layout, settings)
 
     def take(self, client: int, reply: Message) -> None:
         """Add a masked update to the sum, and drop it."""
-        blob = protected_update(reply, self._side.plan.protection)
+        blob = protected_update(reply, self._protection.plan.protection)
         examples = examples_in(reply, self._announced[client])
         self._unmasker.add(client, read_masked(self._session, client, blob))
         self._examples[client] = examples
         del reply.content[ARRAYS]
 
-    def finish(self, number: int, replies: list[Message]) -> Parameters | None:
-        """Unmask the sum; the strategy sees it as the reply of one client with all the examples."""
-        side, unmasker = self._side, self._unmasker
+    def finish(self, replies: list[Message]) -> Collected:
+        """Unmask the sum; the mean is the contribution of one client with all the examples."""
+        protection, unmasker = self._protection, self._unmasker
         stay = unmasker.close()
         examples = sum(self._examples.values())
-        self.bound = enough(side.plan, len(stay), examples, self._reference)
+        bound = enough(protection.plan, len(stay), examples, self._reference)
         survivors = unmasker.survivors()
         brought: dict[str, bytes] = {BLOB: survivors, CONFIRMATIONS: b""}
         if self._session.active:
@@ -116,14 +117,11 @@ class Masked:
             brought[CONFIRMATIONS] = unmasker.confirmations()
         self.final = True
         self._stage("reveal", stay, lambda _: brought, unmasker.reveals)
-        total = unmasker.total(self._shown())
-        weights = from_ring(total, examples, len(self._examples), side.plan.grid)
-        mean = unflatten(dequantize(weights, examples, self._reference, side.plan.grid), side.layout)
-        self.mean = mean
-        if self._noise is not None:
-            mean = self._noise.on_mean(mean, len(self._examples))
-        aggregate, _ = self._strategy.aggregate_train(number, [as_one(replies[0], mean)])
-        return None if aggregate is None else from_arrays(aggregate)
+        total, grid = unmasker.total(self._shown()), protection.plan.grid
+        weights = from_ring(total, examples, len(self._examples), grid)
+        mean = unflatten(dequantize(weights, examples, self._reference, grid), protection.layout)
+        noisy = mean if self._noise is None else self._noise.on_mean(mean, len(self._examples))
+        return Collected([contribution(replies[0], noisy)], mean=mean, bound=bound)
 
     def _stage(
         self,
@@ -133,7 +131,7 @@ class Masked:
         take: Callable[[int, bytes], None],
     ) -> None:
         """Ask each client for its message of a stage, and take each as it comes."""
-        config = ConfigRecord({RUN: self._side.run, ROUND: self._number, ATTEMPT: self._attempt})
+        config = ConfigRecord({RUN: self._protection.run, ROUND: self._number, ATTEMPT: self._attempt})
         messages = [
             Message(
                 RecordDict({CONFIG: config, INBOX: ConfigRecord(dict(bring(client)))}),

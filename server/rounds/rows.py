@@ -1,15 +1,16 @@
-"""Rows of a record: of metrics.csv, one a round, and of clients.csv, one a client and stage."""
+"""What clients tell, as rows of clients.csv, one a client and stage, and of metrics.csv, one a round."""
 
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
-from flwr.app import Message, MetricRecord
+from flwr.app import Message, MetricRecord, RecordDict
 
 from fedveil.core.experiment import Experiment
 from fedveil.core.messages import CLIENT, METRICS, WEIGHT
-from fedveil.core.metrics import MetricSet, Scores
+from fedveil.core.metrics import MetricSet, Scores, merge
 from fedveil.privacy.accounting import observers
 from fedveil.server.exchange import Exchanged, Row, count, metric
 
@@ -64,6 +65,13 @@ def weighted_mean(clients: list[Row], key: str) -> float:
     return sum(row["examples"] * row[key] for row in clients) / examples if examples else math.nan
 
 
+def merged_scores(metrics: MetricSet, contents: Sequence[RecordDict]) -> Mapping[str, float] | None:
+    """Return the metrics over all that clients hold out, from the sums that they tell; None where none tells any."""
+    if not contents:
+        return None
+    return metrics.values(merge([metrics.read(cast(MetricRecord, content[METRICS])) for content in contents]))
+
+
 def columns(experiment: Experiment, metrics: MetricSet) -> list[str]:
     """The columns of metrics.csv, which depend on the settings alone."""
     return [
@@ -83,7 +91,7 @@ def metrics_row(
     metrics: MetricSet,
     number: int,
     test: Scores | None,
-    validation: MetricRecord | None = None,
+    validation: Mapping[str, Any] | None = None,
     loss: float | None = None,
     rate: float | None = None,
     trained: Exchanged | None = None,

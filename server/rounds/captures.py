@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,9 @@ from fedveil.core.errors import SettingsError
 from fedveil.core.experiment import Experiment
 from fedveil.core.messages import ARRAYS, METRICS, SEALED, from_sealed, read_update
 from fedveil.core.record import Record
+from fedveil.server.checkpoint import State
+from fedveil.server.rounds.observers import Observer
+from fedveil.server.rounds.round import Round
 
 FOLDER = "captures"
 Parameters = Mapping[str, np.ndarray]
@@ -62,65 +65,62 @@ class Captured:
         }
 
 
-@dataclass
-class Capture:
+class Capture(Observer):
     """Takes a round's messages as they pass, and writes them down when the round is whole."""
 
-    experiment: Experiment
-    record: Record
-    _before: Parameters = field(default_factory=dict)
-    _updates: dict[int, Update] = field(default_factory=dict)
-    _rate: float = 0.0
+    def __init__(self, experiment: Experiment, record: Record) -> None:
+        self._experiment, self._record = experiment, record
+        self._updates: dict[int, Update] = {}
 
-    def begin(self, before: Parameters, rate: float) -> None:
-        """A round begins; or begins again, with nothing of the first attempt kept."""
-        self._before, self._updates, self._rate = before, {}, rate
+    def begun(self, current: Round, state: State) -> None:
+        """Keep nothing of an earlier round."""
+        self._updates = {}
 
-    def saw(self, client: int, reply: Message) -> None:
-        """A reply came, protected or not; raise ProtectionError where it cannot be read."""
-        record, privacy = reply.content.get(ARRAYS), self.experiment.privacy
+    def replied(self, current: Round, client: int, reply: Message) -> None:
+        """Keep an update, protected or not; raise ProtectionError where it cannot be read."""
+        record, privacy = reply.content.get(ARRAYS), self._experiment.privacy
         metrics = _numbers(reply)
         if not isinstance(record, ArrayRecord):
             return
         blob = from_sealed(record, privacy.protection)
         # a copy: arrays of a cohort that is computed here lie where the next one's will
         weights = (
-            {name: np.array(value) for name, value in self._read(record).items()}
-            if blob is None and SEALED not in self._before
+            {name: np.array(value) for name, value in self._read(record, current.model).items()}
+            if blob is None and SEALED not in current.model
             else None
         )
         self._updates[client] = Update(weights, blob, metrics)
 
-    def evaluated(self, client: int, reply: Message) -> None:
-        """A client said how well the model does on what it holds out."""
+    def evaluated(self, current: Round, client: int, reply: Message) -> None:
+        """Keep what a client says of the model on what it holds out."""
         update = self._updates.get(client, Update(None, None, {}))
         told = {f"evaluate/{name}": value for name, value in _numbers(reply).items()}
         self._updates[client] = replace(update, metrics={**update.metrics, **told})
 
-    def _read(self, record: ArrayRecord) -> Parameters:
-        return read_update(record, self._before, self.experiment.communication.encoding)
+    def _read(self, record: ArrayRecord, given: Parameters) -> Parameters:
+        return read_update(record, given, self._experiment.communication.encoding)
 
-    def write(self, number: int, after: Parameters) -> None:
-        """The round is whole; one that was only evaluated, after a stop, leaves nothing."""
-        if not self._before:
+    def finished(self, current: Round, state: State) -> None:
+        """Write the round; one that was only evaluated, after a stop, leaves nothing."""
+        if not current.asked:
             return
         arrays: dict[str, np.ndarray] = {}
-        for label, values in (("before", self._before), ("after", after)):
+        for label, values in (("before", current.model), ("after", current.aggregate)):
             arrays |= {f"{label}/{name}": np.ascontiguousarray(value) for name, value in values.items()}
         updates = dict(sorted(self._updates.items()))  # whoever answered first
         for client, update in updates.items():
             found = update.weights if update.sealed is None else {SEALED: np.frombuffer(update.sealed, np.uint8)}
             arrays |= {f"{client}/{name}": np.ascontiguousarray(value) for name, value in (found or {}).items()}
         about = {
-            "round": number,
-            "learning_rate": self._rate,
+            "round": current.number,
+            "learning_rate": current.learning_rate,
             "order": list(arrays),
             "metrics": {str(client): dict(update.metrics) for client, update in updates.items()},
         }
-        folder = self.record.path(FOLDER)
+        folder = self._record.path(FOLDER)
         folder.mkdir(mode=0o700, exist_ok=True)
-        self.record.write(f"{FOLDER}/round-{number}.safetensors", save(arrays, {"fedveil": json.dumps(about)}))
-        self._before, self._updates = {}, {}
+        self._record.write(f"{FOLDER}/round-{current.number}.safetensors", save(arrays, {"fedveil": json.dumps(about)}))
+        self._updates = {}
 
 
 def _numbers(reply: Message) -> dict[str, float]:

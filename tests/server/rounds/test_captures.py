@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from fedveil import Experiment, SettingsError, run
 from fedveil.core.messages import SEALED, WEIGHT
-from fedveil.server.captures import FOLDER, read_captures
+from fedveil.server.rounds.captures import FOLDER, read_captures
 
 SMALL = {
     "data.clients": 5, "model.hidden": [16], "training.epochs": 1, "federation.cohort": 3, "federation.rounds": 2,

@@ -15,7 +15,7 @@ from fedveil.core.record import Record
 from fedveil.privacy.keys import write_keys
 from fedveil.privacy.parties import REGISTRY, new_parties
 from fedveil.server.federation import Federation, federate, prepare, resolve
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.engine.grid import InProcessGrid
 
 SETTINGS = {

@@ -10,29 +10,27 @@ from flwr.app import ConfigRecord, Message
 from fedveil.core.errors import ProtectionError
 from fedveil.core.messages import ARRAYS, CONFIG, REFERENCE, SEALED, WEIGHT
 from fedveil.privacy.lattice import Adder, compact_works
-from fedveil.privacy.packing import Parameters
 from fedveil.privacy.wire import Header, expect, read, write_before
 from fedveil.server.exchange import count
-from fedveil.server.side import ServerSide, enough, examples_in, protected_update
+from fedveil.server.protection.collector import Collected
+from fedveil.server.protection.server_protection import ServerProtection, enough, examples_in, protected_update
 
 
-class Ciphertexts:
+class HomomorphicCollector:
     """Adds ciphertexts as they arrive and keeps one sum; there is no key here."""
 
     final = True
-    mean: Parameters | None = None
-    bound = 0.0
 
-    def __init__(self, side: ServerSide, number: int) -> None:
-        assert side.context is not None
-        self._side, self._number = side, number
-        self._adder = Adder(side.context, side.plan)
+    def __init__(self, protection: ServerProtection, number: int) -> None:
+        assert protection.context is not None
+        self._protection, self._number = protection, number
+        self._adder = Adder(protection.context, protection.plan)
         self._examples = self._reference = 0
         self._announced: dict[int, int] = {}
 
     def ask(self, messages: list[Message]) -> list[Message]:
         """Announce the cohort's examples."""
-        self._announced = self._side.announced(messages)
+        self._announced = self._protection.announced(messages)
         self._reference = sum(self._announced.values())
         for message in messages:
             cast(ConfigRecord, message.content[CONFIG])[REFERENCE] = self._reference
@@ -40,7 +38,7 @@ class Ciphertexts:
 
     def take(self, client: int, reply: Message) -> None:
         """Check an upload whole, then add it, then drop it."""
-        blob = protected_update(reply, self._side.plan.protection)
+        blob = protected_update(reply, self._protection.plan.protection)
         header, body = read(blob, self._expect("upload", client))
         if header.examples != examples_in(reply, self._announced[client]):
             raise ProtectionError(f"it says {count(reply, WEIGHT):,} examples, and its update {header.examples:,}")
@@ -53,10 +51,10 @@ class Ciphertexts:
         self._examples += header.examples
         del reply.content[ARRAYS]
 
-    def finish(self, number: int, replies: list[Message]) -> Parameters | None:
+    def finish(self, replies: list[Message]) -> Collected:
         """The sum, which is the model."""
         adder = self._adder
-        self.bound = enough(self._side.plan, adder.clients, self._examples, self._reference)
+        bound = enough(self._protection.plan, adder.clients, self._examples, self._reference)
         assert adder.form is not None
         header = replace(
             self._expect("aggregate"),
@@ -64,12 +62,12 @@ class Ciphertexts:
         )  # fmt: skip
         model = adder.message()
         write_before(header, model)
-        return {SEALED: model}
+        return Collected(sealed={SEALED: model}, bound=bound)
 
     def _expect(self, kind: Literal["upload", "aggregate"], client: int = 0) -> Header:
-        side = self._side
-        assert side.context is not None
+        protection = self._protection
+        assert protection.context is not None
         return expect(
-            kind, side.plan, side.context, run=side.run, round=self._number, layout=side.layout, client=client,
-            reference=self._reference,
+            kind, protection.plan, protection.context, run=protection.run, round=self._number, layout=protection.layout,
+            client=client, reference=self._reference,
         )  # fmt: skip
