@@ -95,7 +95,7 @@ def measure(repeats: int, progress: Callable[[str], None] = lambda _: None) -> M
 def measure_own(job: Job) -> Measures:
     """FedVeil's figures of one run."""
     with tempfile.TemporaryDirectory() as folder:
-        run = run_deployed(job.experiment, job.experiment.data.dataset, CLIENTS, Path(folder))
+        run = run_deployed(job.experiment, job.experiment.data.dataset.name, CLIENTS, Path(folder))
     return figures(run)
 
 

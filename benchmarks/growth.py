@@ -23,11 +23,9 @@ def experiment(population: int, cohort: int) -> Experiment:
     return Experiment(
         name=f"growth-{population}-{cohort}",
         data={
-            "dataset": "synthetic",
+            "dataset": {"name": "synthetic", "examples": EXAMPLES, "spread": 0.0},
             "clients": population,
             "partition": "iid",
-            "examples_per_client": EXAMPLES,
-            "examples_spread": 0.0,
         },
         model={"name": "mlp", "hidden": HIDDEN},
         training={"epochs": 1, "batch_size": BATCH, "learning_rate": 0.1},

@@ -136,7 +136,7 @@ def _workplace(context: Context) -> Workplace:
     node, run = context.node_config, str(context.run_config["experiment"])
     if not _deployed(context):
         return workplace(run, _keys(context))
-    _policy(context).check(Experiment.parse(run))
+    _policy(context).check(Experiment.received(run))
     own = Own(str(node["data"]), int(cast(int, node["partition-id"])), str(context.run_config.get("words", "")))
     try:
         return workplace(run, _keys(context), own)
@@ -206,7 +206,7 @@ def fit(message: Message, context: Context) -> Message:
         update, lost = write_update(weights, given, encoding, residual_of(context.state, client))
         keep_residual(context.state, client, lost)
     else:
-        update = to_sealed(sealed.blob, place.experiment.privacy.protection)
+        update = to_sealed(sealed.blob, place.experiment.privacy.protection.name)
     return training_reply(
         message,
         client,
@@ -231,7 +231,7 @@ def _seal(
     context: Context,
 ) -> Sealed | None:
     """The protected update; None where the experiment protects none. Raise ProtectionError where it cannot be."""
-    if place.experiment.privacy.protection == "none":
+    if not place.experiment.privacy.protected:
         return None
     reference, run = int(_number(config, REFERENCE)), config.get(RUN)
     if not isinstance(run, bytes):

@@ -16,15 +16,15 @@ from fedveil.client.masked import MaskedSide, masked_side
 from fedveil.client.protect import LatticeSide, Witness, lattice_side
 from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.examples import Task
-from fedveil.core.experiment import LATTICES, Experiment
+from fedveil.core.experiment import Experiment
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import Federated, load
 from fedveil.datasets.local import local, parse_source
 from fedveil.models.batched import Chain, batched
+from fedveil.models.build import build, example
 from fedveil.models.computing import find_device
 from fedveil.models.evaluation import Scores, evaluate
 from fedveil.models.functional import Functional
-from fedveil.models.networks import build, example
 from fedveil.models.parameters import from_numpy
 from fedveil.models.training import Trained, train_clients
 from fedveil.privacy.keys import find_client_key
@@ -68,7 +68,7 @@ class Workplace:
 
     def lattice(self, client: int) -> LatticeSide | None:
         """How a client encrypts and decrypts; None where the experiment's models are no ciphertexts."""
-        if self.experiment.privacy.protection not in LATTICES:
+        if self.experiment.privacy.shows != "sum":
             return None
         if not self.keys:
             raise ProtectionError(
@@ -115,7 +115,7 @@ def forget() -> None:
 @contextmanager
 def witnessed(place: Workplace, witness: Witness | None) -> Iterator[None]:
     """While a simulation computes clients one by one in this process, let `witness` see what they make."""
-    protection = place.experiment.privacy.protection
+    protection = place.experiment.privacy.protection.name
     if witness is None or protection == "none":
         yield
         return
@@ -145,7 +145,7 @@ def _local(settings: str, own: Own, _state: tuple[tuple[str, int, int], ...]) ->
 
 @lru_cache(maxsize=2)
 def _experiment(settings: str) -> Experiment:
-    return Experiment.find(settings)
+    return Experiment.received(settings)
 
 
 @lru_cache(maxsize=2)

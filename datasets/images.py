@@ -10,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from fedveil.core.declaration import part
 from fedveil.core.errors import DataError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Data
+from fedveil.core.settings.sections import Data
 from fedveil.datasets import sources, splits
 from fedveil.datasets.dataset import DataSet
 
 CLASSES = tuple("0123456789")
 
 
+@part(uses=("test_fraction",))
 def digits(data: Data) -> DataSet:
     """1,797 handwritten digits, float32 [n, 1, 8, 8] in [0, 1], that ship inside scikit-learn.
 
@@ -33,6 +35,7 @@ def digits(data: Data) -> DataSet:
     return DataSet("digits", Task("images", (1, 8, 8), CLASSES), examples.take(train), examples.take(test))
 
 
+@part()
 def mnist(data: Data) -> DataSet:
     """MNIST: 60,000 digits to train on and 10,000 to test on, float32 [n, 1, 28, 28] in [0, 1].
 

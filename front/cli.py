@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.console import Console
 from fedveil import __version__, attack, keys, machines
 from fedveil.core import parts
 from fedveil.core.errors import DataError, FedveilError, SettingsError, nearest
+from fedveil.core.settings.legacy import OldKey
 from fedveil.options import Assignments, DataDir, PresetOrFile, experiment_of, use_data_dir
 
 app = typer.Typer(
@@ -340,12 +342,22 @@ def main() -> None:
     """Run the command line; a mistake ends in one message and its exit code, never in a traceback."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # where a user's own package.module:object is looked for, as python -m does
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("once", OldKey)
     try:
         app()
     except FedveilError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:  # a full disk, a folder that was taken away
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Say a warning of ours plainly, on standard error; leave others to Python."""
+    if issubclass(category, OldKey):
+        print(f"warning {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, place[0], place[1]), end="", file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> None:

@@ -23,8 +23,8 @@ from fedveil.models.functional import Functional
 from fedveil.models.inputs import kept_on, to_tensor
 from fedveil.models.layers import Layer, Step, layers
 from fedveil.models.losses import losses_and_slopes
-from fedveil.models.networks import LSTM
 from fedveil.models.optimizers import Optimizer
+from fedveil.models.recurrent import LSTM
 
 
 class Chain:

@@ -82,7 +82,7 @@ class Capture:
         metrics = _numbers(reply)
         if not isinstance(record, ArrayRecord):
             return
-        blob = from_sealed(record, privacy.protection)
+        blob = from_sealed(record, privacy.protection.name)
         # a copy: arrays of a cohort that is computed here lie where the next one's will
         weights = (
             {name: np.array(value) for name, value in self._read(record).items()}

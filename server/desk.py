@@ -209,7 +209,7 @@ class Desk:
     async def _order(self, request: Request) -> Response:
         """Start a run: `{"experiment": TOML, "words": "a line each"}`."""
         asked = await request.json()
-        experiment = Experiment.parse(asked["experiment"])
+        experiment = Experiment.received(asked["experiment"])  # the run itself imports what it names
         name = f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
         run, number = name, 1
         while run in self._orders:

@@ -25,9 +25,9 @@ from fedveil.core.experiment import Experiment
 from fedveil.core.randomness import Stream
 from fedveil.core.record import Record
 from fedveil.datasets.federated import Federated, load
+from fedveil.models.build import build
 from fedveil.models.computing import find_device, one_thread
 from fedveil.models.evaluation import Scores, evaluate
-from fedveil.models.networks import build
 from fedveil.models.parameters import from_numpy, get, to_numpy
 from fedveil.models.training import check_training
 from fedveil.privacy.accounting import describe
@@ -91,7 +91,7 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
     Raise SettingsError or DataError where it cannot run, or go on.
     """
     device = find_device(experiment.device)
-    protected = experiment.privacy.protection != "none"
+    protected = experiment.privacy.protected
     check_protection(experiment)
     strategy = make(experiment)
     federated = elsewhere or load(experiment.data, experiment.seed)
@@ -101,7 +101,7 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
     task = federated.dataset.task
     check_training(task, experiment.training)
     network = build(task, experiment.model, Stream(experiment.seed)).to(device)
-    named = experiment.data.path or ":" in experiment.data.dataset
+    named = experiment.data.path or experiment.data.dataset.is_own
     digest = _digest(federated) if named and elsewhere is None else ""
     if resume is None:
         state = State(to_numpy(get(network)), data=digest, run=os.urandom(16).hex() if protected else "")

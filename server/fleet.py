@@ -139,8 +139,8 @@ class Fleet(ClientGrid):
         """
         settings = self._experiment.federation
         least = settings.quorum or (1 if self._begun else settings.cohort)
-        if self._experiment.privacy.protection != "none":
-            least = max(least, self._experiment.privacy.min_clients)
+        if self._experiment.privacy.protected:
+            least = max(least, self._experiment.privacy.least)
         deadline = time.monotonic() + min(ASSEMBLY, settings.deadline)
         wanted = least if self._begun else settings.cohort
         while True:

@@ -58,9 +58,11 @@ class Masked:
         privacy = side.experiment.privacy
         active = side.registry is not None
         cohort = side.experiment.federation.cohort
-        self._degree, threshold = choose_degree(cohort, privacy.drop_outs, privacy.colluders, active)
+        self._degree, threshold = choose_degree(
+            cohort, privacy.protection.drop_outs, privacy.protection.colluders, active
+        )
         size = RESERVED + side.layout.size
-        self._session = Session(side.run, number, attempt, size, threshold, privacy.min_clients, active)
+        self._session = Session(side.run, number, attempt, size, threshold, privacy.least, active)
         self._examples: dict[int, int] = {}
         self._announced: dict[int, int] = {}
         self._reference = 0

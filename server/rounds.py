@@ -145,7 +145,9 @@ def run_rounds(
         validation, evaluated = None, Exchanged()
         if due and experiment.evaluation.federated:
             model = (
-                to_sealed(parameters[SEALED].tobytes(), experiment.privacy.protection) if SEALED in parameters else None
+                to_sealed(parameters[SEALED].tobytes(), experiment.privacy.protection.name)
+                if SEALED in parameters
+                else None
             )
             with global_random(stream, "evaluation sampling"):
                 messages = strategy.configure_evaluate(
@@ -186,7 +188,7 @@ def run_rounds(
 def _to_record(state: State, experiment: Experiment) -> ArrayRecord:
     """The model as it travels."""
     if SEALED in state.parameters:
-        return to_sealed(state.parameters[SEALED].tobytes(), experiment.privacy.protection)
+        return to_sealed(state.parameters[SEALED].tobytes(), experiment.privacy.protection.name)
     return to_arrays(state.parameters)
 
 

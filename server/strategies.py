@@ -14,13 +14,15 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
-from fedveil.core import parts
+from fedveil.core.catalog import STRATEGIES
+from fedveil.core.declaration import part
 from fedveil.core.experiment import Experiment
 from fedveil.core.messages import ARRAYS, CONFIG, METRICS, ROUND, WEIGHT
 from fedveil.models.evaluation import Scores, merge
 from fedveil.server.aggregate import weighted_mean
 
 Shared = dict[str, Any]
+OF_THE_MEAN = "it computes with the mean of the weights"
 
 
 def make(experiment: Experiment) -> Strategy:
@@ -40,7 +42,7 @@ def make(experiment: Experiment) -> Strategy:
         "train_metrics_aggr_fn": mean_loss,
         "evaluate_metrics_aggr_fn": sum_scores,
     }
-    factory = parts.STRATEGIES.load(experiment.federation.strategy, "federation.strategy")
+    factory = STRATEGIES.load(experiment.federation.strategy, "federation.strategy")
     return cast(Strategy, factory(experiment, shared))
 
 
@@ -114,16 +116,19 @@ def _on_ours(strategy: type[flower.FedAvg]) -> Callable[..., Strategy]:
     return type(strategy.__name__, (strategy, _FedAvg), {})
 
 
+@part(needs="sum")
 def fedavg(_: Experiment, shared: Shared) -> Strategy:
     """FedAvg: the mean of the weights, each client's by its examples (McMahan et al. 2017, algorithm 1)."""
     return _FedAvg(**shared)
 
 
+@part(needs="sum")
 def fedprox(experiment: Experiment, shared: Shared) -> Strategy:
     """FedProx: FedAvg whose clients add mu/2 |w - w_global|^2 to their loss (Li et al. 2020, algorithm 2)."""
     return _on_ours(flower.FedProx)(**shared, proximal_mu=experiment.training.proximal_mu)
 
 
+@part(needs="mean", why=OF_THE_MEAN)
 def fedavgm(experiment: Experiment, shared: Shared) -> Strategy:
     """FedAvgM: SGD with momentum on the server (Hsu et al. 2019, section 4.3)."""
     settings = experiment.federation
@@ -143,18 +148,21 @@ def _adaptive(experiment: Experiment) -> Shared:
     }
 
 
+@part(needs="mean", why=OF_THE_MEAN)
 def fedadam(experiment: Experiment, shared: Shared) -> Strategy:
     """FedAdam: Adam on the server (Reddi et al. 2021, algorithm 2; Flower corrects the moments' bias, which they do not)."""
     settings = experiment.federation
     return _on_ours(flower.FedAdam)(**shared, **_adaptive(experiment), beta_1=settings.beta_1, beta_2=settings.beta_2)
 
 
+@part(needs="mean", why=OF_THE_MEAN)
 def fedyogi(experiment: Experiment, shared: Shared) -> Strategy:
     """FedYogi: Yogi on the server (Reddi et al. 2021, algorithm 2)."""
     settings = experiment.federation
     return _on_ours(flower.FedYogi)(**shared, **_adaptive(experiment), beta_1=settings.beta_1, beta_2=settings.beta_2)
 
 
+@part(needs="mean", why=OF_THE_MEAN)
 def fedadagrad(experiment: Experiment, shared: Shared) -> Strategy:
     """FedAdagrad: Adagrad on the server (Reddi et al. 2021, algorithm 2)."""
     return _on_ours(flower.FedAdagrad)(**shared, **_adaptive(experiment))
@@ -170,6 +178,7 @@ class _GlobalLossQFedAvg(flower.QFedAvg, _FedAvg):
         return super().configure_train(server_round, arrays, config, grid)
 
 
+@part(needs="each", why="q-FedAvg weighs each update by its loss at the server")
 def qfedavg(experiment: Experiment, shared: Shared) -> Strategy:
     """q-FedAvg: clients with a higher loss weigh more (Li et al. 2020, algorithm 2)."""
     return _GlobalLossQFedAvg(
@@ -177,21 +186,25 @@ def qfedavg(experiment: Experiment, shared: Shared) -> Strategy:
     )
 
 
+@part(needs="each", why="a median compares updates")
 def fedmedian(_: Experiment, shared: Shared) -> Strategy:
     """The median of each weight (Yin et al. 2018, algorithm 1)."""
     return _on_ours(flower.FedMedian)(**shared)
 
 
+@part(needs="each", why="a trimmed mean compares updates")
 def fedtrimmedavg(experiment: Experiment, shared: Shared) -> Strategy:
     """The mean of each weight without its extremes (Yin et al. 2018, definition 2)."""
     return _on_ours(flower.FedTrimmedAvg)(**shared, beta=experiment.federation.trim_fraction)
 
 
+@part(needs="each", why="Krum compares updates")
 def krum(experiment: Experiment, shared: Shared) -> Strategy:
     """The one update closest to its neighbours (Blanchard et al. 2017, section 4)."""
     return _on_ours(flower.Krum)(**shared, num_malicious_nodes=experiment.federation.malicious)
 
 
+@part(needs="each", why="Krum compares updates")
 def multikrum(experiment: Experiment, shared: Shared) -> Strategy:
     """The mean of the updates closest to their neighbours (Blanchard et al. 2017, section 5)."""
     settings = experiment.federation
@@ -199,6 +212,7 @@ def multikrum(experiment: Experiment, shared: Shared) -> Strategy:
     return _on_ours(flower.MultiKrum)(**shared, num_malicious_nodes=settings.malicious, num_nodes_to_select=selected)
 
 
+@part(needs="each", why="Bulyan compares updates")
 def bulyan(experiment: Experiment, shared: Shared) -> Strategy:
     """Krum's selection, then a trimmed mean of each weight (El Mhamdi et al. 2018, section 4)."""
     return _on_ours(flower.Bulyan)(**shared, num_malicious_nodes=experiment.federation.malicious)

@@ -51,7 +51,7 @@ class Verdict:
 
     difference: of the medians, protected minus plain
     noise: how far that may lie from 0
-    clipped: weights that lay outside privacy.range, in all runs
+    clipped: weights that lay outside privacy.protection.range, in all runs
     error: largest distance of a round's model from the plain mean of its clients' weights, in any run
     bound: what rounding to the grid and to float32 alone can make of it
     """

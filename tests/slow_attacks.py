@@ -20,7 +20,7 @@ from fedveil.datasets.images import mnist
 from fedveil.datasets.text import sms
 from fedveil.models import parameters as weights
 from fedveil.models.batched import batched
-from fedveil.models.networks import build, example
+from fedveil.models.build import build, example
 from fedveil.models.training import train_clients
 from fedveil.simulations.attacks.attack import Attack, launch
 from fedveil.simulations.attacks.coverage import COVERAGE

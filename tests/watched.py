@@ -41,7 +41,7 @@ from fedveil.privacy.rosters import Session
 CLIENTS, ROUNDS = 4, 2
 SETTINGS = {
     "data.clients": CLIENTS, "federation.cohort": CLIENTS, "federation.rounds": ROUNDS, "model.hidden": [32],
-    "training.epochs": 1, "engine": "sequential", "privacy.drop_outs": 0.25, "device": "cpu",
+    "training.epochs": 1, "engine": "sequential", "privacy.protection.drop_outs": 0.25, "device": "cpu",
 }  # fmt: skip
 SERVER = Path(__file__).with_name("server_process.py")
 WAIT = 120.0  # seconds for the server to get anywhere
@@ -54,7 +54,7 @@ AFTER_TWO, AFTER_ROUND, AT_END = ("train", 2, 2), ("round", 1, 0), ("end", 0, 0)
 
 def experiment(protection: str) -> Experiment:
     """The digits over four clients, of which one may drop out."""
-    given = SETTINGS if protection == "secagg" else {k: v for k, v in SETTINGS.items() if k != "privacy.drop_outs"}
+    given = SETTINGS if protection == "secagg" else {k: v for k, v in SETTINGS.items() if k != "privacy.protection.drop_outs"}
     return Experiment.preset("digits").override({**given, "privacy.protection": protection})
 
 

@@ -8,8 +8,8 @@ from fedveil.core.encodings import INT8
 from fedveil.core.errors import SettingsError
 from fedveil.core.experiment import Experiment
 from fedveil.models.batched import Chain, batched
+from fedveil.models.build import example
 from fedveil.models.layers import Recurrent, layers
-from fedveil.models.networks import example
 from fedveil.server.federation import Federation
 from fedveil.simulations.engine.ray import check_ray
 from fedveil.simulations.engine.workers import can_fork

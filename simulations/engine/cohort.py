@@ -20,7 +20,6 @@ from fedveil.client.masked import seal_cohort
 from fedveil.client.protect import Sealed, Seen, Witness
 from fedveil.client.work import Workplace
 from fedveil.core.errors import ProtectionError
-from fedveil.core.experiment import LATTICES
 from fedveil.core.messages import ARRAYS, CONFIG, INBOX, REFERENCE, ROUND, RUN, from_arrays, to_sealed, write_update
 from fedveil.models.batches import cut
 from fedveil.simulations.engine.grid import InProcessGrid
@@ -92,7 +91,7 @@ class CohortGrid(InProcessGrid):
         open_seconds = self._place.take_open_seconds(int(clients[0])) / len(messages)
         jobs: list[Job] = []
         order: list[int] = []  # positions in `messages`, as their clients follow one another in the jobs
-        encrypted = self._place.experiment.privacy.protection in LATTICES
+        encrypted = self._place.experiment.privacy.shows == "sum"
         for chunk in self._cut(clients):
             jobs.append(
                 Job(
@@ -107,7 +106,7 @@ class CohortGrid(InProcessGrid):
                 )
             )
             order += [int(i) for i in chunk]
-        masked = self._place.experiment.privacy.protection == "secagg"
+        masked = self._place.experiment.privacy.shows == "mean"
         waiting: list[Waiting] = []  # for the last of the cohort: each pair's mask is made once for both
         first = self._row
         self._row += len(messages)
@@ -148,7 +147,7 @@ class CohortGrid(InProcessGrid):
         """The reply of the j-th client of a job."""
         if isinstance(update, ProtectionError):
             return refusal(message, update, self._place.keys)
-        protection = self._place.experiment.privacy.protection
+        protection = self._place.experiment.privacy.protection.name
         sealed = update if isinstance(update, Sealed) else None
         return training_reply(
             message,

@@ -56,12 +56,12 @@ def test_code_that_the_owner_did_not_name_is_never_called(models) -> None:
 
 @given(least=st.integers(1, 12), run=st.integers(3, 10), protection=st.sampled_from(["ckks", "bfv", "secagg"]))
 def test_a_protected_run_is_refused_just_where_it_may_add_up_fewer_clients(least, run, protection) -> None:
-    experiment = asked(privacy__protection=protection, privacy__min_clients=run)
+    experiment = asked(privacy__protection=protection, privacy__protection__min_clients=run)
     policy = Policy(min_clients=least)
     if run >= least:
         policy.check(experiment)
     else:
-        assert f"privacy.min_clients = {run}, and it allows {least} or more" in refusal(policy, experiment)
+        assert f"privacy.protection.min_clients = {run}, and it allows {least} or more" in refusal(policy, experiment)
 
 
 def test_a_cohort_smaller_than_the_policy_asks_for_is_refused() -> None:

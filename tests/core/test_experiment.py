@@ -101,12 +101,12 @@ def test_protected_updates_have_no_other_encoding(protection, encoding) -> None:
 
 def test_a_setting_asked_for_that_would_change_nothing_is_refused() -> None:
     assert "has no effect with data.partition = 'iid'; it needs data.partition = 'dirichlet'" in refused(
-        "data.partition_alpha=0.1"
+        "data.partition.alpha=0.1"
     )
     assert "it needs data.dataset = 'own'" in refused("data.path=foo.csv")
     assert "takes its place" in refused("training.epochs=3", "training.steps=5")
-    settings = parse_assignments(["data.partition_alpha=0.1", "data.partition=dirichlet"])
-    assert Experiment().override(settings).data.partition_alpha == 0.1
+    settings = parse_assignments(["data.partition.alpha=0.1", "data.partition=dirichlet"])
+    assert Experiment().override(settings).data.partition.alpha == 0.1
     assert set(_NEEDS) | {other for other, _ in _NEEDS.values()} <= set(known_keys())
 
 
@@ -160,7 +160,7 @@ def test_an_experiment_cannot_be_changed() -> None:
 
 
 def test_the_names_that_scripts_rely_on_are_there() -> None:
-    names = """data.dataset data.clients data.partition data.partition_alpha data.partition_classes data.vocabulary
+    names = """data.dataset data.clients data.partition data.partition.alpha data.partition.classes data.vocabulary
     data.labels model.name training.epochs training.batch_size training.learning_rate training.optimizer
     training.schedule federation.rounds federation.cohort federation.strategy federation.target_accuracy
     privacy.protection communication.encoding evaluation.every seed engine device"""

@@ -16,13 +16,13 @@ from PIL import Image
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples, Task
 from fedveil.core.experiment import Data, Model
-from fedveil.core.parts import DATASETS
+from fedveil.core.catalog import DATASETS
 from fedveil.core.randomness import Stream
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import Federated, load
 from fedveil.datasets.local import TASKS, Source, differences, local, parse_source, schema
 from fedveil.datasets.text import SPECIAL, hashed, tokenise
-from fedveil.models.networks import build, example
+from fedveil.models.build import build, example
 
 WORDS = (*SPECIAL, "win", "now", "see", "you", "0")
 TEXT = 'label,text\nspam,"Win, now!"\nham,see you at 9\nspam,"Win, now!"\nham,\n'
@@ -113,10 +113,10 @@ def test_a_share_of_a_users_own_loader_is_named_as_the_loader_is():
 
 SHARES = {
     "digits": Data(clients=5, validation_fraction=0.2),
-    "digits, skewed": Data(clients=7, partition="dirichlet", partition_alpha=0.3),
+    "digits, skewed": Data(clients=7, partition={"name": "dirichlet", "alpha": 0.3}),
     "made up texts, words of all": Data(dataset="spam-demo", clients=4, vocabulary="train"),
     "clients that make their own": Data(
-        dataset="synthetic", clients=6, partition="natural", examples_per_client=20, validation_fraction=0.5
+        dataset={"name": "synthetic", "examples": 20}, clients=6, partition="natural", validation_fraction=0.5
     ),
 }
 

@@ -20,9 +20,9 @@ from fedveil.models import parameters as weights
 from fedveil.models import training as training_module
 from fedveil.models.batched import Chain, batched
 from fedveil.models.batches import cut, plan, steps_of
+from fedveil.models.build import build, example
 from fedveil.models.functional import Functional
 from fedveil.models.layers import layers
-from fedveil.models.networks import build, example
 from fedveil.models.training import Trained, train_clients
 from fedveil.models.words import PooledWords, Words
 

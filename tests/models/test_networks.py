@@ -18,7 +18,7 @@ from fedveil.core.errors import SettingsError
 from fedveil.core.examples import Task
 from fedveil.core.experiment import Model
 from fedveil.core.randomness import Stream
-from fedveil.models.networks import build
+from fedveil.models.build import build
 
 IMAGES = Task("images", (1, 6, 5), ("a", "b", "c"))
 FEATURES = Task("features", (7,), ("no", "yes"))

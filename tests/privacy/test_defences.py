@@ -134,10 +134,10 @@ def test_a_defence_that_gives_no_update_is_refused(own, gives, said) -> None:
     ("settings", "said"),
     [
         ({"privacy.defence": "pruned"}, "privacy.defence: no defence is called 'pruned'; did you mean 'prune'?"),
-        ({"privacy.prune_fraction": 0.5}, "privacy.prune_fraction = 0.5: has no effect with privacy.defence = 'none'"),
+        ({"privacy.defence.fraction": 0.5}, "privacy.defence.fraction = 0.5: has no effect with privacy.defence = 'none'"),
         (
-            {"privacy.defence": "prune", "privacy.prune_fraction": 1.0},
-            "privacy.prune_fraction = 1.0: must be less than 1",
+            {"privacy.defence": "prune", "privacy.defence.fraction": 1.0},
+            "privacy.defence.fraction = 1.0: must be less than 1",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from fedveil.core.examples import Examples, Task
 from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
 from fedveil.models import parameters as weights
-from fedveil.models.networks import build
+from fedveil.models.build import build
 from fedveil.models.training import train_clients
 from fedveil.privacy.leakage.guard import Revealed, reveals
 

@@ -15,7 +15,7 @@ from fedveil.core.examples import Examples, Task
 from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
 from fedveil.models import parameters as weights
-from fedveil.models.networks import build
+from fedveil.models.build import build
 from fedveil.simulations.attacks.attack import launch, refusal
 from fedveil.simulations.attacks.imprint import IMPRINT, craft
 from fedveil.simulations.attacks.observation import Known

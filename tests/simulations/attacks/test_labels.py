@@ -14,7 +14,7 @@ from slow_attacks import fresh, observe
 from fedveil.core.examples import Examples, Task
 from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
-from fedveil.models.networks import build
+from fedveil.models.build import build
 from fedveil.simulations.attacks.attack import launch, refusal
 from fedveil.simulations.attacks.labels import LABELS, step_length
 from fedveil.simulations.attacks.observation import Known

@@ -17,7 +17,7 @@ from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
 from fedveil.models import parameters as weights
 from fedveil.models.batches import orders
-from fedveil.models.networks import build
+from fedveil.models.build import build
 from fedveil.simulations.attacks import dlg
 from fedveil.simulations.attacks import matching as room
 from fedveil.simulations.attacks.attack import launch, refusal

@@ -20,8 +20,8 @@ from fedveil.core.examples import Examples, Task
 from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
 from fedveil.models import parameters as weights
+from fedveil.models.build import build
 from fedveil.models.losses import loss
-from fedveil.models.networks import build
 from fedveil.simulations.attacks import lira
 from fedveil.simulations.attacks.attack import launch, refusal
 from fedveil.simulations.attacks.coverage import COVERAGE, chance

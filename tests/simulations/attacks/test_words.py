@@ -16,7 +16,7 @@ from fedveil.core.randomness import Stream
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.text import enron, tokenise
 from fedveil.models import parameters as weights
-from fedveil.models.networks import build
+from fedveil.models.build import build
 from fedveil.simulations.attacks.attack import launch, refusal
 from fedveil.simulations.attacks.observation import Known, Observation
 from fedveil.simulations.attacks.scoring import Truth, score_words
