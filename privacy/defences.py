@@ -8,6 +8,7 @@ are left out would tell which words an update is about.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 
 import numpy as np
 from pydantic import Field
@@ -46,11 +47,17 @@ def prune(update: Update, settings: Prune, generator: np.random.Generator) -> Up
 
 
 def find_defence(privacy: Privacy) -> Defence | None:
-    """The defence that the settings name; None where they name none. Raise SettingsError where it cannot be loaded."""
+    """The defence that the settings name; None where they name none. Raise SettingsError where it cannot be loaded or called."""
     chosen = privacy.defence
     if chosen.name == "none":
         return None
     defence, settings = chosen.load(), chosen.settings
+    try:
+        signature(defence).bind({}, settings, None)
+    except TypeError as error:
+        raise SettingsError(
+            f"privacy.defence = '{chosen.name}': must be a function (update, settings, generator) ({error})"
+        ) from None
     return lambda update, generator: defence(update, settings, generator)
 
 

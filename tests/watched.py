@@ -54,7 +54,11 @@ AFTER_TWO, AFTER_ROUND, AT_END = ("train", 2, 2), ("round", 1, 0), ("end", 0, 0)
 
 def experiment(protection: str) -> Experiment:
     """The digits over four clients, of which one may drop out."""
-    given = SETTINGS if protection == "secagg" else {k: v for k, v in SETTINGS.items() if k != "privacy.protection.drop_outs"}
+    given = (
+        SETTINGS
+        if protection == "secagg"
+        else {k: v for k, v in SETTINGS.items() if k != "privacy.protection.drop_outs"}
+    )
     return Experiment.preset("digits").override({**given, "privacy.protection": protection})
 
 

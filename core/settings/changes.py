@@ -48,6 +48,8 @@ def _chosen(kind: type[Choice], before: dict[str, Any], value: Any) -> Any:
     name, old = value or kind.default, before["name"]
     if name == old:
         return before
+    if name not in kind.table and not kind.table.is_own(name):
+        return {"name": name}  # to be refused with all else that is wrong
     has = kind.table.declared(name, kind.key).settings.model_fields
     had = kind.table.declared(old, kind.key).settings.model_fields
     kept = {

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from fedveil.core.catalog import PARTITIONS
 from fedveil.core.errors import SettingsError
 from fedveil.core.experiment import Data
-from fedveil.core.catalog import PARTITIONS
 from fedveil.core.settings.section import NoSettings
 from fedveil.datasets.hold_out import hold_out
 from fedveil.datasets.partition.division import Partition, Pool, divide

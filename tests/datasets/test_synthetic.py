@@ -160,7 +160,10 @@ def test_a_million_clients_take_the_memory_of_a_thousand() -> None:
     [
         ({"data.partition": "shards"}, "data.partition = 'shards': there is nothing to divide"),
         ({"data.partition": "math:sqrt"}, "there is nothing to divide"),
-        ({"data.partition.alpha": 0.1}, "data.partition.alpha: unknown setting of data.partition = 'iid'; alpha is a setting of"),
+        (
+            {"data.partition.alpha": 0.1},
+            "data.partition.alpha: unknown setting of data.partition = 'iid'; alpha is a setting of",
+        ),
         ({"data.test_fraction": 0.1}, "data.test_fraction = 0.1: has no effect with data.dataset = 'synthetic'"),
         ({"data.dataset.beta": 0.5}, "has no effect with data.partition = 'iid'"),
         ({"data.dataset.rule": "shared"}, "has no effect with data.partition = 'iid'"),

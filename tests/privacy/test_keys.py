@@ -227,9 +227,15 @@ def test_a_client_finds_its_key(tmp_path):
             Lattice("bfv", 4096, (40, 60), 45),
             "privacy.protection: the key was made for bfv, and the settings want ckks",
         ),
-        (Lattice("ckks", 8192, (40, 60)), "privacy.protection.degree: the key was made for 8192, and the settings want 4096"),
+        (
+            Lattice("ckks", 8192, (40, 60)),
+            "privacy.protection.degree: the key was made for 8192, and the settings want 4096",
+        ),
         (Lattice("ckks", 4096, (40, 50)), r"privacy.protection.primes: the key was made for \[40, 50\]"),
-        (Lattice("bfv", 4096, (40, 60), 20), "privacy.protection.plain_bits: the key was made for 20, and the settings want 30"),
+        (
+            Lattice("bfv", 4096, (40, 60), 20),
+            "privacy.protection.plain_bits: the key was made for 20, and the settings want 30",
+        ),
     ],
 )
 def test_a_key_for_other_settings_is_refused_by_name(other, named):
