@@ -8,7 +8,7 @@ from fedveil.algorithms.algorithm import Algorithm
 from fedveil.algorithms.fedavg import mean
 from fedveil.core.declaration import part
 from fedveil.core.errors import SettingsError
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import NonNegative, Section
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import ROOT, jobs
 from benchmarks.jobs import Job
 from fedveil.core.errors import FedveilError, SettingsError
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 
 Measures = dict[str, Any]
 PEERS = {"flower": (".venv-flower", "flower.py"), "pfl": (".venv-pfl", "apple.py")}  # environment, script

@@ -21,7 +21,8 @@ from benchmarks.party import Note
 from benchmarks.traffic import Meter
 from fedveil.core.children import GRACE, Child, free_port, wait_for
 from fedveil.core.errors import FedveilError
-from fedveil.core.experiment import Experiment, Privacy
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.settings.sections import Privacy
 from fedveil.privacy.keys import write_keys
 from fedveil.privacy.parties import new_parties
 from fedveil.remote import Server

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.memory import peak_mb
 from benchmarks.stages import NAMES, StageClock
 from fedveil import __version__
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 from fedveil.server.checkpoint import State
 from fedveil.server.exchange import Row
 from fedveil.simulations.display import Display

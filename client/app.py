@@ -31,8 +31,8 @@ from fedveil.client.learning.secagg import STAGES
 from fedveil.client.learning.states import ClientStates, ContextStates
 from fedveil.client.policy import Policy
 from fedveil.core.errors import DataError, ProtectionError, SettingsError
-from fedveil.core.experiment import Experiment
 from fedveil.core.messages import ARRAYS, ATTEMPT, BLOB, CLIENT, CONFIG, INBOX, METRICS, ROUND, RUN, SCHEMA, WEIGHT
+from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.local import schema
 from fedveil.models.computing import one_thread
 
@@ -60,7 +60,7 @@ class Runtimes:
         if not deployed(context):
             return self._find(settings, keys, None, "off")
         policy = policy_of(context)
-        policy.check(Experiment.parse(settings))
+        policy.check(Experiment.received(settings))
         words = str(context.run_config.get("words", ""))
         own = DataSource(str(node["data"]), int(cast(int, node["partition-id"])), words)
         try:
@@ -169,7 +169,7 @@ def fit(request: Request) -> Message:
     instructions = Instructions.read(request.config, runtime.experiment)
     given = receive(runtime, client, request.model, instructions.round - 1, instructions.run, states)
     contributions = Contributions([client], instructions, given)
-    if runtime.experiment.privacy.protection == "secagg":
+    if runtime.experiment.privacy.shows == "mean":
         contributions.brought = [request.brought]
     with one_thread():
         contribute(runtime, contributions, states)

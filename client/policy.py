@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from fedveil.core.catalog import MODELS, PROTECTIONS
 from fedveil.core.errors import ProtectionError, SettingsError, nearest
-from fedveil.core.experiment import PROTECTED, Experiment
-from fedveil.core.parts import MODELS, PROTECTIONS
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import Count, NonNegative, Section
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
@@ -77,16 +77,16 @@ class Policy(Section):
     def _protection(self, experiment: Experiment) -> list[str]:
         privacy, problems = experiment.privacy, []
         asked = f"privacy.protection = '{privacy.protection}'"
-        if self.protections and privacy.protection not in self.protections:
+        if self.protections and privacy.protection.name not in self.protections:
             problems.append(f"{asked}, and it allows {', '.join(self.protections)}")
-        if self.min_clients > 1 and privacy.protection not in PROTECTED:
+        if self.min_clients > 1 and not privacy.protected:
             problems.append(
                 f"{asked}, and it allows aggregates of {self.min_clients} clients or more (min_clients): the server of an "
                 "unprotected run sees each update by itself"
             )
-        elif privacy.min_clients < self.min_clients:  # no cohort is smaller than privacy.min_clients
+        elif privacy.least < self.min_clients:  # no cohort is smaller than privacy.protection.min_clients
             problems.append(
-                f"privacy.min_clients = {privacy.min_clients}, and it allows {self.min_clients} or more (min_clients)"
+                f"privacy.protection.min_clients = {privacy.least}, and it allows {self.min_clients} or more (min_clients)"
             )
         if privacy.noise_multiplier < self.min_noise:
             problems.append(
@@ -102,7 +102,7 @@ class Policy(Section):
     def _work(self, experiment: Experiment) -> list[str]:
         training, rounds, problems = experiment.training, experiment.federation.rounds, []
         # a name with a colon is any object that can be imported here, which is then called
-        if ":" in experiment.model.name and experiment.model.name not in self.models:
+        if experiment.model.is_own and experiment.model.name not in self.models:
             problems.append(
                 f"model.name = '{experiment.model.name}' names code, and it does not allow that code (models)"
             )
@@ -110,11 +110,11 @@ class Policy(Section):
             problems.append(f"model.name = '{experiment.model.name}', and it allows {', '.join(self.models)}")
         if self.max_rounds is not None and rounds > self.max_rounds:
             problems.append(f"federation.rounds = {rounds}, and it allows {self.max_rounds} at most (max_rounds)")
-        if ":" in experiment.data.partition:
+        if experiment.data.partition.is_own:
             problems.append(
                 f"data.partition = '{experiment.data.partition}' names code, which a server must not choose"
             )
-        if ":" in experiment.privacy.defence:
+        if experiment.privacy.defence.is_own:
             problems.append(
                 f"privacy.defence = '{experiment.privacy.defence}' names code, which a server must not choose"
             )

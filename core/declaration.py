@@ -56,6 +56,9 @@ def part(
     0.2
     """
 
+    if "name" in settings.model_fields:
+        raise TypeError(f"{settings.__name__}.name: a part's setting cannot be called `name`, which chooses the part")
+
     def declare(found: Part) -> Part:
         setattr(found, ATTRIBUTE, Declaration(settings, needs, tasks, state, uses, why, check))
         return found

@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from fedveil.core.catalog import Table
 from fedveil.core.declaration import declaration
 from fedveil.core.errors import SettingsError
-from fedveil.core.registry import Table
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
+from fedveil.core.catalog import METRICS
 from fedveil.core.declaration import declaration
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples, Task, check_task, fits
-from fedveil.core.parts import METRICS
 
 EXAMPLES, TOKENS, LOSS_MEAN = "num-examples", "tokens", "loss"  # as they are called on the wire
 Sums = Mapping[str, float]

@@ -33,7 +33,7 @@ from typing import Any
 from zlib import crc32
 
 from fedveil.core.errors import FedveilError, SettingsError
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 
 try:
     import fcntl

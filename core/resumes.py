@@ -13,8 +13,8 @@ from hashlib import sha256
 from typing import Any
 
 from fedveil.core.errors import SettingsError
-from fedveil.core.experiment import Experiment
 from fedveil.core.record import Record, environment
+from fedveil.core.settings.experiment import Experiment
 
 FILE = "environment.json"
 

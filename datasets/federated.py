@@ -10,28 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from fedveil.core.declaration import declaration
+from fedveil.core.catalog import PARTITIONS
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples, Task, check_task, fits
-from fedveil.core.experiment import Data
-from fedveil.core.parts import DATASETS, PARTITIONS
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.sections import Data
 from fedveil.datasets.dataset import DataSet
-from fedveil.datasets.partitions import Partition, divide, held_out, hold_out
+from fedveil.datasets.hold_out import held_out, hold_out
+from fedveil.datasets.partition.division import Partition, divide
 from fedveil.datasets.synthetic import Synthetic
 
-# Settings of `[data]` that the data sets of FedVeil do not depend on.
-OF_THE_PARTITION = (
-    "clients",
-    "partition",
-    "partition_alpha",
-    "partition_classes",
-    "partition_shards",
-    "partition_exponent",
-    "min_examples",
-    "client_examples",
-    "validation_fraction",
-)
 BLOCK = 1 << 16  # clients whose sizes are looked at together
 FEATURES = {"images": np.float32, "features": np.float32, "text": np.int32}
 
@@ -175,12 +163,10 @@ def load(data: Data, seed: int) -> Federated:
 
 @lru_cache(maxsize=4)
 def _divided(data: Data, seed: int, version: Version) -> Federated:
-    defaults = {key: Data.model_fields[key].default for key in OF_THE_PARTITION}
-    uses_all = ":" in data.dataset or data.dataset == "synthetic"  # a user's own may; clients that make their own do
-    dataset = _dataset(data if uses_all else data.model_copy(update=defaults), version)
+    dataset = _dataset(data if data.dataset.is_own else _used(data), version)
     train = dataset.train
     if isinstance(train, Examples):
-        tasks = declaration(PARTITIONS.load(data.partition, "data.partition")).tasks
+        tasks = data.partition.declaration.tasks
         named = f"data.partition = '{data.partition}'", f"data.dataset = '{data.dataset}'"
         check_task(named[0], tasks, dataset.task, named[1], PARTITIONS)
         partition = divide(train.labels, dataset.groups, dataset.group_names, data, seed)
@@ -188,11 +174,17 @@ def _divided(data: Data, seed: int, version: Version) -> Federated:
     return Federated(dataset, train, seed, data.validation_fraction)
 
 
+def _used(data: Data) -> Data:
+    """The settings with defaults where the data set does not use them: what was loaded then serves others too."""
+    uses, fields = data.dataset.declaration.uses, Data.model_fields
+    unused = [key for key in fields if key not in uses and key != "dataset"]
+    return data.model_copy(update={key: fields[key].get_default(call_default_factory=True) for key in unused})
+
+
 @lru_cache(maxsize=2)
 def _dataset(data: Data, version: Version) -> DataSet:
-    loader = DATASETS.load(data.dataset, "data.dataset")
-    dataset = loader(data)
-    _check(dataset, data.dataset, declaration(loader).tasks)
+    dataset = data.dataset.load()(data)
+    _check(dataset, data.dataset.name, data.dataset.declaration.tasks)
     return dataset  # type: ignore[no-any-return]
 
 

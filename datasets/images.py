@@ -13,14 +13,14 @@ import numpy as np
 from fedveil.core.declaration import part
 from fedveil.core.errors import DataError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Data
+from fedveil.core.settings.sections import Data
 from fedveil.datasets import sources, splits
 from fedveil.datasets.dataset import DataSet
 
 CLASSES = tuple("0123456789")
 
 
-@part(tasks=("classification of images",))
+@part(tasks=("classification of images",), uses=("test_fraction",))
 def digits(data: Data) -> DataSet:
     """1,797 handwritten digits, float32 [n, 1, 8, 8] in [0, 1], that ship inside scikit-learn.
 

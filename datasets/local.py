@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fedveil.core.catalog import DATASETS
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Data
-from fedveil.core.parts import DATASETS
+from fedveil.core.settings.sections import Data
 from fedveil.datasets import images, synthetic
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import Alone, Federated, load
@@ -149,7 +149,7 @@ def _name(word: str) -> str:
 
 def _share(data: Data, seed: int, source: Source, client: int, words: Sequence[str] | None) -> Held:
     """What client number `client` of the simulation holds, without the others' examples and the test part."""
-    if (data.dataset, data.clients) != (source.dataset, source.of):
+    if (data.dataset.name, data.clients) != (source.dataset, source.of):
         raise DataError(
             f"--data {source}: is a share of '{source.dataset}' with {source.of} clients, and the run's settings say "
             f"data.dataset = '{data.dataset}' and data.clients = {data.clients}; they must agree"
@@ -178,7 +178,7 @@ def _vocabularies(here: Sequence[str], there: Sequence[str]) -> list[str]:
 
 def _own(data: Data, path: Path, words: Sequence[str] | None) -> Held:
     """All of a client's own file or folder, as the settings say it is to be read."""
-    known = TASKS.get(data.dataset)
+    known = TASKS.get(data.dataset.name)
     classes = named_classes(data)
     if known is not None and classes not in (None, known.classes):
         raise SettingsError(
@@ -193,7 +193,7 @@ def _own(data: Data, path: Path, words: Sequence[str] | None) -> Held:
         )
     table = read_table(path, data.group_column, testing=True)
     if known is not None:
-        _check_fit(table, known, path, data.dataset)
+        _check_fit(table, known, path, data.dataset.name)
     labels = indices(table, classes, "data.labels" if known is None else f"the classes of '{data.dataset}'")
     vocabulary = None
     if table.features is not None:

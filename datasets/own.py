@@ -10,14 +10,14 @@ import numpy as np
 from fedveil.core.declaration import part
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Data
+from fedveil.core.settings.sections import Data
 from fedveil.datasets import splits
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.own_files import Table, read_table
-from fedveil.datasets.text import distinct, text_dataset
+from fedveil.datasets.text import OF_TEXT, distinct, text_dataset
 
 
-@part(tasks=("classification",))
+@part(tasks=("classification",), uses=("path", "test_path", "group_column", "labels", *OF_TEXT))
 def own(data: Data) -> DataSet:
     """The data in `data.path`: a CSV of `label,text`, a CSV of `label` and numbers, an .npz file, a folder of images.
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from fedveil.core.catalog import DATASETS
 from fedveil.core.errors import DataError
-from fedveil.core.parts import DATASETS
 from fedveil.datasets.downloads import Digest, digest, download, enron_lines, from_zip, store, written_into
 
 

@@ -7,11 +7,11 @@ import re
 import numpy as np
 
 from fedveil.core.declaration import part
-from fedveil.core.experiment import Data
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.sections import Data
 from fedveil.datasets import splits
 from fedveil.datasets.dataset import DataSet
-from fedveil.datasets.text import HAM_SPAM, text_dataset
+from fedveil.datasets.text import HAM_SPAM, OF_TEXT, text_dataset
 
 MESSAGES = 2000
 SPAM_SHARE = 0.4
@@ -186,7 +186,7 @@ EITHER = [
 ]
 
 
-@part(tasks=("classification of text",))
+@part(tasks=("classification of text",), uses=OF_TEXT)
 def spam_demo(data: Data) -> DataSet:
     """2,000 made-up messages, about 40 % of them spam, all different and the same on every machine."""
     labels, texts = messages()

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from fedveil.core.declaration import part
+from fedveil.core.errors import SettingsError
 from fedveil.core.examples import Examples, Task, join
-from fedveil.core.experiment import Data
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.marks import Needs
+from fedveil.core.settings.section import Count, NonNegative, Section
+from fedveil.core.settings.sections import Data, Settings
 from fedveil.datasets.dataset import DataSet
-from fedveil.datasets.partitions import evenly
+from fedveil.datasets.splits import evenly
 
 FEATURES, CLASSES = 60, 10
 TEST_CLIENTS, TEST_EXAMPLES = 1_000, 10_000  # at most so many clients, and at least so many examples of all of them
@@ -23,14 +28,49 @@ _SIZES_SEED = Stream(0).integer("synthetic sizes")
 Rule = tuple[np.ndarray, np.ndarray]  # float64 W [features, classes] and b [classes]: a label is argmax(x W + b)
 
 
-@part(tasks=("classification of features",))
+class SyntheticSettings(Section):
+    """Settings of `synthetic`."""
+
+    examples: Count = Field(100, description="how many each client makes, on average")
+    spread: Annotated[float, Field(ge=0, le=3)] = Field(
+        1.0, description="standard deviation of the logarithm of clients' sizes; 0 makes them equal"
+    )
+    beta: Annotated[NonNegative, Needs("data.partition", ("natural",))] = Field(
+        1.0, description="partition natural: how far apart clients' features lie; beta of Li et al. 2020"
+    )
+    rule: Annotated[Literal["own", "shared"], Needs("data.partition", ("natural",))] = Field(
+        "own", description="partition natural: what makes features a label, each client's own or the same for all"
+    )
+
+
+def check(settings: SyntheticSettings, experiment: Settings) -> None:
+    """Raise SettingsError where the experiment would divide what each client makes for itself."""
+    data = experiment.data
+    if data.partition.name not in ("iid", "natural"):
+        raise SettingsError(
+            f"data.partition = '{data.partition}': there is nothing to divide where each client of data.dataset = 'synthetic' "
+            "makes its own examples; take 'iid' (all clients alike) or 'natural' (each a source of its own)"
+        )
+    if data.client_examples is not None:
+        raise SettingsError(
+            "data.client_examples: each client of data.dataset = 'synthetic' makes its own; set data.dataset.examples"
+        )
+    if data.min_examples > settings.examples:
+        raise SettingsError(
+            f"data.min_examples = {data.min_examples}: larger than the average, data.dataset.examples = {settings.examples}"
+        )
+
+
+@part(
+    SyntheticSettings, tasks=("classification of features",), uses=("clients", "partition", "min_examples"), check=check
+)
 def synthetic(data: Data) -> DataSet:
     """Synthetic(alpha, beta): 60 features, float32, and 10 classes, the same for every seed of the experiment.
 
     Client k draws features N(v_k, Sigma), Sigma diagonal with j^-1.2, and labels them argmax(softmax(x W_k + b_k)).
     `data.partition`
       natural: v_k ~ N(B_k, 1) with B_k ~ N(0, beta), beta a standard deviation as in the authors' code; W_k, b_k ~ N(0, 1),
-        or, with `data.synthetic_rule` = 'shared', one W and b for all (as in Acar et al. 2021)
+        or, with `data.dataset.rule` = 'shared', one W and b for all (as in Acar et al. 2021)
       iid: v_k = 0, and one W and b for all
     Li et al. draw W_k, b_k ~ N(u_k, 1) with u_k ~ N(0, alpha). That adds one number, u_k (1 + sum(x)), to the scores of all
     classes, and so changes no label: there is no alpha to set. Li, Sahu, Zaheer, Sanjabi, Talwalkar and Smith, "Federated
@@ -65,13 +105,13 @@ class Synthetic:
     @classmethod
     def of(cls, data: Data) -> Synthetic:
         """The clients that the settings describe."""
-        natural = data.partition == "natural"
-        own = natural and data.synthetic_rule == "own"
+        settings, natural = data.dataset.settings, data.partition.name == "natural"
+        own = natural and settings.rule == "own"
         return cls(
             data.clients,
-            data.synthetic_beta if natural else None,
+            settings.beta if natural else None,
             None if own else _rule(Stream(0).generator("synthetic rule")),
-            _sizes(data.examples_per_client, data.examples_spread, data.min_examples),
+            _sizes(settings.examples, settings.spread, data.min_examples),
         )
 
     def examples(self, client: int) -> tuple[Examples, np.ndarray]:

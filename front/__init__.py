@@ -29,7 +29,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from fedveil.core.errors import DataError, FedveilError, Interrupted, SettingsError, TrainingError
-    from fedveil.core.experiment import Experiment
+    from fedveil.core.settings.experiment import Experiment
     from fedveil.simulations.run import Result, resume, run
 
 # Loaded when first used: `import fedveil` must not cost PyTorch's and Flower's imports.
@@ -39,7 +39,7 @@ _HOMES = {
     "Interrupted": "fedveil.core.errors",
     "SettingsError": "fedveil.core.errors",
     "TrainingError": "fedveil.core.errors",
-    "Experiment": "fedveil.core.experiment",
+    "Experiment": "fedveil.core.settings.experiment",
     "Result": "fedveil.simulations.run",
     "resume": "fedveil.simulations.run",
     "run": "fedveil.simulations.run",

@@ -68,7 +68,7 @@ def attack(
         return
     if quick or more:
         raise SettingsError("--quick, --with: only with `fedveil attack matrix`")
-    from fedveil.core.experiment import parse_assignments, resumable
+    from fedveil.core.settings.experiment import parse_assignments, resumable
 
     if against is not None:
         experiment = resumable(against, "--against")
@@ -114,7 +114,7 @@ def list_attacks(console: Console) -> None:
     """What each attack recovers, needs to see, costs, and who found it; and whose eyes it may have."""
     from rich.table import Table
 
-    from fedveil.core.parts import ATTACKS
+    from fedveil.core.catalog import ATTACKS
     from fedveil.simulations.attacks.lab import find_attack
     from fedveil.simulations.attacks.observers import OBSERVERS
 

@@ -10,19 +10,19 @@ import typer
 from rich.console import Console
 
 from fedveil import __version__, attack
-from fedveil.core import parts
+from fedveil.core import catalog
 from fedveil.core.errors import SettingsError, nearest
 
 TABLES = {
-    "presets": parts.PRESETS,
-    "datasets": parts.DATASETS,
-    "partitions": parts.PARTITIONS,
-    "metrics": parts.METRICS,
-    "models": parts.MODELS,
-    "strategies": parts.STRATEGIES,
-    "protections": parts.PROTECTIONS,
-    "defences": parts.DEFENCES,
-    "attacks": parts.ATTACKS,
+    "presets": catalog.PRESETS,
+    "datasets": catalog.DATASETS,
+    "partitions": catalog.PARTITIONS,
+    "metrics": catalog.METRICS,
+    "models": catalog.MODELS,
+    "strategies": catalog.STRATEGIES,
+    "protections": catalog.PROTECTIONS,
+    "defences": catalog.DEFENCES,
+    "attacks": catalog.ATTACKS,
 }
 KINDS = ", ".join(TABLES)
 
@@ -74,7 +74,7 @@ def show(
 
     say(f"{name}  {table.get(name, 'your own')}")
     if kind == "presets":
-        from fedveil.core.experiment import Experiment
+        from fedveil.core.settings.experiment import Experiment
 
         say("\n" + Experiment.preset(name).toml().rstrip())
         return
@@ -131,7 +131,7 @@ def _allowed(words: dict[str, Any], named: dict[str, Any]) -> str:
 
 def schema() -> None:
     """Print every setting of an experiment, with its type, default and description, as JSON schema."""
-    from fedveil.core.experiment import Experiment
+    from fedveil.core.settings.experiment import Experiment
 
     typer.echo(json.dumps(Experiment.model_json_schema(), indent=2))
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from fedveil import __version__, attack, catalog, data, keys, machines, training
 from fedveil.core.errors import FedveilError, SettingsError
+from fedveil.core.settings.legacy import OldKey
 
 app = typer.Typer(
     help="Federated learning that a person can run, deploy and attack.",
@@ -58,12 +60,22 @@ def main() -> None:
     """Run the command line; a mistake ends in one message and its exit code, never in a traceback."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # where a user's own package.module:object is looked for, as python -m does
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("once", OldKey)
     try:
         app()
     except FedveilError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:  # a full disk, a folder that was taken away
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Say a warning of ours plainly, on standard error; leave others to Python."""
+    if issubclass(category, OldKey):
+        print(f"warning {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, place[0], place[1]), end="", file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> None:

@@ -35,7 +35,7 @@ def new(
     They serve all runs of a federation; another federation needs its own. Bring each client its folder by a way you trust, never through the server. With --host the
     parties may be on separate machines, over TLS, and DIR/operator has what signs the server's certificates.
     """
-    from fedveil.core.experiment import LATTICES, Experiment, parse_assignments
+    from fedveil.core.settings.experiment import Experiment, parse_assignments
     from fedveil.privacy.certificates import CERTIFICATE
     from fedveil.privacy.keys import fingerprint, write_keys
     from fedveil.privacy.parties import describe, new_parties
@@ -46,7 +46,7 @@ def new(
     if unfit:
         raise SettingsError(f"--set {unfit[0]}: keys depend on settings of [privacy] alone")
     privacy = Experiment().override(settings).privacy
-    lattice = make_lattice(privacy) if privacy.protection in LATTICES else None
+    lattice = make_lattice(privacy) if privacy.shows == "sum" else None
     key_id = write_keys(folder, lattice, clients, new_parties(clients, privacy, host or []))
     if lattice:
         typer.echo(

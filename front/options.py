@@ -27,7 +27,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
 
 def experiment_of(name: str, assignments: list[str] | None, seed: int | None = None, **others: Any) -> Any:
     """The experiment that the words of a command line describe."""
-    from fedveil.core.experiment import Experiment, parse_assignments
+    from fedveil.core.settings.experiment import Experiment, parse_assignments
 
     settings = parse_assignments(assignments or [])
     settings |= {key: value for key, value in {"seed": seed, **others}.items() if value is not None}

@@ -105,7 +105,7 @@ def resume(
         resume_on(on, str(folder), as_json, quiet)
         return
     use_data_dir(data_dir)
-    from fedveil.core.experiment import resumable
+    from fedveil.core.settings.experiment import resumable
 
     console = _console(as_json, quiet, resumable(folder).name)
     from fedveil.simulations.display import Display
@@ -131,7 +131,7 @@ def flower_app(
     import logging
     from contextlib import nullcontext, redirect_stdout
 
-    from fedveil.core.experiment import parse_assignments
+    from fedveil.core.settings.experiment import parse_assignments
     from fedveil.simulations.apps import run_app, summary_text
 
     if quiet:

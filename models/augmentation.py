@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedveil.core.experiment import Training
+from fedveil.core.settings.sections import Training
 
 
 def augments(settings: Training) -> bool:

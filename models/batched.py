@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.core.examples import Examples, Selection, join
-from fedveil.core.experiment import Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.sections import Training
 from fedveil.models import words
 from fedveil.models.augmentation import augment, augments
 from fedveil.models.batches import is_plain, plan
@@ -24,8 +24,8 @@ from fedveil.models.functional import Functional
 from fedveil.models.inputs import kept_on, to_tensor
 from fedveil.models.layers import Layer, Step, layers
 from fedveil.models.losses import losses_and_slopes
-from fedveil.models.networks import LSTM
 from fedveil.models.optimizers import Optimizer
+from fedveil.models.recurrent import LSTM
 
 
 class Chain:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedveil.core.experiment import Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.sections import Training
 from fedveil.models.correction import Correction
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fedveil.models.networks import LSTM
+from fedveil.models.recurrent import LSTM
 from fedveil.models.words import PADDING, PooledWords, Words
 
 aten = torch.ops.aten

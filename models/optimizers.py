@@ -14,7 +14,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from fedveil.core.experiment import Training
+from fedveil.core.settings.sections import Training
 
 
 class Optimizer:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch.optim import lr_scheduler
 
-from fedveil.core.experiment import Training
+from fedveil.core.settings.sections import Training
 
 
 class Schedule:

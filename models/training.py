@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fedveil.core.errors import DataError, SettingsError, TrainingError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Training
 from fedveil.core.randomness import Stream, torch_random
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
 from fedveil.models import words
 from fedveil.models.augmentation import augment, augments

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 
 UNIT = "one client's whole data"
 SECRET = "from the operating system's generator"
@@ -95,11 +95,11 @@ def observers(experiment: Experiment) -> dict[str, str]:
     if not privacy.noisy:
         return {}
     if privacy.noise_at == "server":
-        sees = "each update" if privacy.protection == "none" else "each sum of updates"
+        sees = "each update" if not privacy.protected else "each sum of updates"
         return {
             "epsilon": f"against who sees the models, and not who took part; none against the server, which sees {sees}"
         }
-    if privacy.protection == "none":
+    if not privacy.protected:
         return {
             "epsilon": "against the server, which sees each update",
             "epsilon_sum": "against who sees the models alone, another client say",
@@ -114,7 +114,7 @@ def epsilons(experiment: Experiment, shown: Shown) -> dict[str, float]:
     """Epsilon against each of `observers`, by column, at privacy.delta.
 
     A client's own update is seen once for each time it was asked. The noise of a sum is that of its clients without those whom
-    the observer works with, who know theirs: privacy.colluders under secure aggregation, else one. Of both no advantage is
+    the observer works with, who know theirs: privacy.protection.colluders under secure aggregation, else one. Of both no advantage is
     taken of sampling: the server draws who takes part. A server's own noise is accounted by the better of two bounds, with
     and without sampling.
     """
@@ -129,14 +129,14 @@ def epsilons(experiment: Experiment, shown: Shown) -> dict[str, float]:
             return {"epsilon": plain}
         sampled = sampled_epsilon(multiplier, shown.rounds, shown.population, shown.cohort, delta)
         return {"epsilon": min(plain, sampled)}
-    colluders = privacy.colluders if privacy.protection == "secagg" else 0.0
+    colluders = privacy.protection.colluders if privacy.shows == "mean" else 0.0
     knowing = max(1, math.floor(experiment.federation.cohort * colluders + 1e-9))  # 0.29 of 100 are 29, not 28
     honest = max(0, shown.fewest - knowing)
     found = {
         "update": gaussian_epsilon(multiplier, shown.asked, delta),
         "sum": gaussian_epsilon(multiplier * math.sqrt(honest), shown.asked, delta),
     }
-    first, second = ("update", "sum") if privacy.protection == "none" else ("sum", "update")
+    first, second = ("update", "sum") if not privacy.protected else ("sum", "update")
     return dict(zip(names, (found[first], found[second]), strict=True))
 
 

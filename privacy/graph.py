@@ -55,7 +55,7 @@ def choose_degree(clients: int, drop_outs: float, colluders: float, active: bool
     if clients < 2 or clients - gone < needed:
         raise SettingsError(
             f"secure aggregation of {clients:,} clients: {needed:,} must stay, so that {bad:,} that collude learn nothing, "
-            f"but {gone:,} may drop out; lower privacy.drop_outs = {drop_outs:g} or privacy.colluders = {colluders:g}, "
+            f"but {gone:,} may drop out; lower privacy.protection.drop_outs = {drop_outs:g} or privacy.protection.colluders = {colluders:g}, "
             "or take a larger federation.cohort"
         )
     return clients - 1, min(safe, clients - gone)

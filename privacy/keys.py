@@ -89,7 +89,7 @@ def make_keys(lattice: Lattice) -> tuple[bytes, bytes]:
         )
     except (ValueError, RuntimeError) as error:
         raise SettingsError(
-            f"privacy.degree = {lattice.degree} with privacy.primes = {list(lattice.primes)}: SEAL has no such "
+            f"privacy.protection.degree = {lattice.degree} with privacy.protection.primes = {list(lattice.primes)}: SEAL has no such "
             f"parameters ({error})"
         ) from None
     key_id = secrets.token_bytes(KEY_ID)
@@ -121,7 +121,7 @@ def plain_modulus(bits: int, degree: int) -> int:
             return number
         number -= step
     raise SettingsError(
-        f"privacy.plain_bits = {bits}: no such prime is 1 modulo {step}; take more bits or a smaller degree"
+        f"privacy.protection.plain_bits = {bits}: no such prime is 1 modulo {step}; take more bits or a smaller degree"
     )
 
 
@@ -346,9 +346,9 @@ def check_lattice(found: Lattice, wanted: Lattice) -> None:
     """Raise SettingsError, naming the setting, where a key was made for other parameters than the settings want."""
     names: dict[str, Callable[[Lattice], object]] = {
         "privacy.protection": lambda lattice: lattice.scheme,
-        "privacy.degree": lambda lattice: lattice.degree,
-        "privacy.primes": lambda lattice: list(lattice.primes),
-        "privacy.plain_bits": lambda lattice: lattice.plain_bits if lattice.scheme == "bfv" else 0,
+        "privacy.protection.degree": lambda lattice: lattice.degree,
+        "privacy.protection.primes": lambda lattice: list(lattice.primes),
+        "privacy.protection.plain_bits": lambda lattice: lattice.plain_bits if lattice.scheme == "bfv" else 0,
     }
     for name, of in names.items():
         if of(found) != of(wanted):

@@ -123,7 +123,7 @@ class Encryptor:
         if not 0 < examples <= most:
             raise ProtectionError(
                 f"{examples:,} training examples cannot be counted on this grid, which ends at {most:,}; take a larger "
-                "privacy.range, or a profile with a finer grid"
+                "privacy.protection.range, or a profile with a finer grid"
             )
         if np.abs(values).max(initial=0) > most + 1:
             raise ProtectionError(
@@ -151,7 +151,7 @@ class Encryptor:
         plan, form = self._plan, self.form(size)
         if not plan.least <= clients <= plan.clients:
             raise ProtectionError(
-                f"an aggregate of {clients:,} clients is not used: privacy.min_clients = {plan.least:,} are needed, and at "
+                f"an aggregate of {clients:,} clients is not used: privacy.protection.min_clients = {plan.least:,} are needed, and at "
                 f"most {plan.clients:,} can be added"
             )
         if len(body) != form.bytes(seeded=False):

@@ -20,7 +20,10 @@ import tomli_w
 from cryptography.x509 import Certificate
 
 from fedveil.core.errors import FedveilError, ProtectionError, SettingsError
-from fedveil.core.experiment import LATTICES, Privacy
+from fedveil.core.settings import legacy
+from fedveil.core.settings.choice import ProtectionChoice
+from fedveil.core.settings.keys import values
+from fedveil.core.settings.sections import Privacy
 from fedveil.privacy import certificates
 from fedveil.privacy.certificates import AUTHORITY, AUTHORITY_KEY, CERTIFICATE, CERTIFICATE_KEY
 from fedveil.privacy.identity import Registry, Signer, load_node_key, load_signer, new_identity, public_pem
@@ -144,7 +147,7 @@ def check_client_folder(folder: Path, host: str | None) -> int:
             "`fedveil keys new` made for this client"
         )
     agreed = _agreed(folder / AGREED)
-    if agreed.protection in LATTICES:
+    if agreed.shows == "sum":
         key = load_client(folder / CLIENT)
         with _naming(folder / CLIENT):
             check_lattice(key.lattice, make_lattice(agreed))
@@ -162,11 +165,12 @@ def check_agreed(privacy: Privacy, folder: Path, client: int) -> None:
     path = next((p for p in (folder / AGREED, folder / f"client-{client + 1}" / AGREED) if p.exists()), None)
     if path is None:
         return
-    for name, wanted in _agreed(path):
-        if getattr(privacy, name) != wanted:
+    agreed, asked = values(_agreed(path)), values(privacy)
+    for name in [*agreed, *(name for name in asked if name not in agreed)]:
+        if asked.get(name) != agreed.get(name):
             raise ProtectionError(
-                f"the server's settings say privacy.{name} = {getattr(privacy, name)!r}, and this client's keys were made for "
-                f"{wanted!r}; it takes part in no other run"
+                f"the server's settings say privacy.{name} = {asked.get(name)!r}, and this client's keys were made for "
+                f"{agreed.get(name)!r}; it takes part in no other run"
             )
 
 
@@ -224,7 +228,8 @@ def _describe_file(path: Path) -> list[str]:
         return [f"{_fingerprint(public)}  client-{number + 1}" for public, number in numbers.items()]
     if path.name == AGREED:
         agreed = _agreed(path)
-        chosen = {"protection": agreed.protection, **agreed.model_dump(exclude_defaults=True)}
+        default = values(Privacy(protection=ProtectionChoice(agreed.protection.name)))
+        chosen = {k: v for k, v in values(agreed).items() if k == "protection" or v != default.get(k)}
         return [", ".join(f"privacy.{name} = {value!r}" for name, value in chosen.items())]
     content = read_file(path, private=False)
     if b"-----BEGIN CERTIFICATE" in content:
@@ -266,7 +271,7 @@ def _agreed(path: Path) -> Privacy:
     """What was agreed, in full: a file that was cut short must not mean no protection."""
     try:
         found = tomllib.loads(path.read_text("utf-8"))
-        privacy = Privacy(**found)
+        privacy = Privacy(**legacy.read({"privacy": found})["privacy"])
     except (OSError, ValueError, RecursionError) as error:
         raise ProtectionError(f"{path}: is not what `fedveil keys new` wrote ({error})") from None
     if "protection" not in found:

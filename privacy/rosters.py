@@ -115,7 +115,7 @@ def unpack(kind: Kind, session: Session, whose: int, message: bytes) -> dict[int
     if digest != session.digest:
         raise ProtectionError(
             f"{kind}: from another run, round or attempt than round {session.round}, attempt {session.attempt}, or with "
-            "other settings (numbers in the model, threshold, privacy.min_clients)"
+            "other settings (numbers in the model, threshold, privacy.protection.min_clients)"
         )
     if owner != whose:
         raise ProtectionError(f"{kind}: of client {owner}, not of client {whose}")

@@ -209,7 +209,7 @@ def _check(header: Header) -> None:
     if not 0 < header.reference <= most:
         raise ProtectionError(
             f"{header.reference:,} examples announced for the cohort, and this grid counts 1 to {most:,}; take a larger "
-            "privacy.range, or a profile with a finer grid"
+            "privacy.protection.range, or a profile with a finer grid"
         )
     if not 0 < header.examples <= header.reference:
         raise ProtectionError(
@@ -256,7 +256,7 @@ _FIELDS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
     ("special", "special prime", _plain),
     ("plain", "plain modulus", _plain),
     ("scale_bits", "scale, in bits,", _plain),
-    ("limit", "privacy.range", _plain),
+    ("limit", "privacy.protection.range", _plain),
     ("bits", "grid, in bits,", _plain),
     ("key_id", "key", _hex),
     ("run", "run", _hex),

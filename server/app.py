@@ -13,8 +13,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedveil.core.children import log_file
-from fedveil.core.experiment import LATTICES, Experiment
 from fedveil.core.record import Record
+from fedveil.core.settings.experiment import Experiment
 from fedveil.server.checkpoint import MODEL, SEALED_MODEL, State
 from fedveil.server.deployed import run_deployed
 from fedveil.server.exchange import Row
@@ -49,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
         log.info("round %d: %s", row["round"], ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
 
     # the server cannot read a model that is a ciphertext: clients evaluate, and who holds the key opens model.sealed
-    lattices = experiment.privacy.protection in LATTICES
+    lattices = experiment.privacy.shows == "sum"
     evaluate = None if lattices else federation.evaluate
     federate(federation, clients, record, Hooks(watch, evaluate, log.warning))
     log.info("model_sha256 %s", record.sha256(SEALED_MODEL if lattices else MODEL))

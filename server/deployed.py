@@ -17,9 +17,9 @@ from flwr.serverapp import Grid
 
 from fedveil.core.errors import DataError, FedveilError, Interrupted
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import LATTICES, Experiment
 from fedveil.core.record import Record, alone
 from fedveil.core.resumes import note_resume
+from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import Alone, Federated, load
 from fedveil.datasets.local import TASKS, differences, schema
@@ -74,8 +74,8 @@ def _dataset(experiment: Experiment, fleet: Fleet, words: list[str] | None, say:
     Returns it with the description that every client's data must fit.
     """
     data = experiment.data
-    known = data.dataset in TASKS or ":" in data.dataset or data.path is not None
-    if known and experiment.privacy.protection not in LATTICES:
+    known = data.dataset.name in TASKS or data.dataset.is_own or data.path is not None
+    if known and experiment.privacy.shows != "sum":
         try:
             dataset = load(data, experiment.seed).dataset
             return dataset, schema(dataset.task, dataset.words, dataset.columns)
@@ -83,8 +83,8 @@ def _dataset(experiment: Experiment, fleet: Fleet, words: list[str] | None, say:
             say(f"no test data on this machine, so test_accuracy is null: {error}")
     vocabulary = tuple(words) if words else None
     expected = None
-    if data.dataset in TASKS:
-        task = TASKS[data.dataset]
+    if data.dataset.name in TASKS:
+        task = TASKS[data.dataset.name]
     else:
         fleet.get_node_ids()
         task, expected = _agreed_task(fleet, experiment)
@@ -93,7 +93,7 @@ def _dataset(experiment: Experiment, fleet: Fleet, words: list[str] | None, say:
         task = Task("text", (data.max_tokens,), task.classes, size)
     kind = np.int32 if task.kind == "text" else np.float32
     nothing = Examples(np.zeros((0, *task.shape), kind), np.zeros(0, np.int64))
-    dataset = DataSet(data.dataset, task, nothing, nothing, words=vocabulary)
+    dataset = DataSet(data.dataset.name, task, nothing, nothing, words=vocabulary)
     return dataset, expected or schema(task, vocabulary)
 
 
@@ -138,7 +138,7 @@ def _run(grid: Grid, config: Mapping[str, Any], line: DeskLine, folder: Path, sa
             note_resume(record, experiment, federation.state.round)
             say(f"going on after round {federation.state.round}")
         if federation.protection is not None:
-            reader = "who holds client.key" if experiment.privacy.protection in LATTICES else "the server"
+            reader = "who holds client.key" if experiment.privacy.shows == "sum" else "the server"
             context = federation.protection.context
             key = None if context is None else fingerprint(context.key_id)
             describe_protection(experiment, record, f"{reader} can evaluate the model", key)
@@ -150,7 +150,7 @@ def _run(grid: Grid, config: Mapping[str, Any], line: DeskLine, folder: Path, sa
             words = "  ".join(f"{key} {value:.4g}" for key, value in scores.items())
             say(f"round {row['round']}/{experiment.federation.rounds}  {words}")
 
-        lattices = experiment.privacy.protection in LATTICES
+        lattices = experiment.privacy.shows == "sum"
         evaluate = None if lattices or not len(federation.federated.dataset.test) else federation.evaluate
         hooks = Hooks(watch, evaluate, lambda text: say(f"warning: {text}"), lenient=True, secret=True)
         federate(federation, fleet, record, hooks)

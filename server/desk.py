@@ -27,8 +27,8 @@ from starlette.routing import Route
 
 from fedveil import __version__
 from fedveil.core.errors import DeploymentError, FedveilError, Interrupted
-from fedveil.core.experiment import Experiment
 from fedveil.core.record import write_atomically
+from fedveil.core.settings.experiment import Experiment
 from fedveil.server.checkpoint import FILE as CHECKPOINT
 from fedveil.server.gate import Gate
 from fedveil.server.superlink import SuperLink, ended, online, start_run, stop_run
@@ -209,7 +209,7 @@ class Desk:
     async def _order(self, request: Request) -> Response:
         """Start a run: `{"experiment": TOML, "words": "a line each"}`."""
         asked = await request.json()
-        experiment = Experiment.parse(asked["experiment"])
+        experiment = Experiment.received(asked["experiment"])  # the run itself imports what it names
         name = f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
         run, number = name, 1
         while run in self._orders:

@@ -21,14 +21,14 @@ from torch import nn
 
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples
-from fedveil.core.experiment import Experiment
 from fedveil.core.metrics import MetricSet, Scores
 from fedveil.core.randomness import Stream
 from fedveil.core.record import Record
+from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.federated import Federated, load
+from fedveil.models.build import build
 from fedveil.models.computing import find_device, one_thread
 from fedveil.models.evaluation import evaluate
-from fedveil.models.networks import build
 from fedveil.models.parameters import from_numpy, get, to_numpy
 from fedveil.models.training import check_training
 from fedveil.privacy.accounting import describe
@@ -99,7 +99,7 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
     Raise SettingsError or DataError where it cannot run, or go on.
     """
     device = find_device(experiment.device)
-    protected = experiment.privacy.protection != "none"
+    protected = experiment.privacy.protected
     check_protection(experiment)
     federated = elsewhere or load(experiment.data, experiment.seed)
     if elsewhere is None:
@@ -109,7 +109,7 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
     strategy = make(experiment, _metrics(experiment, federated))
     check_training(task, experiment.training)
     network = build(task, experiment.model, Stream(experiment.seed)).to(device)
-    named = experiment.data.path or ":" in experiment.data.dataset
+    named = experiment.data.path or experiment.data.dataset.is_own
     digest = _digest(federated) if named and elsewhere is None else ""
     if resume is None:
         state = State(to_numpy(get(network)), data=digest, run=os.urandom(16).hex() if protected else "")

@@ -17,9 +17,9 @@ from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedveil.core.errors import DeploymentError, Interrupted, ProtectionError
-from fedveil.core.experiment import Experiment
 from fedveil.core.flower import ErrorCode
 from fedveil.core.messages import CLIENT, CONFIG, SCHEMA, WEIGHT, from_parcel, to_parcel
+from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.local import differences
 from fedveil.server.exchange import count
 from fedveil.server.nodes import WrappedGrid, addressed
@@ -179,8 +179,8 @@ class Fleet(WrappedGrid):
         """
         settings = self._experiment.federation
         least = settings.quorum or (1 if self._begun else settings.cohort)
-        if self._experiment.privacy.protection != "none":
-            least = max(least, self._experiment.privacy.min_clients)
+        if self._experiment.privacy.protected:
+            least = max(least, self._experiment.privacy.least)
         deadline = time.monotonic() + min(ASSEMBLY, settings.deadline)
         wanted = least if self._begun else settings.cohort
         while True:

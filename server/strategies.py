@@ -9,12 +9,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedveil.algorithms.algorithm import Algorithm, Arrays, Cohort, State
-from fedveil.core import parts
+from fedveil.core import catalog
 from fedveil.core.declaration import declaration, declares
-from fedveil.core.experiment import Experiment
 from fedveil.core.messages import ARRAYS, CONFIG, ROUND
 from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import Section
 from fedveil.server.flower_strategies import FlowerStrategy, make_flower_strategy
 from fedveil.server.rounds.rows import merged_scores
@@ -70,7 +70,7 @@ def make(experiment: Experiment, metrics: MetricSet) -> Strategy:
     metrics: what evaluating clients tell
     """
     name, cohort = experiment.federation.strategy, experiment.federation.cohort
-    found = parts.STRATEGIES.load(name, "federation.strategy")
+    found = catalog.STRATEGIES.load(name, "federation.strategy")
     evaluators = (experiment.evaluation.cohort or cohort) if experiment.evaluation.federated else 0
     if declares(found):
         algorithm = found(_settings(experiment, declaration(found).settings))

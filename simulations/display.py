@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fedveil.core.catalog import PROTECTIONS
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import LATTICES
 from fedveil.server.summary import READERS, guarantee_lines
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def protection_lines(summary: dict[str, Any]) -> list[str]:
         else f"error against the plain mean at most {privacy['error_bound']:.1e} by rounding (not measured on this engine)"
     )
     cost = f"protecting took {privacy['seal_seconds']:.2f} s of all clients"
-    if summary["protection"] in LATTICES:
+    if PROTECTIONS.declared(summary["protection"], "privacy.protection").needs == "sum":
         cost += f", decrypting {privacy['open_seconds']:.2f} s of this process"
     return [
         f"privacy  {summary['protection']}: {cost}; {exact}; {count(privacy['clipped'], 'value')} clipped",

@@ -9,10 +9,10 @@ from shutil import rmtree
 from fedveil.client.learning.homomorphic import HomomorphicClient
 from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import ProtectionError, SettingsError
-from fedveil.core.experiment import LATTICES, resumable
 from fedveil.core.messages import SEALED
 from fedveil.core.metrics import Scores
 from fedveil.core.record import Record, write_atomically
+from fedveil.core.settings.experiment import resumable
 from fedveil.models.parameters import get, to_numpy
 from fedveil.privacy.keys import CLIENT, find_client_key, fingerprint, write_keys
 from fedveil.privacy.packing import Layout
@@ -71,7 +71,7 @@ class Holder:
         experiment = self._federation.experiment
         readers = (
             "a key holder apart from the server evaluates the model, in the process of this simulation"
-            if experiment.privacy.protection in LATTICES
+            if experiment.privacy.shows == "sum"
             else "the server evaluates the mean, which it sees"
         )
         key = fingerprint(self._side.key.key_id) if self._side is not None else None
@@ -84,7 +84,7 @@ def make_keys_once(federation: Federation, record: Record) -> Path | None:
     Raise ProtectionError where a run that goes on has lost its keys: new ones open nothing of it.
     """
     privacy, state = federation.experiment.privacy, federation.state
-    if privacy.protection not in LATTICES:
+    if privacy.shows != "sum":
         return None
     folder = record.path(KEYS)
     if not folder.exists():
@@ -106,7 +106,7 @@ def open_record(folder: Path, keys: Path, out: Path | None) -> Path:
     """
     record = Record(folder)
     experiment = resumable(folder)
-    if experiment.privacy.protection not in LATTICES:
+    if experiment.privacy.shows != "sum":
         raise SettingsError(
             f"{folder}: privacy.protection = '{experiment.privacy.protection}', whose model is no ciphertext; it is in {MODEL}"
         )

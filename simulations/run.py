@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,10 @@ from torch import nn
 from fedveil.client.learning.runtime import client_runtime
 from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
-from fedveil.core.experiment import Experiment, known_keys, resumable
 from fedveil.core.record import Record, alone
 from fedveil.core.resumes import note_resume
+from fedveil.core.settings.experiment import Experiment, resumable
+from fedveil.core.settings.keys import values
 from fedveil.models.parameters import check_fit, from_numpy, get, load, to_numpy
 from fedveil.server.checkpoint import MODEL, State, begun, load_state, put_back
 from fedveil.server.exchange import Row
@@ -223,7 +223,8 @@ def _resumed(experiment: Experiment, folder: Path) -> Experiment:
     recorded = resumable(folder)
     computing = {key: getattr(recorded, key) for key in ("engine", "device") if getattr(experiment, key) == "auto"}
     asked = experiment.override(computing)
-    changed = [key for key in known_keys() if key != "workers" and attrgetter(key)(asked) != attrgetter(key)(recorded)]
+    old, new = values(recorded), values(asked)
+    changed = [key for key in {**old, **new} if key != "workers" and old.get(key) != new.get(key)]
     if changed:
         raise SettingsError(
             f"fedveil resume {folder}: holds another experiment ({', '.join(changed)}); a run goes on with its own settings"

@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedveil.core.examples import Examples
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.federated import Federated
-from fedveil.datasets.partitions import evenly
+from fedveil.datasets.splits import evenly
 
 MOST_ROWS = 20
 MOST_MADE = 1000  # clients asked to make their examples, for the summary

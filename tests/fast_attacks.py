@@ -13,8 +13,9 @@ from slow_attacks import decibels, draw, fresh, images, known_of, mean_of, messa
 from torch import Tensor
 
 from fedveil.core.examples import Examples
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
 from fedveil.datasets.dataset import DataSet
 from fedveil.models.training import train_clients
 from fedveil.simulations.attacks.attack import Attack, launch

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 
 from claims import CENTRAL, CLAIMS, Claim, Measured
 
-from fedveil.core.experiment import LATTICES, PROTECTED
-
 SEEDS = 3  # of protected runs; runs in the clear have the claim's
+
+
+LATTICES = ("ckks", "bfv")
+PROTECTED = (*LATTICES, "secagg")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Verdict:
 
     difference: of the medians, protected minus plain
     noise: how far that may lie from 0
-    clipped: weights that lay outside privacy.range, in all runs
+    clipped: weights that lay outside privacy.protection.range, in all runs
     error: largest distance of a round's model from the plain mean of its clients' weights, in any run
     bound: what rounding to the grid and to float32 alone can make of it
     """

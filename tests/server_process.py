@@ -33,8 +33,8 @@ from fedveil.core.randomness import Stream
 from fedveil.core.record import Record
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import Federated, Stored
-from fedveil.datasets.partitions import Partition
-from fedveil.models.networks import build
+from fedveil.datasets.partition.division import Partition
+from fedveil.models.build import build
 from fedveil.models.parameters import get, to_numpy
 from fedveil.server.checkpoint import State
 from fedveil.server.exchange import Row

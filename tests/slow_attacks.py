@@ -13,14 +13,15 @@ import numpy as np
 from torch import Tensor
 
 from fedveil.core.examples import Examples
-from fedveil.core.experiment import Data, Model, Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Data, Training
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.images import mnist
 from fedveil.datasets.text import sms
 from fedveil.models import parameters as weights
 from fedveil.models.batched import batched
-from fedveil.models.networks import build, example
+from fedveil.models.build import build, example
 from fedveil.models.training import train_clients
 from fedveil.simulations.attacks.attack import Attack, launch
 from fedveil.simulations.attacks.coverage import COVERAGE

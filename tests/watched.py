@@ -29,7 +29,6 @@ from fedveil.client.app import app
 from fedveil.client.learning import pipeline
 from fedveil.client.learning.contribution import Contributions
 from fedveil.client.learning.runtime import ClientRuntime, client_runtime
-from fedveil.core.experiment import LATTICES
 from fedveil.core.messages import CONFIG, ROUND
 from fedveil.models.parameters import get, to_numpy
 from fedveil.privacy import seal, streams
@@ -43,7 +42,7 @@ from fedveil.privacy.rosters import Session
 CLIENTS, ROUNDS = 4, 2
 SETTINGS = {
     "data.clients": CLIENTS, "federation.cohort": CLIENTS, "federation.rounds": ROUNDS, "model.hidden": [32],
-    "training.epochs": 1, "engine": "sequential", "privacy.drop_outs": 0.25, "device": "cpu",
+    "training.epochs": 1, "engine": "sequential", "privacy.protection.drop_outs": 0.25, "device": "cpu",
 }  # fmt: skip
 SERVER = Path(__file__).with_name("server_process.py")
 WAIT = 120.0  # seconds for the server to get anywhere
@@ -56,7 +55,11 @@ AFTER_TWO, AFTER_ROUND, AT_END = ("train", 2, 2), ("round", 1, 0), ("end", 0, 0)
 
 def experiment(protection: str) -> Experiment:
     """The digits over four clients, of which one may drop out."""
-    given = SETTINGS if protection == "secagg" else {k: v for k, v in SETTINGS.items() if k != "privacy.drop_outs"}
+    given = (
+        SETTINGS
+        if protection == "secagg"
+        else {k: v for k, v in SETTINGS.items() if k != "privacy.protection.drop_outs"}
+    )
     return Experiment.preset("digits").override({**given, "privacy.protection": protection})
 
 
@@ -281,16 +284,16 @@ def serving(
     """A server that has nothing but its own folder, and clients that are remembered; `mistake`: a key that it loads."""
     settings, keys, own = experiment(protection), folder / "keys", folder / "server"
     own.mkdir()
-    if protection in LATTICES:
+    if protection in ("ckks", "bfv"):
         write_keys(keys, make_lattice(settings.privacy), CLIENTS)
         shutil.copytree(keys / "server", own / "keys")
-    clients = Clients(settings, keys if protection in LATTICES else None, drops)
+    clients = Clients(settings, keys if protection in ("ckks", "bfv") else None, drops)
     clients.watch(monkeypatch)
     planted = secrets.token_bytes(96)
     ours, its = multiprocessing.Pipe()
     job = {
         "socket": its.fileno(), "experiment": settings.toml(), "sizes": clients.sizes, "out": "run",
-        "run": "" if protection == "none" else secrets.token_hex(16), "keys": "keys" if protection in LATTICES else "",
+        "run": "" if protection == "none" else secrets.token_hex(16), "keys": "keys" if protection in ("ckks", "bfv") else "",
         "plant": planted.hex(), "mistake": mistake,
     }  # fmt: skip
     with (own / "log").open("wb") as log:

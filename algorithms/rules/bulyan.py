@@ -10,7 +10,7 @@ from fedveil.algorithms.algorithm import Algorithm, Arrays
 from fedveil.algorithms.rules.krum import Krum, by_score, require_cohort
 from fedveil.core.declaration import part
 from fedveil.core.errors import TrainingError
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 
 
 def bulyan_mean(weights: Sequence[Arrays], byzantine: int) -> Arrays:

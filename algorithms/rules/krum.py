@@ -12,7 +12,7 @@ from fedveil.algorithms.algorithm import Algorithm, Arrays, Cohort
 from fedveil.algorithms.fedavg import weighted_mean
 from fedveil.core.declaration import part
 from fedveil.core.errors import SettingsError
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import Count, Section
 
 WHY = "Krum compares updates"

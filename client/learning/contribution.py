@@ -12,8 +12,8 @@ from flwr.app import ArrayRecord
 
 from fedveil.client.learning.states import State
 from fedveil.core.errors import ProtectionError
-from fedveil.core.experiment import Experiment
 from fedveil.core.messages import ATTEMPT, REFERENCE, ROUND, RUN
+from fedveil.core.settings.experiment import Experiment
 
 Parameters = dict[str, np.ndarray]
 
@@ -52,16 +52,16 @@ class Instructions:
     @classmethod
     def read(cls, config: Mapping[str, Any], experiment: Experiment) -> Instructions:
         """Read a message's config; raise ProtectionError where the server left something out or asks for too much."""
-        protection = experiment.privacy.protection
+        privacy = experiment.privacy
         round_number = int(number(config, ROUND))
         rounds = experiment.federation.rounds
         if round_number > rounds:
             raise ProtectionError(
                 f"the server asks for round {round_number} of a run with federation.rounds = {rounds}"
             )
-        if protection != "none" and not isinstance(config.get(RUN), bytes):
+        if privacy.protected and not isinstance(config.get(RUN), bytes):
             raise ProtectionError("the server's message does not name its run")
-        if protection == "secagg":
+        if privacy.shows == "mean":
             number(config, ATTEMPT)
         return cls(
             round=round_number,
@@ -69,7 +69,7 @@ class Instructions:
             proximal_mu=number(config, "proximal-mu") if "proximal-mu" in config else None,
             report_global_loss=bool(config.get("report-global-loss", False)),
             run=config.get(RUN, b""),
-            reference=int(number(config, REFERENCE)) if protection != "none" else 0,
+            reference=int(number(config, REFERENCE)) if privacy.protected else 0,
             settings=config,
         )
 

@@ -15,8 +15,8 @@ from flwr.app import ArrayRecord
 
 from fedveil.client.learning.contribution import Sealed
 from fedveil.core.errors import ProtectionError
-from fedveil.core.experiment import Experiment
 from fedveil.core.messages import from_arrays, from_sealed
+from fedveil.core.settings.experiment import Experiment
 from fedveil.privacy.keys import fingerprint, load_client
 from fedveil.privacy.lattice import Encryptor
 from fedveil.privacy.packing import Layout, Parameters, dequantize, flatten, quantize, unflatten

@@ -9,7 +9,6 @@ from fedveil.client.learning.contribution import Contributions, Parameters
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.client.learning.states import ClientStates, State, StateKey
 from fedveil.core.errors import ProtectionError
-from fedveil.core.experiment import LATTICES
 from fedveil.core.messages import from_arrays, write_update
 
 RESIDUALS = StateKey("residuals")  # what an encoding has lost of a client's updates so far
@@ -37,17 +36,17 @@ def receive(
 
 def encrypts(runtime: ClientRuntime) -> bool:
     """Whether updates are ciphertexts."""
-    return runtime.experiment.privacy.protection in LATTICES
+    return runtime.experiment.privacy.shows == "sum"
 
 
 def masks(runtime: ClientRuntime) -> bool:
     """Whether updates are masked."""
-    return runtime.experiment.privacy.protection == "secagg"
+    return runtime.experiment.privacy.shows == "mean"
 
 
 def sends_clear(runtime: ClientRuntime) -> bool:
     """Whether the server sees each update."""
-    return runtime.experiment.privacy.protection == "none"
+    return not runtime.experiment.privacy.protected
 
 
 def encrypt(runtime: ClientRuntime, contributions: Contributions) -> None:

@@ -32,7 +32,7 @@ def training_reply(
         metrics |= {
             "clipped": update.clipped, "seal-seconds": update.seconds, "open-seconds": contributions.open_seconds,
         }  # fmt: skip
-        update = to_sealed(update.blob, runtime.experiment.privacy.protection)
+        update = to_sealed(update.blob, runtime.experiment.privacy.protection.name)
     if contributions.steps is not None:
         metrics["steps"] = int(contributions.steps[k])
     if contributions.loss is not None:

@@ -16,15 +16,15 @@ from fedveil.client.learning.secagg import SecAggClients
 from fedveil.client.learning.states import ClientStates
 from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import ProtectionError, SettingsError
-from fedveil.core.experiment import LATTICES, Experiment
 from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.federated import Federated, load
 from fedveil.datasets.local import local, parse_source
 from fedveil.models.batched import Chain, batched
+from fedveil.models.build import build, example
 from fedveil.models.computing import find_device
 from fedveil.models.functional import Functional
-from fedveil.models.networks import build, example
 from fedveil.privacy.keys import find_client_key
 from fedveil.privacy.packing import Layout
 from fedveil.privacy.parties import check_agreed
@@ -102,12 +102,12 @@ class ClientRuntime:
 
         Raise ProtectionError where the client has no key.
         """
-        protection = self.experiment.privacy.protection
-        if protection not in LATTICES:
+        privacy = self.experiment.privacy
+        if privacy.shows != "sum":
             return None
         if not self.keys:
             raise ProtectionError(
-                f"privacy.protection = '{protection}': the client needs client.key, and no folder of keys is named; name it in "
+                f"privacy.protection = '{privacy.protection}': the client needs client.key, and no folder of keys is named; name it in "
                 "the node's configuration: keys = 'DIR'"
             )
         path = find_client_key(Path(self.keys), client)
@@ -147,7 +147,7 @@ def client_runtime(
     the others: as `ClientRuntime` has them
     Raise SettingsError or DataError where it cannot be made.
     """
-    experiment = Experiment.find(settings)
+    experiment = Experiment.received(settings)
     if own is None:
         federated = load(experiment.data, experiment.seed)
     else:

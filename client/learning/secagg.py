@@ -17,8 +17,8 @@ from fedveil.client.learning.contribution import Contributions, Sealed
 from fedveil.client.learning.homomorphic import vector
 from fedveil.client.learning.states import ClientStates, StateKey, from_state, to_state
 from fedveil.core.errors import ProtectionError
-from fedveil.core.experiment import Experiment
 from fedveil.core.messages import ATTEMPT, BLOB, CLIENT, CONFIRMATIONS, ROUND, RUN
+from fedveil.core.settings.experiment import Experiment
 from fedveil.privacy.graph import choose_degree
 from fedveil.privacy.identity import Registry, Signer
 from fedveil.privacy.masked import shown, to_ring, write_masked
@@ -47,14 +47,12 @@ class SecAggClients:
         """Return the session that a message is of: all but run, round and attempt from the client's own settings.
 
         A threshold that the server may choose protects from no server; it still chooses the cohort, whose size the threshold
-        follows from, and privacy.min_clients bounds. active: the server may lie
+        follows from, and privacy.protection.min_clients bounds. active: the server may lie
         """
         privacy, cohort = self.experiment.privacy, self.experiment.federation.cohort
-        _, threshold = choose_degree(cohort, privacy.drop_outs, privacy.colluders, active)
+        _, threshold = choose_degree(cohort, privacy.protection.drop_outs, privacy.protection.colluders, active)
         size = RESERVED + self.layout.size
-        return Session(
-            config[RUN], int(config[ROUND]), int(config[ATTEMPT]), size, threshold, privacy.min_clients, active
-        )
+        return Session(config[RUN], int(config[ROUND]), int(config[ATTEMPT]), size, threshold, privacy.least, active)
 
     def numbers(self, weights: Mapping[str, np.ndarray], examples: int, reference: int) -> tuple[np.ndarray, int]:
         """Return what is masked, uint32 [2 + size], and how many weights were clipped."""

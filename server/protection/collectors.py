@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 from fedveil.server.protection.collector import UpdateCollector
 from fedveil.server.protection.homomorphic import HomomorphicCollector
 from fedveil.server.protection.masked import MaskedCollector

@@ -59,9 +59,11 @@ class MaskedCollector:
         privacy = protection.experiment.privacy
         active = protection.registry is not None
         cohort = protection.experiment.federation.cohort
-        self._degree, threshold = choose_degree(cohort, privacy.drop_outs, privacy.colluders, active)
+        self._degree, threshold = choose_degree(
+            cohort, privacy.protection.drop_outs, privacy.protection.colluders, active
+        )
         size = RESERVED + protection.layout.size
-        self._session = Session(protection.run, number, attempt, size, threshold, privacy.min_clients, active)
+        self._session = Session(protection.run, number, attempt, size, threshold, privacy.least, active)
         self._examples: dict[int, int] = {}
         self._announced: dict[int, int] = {}
         self._reference = 0

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedveil.core.experiment import Experiment
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.experiment import Experiment
 from fedveil.privacy.noise import Normal, Update, add_noise, clip, secret_normal
 
 

@@ -11,8 +11,8 @@ from typing import cast
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedveil.core.errors import ProtectionError
-from fedveil.core.experiment import Experiment
 from fedveil.core.messages import ARRAYS, METRICS, WEIGHT, from_sealed
+from fedveil.core.settings.experiment import Experiment
 from fedveil.privacy.graph import choose_degree
 from fedveil.privacy.identity import Registry
 from fedveil.privacy.keys import CLIENT, SERVER, ServerContext, check_lattice, fingerprint, load_server
@@ -59,10 +59,10 @@ class ServerProtection:
 def check_protection(experiment: Experiment, active: bool = False) -> None:
     """Raise SettingsError where a protection cannot work for the experiment's cohorts; active: the server may lie."""
     privacy, cohort = experiment.privacy, experiment.federation.cohort
-    if privacy.protection != "none":
+    if privacy.protected:
         make_plan(privacy, cohort)
-    if privacy.protection == "secagg":
-        choose_degree(cohort, privacy.drop_outs, privacy.colluders, active)
+    if privacy.shows == "mean":
+        choose_degree(cohort, privacy.protection.drop_outs, privacy.protection.colluders, active)
 
 
 def protect_server(
@@ -78,7 +78,7 @@ def protect_server(
     Raise SettingsError or ProtectionError where it cannot work.
     """
     privacy = experiment.privacy
-    if privacy.protection == "none":
+    if not privacy.protected:
         return None
     for secret in [] if keys is None else [keys / CLIENT, keys / IDENTITY]:
         if secret.exists():
@@ -130,7 +130,7 @@ def enough(plan: Plan, clients: int, examples: int, reference: int) -> float:
     """
     if clients < plan.least:
         raise ProtectionError(
-            f"{clients} clients sent an update that could be used, and an aggregate of fewer than privacy.min_clients = "
+            f"{clients} clients sent an update that could be used, and an aggregate of fewer than privacy.protection.min_clients = "
             f"{plan.least} is not made"
         )
     step = plan.grid.step * reference / examples

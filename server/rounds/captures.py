@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedveil.core.errors import SettingsError
-from fedveil.core.experiment import Experiment
 from fedveil.core.messages import ARRAYS, METRICS, SEALED, from_sealed, read_update
 from fedveil.core.record import Record
+from fedveil.core.settings.experiment import Experiment
 from fedveil.server.checkpoint import State
 from fedveil.server.rounds.observers import Observer
 from fedveil.server.rounds.round import Round
@@ -82,7 +82,7 @@ class Capture(Observer):
         metrics = _numbers(reply)
         if not isinstance(record, ArrayRecord):
             return
-        blob = from_sealed(record, privacy.protection)
+        blob = from_sealed(record, privacy.protection.name)
         # a copy: arrays of a cohort that is computed here lie where the next one's will
         weights = (
             {name: np.array(value) for name, value in self._read(record, current.model).items()}

@@ -13,7 +13,7 @@ from fedveil.server.rounds.rows import evaluate_rows
 def evaluate_on_clients(context: Context, current: Round) -> None:
     """Ask clients to evaluate the round's new model; keep their scores, their rows and what their messages took."""
     experiment, strategy, metrics = context.experiment, context.strategy, context.metrics
-    model = to_record(current.aggregate, experiment.privacy.protection)
+    model = to_record(current.aggregate, experiment.privacy.protection.name)
     messages = strategy.evaluate_messages(current.number, model, context.config(current), context.grid, current.stream)
 
     def see(client: int, reply: Message) -> None:

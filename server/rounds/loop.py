@@ -77,7 +77,7 @@ def _make_model(context: Context, current: Round, state: State) -> None:
     stream = Stream(secrets.randbits(63), current.number) if secret and noisy else current.stream
     if noisy:
         current.population = len(cast(Sequence[int], context.grid.get_node_ids()))
-    model = to_record(current.model, context.experiment.privacy.protection)
+    model = to_record(current.model, context.experiment.privacy.protection.name)
     messages = context.strategy.train_messages(current.number, model, context.config(current), context.grid, stream)
     current.asked = [message.metadata.dst_node_id - 1 for message in messages]  # node id k+1 is client k
     for observer in context.observers:

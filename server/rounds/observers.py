@@ -10,8 +10,8 @@ from dataclasses import asdict
 
 from flwr.app import Message
 
-from fedveil.core.experiment import Experiment
 from fedveil.core.record import Record
+from fedveil.core.settings.experiment import Experiment
 from fedveil.server.checkpoint import State, save_state
 from fedveil.server.exchange import Row
 from fedveil.server.rounds.round import Round

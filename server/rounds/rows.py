@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from flwr.app import Message, MetricRecord, RecordDict
 
-from fedveil.core.experiment import Experiment
 from fedveil.core.messages import CLIENT, METRICS, WEIGHT
 from fedveil.core.metrics import MetricSet, Scores, merge
+from fedveil.core.settings.experiment import Experiment
 from fedveil.privacy.accounting import observers
 from fedveil.server.exchange import Exchanged, Row, count, metric
 

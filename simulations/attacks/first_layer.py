@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fedveil.core.experiment import Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
 from fedveil.models.batches import steps_of
 from fedveil.privacy.leakage import first_layer

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedveil.core.catalog import ATTACKS
 from fedveil.core.errors import SettingsError
-from fedveil.core.experiment import Experiment
-from fedveil.core.parts import ATTACKS
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.experiment import Experiment
 from fedveil.models.computing import one_thread
 from fedveil.simulations.attacks.attack import Attack, refusal
 from fedveil.simulations.attacks.observers import OBSERVERS, find_observer

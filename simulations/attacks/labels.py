@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedveil.core.experiment import Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
 from fedveil.models.batches import steps_of
 from fedveil.models.inputs import device_of, to_tensor

@@ -17,8 +17,8 @@ from fedveil.core.examples import Examples, join
 from fedveil.core.randomness import Stream
 from fedveil.models import parameters as weights
 from fedveil.models.batched import batched
+from fedveil.models.build import example
 from fedveil.models.inputs import device_of, to_tensor
-from fedveil.models.networks import example
 from fedveil.models.training import train_clients
 from fedveil.simulations.attacks.attack import Attack
 from fedveil.simulations.attacks.membership import after, outputs

@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.sources import status
 from fedveil.simulations.attacks.attack import Attack
 from fedveil.simulations.attacks.display import named

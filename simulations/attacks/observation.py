@@ -13,7 +13,8 @@ import numpy as np
 from torch import nn
 
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
 
 Parameters = Mapping[str, np.ndarray]
 Kind = Literal["gradient", "delta", "aggregate", "ciphertext", "masked"]

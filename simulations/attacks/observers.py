@@ -10,9 +10,10 @@ import numpy as np
 
 from fedveil.client.learning.homomorphic import HomomorphicClient
 from fedveil.core.errors import SettingsError, nearest
-from fedveil.core.experiment import LATTICES, PROTECTED, Experiment, Training
 from fedveil.core.messages import SEALED, WEIGHT
 from fedveil.core.record import Record
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.settings.sections import Training
 from fedveil.models.parameters import get, to_numpy
 from fedveil.privacy.keys import find_client_key
 from fedveil.privacy.packing import Layout, dequantize, flatten, quantize, unflatten
@@ -113,7 +114,7 @@ def _in_the_clear(parameters: Parameters) -> Parameters | None:
 def _single(name: str, captured: Captured, update: Update, experiment: Experiment, training: Training) -> Observation:
     before = _in_the_clear(captured.before)
     clear = update.weights is not None and before is not None
-    sealed = "masked" if experiment.privacy.protection == "secagg" else "ciphertext"
+    sealed = "masked" if experiment.privacy.shows == "mean" else "ciphertext"
     return Observation(
         observer=name,
         round=captured.round,
@@ -155,7 +156,7 @@ def _mean(
 
 def _unmoved(before: Parameters, examples: Mapping[int, int], experiment: Experiment) -> Parameters:
     """What the protection's grid would make of the clients' mean, had none of them trained: rounding is public, and no secret."""
-    if experiment.privacy.protection not in PROTECTED:
+    if not experiment.privacy.protected:
         return before
     plan, layout = make_plan(experiment.privacy, experiment.federation.cohort), Layout.of(before)
     vector, reference = flatten(before), sum(examples.values())
@@ -175,7 +176,7 @@ def _difference(after: Parameters, before: Parameters) -> Mapping[str, np.ndarra
 
 def _opener(folder: Path, experiment: Experiment) -> Open:
     """Reads the models of a run with the clients' key that lies in its record, where its models are ciphertexts."""
-    if experiment.privacy.protection not in LATTICES:
+    if experiment.privacy.shows != "sum":
         return _in_the_clear
     record = Record(folder)
     state, _ = load_state(record)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.core.examples import Examples
-from fedveil.core.experiment import Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
 from fedveil.models.batched import Chain, batched
 from fedveil.models.functional import Functional

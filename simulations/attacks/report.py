@@ -13,8 +13,8 @@ from typing import Any
 
 import jinja2
 
+from fedveil.core.catalog import ATTACKS
 from fedveil.core.errors import SettingsError
-from fedveil.core.parts import ATTACKS
 from fedveil.core.record import write_atomically
 from fedveil.simulations.attacks.display import FOUND, MISSED, WRONG, lines, named
 from fedveil.simulations.attacks.lab import Outcome
@@ -55,7 +55,7 @@ def write_report(folder: Path, outcomes: Sequence[Outcome], matrix: bytes | None
             title="Attacks on " + ", ".join(dict.fromkeys(outcome.experiment.name for outcome in outcomes)),
             version=version("fedveil"),
             date=f"{datetime.now():%Y-%m-%d}",
-            made_up=all(outcome.experiment.data.dataset in ("spam-demo", "synthetic") for outcome in outcomes),
+            made_up=all(outcome.experiment.data.dataset.name in ("spam-demo", "synthetic") for outcome in outcomes),
             matrix=_embedded(matrix),
             roc=_embedded(pictures["membership"]),
             outcomes=shown,
@@ -82,7 +82,7 @@ def _shown(outcome: Outcome) -> dict[str, Any]:
                 (read.plain[span.start : span.end].strip(), CLASSES.get(str(span.style), "")) for span in read.spans
             ]
             texts.append({"sent": sent.plain.removeprefix("  sent   "), "read": pieces})
-    protection = outcome.experiment.privacy.protection
+    protection = outcome.experiment.privacy.protection.name
     return {
         "attack": outcome.attack,
         "under": "" if protection == "none" else protection,

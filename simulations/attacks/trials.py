@@ -13,10 +13,10 @@ import numpy as np
 
 from fedveil.core.errors import Interrupted, SettingsError
 from fedveil.core.examples import Examples, check_task, join
-from fedveil.core.experiment import Experiment
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.federated import Federated, load
-from fedveil.models.networks import build
+from fedveil.models.build import build
 from fedveil.models.parameters import get, to_numpy
 from fedveil.simulations.attacks.attack import Attack
 from fedveil.simulations.attacks.observation import Known, Observation, Parameters
@@ -62,13 +62,13 @@ def victims(
     cohort = number if find_observer(observer).alone else experiment.federation.cohort
     if not find_observer(observer).alone and "federation.cohort" not in asked:
         cohort = PEOPLE
-    least = experiment.privacy.min_clients if experiment.privacy.protection != "none" else 1
+    least = experiment.privacy.least
     settings["federation.cohort"] = max(cohort, least)
     settings["data.clients"] = max(experiment.data.clients, settings["federation.cohort"])
     if whole:
         pass
-    elif experiment.data.dataset == "synthetic":
-        settings |= {"data.examples_per_client": batch, "data.examples_spread": 0.0}
+    elif experiment.data.dataset.name == "synthetic":
+        settings |= {"data.dataset.examples": batch, "data.dataset.spread": 0.0}
     elif "data.client_examples" not in asked and batch != "full":
         settings["data.client_examples"] = batch
     return experiment.override(settings)
@@ -129,7 +129,7 @@ def trained(experiment: Experiment, rounds: int) -> Parameters | None:
     if rounds == 0:
         return None
     plain = {"federation.rounds": rounds, "evaluation.every": rounds}
-    if experiment.privacy.protection != "none":
+    if experiment.privacy.protected:
         experiment = Experiment(**{**experiment.model_dump(exclude_none=True), "privacy": {}})
     with tempfile.TemporaryDirectory() as folder:
         return to_numpy(get(_run(experiment.override(plain), Path(folder) / "run").model))

@@ -96,7 +96,7 @@ class CohortGrid(InProcessGrid):
             made = Contributions(
                 [int(k) for k in clients[chunk]], instructions, given, positions=positions, open_seconds=open_seconds
             )
-            if runtime.experiment.privacy.protection == "secagg":
+            if runtime.experiment.privacy.shows == "mean":
                 made.brought = [dict(cast(ConfigRecord, messages[i].content[INBOX])) for i in positions]
             chunks.append((self._row, made))
             self._row += len(positions)

@@ -15,10 +15,10 @@ from fedveil.algorithms.algorithm import Algorithm, Cohort, Contribution
 from fedveil.algorithms.fedprox import FedProx
 from fedveil.algorithms.rules.bulyan import bulyan_mean
 from fedveil.algorithms.rules.krum import Krum, MultiKrum, multikrum
-from fedveil.core import parts
+from fedveil.core import catalog
 from fedveil.core.declaration import declaration
 
-ALL = {name: parts.STRATEGIES.load(name, "federation.strategy") for name in parts.STRATEGIES}
+ALL = {name: catalog.STRATEGIES.load(name, "federation.strategy") for name in catalog.STRATEGIES}
 MODEL = {"w": np.float32([[1, 2], [3, 4]]), "b": np.float32([0.5, -0.5])}
 
 

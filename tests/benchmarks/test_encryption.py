@@ -14,7 +14,7 @@ from benchmarks import bench, encryption, encryption_report, report, whole_runs
 from benchmarks.own_ways import SharedMaskClient, SharedMaskServer
 from benchmarks.peers import flower_secagg, tenseal_ways
 from benchmarks.remote import Remote, cohort
-from fedveil.core.experiment import Privacy
+from fedveil.core.settings.sections import Privacy
 from fedveil.privacy import masked, wire
 from fedveil.privacy.plan import make_plan
 

@@ -14,8 +14,8 @@ from fedveil.client.app import app
 from fedveil.core.messages import from_arrays, to_arrays
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import load
+from fedveil.models.build import build
 from fedveil.models.evaluation import evaluate
-from fedveil.models.networks import build
 from fedveil.models.parameters import get, to_numpy
 from fedveil.models.training import train_clients
 from fedveil.simulations.engine.grid import InProcessGrid

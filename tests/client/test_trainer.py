@@ -13,12 +13,12 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.client.trainer import Errand, Office, Outcome, answer, command, reply_to
 from fedveil.core.children import Child, wait_for
-from fedveil.core.experiment import Experiment
 from fedveil.core.messages import from_parcel, to_arrays, to_parcel
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.federated import load
+from fedveil.models.build import build
 from fedveil.models.computing import one_thread
-from fedveil.models.networks import build
 from fedveil.models.parameters import get, to_numpy
 
 SETTINGS = Experiment.preset("digits").override({"data.clients": 3, "federation.cohort": 3, "federation.rounds": 2})

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedveil.core.catalog import METRICS
 from fedveil.core.declaration import part
 from fedveil.core.errors import SettingsError
 from fedveil.core.examples import Examples, Task, check_task, fits
 from fedveil.core.metrics import MetricSet, merge
-from fedveil.core.parts import METRICS
 from fedveil.models.evaluation import evaluate
 
 IMAGES = Task("images", (1, 2, 2), ("a", "b", "c"))

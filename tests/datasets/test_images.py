@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fedveil.core.errors import DataError
-from fedveil.core.experiment import Data
+from fedveil.core.settings.sections import Data
 from fedveil.datasets import images
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from fedveil.core.experiment import Data
+from fedveil.core.settings.sections import Data
 from fedveil.datasets import spam_demo
 from fedveil.datasets.text import tokenise
 

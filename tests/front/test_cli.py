@@ -408,7 +408,7 @@ def test_show_tells_what_a_part_is(kind, name, said, tmp_path) -> None:
 
 
 def test_the_schema_has_every_setting_with_its_type_default_and_description(tmp_path) -> None:
-    from fedveil.core.experiment import known_keys
+    from fedveil.core.settings.experiment import known_keys
 
     found = json.loads(fedveil("schema", cwd=tmp_path).stdout)
     for key, description in known_keys().items():

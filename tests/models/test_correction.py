@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fedveil.core.errors import DataError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
 from fedveil.models.batched import batched
 from fedveil.models.batches import batch_size_of, orders
 from fedveil.models.correction import Correction

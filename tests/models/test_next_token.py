@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from fedveil.core.errors import DataError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Training
 from fedveil.core.metrics import MetricSet, Scores, merge
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
 from fedveil.models.batched import Chain, batched
 from fedveil.models.batches import orders

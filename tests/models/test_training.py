@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
+from fedveil.models.build import build
 from fedveil.models.correction import Correction
 from fedveil.models.evaluation import evaluate
 from fedveil.models.losses import loss
-from fedveil.models.networks import build
 from fedveil.models.training import check_training, train_clients
 
 FEATURES = Task("features", (6,), ("a", "b", "c"))

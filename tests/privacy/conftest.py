@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fuzzing import name_parsers
 
-from fedveil.core.experiment import Privacy
+from fedveil.core.settings.sections import Privacy
 from fedveil.privacy.keys import CLIENT, SERVER, ClientKey, ServerContext, load_client, load_server, write_keys
 from fedveil.privacy.plan import Plan, make_plan
 

@@ -227,9 +227,15 @@ def test_a_client_finds_its_key(tmp_path):
             Lattice("bfv", 4096, (40, 60), 45),
             "privacy.protection: the key was made for bfv, and the settings want ckks",
         ),
-        (Lattice("ckks", 8192, (40, 60)), "privacy.degree: the key was made for 8192, and the settings want 4096"),
-        (Lattice("ckks", 4096, (40, 50)), r"privacy.primes: the key was made for \[40, 50\]"),
-        (Lattice("bfv", 4096, (40, 60), 20), "privacy.plain_bits: the key was made for 20, and the settings want 30"),
+        (
+            Lattice("ckks", 8192, (40, 60)),
+            "privacy.protection.degree: the key was made for 8192, and the settings want 4096",
+        ),
+        (Lattice("ckks", 4096, (40, 50)), r"privacy.protection.primes: the key was made for \[40, 50\]"),
+        (
+            Lattice("bfv", 4096, (40, 60), 20),
+            "privacy.protection.plain_bits: the key was made for 20, and the settings want 30",
+        ),
     ],
 )
 def test_a_key_for_other_settings_is_refused_by_name(other, named):
@@ -246,7 +252,7 @@ def test_the_plain_modulus_is_the_one_that_seal_chooses(degree):
 
 
 def test_parameters_that_seal_lacks_are_refused_before_a_file_is_written(tmp_path):
-    with pytest.raises(FedveilError, match=r"privacy.primes = \[60, 60\]"):
+    with pytest.raises(FedveilError, match=r"privacy.protection.primes = \[60, 60\]"):
         keys.write_keys(tmp_path / "keys", Lattice("ckks", 2048, (60, 60)), 1)
     assert list(tmp_path.iterdir()) == []
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.core.errors import ProtectionError, SettingsError
-from fedveil.core.experiment import Privacy
+from fedveil.core.settings.sections import Privacy
 from fedveil.privacy import lattice as lattice_module
 from fedveil.privacy import seal
 from fedveil.privacy.keys import ClientKey, load_client, load_server, write_keys

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from fedveil.cli import app
 from fedveil.core.errors import FedveilError, ProtectionError, SettingsError
-from fedveil.core.experiment import Privacy
+from fedveil.core.settings.sections import Privacy
 from fedveil.privacy import certificates, keys
 from fedveil.privacy.identity import load_node_key, new_identity, verify
 from fedveil.privacy.parties import (

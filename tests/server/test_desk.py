@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from fedveil.core.errors import DeploymentError
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 from fedveil.server import desk as room
 from fedveil.server.desk import DONE, FAILED, RUNNING, STOPPED, Desk
 from fedveil.server.gate import Gate, Node

@@ -11,8 +11,8 @@ from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, Re
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.core.errors import DeploymentError, Interrupted
-from fedveil.core.experiment import Experiment
 from fedveil.core.messages import from_parcel, to_parcel
+from fedveil.core.settings.experiment import Experiment
 from fedveil.server import fleet as room
 from fedveil.server.fleet import Fleet, Happened
 

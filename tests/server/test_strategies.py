@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 from support import CLIENTS, EXAMPLES, GLOBAL, LOCAL, LOSSES, SHAPES, experiment, play_round
 
 from fedveil import Experiment
-from fedveil.core import parts
+from fedveil.core import catalog
 from fedveil.core.messages import to_arrays
 from fedveil.core.randomness import Stream, global_random
 from fedveil.server.nodes import ClientGrid
@@ -135,7 +135,7 @@ def test_the_cohort_is_exact_where_fractions_would_round(population: int) -> Non
         assert len({m.metadata.dst_node_id for m in messages}) == min(cohort, population)
 
 
-ALL = list(parts.STRATEGIES)
+ALL = list(catalog.STRATEGIES)
 
 
 def numbered(population: int) -> InProcessGrid:

@@ -18,9 +18,9 @@ from safetensors.numpy import load_file
 
 from fedveil import Experiment, TrainingError, run
 from fedveil.client.learning.protection import RESIDUALS
+from fedveil.core.catalog import STRATEGIES
 from fedveil.core.errors import Interrupted
 from fedveil.core.messages import ARRAYS, to_arrays
-from fedveil.core.parts import STRATEGIES
 from fedveil.core.record import Record
 from fedveil.server.checkpoint import FILE
 from fedveil.server.federation import prepare, resolve

@@ -47,7 +47,7 @@ from fedveil.core.messages import ARRAYS, CONFIG, METRICS, to_arrays, to_sealed
 from fedveil.core.randomness import Stream
 from fedveil.core.record import Record
 from fedveil.datasets.federated import load
-from fedveil.models.networks import build
+from fedveil.models.build import build
 from fedveil.models.parameters import get, to_numpy
 from fedveil.privacy.keys import load_server, write_keys
 from fedveil.privacy.lattice import Adder
@@ -192,7 +192,7 @@ OF_LATTICES: dict[str, tuple[Change, str]] = {
     "of another degree": (blob(lambda update: forged(update, 12, "I", 8192)), r"with degree 8192, where degree 4096"),
     "of another prime": (blob(lambda update: forged(update, 16, "Q", 2**40 - 87)), r"with data prime 1099511627689, where"),
     "of another grid": (blob(lambda update: forged(update, 42, "h", 9)), r"with grid, in bits, 9, where"),
-    "of another range": (blob(lambda update: forged(update, 48, "d", 60.0)), r"with privacy.range 60.0, where privacy.range 6.0"),
+    "of another range": (blob(lambda update: forged(update, 48, "d", 60.0)), r"with privacy.protection.range 60.0, where privacy.protection.range 6.0"),
     "with another key's id": (blob(lambda update: forged(update, 56, "Q", 0)), r"with key 0000-0000-0000-0000, where key"),
     "of another run": (blob(lambda update: forged(update, 72, "Q", 0)), r"with run 0000-0000-0000-0000, where run"),
     "of another network": (blob(lambda update: forged(update, 88, "Q", 0)), r"with layout of tensors 0000"),
@@ -408,7 +408,7 @@ def added(folder: Path, uploads: Sequence[bytes], number: int, told: int | None 
 
 
 REFUSED = {
-    "told of two clients": (lambda model: forged(model, 144, "I", 2), "an aggregate of 2 clients is not used: privacy.min_clients = 3"),
+    "told of two clients": (lambda model: forged(model, 144, "I", 2), "an aggregate of 2 clients is not used: privacy.protection.min_clients = 3"),
     "of another round": (lambda model: forged(model, 136, "I", 7), "with round 7, where round 2 was expected"),
     "of another run": (lambda model: forged(model, 72, "Q", 1), "with run 0100-0000-0000-0000, where run"),
     "an upload": (lambda model: forged(model, 6, "B", 0), "an encrypted upload, where an encrypted aggregate was expected"),

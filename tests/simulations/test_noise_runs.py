@@ -21,7 +21,7 @@ from fedveil.core.messages import to_arrays
 from fedveil.core.randomness import Stream
 from fedveil.core.record import Record
 from fedveil.datasets.federated import load
-from fedveil.models.networks import build
+from fedveil.models.build import build
 from fedveil.models.parameters import get, to_numpy
 from fedveil.models.training import train_clients
 from fedveil.privacy.accounting import gaussian_epsilon

@@ -21,9 +21,9 @@ from fedveil import Experiment, SettingsError, run
 from fedveil.core.errors import Interrupted, ProtectionError
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import load
+from fedveil.models.build import build
 from fedveil.models.computing import one_thread
 from fedveil.models.evaluation import evaluate
-from fedveil.models.networks import build
 from fedveil.models.training import train_clients
 from fedveil.privacy import keys
 from fedveil.privacy.keys import write_keys
@@ -121,7 +121,7 @@ def test_a_strategy_on_the_server_makes_of_the_masked_mean_what_it_makes_of_the_
 
 @pytest.mark.parametrize("protection", PROTECTIONS)
 def test_clients_whose_weights_differ_a_thousandfold_add_up_exactly(protection, watched) -> None:
-    experiment = small(protection, data__partition="quantity", data__partition_exponent=8.0)
+    experiment = small(protection, data__partition="quantity", data__partition__exponent=8.0)
     seen = ended(watched(experiment))
     sizes = [examples for _, examples in seen.made[0].values()]
     assert max(sizes) >= 1000 * min(sizes)
@@ -138,7 +138,7 @@ def test_weights_that_are_all_zero_stay_zero(protection, watched) -> None:
 @pytest.mark.parametrize("engine", ["sequential", "batched"])
 @pytest.mark.parametrize("protection", PROTECTIONS)
 def test_weights_out_of_range_are_clipped_counted_and_reported(protection, engine, watched) -> None:
-    experiment = small(protection, engine=engine, privacy__range=0.25)
+    experiment = small(protection, engine=engine, privacy__protection__range=0.25)
     seen = ended(watched(experiment))
     beyond = [
         sum(int((np.abs(value) > 0.25).sum()) for value in weights.values())
@@ -309,31 +309,31 @@ def test_a_server_does_not_start_with_a_secret_key(tmp_path) -> None:
           for name in ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan", "qfedavg", "my_own:strategy")),
         *((kind, {"federation.strategy": name}, "it computes with the mean of the weights, which is a ciphertext here")
           for kind in LATTICES for name in ("fedavgm", "fedadam", "fedyogi", "fedadagrad")),
-        *((kind, {"federation.cohort": 2}, "federation.cohort = 2: an aggregate of fewer than privacy.min_clients = 3")
+        *((kind, {"federation.cohort": 2}, "federation.cohort = 2: an aggregate of fewer than privacy.protection.min_clients = 3")
           for kind in PROTECTIONS),
-        *((kind, {"privacy.min_clients": 2}, "privacy.min_clients = 2: must be greater than or equal to 3")
+        *((kind, {"privacy.protection.min_clients": 2}, "privacy.protection.min_clients = 2: must be greater than or equal to 3")
           for kind in PROTECTIONS),
-        ("secagg", {"privacy.min_clients": 6}, "federation.cohort = 5: an aggregate of fewer than privacy.min_clients = 6"),
-        ("bfv", {"privacy.profile": "fast"}, "privacy.profile = 'fast': is none of bfv's"),
-        ("ckks", {"privacy.profile": "exact-small"}, "privacy.profile = 'exact-small': is none of ckks's"),
-        ("secagg", {"privacy.profile": "fast"}, "privacy.profile = 'fast': has no effect"),
-        ("ckks", {"privacy.profile": "own", "privacy.degree": 2048}, "100 bits together are insecure with privacy.degree = 2048"),
-        ("ckks", {"privacy.profile": "own", "privacy.primes": [30, 30]}, "leaves no room for weights"),
-        ("bfv", {"privacy.profile": "own", "privacy.primes": [50, 50], "privacy.plain_bits": 50}, "privacy.plain_bits = 50"),
-        ("bfv", {"privacy.range": 5000.0}, "privacy.range = 5000: for 5 clients a 45-bit plain modulus leaves a grid of"),
-        ("ckks", {"privacy.range": 2e4}, "privacy.range = 20000: for 5 clients a 40-bit modulus leaves a grid of"),
-        ("secagg", {"privacy.range": 1e6}, "leaves a grid of 2^-11, coarser than 2^-12"),
+        ("secagg", {"privacy.protection.min_clients": 6}, "federation.cohort = 5: an aggregate of fewer than privacy.protection.min_clients = 6"),
+        ("bfv", {"privacy.protection.profile": "fast"}, "privacy.protection.profile = 'fast': is none of bfv's"),
+        ("ckks", {"privacy.protection.profile": "exact-small"}, "privacy.protection.profile = 'exact-small': is none of ckks's"),
+        ("secagg", {"privacy.protection.profile": "fast"}, "privacy.protection.profile = 'fast': has no effect"),
+        ("ckks", {"privacy.protection.profile": "own", "privacy.protection.degree": 2048}, "100 bits together are insecure with privacy.protection.degree = 2048"),
+        ("ckks", {"privacy.protection.profile": "own", "privacy.protection.primes": [30, 30]}, "leaves no room for weights"),
+        ("bfv", {"privacy.protection.profile": "own", "privacy.protection.primes": [50, 50], "privacy.protection.plain_bits": 50}, "privacy.protection.plain_bits = 50"),
+        ("bfv", {"privacy.protection.range": 5000.0}, "privacy.protection.range = 5000: for 5 clients a 45-bit plain modulus leaves a grid of"),
+        ("ckks", {"privacy.protection.range": 2e4}, "privacy.protection.range = 20000: for 5 clients a 40-bit modulus leaves a grid of"),
+        ("secagg", {"privacy.protection.range": 1e6}, "leaves a grid of 2^-11, coarser than 2^-12"),
         ("bfv", {"data.dataset": "synthetic", "data.clients": 2000, "federation.cohort": 2000}, "adds at most "),
         ("ckks", {"data.dataset": "synthetic", "data.clients": 10**7, "federation.cohort": 10**7}, "coarser than 2^-12"),
-        ("secagg", {"privacy.drop_outs": 0.6, "privacy.colluders": 0.6}, "4 must stay"),
-        ("none", {"privacy.range": 3.0}, "privacy.range = 3.0: has no effect with privacy.protection = 'none'"),
-        ("none", {"privacy.profile": "fast"}, "privacy.profile = 'fast': has no effect"),
-        ("none", {"privacy.min_clients": 4}, "privacy.min_clients = 4: has no effect"),
-        ("bfv", {"privacy.drop_outs": 0.1}, "privacy.drop_outs = 0.1: has no effect with privacy.protection = 'bfv'"),
-        ("bfv", {"privacy.colluders": 0.1}, "privacy.colluders = 0.1: has no effect"),
-        ("bfv", {"privacy.degree": 8192}, "privacy.degree = 8192: has no effect"),
-        ("bfv", {"privacy.plain_bits": 40}, "privacy.plain_bits = 40: has no effect"),
-        ("ckks", {"privacy.profile": "own", "privacy.plain_bits": 40}, "privacy.plain_bits = 40: has no effect"),
+        ("secagg", {"privacy.protection.drop_outs": 0.6, "privacy.protection.colluders": 0.6}, "4 must stay"),
+        ("none", {"privacy.protection.range": 3.0}, "privacy.protection.range = 3.0: has no effect with privacy.protection = 'none'"),
+        ("none", {"privacy.protection.profile": "fast"}, "privacy.protection.profile = 'fast': has no effect"),
+        ("none", {"privacy.protection.min_clients": 4}, "privacy.protection.min_clients = 4: has no effect"),
+        ("bfv", {"privacy.protection.drop_outs": 0.1}, "privacy.protection.drop_outs = 0.1: has no effect with privacy.protection = 'bfv'"),
+        ("bfv", {"privacy.protection.colluders": 0.1}, "privacy.protection.colluders = 0.1: has no effect"),
+        ("bfv", {"privacy.protection.degree": 8192}, "privacy.protection.degree = 8192: has no effect"),
+        ("bfv", {"privacy.protection.plain_bits": 40}, "privacy.protection.plain_bits = 40: has no effect"),
+        ("ckks", {"privacy.protection.profile": "own", "privacy.protection.plain_bits": 40}, "privacy.protection.plain_bits = 40: has no effect"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_work_are_refused_before_anything_is_written(protection, settings, said, tmp_path) -> None:

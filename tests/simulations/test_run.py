@@ -15,8 +15,8 @@ from fedveil import DataError, Experiment, Result, SettingsError, TrainingError,
 from fedveil.core.errors import Interrupted
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import load
+from fedveil.models.build import build
 from fedveil.models.evaluation import evaluate
-from fedveil.models.networks import build
 from fedveil.models.training import train_clients
 from fedveil.simulations.display import Display
 

@@ -18,8 +18,8 @@ from kills import command, content, run_killed, stateful
 from fedveil import Experiment, SettingsError, resume, run
 from fedveil.core import record as record_module
 from fedveil.core.errors import FedveilError
-from fedveil.core.experiment import resumable
 from fedveil.core.record import Record
+from fedveil.core.settings.experiment import resumable
 
 ENGINES = ("sequential", "batched")  # the disk is written by the process that runs the rounds, whoever trains
 STOPS = {"federation.rounds": 6, "federation.patience": 3}  # after round 4, with a lower learning rate in it

@@ -98,8 +98,10 @@ def test_a_server_learns_nothing_by_showing_one_client_something_else(keys, tmp_
 
 def test_a_client_takes_part_in_no_run_with_less_protection_than_its_keys_were_made_for(keys, tmp_path) -> None:
     federation = ready()
-    weaker = federation.experiment.override({"privacy.colluders": 0.0})
-    with pytest.raises(ProtectionError, match=r"privacy.colluders = 0.0, and this client's keys were made for 0.2"):
+    weaker = federation.experiment.override({"privacy.protection.colluders": 0.0})
+    with pytest.raises(
+        ProtectionError, match=r"privacy.protection.colluders = 0.0, and this client's keys were made for 0.2"
+    ):
         play(prepare(weaker), tmp_path / "colluders", keys)
     plain = prepare(federation.experiment.override({"privacy.protection": "none"}))
     with pytest.raises(

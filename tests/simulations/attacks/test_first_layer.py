@@ -13,9 +13,10 @@ from slow_attacks import decibels, fresh, mean_of, observe
 from torch import nn
 
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
-from fedveil.models.networks import build
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
+from fedveil.models.build import build
 from fedveil.simulations.attacks.attack import launch, refusal
 from fedveil.simulations.attacks.first_layer import FIRST_LAYER, kept_share
 from fedveil.simulations.attacks.observation import Known

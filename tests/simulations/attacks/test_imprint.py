@@ -12,10 +12,11 @@ from slow_attacks import decibels, fresh, imprint, observe
 
 from fedveil.core.errors import SettingsError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
-from fedveil.models.networks import build
+from fedveil.models.build import build
 from fedveil.simulations.attacks.attack import launch, refusal
 from fedveil.simulations.attacks.imprint import IMPRINT, craft
 from fedveil.simulations.attacks.observation import Known

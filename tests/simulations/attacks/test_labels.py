@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from slow_attacks import fresh, observe
 
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
-from fedveil.models.networks import build
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
+from fedveil.models.build import build
 from fedveil.simulations.attacks.attack import launch, refusal
 from fedveil.simulations.attacks.labels import LABELS, step_length
 from fedveil.simulations.attacks.observation import Known

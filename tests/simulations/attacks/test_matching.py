@@ -13,11 +13,12 @@ from slow_attacks import decibels, deep_leakage, fresh, matching, mean_of, obser
 from torch import nn
 
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
 from fedveil.models.batches import orders
-from fedveil.models.networks import build
+from fedveil.models.build import build
 from fedveil.simulations.attacks import dlg
 from fedveil.simulations.attacks import matching as room
 from fedveil.simulations.attacks.attack import launch, refusal

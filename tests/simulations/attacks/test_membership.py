@@ -17,11 +17,12 @@ from torch import nn
 
 from fedveil.core.errors import SettingsError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
+from fedveil.models.build import build
 from fedveil.models.losses import loss
-from fedveil.models.networks import build
 from fedveil.simulations.attacks import lira
 from fedveil.simulations.attacks.attack import launch, refusal
 from fedveil.simulations.attacks.coverage import COVERAGE, chance

@@ -10,9 +10,10 @@ from fast_attacks import LAST, LSTM, POOLED, STEP, sentences
 from slow_attacks import fresh, observe
 
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
-from fedveil.models.networks import build
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
+from fedveil.models.build import build
 from fedveil.simulations.attacks.attack import launch, refusal
 from fedveil.simulations.attacks.observation import Known, Observation
 from fedveil.simulations.attacks.order import ORDER, Trial, _moves

@@ -13,9 +13,9 @@ from slow_attacks import fresh, observe
 from torch import nn
 
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model
 from fedveil.core.randomness import Stream
-from fedveil.models.networks import build
+from fedveil.core.settings.choice import Model
+from fedveil.models.build import build
 from fedveil.simulations.attacks.attack import launch, refusal
 from fedveil.simulations.attacks.observation import Known
 from fedveil.simulations.attacks.spear import SPEAR, Layer, batch

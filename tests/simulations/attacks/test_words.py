@@ -11,12 +11,14 @@ from slow_attacks import draw, fresh, mean_of, messages, observe
 from torch import Tensor
 
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Data, Experiment, Model, Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.settings.sections import Data, Training
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.text import enron, tokenise
 from fedveil.models import parameters as weights
-from fedveil.models.networks import build
+from fedveil.models.build import build
 from fedveil.simulations.attacks.attack import launch, refusal
 from fedveil.simulations.attacks.observation import Known, Observation
 from fedveil.simulations.attacks.scoring import Truth, score_words

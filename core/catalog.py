@@ -1,8 +1,71 @@
-"""What FedVeil has, by kind and name. Adding a part is one function or class in one file, and one line here."""
+"""What FedVeil has, by kind and name. Adding a part is one function or class in one file, and one line here.
+
+Listing and checking names imports none of the parts; a part is imported when it is chosen.
+"""
 
 from __future__ import annotations
 
-from fedveil.core.registry import Table
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fedveil.core.declaration import Declaration, declaration
+from fedveil.core.errors import SettingsError, nearest
+
+
+class Table(Mapping[str, str]):
+    """Parts of one kind by name: `name -> description`, each loaded only when it is used.
+
+    A user's own part is named `package.module:object` and needs no entry, for the kinds that allow it.
+    """
+
+    def __init__(self, kind: str, entries: dict[str, tuple[str, str]], *, own: bool = True) -> None:
+        """`entries`: name to (`module:object`, one line of description); `own`: users may name their own."""
+        self.kind = kind
+        self.own = own
+        self._entries = entries
+
+    def __getitem__(self, name: str) -> str:
+        return self._entries[name][1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def check(self, name: str, key: str) -> str:
+        """Return `name` if it may be used for the setting `key`; raise SettingsError with the nearest name otherwise."""
+        if name in self._entries or (self.own and ":" in name):
+            return name
+        known = ", ".join(self._entries) + ("; or your own as package.module:object" if self.own else "")
+        raise SettingsError(f"{key}: no {self.kind} is called '{name}'{nearest(name, self)}\n  known: {known}")
+
+    def load(self, name: str, key: str) -> Any:
+        """Import and return the part called `name`."""
+        self.check(name, key)
+        own = name not in self._entries
+        module, _, attribute = (name if own else self._entries[name][0]).partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except Exception as error:  # importing a user's module runs it: anything can be wrong with it
+            if not own:
+                raise
+            raise SettingsError(
+                f"{key}: '{name}' cannot be loaded ({type(error).__name__}: {error}); it must be package.module:object, "
+                "importable from here"
+            ) from error
+
+    def is_own(self, name: str) -> bool:
+        """Whether `name` is a user's own part, `package.module:object`."""
+        return self.own and name not in self._entries and ":" in name
+
+    def declared(self, name: str, key: str) -> Declaration:
+        """What the part called `name` says of itself; an entry without an object, as `none` is, has and needs nothing."""
+        if name in self._entries and not self._entries[name][0]:
+            return Declaration()
+        return declaration(self.load(name, key))
+
 
 DATASETS = Table(
     "data set",
@@ -32,19 +95,22 @@ DATASETS = Table(
 PARTITIONS = Table(
     "partition",
     {
-        "iid": ("fedveil.datasets.partitions:iid", "shuffled and dealt out evenly"),
+        "iid": ("fedveil.datasets.partition.iid:iid", "shuffled and dealt out evenly"),
         "shards": (
-            "fedveil.datasets.partitions:shards",
+            "fedveil.datasets.partition.shards:shards",
             "sorted by label, cut into shards, a few for each client (McMahan et al. 2017)",
         ),
         "dirichlet": (
-            "fedveil.datasets.partitions:dirichlet",
+            "fedveil.datasets.partition.dirichlet:dirichlet",
             "each client's label mix drawn from a Dirichlet (Hsu et al. 2019)",
         ),
-        "quantity": ("fedveil.datasets.partitions:quantity", "sizes follow a power law, labels are mixed alike"),
-        "classes": ("fedveil.datasets.partitions:classes", "each client holds exactly k classes"),
+        "quantity": (
+            "fedveil.datasets.partition.quantity:quantity",
+            "sizes follow a power law, labels are mixed alike",
+        ),
+        "classes": ("fedveil.datasets.partition.classes:classes", "each client holds exactly k classes"),
         "natural": (
-            "fedveil.datasets.partitions:natural",
+            "fedveil.datasets.partition.natural:natural",
             "by the source the data came from: a mailbox, a column of your file, a client that makes its own",
         ),
     },
@@ -53,9 +119,9 @@ PARTITIONS = Table(
 MODELS = Table(
     "model",
     {
-        "mlp": ("fedveil.models.networks:mlp", "dense layers, for images and features"),
-        "lstm": ("fedveil.models.networks:lstm", "embedding and LSTM, for text"),
-        "bag": ("fedveil.models.networks:bag", "mean of word embeddings and a linear layer, for text"),
+        "mlp": ("fedveil.models.networks.mlp:mlp", "dense layers, for images and features"),
+        "lstm": ("fedveil.models.networks.lstm:lstm", "embedding and LSTM, for text"),
+        "bag": ("fedveil.models.networks.bag:bag", "mean of word embeddings and a linear layer, for text"),
     },
 )
 
@@ -95,24 +161,43 @@ STRATEGIES = Table(
     },
 )
 
+METRICS = Table(
+    "metric",
+    {
+        "loss": ("fedveil.core.metrics:LOSS", "mean of training.loss over the predictions"),
+        "accuracy": ("fedveil.core.metrics:ACCURACY", "share of the predictions that name the label"),
+        "precision": (
+            "fedveil.core.metrics:PRECISION",
+            "two classes: share of positives among those predicted positive",
+        ),
+        "recall": ("fedveil.core.metrics:RECALL", "two classes: share of positives that were predicted positive"),
+        "f1": ("fedveil.core.metrics:F1", "two classes: the harmonic mean of precision and recall"),
+        "auc": (
+            "fedveil.core.metrics:AUC",
+            "two classes, on the server's test data alone: the chance that a positive scores above a negative",
+        ),
+        "perplexity": ("fedveil.core.metrics:PERPLEXITY", "next_token: exponential of the mean loss a token"),
+    },
+)
+
 PROTECTIONS = Table(
     "protection",
     {
         "none": ("", "updates travel in the clear: the server sees every client's weights, and what they leak"),
         "ckks": (
-            "fedveil.privacy.lattice:Encryptor",
+            "fedveil.privacy.plan:ckks",
             "homomorphic encryption of numbers snapped to a grid: the server adds ciphertexts and sees no trained weights, "
             "not even their mean. All clients share one key: one that colludes with the server, or reads another's traffic, "
             "opens everybody's updates. Does not hide who takes part, example counts, losses and scores of each client, or "
             "what the mean itself leaks to the clients; does not stop a server that lies",
         ),
         "bfv": (
-            "fedveil.privacy.lattice:Encryptor",
+            "fedveil.privacy.plan:bfv",
             "as ckks, with whole numbers: fewer bytes (models of many weights upload less than float32) and less time, for "
             "smaller cohorts",
         ),
         "secagg": (
-            "fedveil.privacy.masking:Masker",
+            "fedveil.privacy.plan:secagg",
             "secure aggregation (Bonawitz et al. 2017, Bell et al. 2020): masks that cancel in the sum. A server that follows "
             "the protocol, with a set share of the clients telling it all they know, learns the mean of a cohort's weights and "
             "no client's own; clients may drop out. With keys registered beforehand the server may lie too. Does not hide the "
@@ -130,25 +215,6 @@ DEFENCES = Table(
             "fedveil.privacy.defences:prune",
             "the smallest numbers of an update are set to zero, and sent as zeros (Zhu et al. 2019); no guarantee",
         ),
-    },
-)
-
-METRICS = Table(
-    "metric",
-    {
-        "loss": ("fedveil.core.metrics:LOSS", "mean of training.loss over the predictions"),
-        "accuracy": ("fedveil.core.metrics:ACCURACY", "share of the predictions that name the label"),
-        "precision": (
-            "fedveil.core.metrics:PRECISION",
-            "two classes: share of positives among those predicted positive",
-        ),
-        "recall": ("fedveil.core.metrics:RECALL", "two classes: share of positives that were predicted positive"),
-        "f1": ("fedveil.core.metrics:F1", "two classes: the harmonic mean of precision and recall"),
-        "auc": (
-            "fedveil.core.metrics:AUC",
-            "two classes, on the server's test data alone: the chance that a positive scores above a negative",
-        ),
-        "perplexity": ("fedveil.core.metrics:PERPLEXITY", "next_token: exponential of the mean loss a token"),
     },
 )
 

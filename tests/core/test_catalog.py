@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from fedveil.core import parts
+from fedveil.core import catalog
+from fedveil.core.catalog import Table
 from fedveil.core.errors import SettingsError
-from fedveil.core.registry import Table
 
-LOADABLE = [parts.DATASETS, parts.PARTITIONS, parts.MODELS, parts.STRATEGIES]
+LOADABLE = [catalog.DATASETS, catalog.PARTITIONS, catalog.MODELS, catalog.STRATEGIES]
 
 
 @pytest.mark.parametrize(
@@ -25,10 +25,10 @@ def test_every_listed_part_loads_and_is_described(table: Table, name: str) -> No
 def test_a_users_own_part_is_named_by_module_and_object() -> None:
     import math
 
-    assert parts.MODELS.load("math:sqrt", "model.name") is math.sqrt
+    assert catalog.MODELS.load("math:sqrt", "model.name") is math.sqrt
     for bad in ("math:nothing", "no.such.module:x", ":x"):
         with pytest.raises(SettingsError, match="cannot be loaded"):
-            parts.MODELS.load(bad, "model.name")
+            catalog.MODELS.load(bad, "model.name")
 
 
 def test_listing_names_and_checking_settings_imports_nothing_heavy() -> None:
