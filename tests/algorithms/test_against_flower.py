@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,15 @@ SHAPES: dict[str, tuple[int, ...]] = {"weight": (5, 4), "bias": (5,), "scale": (
 ROUNDS = 3
 eighths = st.integers(0, 7).map(lambda n: n / 8)
 rates = st.sampled_from([0.01, 0.1, 0.3, 1.0, 3.0])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_flower() -> Iterator[None]:
+    """Flower collects garbage for every array that q-FedAvg and Bulyan read, and logs every step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gc.collect", lambda *_: 0)
+        patch.setattr(logging.getLogger("flwr"), "disabled", True)
+        yield
 
 
 def weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
