@@ -16,7 +16,8 @@ class Words(nn.Embedding):
     """A vector for each word id (int64 [n, t] -> float [n, t, size]); the row of padding (0) is never learnt.
 
     The promise that `own_rows` relies on: ids select rows of this table, and mean nothing else to the network,
-    but that 0 is padding. Word vectors start as N(0, 1), that of padding as zero.
+    but that 0 is padding. A network that multiplies by the whole table too, with tied output weights say, takes
+    `nn.Embedding`. Word vectors start as N(0, 1), that of padding as zero.
     """
 
     def __init__(self, vocabulary_size: int, size: int) -> None:

@@ -465,6 +465,8 @@ def test_a_schema_says_in_words_what_must_agree():
         "vocabulary": f"SHA-256 {digest[:16]}",
     }
     assert schema(text, None)["vocabulary"] == "hashed"
+    tokens = schema(Task("text", (9,), (), text.vocabulary_size, "next_token"), WORDS)
+    assert (tokens["predicts"], "classes" in tokens) == ("next_token", False)
 
 
 def test_texts_of_another_length_agree():
