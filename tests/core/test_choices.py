@@ -142,7 +142,7 @@ TABLES = [catalog.DATASETS, catalog.PARTITIONS, catalog.MODELS, catalog.PROTECTI
 )
 def test_every_part_declares_itself_and_is_described_with_its_settings(table: Table, name: str) -> None:
     declared = table.declared(name, "key")
-    if not name == "none":
+    if name != "none":
         assert declared == declaration(table.load(name, "key"))
     text = describe(table, name, "key")
     assert text.startswith(f"{name}  {table[name]}")
