@@ -66,6 +66,11 @@ def part(
     return declare
 
 
+def declares(found: Any) -> bool:
+    """Whether a part says something of itself."""
+    return hasattr(found, ATTRIBUTE)
+
+
 def declaration(found: Any) -> Declaration:
     """What a part declares; a user's own that declares nothing has no settings and may need anything."""
     declared = getattr(found, ATTRIBUTE, None)

@@ -13,7 +13,7 @@ from inspect import signature
 import numpy as np
 from pydantic import Field
 
-from fedveil.core.declaration import part
+from fedveil.core.declaration import declares, part
 from fedveil.core.errors import SettingsError
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.section import Fraction, Section
@@ -47,18 +47,22 @@ def prune(update: Update, settings: Prune, generator: np.random.Generator) -> Up
 
 
 def find_defence(privacy: Privacy) -> Defence | None:
-    """The defence that the settings name; None where they name none. Raise SettingsError where it cannot be loaded or called."""
+    """The defence that the settings name; None where they name none. Raise SettingsError where it cannot be loaded or called.
+
+    A defence is a function `(update, settings, generator)`, or, where it declares no settings, `(update, generator)`.
+    """
     chosen = privacy.defence
     if chosen.name == "none":
         return None
-    defence, settings = chosen.load(), chosen.settings
+    defence = chosen.load()
+    given = (chosen.settings,) if declares(defence) else ()
     try:
-        signature(defence).bind({}, settings, None)
+        signature(defence).bind({}, *given, None)
     except TypeError as error:
         raise SettingsError(
-            f"privacy.defence = '{chosen.name}': must be a function (update, settings, generator) ({error})"
+            f"privacy.defence = '{chosen.name}': must be a function (update, {'settings, ' * len(given)}generator) ({error})"
         ) from None
-    return lambda update, generator: defence(update, settings, generator)
+    return lambda update, generator: defence(update, *given, generator)
 
 
 def defend(privacy: Privacy, given: Update, weights: Update, stream: Stream, *, secret: bool) -> Update:

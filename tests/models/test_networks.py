@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fedveil.core.declaration import part
 from fedveil.core.errors import SettingsError
 from fedveil.core.examples import Task
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.choice import Model
+from fedveil.core.settings.section import Section
 from fedveil.models.build import build
 
 IMAGES = Task("images", (1, 6, 5), ("a", "b", "c"))
@@ -27,7 +29,7 @@ TEXT = Task("text", (9,), ("ham", "spam"), vocabulary_size=40)
 STREAM = Stream(3)
 
 
-def own(monkeypatch: pytest.MonkeyPatch, factory: Callable[[Task, Model], object]) -> Model:
+def own(monkeypatch: pytest.MonkeyPatch, factory: Callable[[Task, Any], object]) -> Model:
     """Settings that name `factory` as a user's own network."""
     module = types.ModuleType("users_networks")
     module.factory = factory
@@ -226,15 +228,20 @@ def test_stacked_lstm_layers_have_dropout_between_them() -> None:
 def test_a_users_own_network_is_called_with_task_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     given_to: list[object] = []
 
-    def factory(task: Task, model: Model) -> nn.Module:
-        given_to.extend([task, model])
-        return nn.Linear(7, 1)
+    class Own(Section):
+        bias: bool = True
+
+    @part(Own)
+    def factory(task: Task, settings: Own) -> nn.Module:
+        given_to.extend([task, settings])
+        return nn.Linear(7, 1, settings.bias)
 
     model = own(monkeypatch, factory)
     network = build(FEATURES, model, STREAM)
     assert isinstance(network, nn.Linear)
     assert network.training
-    assert given_to == [FEATURES, model]
+    build(FEATURES, Model(name=model.name, bias=False), STREAM)
+    assert given_to == [FEATURES, Own(), FEATURES, Own(bias=False)]
 
 
 class Counting(nn.Module):
@@ -271,7 +278,7 @@ def broken(task: Task, model: Model) -> nn.Module:
     ],
 )
 def test_a_network_that_cannot_work_is_refused_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch, factory: Callable[[Task, Model], object], said: str
+    monkeypatch: pytest.MonkeyPatch, factory: Callable[[Task, Any], object], said: str
 ) -> None:
     with pytest.raises(SettingsError, match=said):
         build(FEATURES, own(monkeypatch, factory), STREAM)

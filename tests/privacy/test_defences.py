@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedveil import Experiment
+from fedveil.core.declaration import part
 from fedveil.core.errors import SettingsError
 from fedveil.core.randomness import Stream
-from fedveil.core.settings.section import NoSettings
 from fedveil.core.settings.sections import Privacy
 from fedveil.privacy.defences import Prune, defend, find_defence, prune
 from fedveil.privacy.noise import norm
@@ -72,9 +72,7 @@ def test_clipping_bounds_what_a_client_sends() -> None:
 
 
 def test_the_defence_comes_first_then_clipping_then_noise(own) -> None:
-    def double_and_jitter(
-        update: dict[str, np.ndarray], settings: NoSettings, generator: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def double_and_jitter(update: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
         return {name: 2 * value + generator.standard_normal(value.shape) for name, value in update.items()}
 
     own.double_and_jitter = double_and_jitter
@@ -120,9 +118,9 @@ def test_an_update_that_is_not_finite_is_noise_alone_where_noise_is_on_and_else_
 @pytest.mark.parametrize(
     ("gives", "said"),
     [
-        (lambda update, _settings, _generator: None, "gave <class 'NoneType'>"),
-        (lambda update, _settings, _generator: {"weight": update["weight"]}, "gave {'weight': (4, 3)}"),
-        (lambda update, _settings, _generator: {**update, "bias": np.zeros(3)}, "'bias': (3,)"),
+        (lambda update, _: None, "gave <class 'NoneType'>"),
+        (lambda update, _: {"weight": update["weight"]}, "gave {'weight': (4, 3)}"),
+        (lambda update, _: {**update, "bias": np.zeros(3)}, "'bias': (3,)"),
     ],
     ids=["nothing", "a tensor short", "another shape"],
 )
@@ -159,6 +157,11 @@ def test_a_defence_that_cannot_be_loaded_is_refused_by_name() -> None:
 
 
 def test_a_defence_that_takes_other_arguments_is_refused_before_a_run(own) -> None:
-    own.old = lambda update, generator: update
-    with pytest.raises(SettingsError, match=r"'my_defences:old': must be a function \(update, settings, generator\)"):
-        find_defence(Privacy(defence="my_defences:old"))
+    own.alone = lambda update: update
+    with pytest.raises(SettingsError, match=r"'my_defences:alone': must be a function \(update, generator\)"):
+        find_defence(Privacy(defence="my_defences:alone"))
+    own.declared = part(Prune)(lambda update, generator: update)
+    with pytest.raises(
+        SettingsError, match=r"'my_defences:declared': must be a function \(update, settings, generator\)"
+    ):
+        find_defence(Privacy(defence="my_defences:declared"))

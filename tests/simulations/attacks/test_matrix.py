@@ -35,9 +35,7 @@ def all_ones(observation: Observation, known: Known, _stream: Any) -> np.ndarray
 OWN_ATTACK = Attack(run=all_ones, recovers="labels", needs=("update",))
 
 
-def nothing_moves(
-    update: dict[str, np.ndarray], _settings: object, _generator: np.random.Generator
-) -> dict[str, np.ndarray]:
+def nothing_moves(update: dict[str, np.ndarray], _generator: np.random.Generator) -> dict[str, np.ndarray]:
     """A defence of a user's own that leaves nothing of an update."""
     return {name: np.zeros_like(value) for name, value in update.items()}
 
