@@ -7,10 +7,10 @@ import shutil
 import hypothesis
 import numpy as np
 import pytest
+from helpers.support import GLOBAL, SHAPES, experiment, play_round
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from support import GLOBAL, SHAPES, experiment, play_round
 
 from fedveil import SettingsError
 from fedveil.core.messages import from_arrays, to_arrays

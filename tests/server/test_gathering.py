@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from support import CLIENTS, EXAMPLES, GLOBAL, LOCAL, experiment
+from helpers.support import CLIENTS, EXAMPLES, GLOBAL, LOCAL, experiment
 
 from fedveil.core.encodings import READERS
 from fedveil.core.errors import ProtectionError

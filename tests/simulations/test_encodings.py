@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message
-from kills import content
+from helpers.kills import content
 from safetensors.numpy import load_file
 
 from fedveil import Experiment, SettingsError, TrainingError, run

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fast_attacks import MLP, STEP, pictures, together
+from claims.fast_attacks import MLP, STEP, pictures, together
+from claims.slow_attacks import decibels, fresh, mean_of, observe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_attacks import decibels, fresh, mean_of, observe
 from torch import nn
 
 from fedveil.core.examples import Examples, Task

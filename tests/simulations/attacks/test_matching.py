@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from claims.slow_attacks import decibels, deep_leakage, fresh, matching, mean_of, observe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_attacks import decibels, deep_leakage, fresh, matching, mean_of, observe
 from torch import nn
 
 from fedveil.core.examples import Examples, Task
