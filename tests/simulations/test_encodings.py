@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message
+from helpers.experiments import digits
 from helpers.kills import content
 from safetensors.numpy import load_file
 
@@ -47,8 +48,7 @@ def no_plots(monkeypatch) -> None:
 
 
 def small(encoding: str, **settings) -> Experiment:
-    changes = {"communication.encoding": encoding} | {k.replace("__", "."): v for k, v in settings.items()}
-    return Experiment.preset("digits").override(SMALL | changes)
+    return digits(SMALL | {"communication.encoding": encoding}, **settings)
 
 
 def kept(folder: Path) -> dict[str, bytes]:
