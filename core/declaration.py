@@ -75,8 +75,3 @@ def declaration(found: Any) -> Declaration:
     """What a part declares; a user's own that declares nothing has no settings and may need anything."""
     declared = getattr(found, ATTRIBUTE, None)
     return declared if isinstance(declared, Declaration) else Declaration()
-
-
-def declares(found: Any) -> bool:
-    """Whether an object is a part that declares itself."""
-    return isinstance(getattr(found, ATTRIBUTE, None), Declaration)

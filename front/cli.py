@@ -60,7 +60,7 @@ def main() -> None:
     """Run the command line; a mistake ends in one message and its exit code, never in a traceback."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # where a user's own package.module:object is looked for, as python -m does
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     warnings.simplefilter("once", OldKey)
     try:
         app()

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from claims import CLAIMS, Claim, Measured, measure
-from protected_claims import COMPARISONS, PROTECTED, judge
+from claims.presets import CLAIMS, Claim, Measured, measure
+from claims.protected import COMPARISONS, PROTECTED, judge
 
 from fedveil.server import masked
 

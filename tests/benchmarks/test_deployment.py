@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
-import deployed_claims
+import claims.deployed as deployed_claims
 import numpy as np
 import pytest
 import torch

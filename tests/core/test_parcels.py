@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from fuzzing import parses
+from helpers.fuzzing import parses
 from hypothesis import given
 from hypothesis import strategies as st
 

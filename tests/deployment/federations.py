@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from machines import END, START, Network, Program, eventually, fedveil, need_root
+from helpers.machines import END, START, Network, Program, eventually, fedveil, need_root
 
 from fedveil import Experiment
 from fedveil.core.settings.sections import Privacy

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from deployment.federations import CONTROL, PORT, Federation, Run, federated
-from machines import Program, fedveil
+from helpers.machines import Program, fedveil
 
 OWN = {
     "data.dataset": "own", "data.labels": ["calm", "storm"], "federation.rounds": 2, "federation.quorum": 2,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from captures import DISTINCT, WINDOW, other_than_tls, shared, streams, walked
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+from helpers.captures import DISTINCT, WINDOW, other_than_tls, shared, streams, walked
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file

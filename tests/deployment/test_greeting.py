@@ -20,7 +20,7 @@ from unittest import mock
 
 import pytest
 from deployment.federations import CONTROL, PORT, Federation, federated, new_keys
-from machines import END, Host, Program, eventually, fedveil
+from helpers.machines import END, Host, Program, eventually, fedveil
 
 from fedveil.client import greeting
 from fedveil.client.greeting import HELLO, Address, greet

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from deployment.federations import PORT, Federation, Run, federated
 from flwr.proto.message_pb2 import PushObjectRequest
-from machines import END
+from helpers.machines import END
 
 from fedveil.client import greeting
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from captures import begin, end, left_over, other_than_tls, shared, walked
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
-from machines import eventually, need_root
+from helpers.captures import begin, end, left_over, other_than_tls, shared, walked
+from helpers.machines import eventually, need_root
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 

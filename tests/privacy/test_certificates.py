@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
-from fuzzing import parses
+from helpers.fuzzing import parses
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tenseal
 import tenseal.sealapi as sealapi
-from fuzzing import parses
+from helpers.fuzzing import parses
 from hypothesis import given
 from hypothesis import strategies as st
 

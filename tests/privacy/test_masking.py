@@ -8,9 +8,9 @@ from itertools import chain, combinations
 
 import numpy as np
 import pytest
-from aggregations import ADVERT, ALL, CONFIRMATION, NOTHING, SHARES, VECTOR, Aggregation, numbers, session
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from helpers.aggregations import ADVERT, ALL, CONFIRMATION, NOTHING, SHARES, VECTOR, Aggregation, numbers, session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from aggregations import Aggregation, identities, numbers, session
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from fuzzing import inputs
+from helpers.aggregations import Aggregation, identities, numbers, session
+from helpers.fuzzing import inputs
 
 from fedveil.core.errors import ProtectionError
 from fedveil.privacy import identity, rosters, streams

@@ -9,9 +9,9 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from aggregations import session
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from fuzzing import parses
+from helpers.aggregations import session
+from helpers.fuzzing import parses
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -14,7 +14,7 @@ import pytest
 import tenseal
 import tenseal.sealapi as sealapi
 import zstandard
-from fuzzing import inputs, parses
+from helpers.fuzzing import inputs, parses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 import tenseal
-from fuzzing import parses
+from helpers.fuzzing import parses
 from hypothesis import given
 from hypothesis import strategies as st
 

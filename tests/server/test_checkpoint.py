@@ -8,10 +8,10 @@ import hypothesis
 import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAvg
+from helpers.support import GLOBAL, SHAPES, experiment, play_round
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from support import GLOBAL, SHAPES, experiment, play_round
 
 from fedveil import SettingsError
 from fedveil.algorithms.algorithm import Cohort, Contribution

@@ -18,10 +18,8 @@ import pytest
 import tenseal
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from searching import Found, Search, files
-from watched import (
+from helpers.searching import Found, Search, files
+from helpers.watched import (
     AFTER_ROUND,
     AFTER_TWO,
     AT_END,
@@ -36,6 +34,8 @@ from watched import (
     secret_key,
     serving,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedveil import run
 from fedveil.client.learning.runtime import client_runtime
@@ -271,7 +271,7 @@ def test_the_search_finds_what_comparing_every_window_finds(seed, start, at, len
     piece = secret[start : start + length]
     data = data[:at] + piece + data[at:]
     search = Search({"other": other, "secret": secret})
-    with mock.patch("searching.PIECE", 128):
+    with mock.patch("helpers.searching.PIECE", 128):
         found = list(search.inside("data", data))
         windows = [begin for begin in range(len(secret) - 63) if secret[begin : begin + 64] in data]
         assert bool(found) == bool(windows)

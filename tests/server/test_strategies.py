@@ -9,7 +9,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
-from support import CLIENTS, EXAMPLES, GLOBAL, LOCAL, LOSSES, SHAPES, experiment, play_round
+from helpers.support import CLIENTS, EXAMPLES, GLOBAL, LOCAL, LOSSES, SHAPES, experiment, play_round
 
 from fedveil import Experiment
 from fedveil.core import catalog

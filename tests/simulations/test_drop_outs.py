@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Message
-from protected import Sent, assert_goes_on, assert_same, assert_sums, blob_of, ended, small
+from helpers.protected import Sent, assert_goes_on, assert_same, assert_sums, blob_of, ended, small
 
 from fedveil.core.errors import ProtectionError
 from fedveil.core.messages import BLOB, CONFIG

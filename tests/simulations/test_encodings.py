@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message
-from kills import content
-from ray_runs import on_ray
+from helpers.experiments import digits
+from helpers.kills import content
+from helpers.ray_runs import on_ray
 from safetensors.numpy import load_file
 
 from fedveil import Experiment, TrainingError, run
@@ -50,8 +51,7 @@ def no_plots(monkeypatch) -> None:
 
 
 def small(encoding: str, **settings) -> Experiment:
-    changes = {"communication.encoding": encoding} | {k.replace("__", "."): v for k, v in settings.items()}
-    return Experiment.preset("digits").override(SMALL | changes)
+    return digits(SMALL | {"communication.encoding": encoding}, **settings)
 
 
 def kept(folder: Path) -> dict[str, bytes]:

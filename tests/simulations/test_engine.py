@@ -16,6 +16,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
+from helpers.experiments import digits
 from torch import nn
 
 from fedveil.client.learning.contribution import Contributions, Instructions
@@ -43,7 +44,7 @@ TEXT = {"data.clients": 4, "federation.cohort": 3, "federation.rounds": 1, "trai
 
 
 def small(**settings) -> Experiment:
-    return Experiment.preset("digits").override(SMALL | {k.replace("__", "."): v for k, v in settings.items()})
+    return digits(SMALL, **settings)
 
 
 def tables(folder: Path) -> bytes:

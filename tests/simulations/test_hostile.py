@@ -22,7 +22,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
-from protected import (
+from helpers.protected import (
     HELD_OUT,
     Observed,
     Outward,

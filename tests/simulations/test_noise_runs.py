@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from kills import content
+from helpers.kills import content
 from safetensors.numpy import load_file
 
 from fedveil import Experiment, Result, SettingsError, run

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from kills import content
-from protected import HELD_OUT, Made, Observed, Sent, Watched, Weights, assert_same, by_hand, ended, kill, small
+from helpers.kills import content
+from helpers.protected import HELD_OUT, Made, Observed, Sent, Watched, Weights, assert_same, by_hand, ended, kill, small
 from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from ray_runs import on_ray
+from helpers.ray_runs import on_ray
 
 from fedveil import Experiment, run
 from fedveil.core.errors import Interrupted, SettingsError, TrainingError

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.experiments import digits
 from safetensors.numpy import load_file
 
 from fedveil import DataError, Experiment, Result, SettingsError, TrainingError, run
@@ -38,7 +39,7 @@ def no_plots(request, monkeypatch):
 
 
 def small(**settings) -> Experiment:
-    return Experiment.preset("digits").override(SMALL | {k.replace("__", "."): v for k, v in settings.items()})
+    return digits(SMALL, **settings)
 
 
 def csv(folder: Path) -> bytes:

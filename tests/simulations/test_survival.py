@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from kills import command, content, run_killed, stateful
+from helpers.kills import command, content, run_killed, stateful
 
 from fedveil import Experiment, SettingsError, resume, run
 from fedveil.core import record as record_module

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from support import CLIENTS, EXAMPLES, GLOBAL, LOCAL
+from helpers.support import CLIENTS, EXAMPLES, GLOBAL, LOCAL
 
 from fedveil.algorithms.fedavg import weighted_mean
 from fedveil.core.encodings import READERS

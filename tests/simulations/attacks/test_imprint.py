@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from claims.slow_attacks import decibels, fresh, imprint, observe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_attacks import decibels, fresh, imprint, observe
 
 from fedveil.core.errors import SettingsError
 from fedveil.core.examples import Examples, Task

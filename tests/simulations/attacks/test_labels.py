@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fast_attacks import STEP, labels, mean
+from claims.fast_attacks import STEP, labels, mean
+from claims.slow_attacks import fresh, observe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_attacks import fresh, observe
 
 from fedveil.core.examples import Examples, Task
 from fedveil.core.randomness import Stream

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from claims.slow_attacks import MEMBERSHIP, MLP, OVERFIT, coverage, fresh, images, mean, mean_of, members, observe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 from scipy.stats import norm
-from slow_attacks import MEMBERSHIP, MLP, OVERFIT, coverage, fresh, images, mean, mean_of, members, observe
 from torch import nn
 
 from fedveil.core.errors import SettingsError

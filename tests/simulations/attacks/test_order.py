@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fast_attacks import LAST, LSTM, POOLED, STEP, sentences
-from slow_attacks import fresh, observe
+from claims.fast_attacks import LAST, LSTM, POOLED, STEP, sentences
+from claims.slow_attacks import fresh, observe
 
 from fedveil.core.examples import Examples, Task
 from fedveil.core.randomness import Stream

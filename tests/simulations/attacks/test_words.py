@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fast_attacks import LAST, LSTM, POOLED, STEP, mean, victims, words
-from slow_attacks import draw, fresh, mean_of, messages, observe
+from claims.fast_attacks import LAST, LSTM, POOLED, STEP, mean, victims, words
+from claims.slow_attacks import draw, fresh, mean_of, messages, observe
 from torch import Tensor
 
 from fedveil.core.examples import Examples, Task

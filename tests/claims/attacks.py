@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import fast_attacks
-import slow_attacks
+import claims.fast_attacks as fast_attacks
+import claims.slow_attacks as slow_attacks
 
 SEEDS = (0, 1, 2)
 LEAST: dict[str, float] = {

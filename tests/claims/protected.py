@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from claims import CENTRAL, CLAIMS, Claim, Measured
+from claims.presets import CENTRAL, CLAIMS, Claim, Measured
 
 SEEDS = 3  # of protected runs; runs in the clear have the claim's
 

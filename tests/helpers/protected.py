@@ -26,6 +26,7 @@ from fedveil.privacy.packing import Grid
 from fedveil.privacy.plan import make_plan
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.cohort import CohortGrid
+from helpers.experiments import digits
 
 SMALL = {
     "data.clients": 5,
@@ -43,8 +44,7 @@ Made = dict[int, tuple[Weights, int]]  # by client: its weights, and the number 
 
 def small(protection: str, **settings: Any) -> Experiment:
     """The digits over 5 clients that all take part in 2 rounds."""
-    given = {key.replace("__", "."): value for key, value in settings.items()}
-    return Experiment.preset("digits").override(SMALL | {"privacy.protection": protection} | given)
+    return digits(SMALL | {"privacy.protection": protection}, **settings)
 
 
 @dataclass(frozen=True)

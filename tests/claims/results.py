@@ -10,15 +10,15 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-import attack_claims
 import conftest  # noqa: F401  (where the real data is, and no telemetry)
-import deployed_claims
-import protected_claims
-from claims import CLAIMS, Measured, measure
-from fuzzing import throw
-from kills import content, run_killed, stateful
-from protected_claims import COMPARISONS, SEEDS, Runs
+from helpers.fuzzing import throw
+from helpers.kills import content, run_killed, stateful
 
+import claims.attacks as attack_claims
+import claims.deployed as deployed_claims
+import claims.protected as protected_claims
+from claims.presets import CLAIMS, Measured, measure
+from claims.protected import COMPARISONS, SEEDS, Runs
 from fedveil import run
 
 KILLS = 50

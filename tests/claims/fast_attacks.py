@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from slow_attacks import decibels, draw, fresh, images, known_of, mean_of, messages, observe
 from torch import Tensor
 
+from claims.slow_attacks import decibels, draw, fresh, images, known_of, mean_of, messages, observe
 from fedveil.core.examples import Examples
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.choice import Model

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import settings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VARIABLE = "FEDVEIL_FUZZ"
 
 

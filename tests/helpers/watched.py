@@ -22,7 +22,6 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
-from searching import Found, Search, can_read_memory, files, memory
 
 from fedveil import Experiment
 from fedveil.client.app import app
@@ -38,6 +37,7 @@ from fedveil.privacy.masking import Masker
 from fedveil.privacy.packing import Layout, dequantize, flatten, quantize
 from fedveil.privacy.plan import make_lattice, make_plan
 from fedveil.privacy.rosters import Session
+from helpers.searching import Found, Search, can_read_memory, files, memory
 
 CLIENTS, ROUNDS = 4, 2
 SETTINGS = {

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from machines import need_root
 
-SCRIPT = Path(__file__).parents[1] / "docs" / "deploy" / "three_machines.sh"
+from helpers.machines import need_root
+
+SCRIPT = Path(__file__).parents[2] / "docs" / "deploy" / "three_machines.sh"
 WINDOW = 16  # bytes in a row that give away where they are from
 DISTINCT = 8  # different bytes in such a window; fewer say nothing
 LARGEST_RECORD = 2**14 + 256  # bytes in a record of TLS 1.3 (RFC 8446, section 5.2)
