@@ -16,8 +16,8 @@ import tomli_w
 
 from benchmarks.deployed import STARTING, started
 from benchmarks.memory import Watch
-from fedveil.core.children import free_port, wait_for
 from fedveil.core.errors import FedveilError
+from fedveil.core.subprocesses import free_port, wait_for
 
 LONGEST = 1200.0  # seconds of one run
 SERVER = "server"

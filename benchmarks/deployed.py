@@ -19,10 +19,10 @@ from benchmarks import ROOT, party
 from benchmarks.memory import Watch
 from benchmarks.party import Note
 from benchmarks.traffic import Meter
-from fedveil.core.children import GRACE, Child, free_port, wait_for
 from fedveil.core.errors import FedveilError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.sections import Privacy
+from fedveil.core.subprocesses import GRACE, Child, free_port, wait_for
 from fedveil.privacy.keys import write_keys
 from fedveil.privacy.parties import new_parties
 from fedveil.remote import Server

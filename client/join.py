@@ -20,8 +20,8 @@ from fedveil.client.greeting import Address, Unreachable, greet, skew
 from fedveil.client.policy import Policy
 from fedveil.client.relay import Relay
 from fedveil.client.trainer import Errand, Office, Outcome, command
-from fedveil.core.children import Child, free_port, log_file, wait_for
 from fedveil.core.errors import DeploymentError, SettingsError
+from fedveil.core.subprocesses import Child, free_port, log_file, wait_for
 from fedveil.datasets.local import parse_source
 from fedveil.privacy.parties import check_client_folder
 

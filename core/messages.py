@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedveil.core.encodings import FLOAT16, FLOAT32, READERS, to_float16, to_int8
 from fedveil.core.errors import ProtectionError
 from fedveil.core.flower import NUMPY, LazyArray, array_record
-from fedveil.core.parcels import Piece, pack, unpack
+from fedveil.core.framing import Piece, pack, unpack
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 WEIGHT = "num-examples"  # the key of a client's weight in an average

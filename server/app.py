@@ -12,9 +12,9 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedveil.core.children import log_file
 from fedveil.core.record import Record
 from fedveil.core.settings.experiment import Experiment
+from fedveil.core.subprocesses import log_file
 from fedveil.server.checkpoint import MODEL, SEALED_MODEL, State
 from fedveil.server.deployed import run_deployed
 from fedveil.server.exchange import Row

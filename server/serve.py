@@ -16,9 +16,9 @@ import httpx
 import uvicorn
 from starlette.applications import Starlette
 
-from fedveil.core.children import adopt_orphans, check_port, end_orphans, free_port, log_file
 from fedveil.core.errors import DeploymentError, SettingsError
 from fedveil.core.record import alone
+from fedveil.core.subprocesses import adopt_orphans, check_port, end_orphans, free_port, log_file
 from fedveil.privacy.parties import check_server_folder, load_registry
 from fedveil.server.desk import Desk
 from fedveil.server.gate import Gate

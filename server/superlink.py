@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 
 from fedveil.core.bundle import bundle
-from fedveil.core.children import Child, wait_for
 from fedveil.core.errors import DeploymentError
+from fedveil.core.subprocesses import Child, wait_for
 from fedveil.server.flower import (
     ControlHttpClient,
     Fab,

@@ -12,10 +12,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.client.trainer import Errand, Office, Outcome, answer, command, reply_to
-from fedveil.core.children import Child, wait_for
 from fedveil.core.messages import from_parcel, to_arrays, to_parcel
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
+from fedveil.core.subprocesses import Child, wait_for
 from fedveil.datasets.federated import load
 from fedveil.models.build import build
 from fedveil.models.computing import one_thread

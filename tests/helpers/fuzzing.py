@@ -51,7 +51,7 @@ def throw(number: int, limit: float = 7200.0) -> dict[str, bool]:
         report = Path(folder) / "report.xml"
         command = [
             sys.executable, "-m", "pytest", "-m", "fuzz", "-n", "2", "--dist", "worksteal", "-q", "-p", "no:cacheprovider",
-            f"--junitxml={report}", "tests/privacy", "tests/core/test_parcels.py",
+            f"--junitxml={report}", "tests/privacy", "tests/core/test_framing.py",
         ]  # fmt: skip
         done = subprocess.run(command, cwd=ROOT, env=os.environ | {VARIABLE: str(number)}, timeout=limit, check=False)
         if not report.exists():

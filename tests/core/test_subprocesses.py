@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from fedveil.core import children
-from fedveil.core.children import Child, check_port, free_port, log_file, wait_for
+from fedveil.core import subprocesses as children
 from fedveil.core.errors import DeploymentError
+from fedveil.core.subprocesses import Child, check_port, free_port, log_file, wait_for
 
 
 def soon(holds: Callable[[], bool]) -> None:
@@ -69,7 +69,7 @@ def test_stop_ends_a_stubborn_child_and_what_it_started(tmp_path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="a Linux feature")
 def test_a_child_ends_with_a_parent_that_was_killed(tmp_path) -> None:
     line = (
-        "import sys, time; from pathlib import Path; from fedveil.core.children import Child; "
+        "import sys, time; from pathlib import Path; from fedveil.core.subprocesses import Child; "
         f"child = Child('c', [sys.executable, '-c', 'import time; time.sleep(600)'], Path({str(tmp_path / 'c.log')!r})); "
         "print(child.process.pid, flush=True); time.sleep(600)"
     )
@@ -111,7 +111,7 @@ def test_a_busy_port_is_named() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="a Linux feature")
 def test_what_a_child_left_behind_is_ended_too() -> None:
     line = (
-        "import subprocess, sys; from fedveil.core.children import adopt_orphans, end_orphans; adopt_orphans(); "
+        "import subprocess, sys; from fedveil.core.subprocesses import adopt_orphans, end_orphans; adopt_orphans(); "
         'leave = \'import subprocess, sys; print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], '
         "start_new_session=True).pid, flush=True)'; "
         "subprocess.run([sys.executable, '-c', leave]); end_orphans(); print('ended')"

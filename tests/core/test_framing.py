@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fedveil.core import messages
 from fedveil.core.errors import ProtectionError
+from fedveil.core.framing import LARGEST_HEADER, pack, unpack
 from fedveil.core.messages import BLOB, from_arrays, from_parcel, to_arrays, to_parcel
-from fedveil.core.parcels import LARGEST_HEADER, pack, unpack
 
 NAMES = st.text(max_size=8)
 DESCRIPTIONS = st.none() | st.integers() | st.lists(NAMES, max_size=3)
