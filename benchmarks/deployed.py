@@ -76,7 +76,7 @@ def run_deployed(
         server = stack.enter_context(_party(folder, SERVER, "server", *words))
         wait_for(lambda: any(line.startswith("control") for line in server.tail), server, STARTING, "the server")
         meter = stack.enter_context(Meter(port))
-        desk = Server(f"127.0.0.1:{control}")
+        remote = Server(f"127.0.0.1:{control}")
         joined: list[Child] = []
         for client in range(clients):
             name = f"client-{client + 1}"
@@ -85,12 +85,12 @@ def run_deployed(
             joined.append(stack.enter_context(_party(folder, name, "client", str(client), *words)))
             # started all at once, many would take so long that they give up
             if len(joined) % (os.cpu_count() or 1) == 0 or len(joined) == clients:
-                _wait_for_clients(desk, joined)
+                _wait_for_clients(remote, joined)
                 progress(f"{len(joined)} of {clients} clients are connected")
         roots = {child.name: child.process.pid for child in (server, *joined)}
         memory = stack.enter_context(Watch(roots))
-        run = desk.start(experiment, lambda _line: None)
-        desk.follow(run, lambda _line: None)
+        run = remote.start(experiment, lambda _line: None)
+        remote.follow(run, lambda _line: None)
     state = folder / "state"
     notes = [note for name in roots for note in party.read(folder / f"{name}.notes")]
     return Deployed(
@@ -134,11 +134,11 @@ def started(name: str, command: list[str], folder: Path, environment: Mapping[st
         child.stop(2 * GRACE)  # it has children of its own to end first
 
 
-def _wait_for_clients(desk: Server, clients: Sequence[Child]) -> None:
+def _wait_for_clients(remote: Server, clients: Sequence[Child]) -> None:
     """Return when all are connected; raise FedveilError, with the words of one that is not, where that does not come."""
     deadline = time.monotonic() + STARTING
     while True:
-        told = desk.ask("/status")["clients"]
+        told = remote.ask("/status")["clients"]
         connected = {f"client-{one['client'] + 1}" for one in told if one["connected"]}
         missing = [child for child in clients if child.name not in connected]
         if not missing:

@@ -23,7 +23,7 @@ from fedveil.core.errors import DeploymentError
 # rooms whose code decides what a run computes
 ROOMS = ("core", "models", "datasets", "privacy", "algorithms", "client", "server")
 # what a run's configuration may carry, all of it text
-SETTINGS = ("experiment", "words", "record", "desk", "resume", "keys")
+SETTINGS = ("experiment", "words", "record", "control", "resume", "keys")
 _PROJECT, _CONTENT = "pyproject.toml", ".info/CONTENT"
 _LARGEST = 1 << 20  # bytes of a stranger's bundle that are looked at
 

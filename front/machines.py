@@ -185,26 +185,26 @@ def submit(
     from fedveil.remote import Server
 
     console = None if quiet else Console(stderr=as_json)
-    desk = Server(on)
-    run = desk.start(experiment, lambda text: _print(console, text))
-    _follow(desk, on, run, 0, console, as_json)
+    remote = Server(on)
+    run = remote.start(experiment, lambda text: _print(console, text))
+    _follow(remote, on, run, 0, console, as_json)
 
 
 def resume_on(on: str, run: str, as_json: bool, quiet: bool) -> None:
     """Go on with a run on a server that was stopped there, and show it: `fedveil resume RUN --on SERVER`."""
     from fedveil.remote import Server
 
-    desk = Server(on)
-    _follow(desk, on, run, desk.resume(run), None if quiet else Console(stderr=as_json), as_json)
+    remote = Server(on)
+    _follow(remote, on, run, remote.resume(run), None if quiet else Console(stderr=as_json), as_json)
 
 
-def _follow(desk: Server, on: str, run: str, said: int, console: Console | None, as_json: bool) -> None:
+def _follow(remote: Server, on: str, run: str, said: int, console: Console | None, as_json: bool) -> None:
     """Show a run from the first `said` bytes of its log on, until it ends."""
     from fedveil.simulations.display import summary_text
 
     _print(console, f"run      {run} on {on} (fedveil logs, fedveil stop)")
     try:
-        summary = desk.follow(run, lambda text: _print(console, text), said)
+        summary = remote.follow(run, lambda text: _print(console, text), said)
     except KeyboardInterrupt:
         raise FedveilError(f"{run} goes on on the server; end it with: fedveil stop {run} --on {on}") from None
     if as_json:

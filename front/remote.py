@@ -30,7 +30,7 @@ FOLLOW = 0.3  # seconds between looks at a run
 
 
 class Server:
-    """A server's desk at HOST or HOST:PORT."""
+    """The control interface of a server at HOST or HOST:PORT."""
 
     def __init__(self, words: str) -> None:
         found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s/\[\]]+)(?::(\d{1,5}))?", words)

@@ -29,7 +29,7 @@ log = logging.getLogger("flwr")
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run's configuration names, over the nodes that are connected."""
-    if context.run_config.get("desk"):
+    if context.run_config.get("control"):
         _run_deployed(grid, context)
         return
     experiment = resolve(Experiment.find(str(context.run_config["experiment"])))

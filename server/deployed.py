@@ -27,7 +27,7 @@ from fedveil.privacy.keys import fingerprint
 from fedveil.server.checkpoint import State, put_back
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
-from fedveil.server.fleet import DeskLine, Fleet
+from fedveil.server.fleet import ControlClient, Fleet
 from fedveil.server.rounds.context import Hooks
 from fedveil.server.summary import describe_protection, summary
 
@@ -35,11 +35,11 @@ Say = Callable[[str], None]
 
 
 def run_deployed(grid: Grid, config: Mapping[str, Any], say: Say) -> None:
-    """Run, or go on with, the experiment of a run configuration; tell the desk how it ended.
+    """Run, or go on with, the experiment of a run configuration; tell the control server how it ended.
 
     say: is told what a person wants to know
     """
-    line = DeskLine(str(config["desk"]))
+    line = ControlClient(str(config["control"]))
     folder = Path(str(config["record"]))
     try:
         summary = _run(grid, config, line, folder, say)
@@ -121,7 +121,7 @@ def _agreed_task(fleet: Fleet, experiment: Experiment) -> tuple[Task, dict[str, 
     return Task(told["kind"], sides, experiment.data.labels), told  # type: ignore[arg-type]
 
 
-def _run(grid: Grid, config: Mapping[str, Any], line: DeskLine, folder: Path, say: Say) -> dict[str, Any]:
+def _run(grid: Grid, config: Mapping[str, Any], line: ControlClient, folder: Path, say: Say) -> dict[str, Any]:
     experiment = resolve(Experiment.parse(str(config["experiment"])))
     experiment = experiment.override({"engine": "sequential", "workers": None})  # what a client does with a message
     words = str(config["words"]).split("\n") if config["words"] else None

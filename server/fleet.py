@@ -24,7 +24,7 @@ from fedveil.datasets.local import differences
 from fedveil.server.exchange import count
 from fedveil.server.nodes import WrappedGrid, addressed
 
-HOLD = 0.5  # seconds that the desk may keep a question open
+HOLD = 0.5  # seconds that the control server may keep a question open
 ASSEMBLY = 150.0  # seconds that a run waits for its clients to join before it begins
 GREETING = 60.0  # seconds that a client may take to load its data and answer, before it is asked again
 OFFLINE = 5.0  # seconds that a node may be away without being lost
@@ -33,7 +33,7 @@ ASK_AGAIN = 15.0  # seconds after which a client that refused the run is asked a
 
 @dataclass
 class Happened:
-    """What the desk knows: which replies arrived or never will, which nodes are there, are silent, how often each started, who
+    """What the control server knows: which replies arrived or never will, which nodes are there, are silent, how often each started, who
     refused what, and whether no node at all is heard.
     """
 
@@ -48,8 +48,8 @@ class Happened:
     deaf: bool = False
 
 
-class DeskLine:
-    """The line from a run's process to the server's desk, at `url`."""
+class ControlClient:
+    """The line from a run's process to the server's control interface, at `url`."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, timeout=30)
@@ -141,7 +141,7 @@ class Parcels:
 class Fleet(WrappedGrid):
     """A grid where node id k+1 is client k, of the clients that are there."""
 
-    def __init__(self, grid: Grid, experiment: Experiment, line: DeskLine, say: Callable[[str], None]) -> None:
+    def __init__(self, grid: Grid, experiment: Experiment, line: ControlClient, say: Callable[[str], None]) -> None:
         """`say`: is told who comes, goes and refuses."""
         super().__init__(grid)
         self._parcels = Parcels(grid)

@@ -1,4 +1,4 @@
-"""`fedveil server`: Flower's SuperLink on loopback, the gate before it, and the desk beside it, as one supervised whole."""
+"""`fedveil server`: Flower's SuperLink on loopback, the gate before it, and the control server beside it, as one supervised whole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedveil.core.errors import DeploymentError, SettingsError
 from fedveil.core.record import alone
 from fedveil.core.subprocesses import adopt_orphans, check_port, end_orphans, free_port, log_file
 from fedveil.privacy.parties import check_server_folder, load_registry
-from fedveil.server.desk import Desk
+from fedveil.server.control_server import ControlServer
 from fedveil.server.gate import Gate
 from fedveil.server.superlink import HOST, Certificates, register_nodes, start_superlink
 
@@ -92,10 +92,10 @@ async def _serve(options: Options, say: Callable[[str], None], finish: Callable[
             ids = {client: node for node, client in nodes.items()}
             gate = Gate(passed_on, numbers, ids, int(options.max_update * 2**20), log_file("gate", logs / "gate.log"))
             url = f"http://{HOST}:{options.control}"
-            desk = Desk(state, keys, link, gate, nodes, url, finish, log)
+            control = ControlServer(state, keys, link, gate, nodes, url, finish, log)
             outside = _Server(gate.app, options.host, options.port, certificates)
-            inside = _Server(desk.app, HOST, options.control, None)
-            tasks = [asyncio.create_task(part) for part in (outside.serve(), inside.serve(), desk.watch())]
+            inside = _Server(control.app, HOST, options.control, None)
+            tasks = [asyncio.create_task(part) for part in (outside.serve(), inside.serve(), control.watch())]
             try:
                 while not (outside.started and inside.started):
                     for task in tasks:
@@ -105,7 +105,7 @@ async def _serve(options: Options, say: Callable[[str], None], finish: Callable[
                     await asyncio.sleep(0.02)
                 for line in _greeting(options, len(registry)):
                     say(line)
-                await asyncio.to_thread(desk.go_on)
+                await asyncio.to_thread(control.go_on)
                 while not stopping.is_set() and link.child.running:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(stopping.wait(), 0.5)

@@ -224,7 +224,7 @@ class Federation:
         eventually(there, seconds, lambda: f"clients {numbers} are connected: {self.ask('/status')['clients']}")
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The answer of the server's desk, asked on its own machine."""
+        """The answer of the server's control interface, asked on its own machine."""
         return self.at.call(lambda: Server("localhost").ask(path, body))
 
     def order(self, settings: Mapping[str, Any], preset: str = "digits") -> Run:

@@ -1,4 +1,4 @@
-"""Clients on separate machines as the round loop sees them, over a grid and a desk that are fakes."""
+"""Clients on separate machines as the round loop sees them, over a grid and a control server that are fakes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _in_a_run(monkeypatch) -> None:
 
 
 class Machines:
-    """Nodes 101, 102, ... of clients 0, 1, ...: a grid, and the desk's line, in one."""
+    """Nodes 101, 102, ... of clients 0, 1, ...: a grid, and the line to the control server, in one."""
 
     def __init__(self, clients: int) -> None:
         self.there = {101 + client: client for client in range(clients)}

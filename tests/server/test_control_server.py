@@ -1,4 +1,4 @@
-"""The desk: orders are kept, followed and gone on with; the SuperLink and the runs' processes are fakes."""
+"""The control server: orders are kept, followed and gone on with; the SuperLink and the runs' processes are fakes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 
 from fedveil.core.errors import DeploymentError
 from fedveil.core.settings.experiment import Experiment
-from fedveil.server import desk as room
-from fedveil.server.desk import DONE, FAILED, RUNNING, STOPPED, Desk
+from fedveil.server import control_server as room
+from fedveil.server.control_server import DONE, FAILED, RUNNING, STOPPED, ControlServer
 from fedveil.server.gate import Gate, Node
 
 ORDER = {"experiment": Experiment.preset("digits").toml(), "words": ""}
@@ -48,18 +48,18 @@ def flower(monkeypatch) -> Flower:
     return Flower(monkeypatch)
 
 
-def at(state: Path, finish: Callable[[Path], None] = lambda _folder: None) -> tuple[Desk, Gate]:
-    """A desk on a state folder."""
+def at(state: Path, finish: Callable[[Path], None] = lambda _folder: None) -> tuple[ControlServer, Gate]:
+    """A control server on a state folder."""
     gate = Gate(None, {}, {}, 1, getLogger("test"))  # type: ignore[arg-type]
     link: Any = SimpleNamespace(child=SimpleNamespace(running=True))
-    return Desk(state, None, link, gate, {101: 0}, "http://127.0.0.1:9093", finish, getLogger("test")), gate
+    return ControlServer(state, None, link, gate, {101: 0}, "http://127.0.0.1:9093", finish, getLogger("test")), gate
 
 
-def asking(desk: Desk, *calls: tuple[str, str, Any]) -> list[tuple[int, Any]]:
+def asking(control: ControlServer, *calls: tuple[str, str, Any]) -> list[tuple[int, Any]]:
     """Answers to calls of (method, path, body), one after another."""
 
     async def ask() -> list[tuple[int, Any]]:
-        transport = httpx.ASGITransport(desk.app)
+        transport = httpx.ASGITransport(control.app)
         async with httpx.AsyncClient(base_url="http://localhost:9093", transport=transport) as client:
             answers = [await client.request(method, path, json=body) for method, path, body in calls]
         return [(answer.status_code, answer.json()) for answer in answers]
@@ -67,30 +67,30 @@ def asking(desk: Desk, *calls: tuple[str, str, Any]) -> list[tuple[int, Any]]:
     return asyncio.run(ask())
 
 
-def ordered(desk: Desk) -> str:
+def ordered(control: ControlServer) -> str:
     """The name of a new run."""
-    ((status, told),) = asking(desk, ("POST", "/runs", ORDER))
+    ((status, told),) = asking(control, ("POST", "/runs", ORDER))
     assert status == 200
     return str(told["run"])
 
 
 def test_a_run_is_started_with_all_that_its_process_needs(flower, tmp_path) -> None:
-    desk, _ = at(tmp_path)
-    run = ordered(desk)
+    control, _ = at(tmp_path)
+    run = ordered(control)
     ((settings, series),) = flower.started
     assert series == 0
     assert Experiment.parse(settings["experiment"]) == Experiment.preset("digits")
     assert settings["record"] == str(tmp_path / "runs" / run)
-    assert settings["desk"] == f"http://127.0.0.1:9093/runs/{run}"
+    assert settings["control"] == f"http://127.0.0.1:9093/runs/{run}"
     assert settings["resume"] == ""
-    assert asking(desk, ("GET", f"/runs/{run}", None))[0][1]["status"] == RUNNING
-    assert ordered(desk) != run  # in the same second too
+    assert asking(control, ("GET", f"/runs/{run}", None))[0][1]["status"] == RUNNING
+    assert ordered(control) != run  # in the same second too
 
 
 def test_a_desk_on_the_same_state_goes_on_with_what_was_running_in_the_same_series(flower, tmp_path) -> None:
-    desk, _ = at(tmp_path)
-    run, done = ordered(desk), ordered(desk)
-    asking(desk, ("POST", f"/runs/{done}/result", {"status": DONE, "result": {"rounds": 3}}))
+    control, _ = at(tmp_path)
+    run, done = ordered(control), ordered(control)
+    asking(control, ("POST", f"/runs/{done}/result", {"status": DONE, "result": {"rounds": 3}}))
     (tmp_path / "runs" / run / "checkpoint").mkdir(parents=True)
     (tmp_path / "runs" / run / "checkpoint" / "state.safetensors").touch()
     later, _ = at(tmp_path)
@@ -112,18 +112,18 @@ def test_an_order_is_kept_before_it_starts(flower, tmp_path, monkeypatch) -> Non
         return start(*given)
 
     monkeypatch.setattr(room, "start_run", killed)
-    desk, _ = at(tmp_path)
-    run = ordered(desk)
+    control, _ = at(tmp_path)
+    run = ordered(control)
     assert [order["run"] for order in kept] == [run]
     assert kept[0]["status"] == RUNNING
 
 
 def test_a_run_that_the_superlink_refuses_has_failed_and_says_why(flower, tmp_path) -> None:
     flower.broken = "Flower's SuperLink refused the run: no"
-    desk, _ = at(tmp_path)
-    ((status, told),) = asking(desk, ("POST", "/runs", ORDER))
+    control, _ = at(tmp_path)
+    ((status, told),) = asking(control, ("POST", "/runs", ORDER))
     assert (status, told["error"]) == (409, flower.broken)
-    ((_, whole),) = asking(desk, ("GET", "/status", None))
+    ((_, whole),) = asking(control, ("GET", "/status", None))
     assert [one["status"] for one in whole["runs"]] == [FAILED]
 
 
@@ -135,8 +135,8 @@ def test_a_run_that_the_superlink_refuses_has_failed_and_says_why(flower, tmp_pa
     ],
 )
 def test_bad_settings_are_refused_and_nothing_is_kept(flower, tmp_path, body, said) -> None:
-    desk, _ = at(tmp_path)
-    ((status, told),) = asking(desk, ("POST", "/runs", body))
+    control, _ = at(tmp_path)
+    ((status, told),) = asking(control, ("POST", "/runs", body))
     assert (status, told["exit_code"]) == (400, 2)
     assert said in told["error"]
     assert flower.started == []
@@ -146,53 +146,53 @@ def test_bad_settings_are_refused_and_nothing_is_kept(flower, tmp_path, body, sa
 def test_a_run_whose_process_ends_without_a_word_has_failed(flower, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(room, "LOOK", 0.01)
     monkeypatch.setattr(room, "WORDLESS", 0.05)
-    desk, _ = at(tmp_path)
-    run, told = ordered(desk), ordered(desk)
+    control, _ = at(tmp_path)
+    run, told = ordered(control), ordered(control)
     flower.over = {1001: "failed: killed", 1002: "completed"}
-    asking(desk, ("POST", f"/runs/{told}/result", {"status": DONE, "result": {}}))
+    asking(control, ("POST", f"/runs/{told}/result", {"status": DONE, "result": {}}))
 
     async def watch() -> None:
-        watching = asyncio.create_task(desk.watch())
-        while desk._orders[run].status == RUNNING:
+        watching = asyncio.create_task(control.watch())
+        while control._orders[run].status == RUNNING:
             await asyncio.sleep(0.01)
         watching.cancel()
 
     asyncio.run(asyncio.wait_for(watch(), 20))
-    assert desk._orders[run].status == FAILED
-    assert "ended without a word (failed: killed)" in desk._orders[run].result["error"]
-    assert desk._orders[told].status == DONE
+    assert control._orders[run].status == FAILED
+    assert "ended without a word (failed: killed)" in control._orders[run].result["error"]
+    assert control._orders[told].status == DONE
 
 
 def test_a_stop_reaches_the_runs_process_and_the_run_can_go_on(flower, tmp_path) -> None:
-    desk, _ = at(tmp_path)
-    run = ordered(desk)
+    control, _ = at(tmp_path)
+    run = ordered(control)
     poll = {"wake": [], "waiting": [], "since": 0, "hold": 0}
-    assert asking(desk, ("POST", f"/runs/{run}/poll", poll))[0][1]["stop"] is False
-    asking(desk, ("POST", f"/runs/{run}/stop", {}))
-    assert asking(desk, ("POST", f"/runs/{run}/poll", poll))[0][1]["stop"] is True
-    asking(desk, ("POST", f"/runs/{run}/result", {"status": STOPPED, "result": {"error": "stopped"}}))
-    status, told = asking(desk, ("POST", f"/runs/{run}/stop", {}))[0]
+    assert asking(control, ("POST", f"/runs/{run}/poll", poll))[0][1]["stop"] is False
+    asking(control, ("POST", f"/runs/{run}/stop", {}))
+    assert asking(control, ("POST", f"/runs/{run}/poll", poll))[0][1]["stop"] is True
+    asking(control, ("POST", f"/runs/{run}/result", {"status": STOPPED, "result": {"error": "stopped"}}))
+    status, told = asking(control, ("POST", f"/runs/{run}/stop", {}))[0]
     assert (status, told["error"]) == (409, f"{run} is not running: it is stopped")
-    assert asking(desk, ("POST", f"/runs/{run}/resume", {}))[0] == (200, {"run": run})
-    assert asking(desk, ("POST", f"/runs/{run}/poll", poll))[0][1]["stop"] is False
-    assert "is running already" in asking(desk, ("POST", f"/runs/{run}/resume", {}))[0][1]["error"]
+    assert asking(control, ("POST", f"/runs/{run}/resume", {}))[0] == (200, {"run": run})
+    assert asking(control, ("POST", f"/runs/{run}/poll", poll))[0][1]["stop"] is False
+    assert "is running already" in asking(control, ("POST", f"/runs/{run}/resume", {}))[0][1]["error"]
 
 
 def test_a_poll_tells_what_arrived_once_and_what_was_refused_since(flower, tmp_path) -> None:
-    desk, gate = at(tmp_path)
-    run = ordered(desk)
+    control, gate = at(tmp_path)
+    run = ordered(control)
     gate.arrived = {"m1": None, "other": None}
     gate.refused.extend([(4, 0, "too large"), (5, None, "not signed")])
     gate._nodes[b"key"] = Node(0, node_id=101, starts=3)
     poll = {"wake": ["101"], "waiting": ["m1", "m2"], "since": 4, "hold": 0}
-    told = asking(desk, ("POST", f"/runs/{run}/poll", poll))[0][1]
+    told = asking(control, ("POST", f"/runs/{run}/poll", poll))[0][1]
     assert told["arrived"] == ["m1"]
     assert (told["refused"], told["since"]) == ([[None, "not signed"]], 5)
     assert told["starts"] == {"101": 3}
     assert told["clients"] == {"101": 0}
     assert gate._nodes[b"key"].work.is_set()
     assert gate.arrived == {"other": None}
-    assert asking(desk, ("POST", f"/runs/{run}/poll", poll))[0][1]["arrived"] == []
+    assert asking(control, ("POST", f"/runs/{run}/poll", poll))[0][1]["arrived"] == []
 
 
 @pytest.mark.parametrize(
@@ -200,22 +200,22 @@ def test_a_poll_tells_what_arrived_once_and_what_was_refused_since(flower, tmp_p
     [(31, 1, 0, True, False), (29, 1, 0, False, False), (100, 20, 0, False, True), (100, 1, 10, False, False)],
 )
 def test_a_client_is_silent_only_while_others_are_heard(flower, tmp_path, ago, heard, back, silent, deaf) -> None:
-    desk, gate = at(tmp_path)
-    run = ordered(desk)
+    control, gate = at(tmp_path)
+    run = ordered(control)
     now = time.time()
     gate._nodes[b"key"] = Node(0, node_id=102, seen=now - ago)
     gate.heard, gate.back = now - heard, now - back if back else 0.0
-    told = asking(desk, ("POST", f"/runs/{run}/poll", {"wake": [], "waiting": [], "since": 0, "hold": 0}))[0][1]
+    told = asking(control, ("POST", f"/runs/{run}/poll", {"wake": [], "waiting": [], "since": 0, "hold": 0}))[0][1]
     assert (told["silent"], told["deaf"]) == (["102"] if silent else [], deaf)
     assert ("102" in told["online"]) == (deaf or bool(back))  # what Flower says of it counts again later
 
 
 def test_a_poll_waits_for_a_reply(flower, tmp_path) -> None:
-    desk, gate = at(tmp_path)
-    run = ordered(desk)
+    control, gate = at(tmp_path)
+    run = ordered(control)
 
     async def wait() -> list[str]:
-        transport = httpx.ASGITransport(desk.app)
+        transport = httpx.ASGITransport(control.app)
         async with httpx.AsyncClient(base_url="http://localhost", transport=transport) as client:
             body = {"wake": [], "waiting": ["m1"], "since": 0, "hold": 2}
             asked = asyncio.create_task(client.post(f"/runs/{run}/poll", json=body))
@@ -229,16 +229,16 @@ def test_a_poll_waits_for_a_reply(flower, tmp_path) -> None:
 
 
 def test_the_log_is_told_from_where_it_was_left_in_whole_lines(flower, tmp_path) -> None:
-    desk, _ = at(tmp_path)
-    run = ordered(desk)
+    control, _ = at(tmp_path)
+    run = ordered(control)
     (tmp_path / "logs").mkdir()
-    path = desk.log_path(run)
+    path = control.log_path(run)
     path.write_text("one\ntwo\nthr")
-    told = asking(desk, ("GET", f"/runs/{run}/log?offset=0", None))[0][1]
+    told = asking(control, ("GET", f"/runs/{run}/log?offset=0", None))[0][1]
     assert told == {"text": "one\ntwo\n", "offset": 8}
     path.write_text("one\ntwo\nthree\n")
-    assert asking(desk, ("GET", f"/runs/{run}/log?offset=8", None))[0][1] == {"text": "three\n", "offset": 14}
-    assert asking(desk, ("GET", f"/runs/{run}/log", None))[0][1] == {"text": "", "offset": 14}
+    assert asking(control, ("GET", f"/runs/{run}/log?offset=8", None))[0][1] == {"text": "three\n", "offset": 14}
+    assert asking(control, ("GET", f"/runs/{run}/log", None))[0][1] == {"text": "", "offset": 14}
 
 
 def test_pictures_are_drawn_of_what_is_done_and_their_failure_loses_nothing(flower, tmp_path) -> None:
@@ -248,19 +248,19 @@ def test_pictures_are_drawn_of_what_is_done_and_their_failure_loses_nothing(flow
         drawn.append(folder)
         raise DeploymentError("no font")
 
-    desk, _ = at(tmp_path, finish)
-    run = ordered(desk)
-    desk.record(run).mkdir(parents=True)
-    asking(desk, ("POST", f"/runs/{run}/result", {"status": DONE, "result": {"rounds": 1}}))
-    assert drawn == [desk.record(run)]
-    assert asking(desk, ("GET", f"/runs/{run}", None))[0][1]["status"] == DONE
+    control, _ = at(tmp_path, finish)
+    run = ordered(control)
+    control.record(run).mkdir(parents=True)
+    asking(control, ("POST", f"/runs/{run}/result", {"status": DONE, "result": {"rounds": 1}}))
+    assert drawn == [control.record(run)]
+    assert asking(control, ("GET", f"/runs/{run}", None))[0][1]["status"] == DONE
 
 
 def test_a_page_in_a_browser_under_another_name_gives_no_orders(flower, tmp_path) -> None:
-    desk, _ = at(tmp_path)
+    control, _ = at(tmp_path)
 
     async def ask() -> int:
-        transport = httpx.ASGITransport(desk.app)
+        transport = httpx.ASGITransport(control.app)
         async with httpx.AsyncClient(base_url="http://evil.example", transport=transport) as client:
             return (await client.post("/runs", json=ORDER)).status_code
 
@@ -269,16 +269,16 @@ def test_a_page_in_a_browser_under_another_name_gives_no_orders(flower, tmp_path
 
 
 def test_health_is_told(flower, tmp_path) -> None:
-    desk, _ = at(tmp_path)
-    desk._connected = {101}
-    assert asking(desk, ("GET", "/health", None))[0] == (200, {"status": "ok", "runs": [], "clients": 1})
-    desk._link.child.running = False
-    assert asking(desk, ("GET", "/health", None))[0][0] == 503
+    control, _ = at(tmp_path)
+    control._connected = {101}
+    assert asking(control, ("GET", "/health", None))[0] == (200, {"status": "ok", "runs": [], "clients": 1})
+    control._link.child.running = False
+    assert asking(control, ("GET", "/health", None))[0][0] == 503
 
 
 def test_an_unknown_run_is_named_with_those_that_are_known(flower, tmp_path) -> None:
-    desk, _ = at(tmp_path)
-    run = ordered(desk)
-    status, told = asking(desk, ("GET", "/runs/nothing", None))[0]
+    control, _ = at(tmp_path)
+    run = ordered(control)
+    status, told = asking(control, ("GET", "/runs/nothing", None))[0]
     assert status == 409
     assert f"there is no run 'nothing' on this server; the newest are: {run}" in told["error"]

@@ -60,7 +60,7 @@ class Order:
     over: float = 0.0  # when Flower called it ended, on the monotonic clock
 
 
-class Desk:
+class ControlServer:
     """The server's runs, and the interface to them.
 
     state: the server's folder; agreed: the `[privacy]` that the federation's keys are for, as TOML; url: its own
@@ -130,7 +130,7 @@ class Desk:
             "experiment": order.experiment,
             "words": order.words,
             "record": str(self.record(order.run).absolute()),
-            "desk": f"{self._url}/runs/{order.run}",
+            "control": f"{self._url}/runs/{order.run}",
             "resume": "yes" if resume else "",
             "keys": str(self._keys.absolute()) if self._keys else "",
         }
