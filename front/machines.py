@@ -49,7 +49,7 @@ def server(
     ] = 512.0,
     insecure: Insecure = False,
 ) -> None:
-    """Serve clients on other machines: Flower's SuperLink on loopback, behind a gate that lets registered clients in.
+    """Serve clients on other machines: Flower's SuperLink on loopback, behind a gateway that lets registered clients in.
 
     It runs until Ctrl-C or SIGTERM. Started again on its --state, it goes on with the runs it was working on.
     """

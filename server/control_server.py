@@ -30,7 +30,7 @@ from fedveil.core.errors import DeploymentError, FedveilError, Interrupted
 from fedveil.core.record import write_atomically
 from fedveil.core.settings.experiment import Experiment
 from fedveil.server.checkpoint import FILE as CHECKPOINT
-from fedveil.server.gate import Gate
+from fedveil.server.node_gateway import NodeGateway
 from fedveil.server.superlink import SuperLink, ended, online, start_run, stop_run
 
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
@@ -73,13 +73,13 @@ class ControlServer:
         state: Path,
         keys: Path | None,
         link: SuperLink,
-        gate: Gate,
+        gateway: NodeGateway,
         nodes: dict[int, int],
         url: str,
         finish: Callable[[Path], None],
         log: Logger,
     ) -> None:
-        self._state, self._keys, self._link, self._gate, self._nodes = state, keys, link, gate, nodes
+        self._state, self._keys, self._link, self._gateway, self._nodes = state, keys, link, gateway, nodes
         self._url, self._finish, self._log = url, finish, log
         self._started = time.time()
         self._connected: set[int] = set()
@@ -198,11 +198,11 @@ class ControlServer:
             "clients": [
                 {"client": node.client, "address": node.address, "starts": node.starts,
                  "connected": node.node_id in connected, "seen_seconds_ago": round(time.time() - node.seen, 1)}
-                for node in self._gate.nodes
+                for node in self._gateway.nodes
             ],
             "registered": len(self._nodes) or None,
             "agreed": agreed.read_text("utf-8") if agreed and agreed.exists() else "",
-            "refused": [{"client": client, "reason": why} for _, client, why in list(self._gate.refused)[-10:]],
+            "refused": [{"client": client, "reason": why} for _, client, why in list(self._gateway.refused)[-10:]],
             "runs": [{"run": order.run, "status": order.status} for order in self._orders.values()],
         })  # fmt: skip
 
@@ -265,38 +265,38 @@ class ControlServer:
         since: number of the last refusal it knows; hold: seconds that the answer may wait for a reply
         """
         order, asked = self._find(request), await request.json()
-        gate = self._gate
-        gate.wake(int(node) for node in asked["wake"])
+        gateway = self._gateway
+        gateway.wake(int(node) for node in asked["wake"])
         deadline = time.monotonic() + min(float(asked["hold"]), HOLD)
         waiting = set(asked["waiting"])
         while (
-            not (waiting & (gate.arrived.keys() | gate.lost.keys()))
+            not (waiting & (gateway.arrived.keys() | gateway.lost.keys()))
             and not order.stop
             and (left := deadline - time.monotonic()) > 0
         ):
-            gate.arrival.clear()
+            gateway.arrival.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(gate.arrival.wait(), left)
-        here = waiting & gate.arrived.keys()
+                await asyncio.wait_for(gateway.arrival.wait(), left)
+        here = waiting & gateway.arrived.keys()
         for message in here:
-            del gate.arrived[message]
-        refused = [entry for entry in gate.refused if entry[0] > asked["since"]]
+            del gateway.arrived[message]
+        refused = [entry for entry in gateway.refused if entry[0] > asked["since"]]
         # where nobody is heard, or was until now, nobody is given up for it
-        settled = not gate.deaf and time.time() - gate.back > SILENT
-        online = self._connected if settled else self._connected | {node.node_id for node in gate.nodes}
+        settled = not gateway.deaf and time.time() - gateway.back > SILENT
+        online = self._connected if settled else self._connected | {node.node_id for node in gateway.nodes}
         return JSONResponse({
             "stop": order.stop,
             "arrived": sorted(here),
-            "lost": sorted(waiting & gate.lost.keys()),
+            "lost": sorted(waiting & gateway.lost.keys()),
             "clients": {str(node): client for node, client in self._nodes.items()},
             "online": [str(node) for node in online],
-            "starts": {str(node.node_id): node.starts for node in gate.nodes},
+            "starts": {str(node.node_id): node.starts for node in gateway.nodes},
             "silent": [
                 str(node.node_id)
-                for node in (gate.nodes if settled else [])
+                for node in (gateway.nodes if settled else [])
                 if node.client is not None and time.time() - node.seen > SILENT
             ],
-            "deaf": gate.deaf,
+            "deaf": gateway.deaf,
             "refused": [[client, why] for _, client, why in refused],
             "since": refused[-1][0] if refused else asked["since"],
         })  # fmt: skip

@@ -326,7 +326,7 @@ class Fleet(WrappedGrid):
             self._parcels.forget(waiting)
 
     def _poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> Happened:
-        """What happened; whom the gate refused is said at once."""
+        """What happened; whom the gateway refused is said at once."""
         happened = self._line.poll(wake, waiting, hold)
         for client, why in happened.refused:
             if client is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# how a node's call is signed, and by how much its clock may differ: the gate checks both before the SuperLink does
+# how a node's call is signed, and by how much its clock may differ: the gateway checks both before the SuperLink does
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
 
 # what an operator asks of the SuperLink: to register nodes, to start, list and stop runs
@@ -16,7 +16,7 @@ from flwr.proto.control_pb2 import (
 )
 from flwr.proto.fab_pb2 import Fab
 
-# what a node asks of it, which the gate passes on
+# what a node asks of it, which the gateway passes on
 from flwr.proto.fleet_pb2 import (
     ActivateNodeResponse,
     DeactivateNodeRequest,

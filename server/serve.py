@@ -1,4 +1,4 @@
-"""`fedveil server`: Flower's SuperLink on loopback, the gate before it, and the control server beside it, as one supervised whole."""
+"""`fedveil server`: Flower's SuperLink on loopback, the gateway before it, and the control server beside it, as one supervised whole."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedveil.core.record import alone
 from fedveil.core.subprocesses import adopt_orphans, check_port, end_orphans, free_port, log_file
 from fedveil.privacy.parties import check_server_folder, load_registry
 from fedveil.server.control_server import ControlServer
-from fedveil.server.gate import Gate
+from fedveil.server.node_gateway import NodeGateway
 from fedveil.server.superlink import HOST, Certificates, register_nodes, start_superlink
 
 CLOSING = 5  # seconds that calls at hand have to end
@@ -90,10 +90,12 @@ async def _serve(options: Options, say: Callable[[str], None], finish: Callable[
         async with httpx.AsyncClient(base_url=link.url, verify=verify, timeout=60, limits=limits) as passed_on:
             numbers = None if certificates is None else {public: client for client, public in registry.items()}
             ids = {client: node for node, client in nodes.items()}
-            gate = Gate(passed_on, numbers, ids, int(options.max_update * 2**20), log_file("gate", logs / "gate.log"))
+            gateway = NodeGateway(
+                passed_on, numbers, ids, int(options.max_update * 2**20), log_file("gateway", logs / "gateway.log")
+            )
             url = f"http://{HOST}:{options.control}"
-            control = ControlServer(state, keys, link, gate, nodes, url, finish, log)
-            outside = _Server(gate.app, options.host, options.port, certificates)
+            control = ControlServer(state, keys, link, gateway, nodes, url, finish, log)
+            outside = _Server(gateway.app, options.host, options.port, certificates)
             inside = _Server(control.app, HOST, options.control, None)
             tasks = [asyncio.create_task(part) for part in (outside.serve(), inside.serve(), control.watch())]
             try:

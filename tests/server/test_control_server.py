@@ -18,7 +18,7 @@ from fedveil.core.errors import DeploymentError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.server import control_server as room
 from fedveil.server.control_server import DONE, FAILED, RUNNING, STOPPED, ControlServer
-from fedveil.server.gate import Gate, Node
+from fedveil.server.node_gateway import Node, NodeGateway
 
 ORDER = {"experiment": Experiment.preset("digits").toml(), "words": ""}
 
@@ -48,11 +48,13 @@ def flower(monkeypatch) -> Flower:
     return Flower(monkeypatch)
 
 
-def at(state: Path, finish: Callable[[Path], None] = lambda _folder: None) -> tuple[ControlServer, Gate]:
+def at(state: Path, finish: Callable[[Path], None] = lambda _folder: None) -> tuple[ControlServer, NodeGateway]:
     """A control server on a state folder."""
-    gate = Gate(None, {}, {}, 1, getLogger("test"))  # type: ignore[arg-type]
+    gateway = NodeGateway(None, {}, {}, 1, getLogger("test"))  # type: ignore[arg-type]
     link: Any = SimpleNamespace(child=SimpleNamespace(running=True))
-    return ControlServer(state, None, link, gate, {101: 0}, "http://127.0.0.1:9093", finish, getLogger("test")), gate
+    return ControlServer(
+        state, None, link, gateway, {101: 0}, "http://127.0.0.1:9093", finish, getLogger("test")
+    ), gateway
 
 
 def asking(control: ControlServer, *calls: tuple[str, str, Any]) -> list[tuple[int, Any]]:
@@ -179,19 +181,19 @@ def test_a_stop_reaches_the_runs_process_and_the_run_can_go_on(flower, tmp_path)
 
 
 def test_a_poll_tells_what_arrived_once_and_what_was_refused_since(flower, tmp_path) -> None:
-    control, gate = at(tmp_path)
+    control, gateway = at(tmp_path)
     run = ordered(control)
-    gate.arrived = {"m1": None, "other": None}
-    gate.refused.extend([(4, 0, "too large"), (5, None, "not signed")])
-    gate._nodes[b"key"] = Node(0, node_id=101, starts=3)
+    gateway.arrived = {"m1": None, "other": None}
+    gateway.refused.extend([(4, 0, "too large"), (5, None, "not signed")])
+    gateway._nodes[b"key"] = Node(0, node_id=101, starts=3)
     poll = {"wake": ["101"], "waiting": ["m1", "m2"], "since": 4, "hold": 0}
     told = asking(control, ("POST", f"/runs/{run}/poll", poll))[0][1]
     assert told["arrived"] == ["m1"]
     assert (told["refused"], told["since"]) == ([[None, "not signed"]], 5)
     assert told["starts"] == {"101": 3}
     assert told["clients"] == {"101": 0}
-    assert gate._nodes[b"key"].work.is_set()
-    assert gate.arrived == {"other": None}
+    assert gateway._nodes[b"key"].work.is_set()
+    assert gateway.arrived == {"other": None}
     assert asking(control, ("POST", f"/runs/{run}/poll", poll))[0][1]["arrived"] == []
 
 
@@ -200,18 +202,18 @@ def test_a_poll_tells_what_arrived_once_and_what_was_refused_since(flower, tmp_p
     [(31, 1, 0, True, False), (29, 1, 0, False, False), (100, 20, 0, False, True), (100, 1, 10, False, False)],
 )
 def test_a_client_is_silent_only_while_others_are_heard(flower, tmp_path, ago, heard, back, silent, deaf) -> None:
-    control, gate = at(tmp_path)
+    control, gateway = at(tmp_path)
     run = ordered(control)
     now = time.time()
-    gate._nodes[b"key"] = Node(0, node_id=102, seen=now - ago)
-    gate.heard, gate.back = now - heard, now - back if back else 0.0
+    gateway._nodes[b"key"] = Node(0, node_id=102, seen=now - ago)
+    gateway.heard, gateway.back = now - heard, now - back if back else 0.0
     told = asking(control, ("POST", f"/runs/{run}/poll", {"wake": [], "waiting": [], "since": 0, "hold": 0}))[0][1]
     assert (told["silent"], told["deaf"]) == (["102"] if silent else [], deaf)
     assert ("102" in told["online"]) == (deaf or bool(back))  # what Flower says of it counts again later
 
 
 def test_a_poll_waits_for_a_reply(flower, tmp_path) -> None:
-    control, gate = at(tmp_path)
+    control, gateway = at(tmp_path)
     run = ordered(control)
 
     async def wait() -> list[str]:
@@ -221,8 +223,8 @@ def test_a_poll_waits_for_a_reply(flower, tmp_path) -> None:
             asked = asyncio.create_task(client.post(f"/runs/{run}/poll", json=body))
             await asyncio.sleep(0.05)
             assert not asked.done()
-            gate.arrived["m1"] = None
-            gate.arrival.set()
+            gateway.arrived["m1"] = None
+            gateway.arrival.set()
             return (await asked).json()["arrived"]
 
     assert asyncio.run(wait()) == ["m1"]

@@ -1,4 +1,4 @@
-"""The gate: what it passes on, for whom, and what it keeps of it; the SuperLink behind it is a fake."""
+"""The gateway: what it passes on, for whom, and what it keeps of it; the SuperLink behind it is a fake."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from flwr.proto.node_pb2 import Node as NodeId
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
 from fedveil.core.bundle import code
-from fedveil.server import gate as room
-from fedveil.server.gate import HELLO, PASSED, UNREGISTERED, Gate
+from fedveil.server import node_gateway as room
+from fedveil.server.node_gateway import HELLO, PASSED, UNREGISTERED, NodeGateway
 
 KEY, STRANGER = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
 PUBLIC = public_key_to_bytes(KEY.public_key())
@@ -87,22 +87,27 @@ class Link:
 
 @asynccontextmanager
 async def standing(link: Link, registry: dict[bytes, int] | None, limit: int = 10_000_000):
-    """A gate before a fake SuperLink, and a way to call it."""
+    """A gateway before a fake SuperLink, and a way to call it."""
     async with httpx.AsyncClient(base_url="https://link", transport=httpx.MockTransport(link.answer)) as behind:
-        gate = Gate(behind, registry, {0: NODE}, limit, getLogger("test"))
-        transport = httpx.ASGITransport(gate.app, client=("10.0.0.9", 1234))
+        gateway = NodeGateway(behind, registry, {0: NODE}, limit, getLogger("test"))
+        transport = httpx.ASGITransport(gateway.app, client=("10.0.0.9", 1234))
         async with httpx.AsyncClient(base_url="https://gate", transport=transport) as outside:
-            yield gate, outside
+            yield gateway, outside
 
 
-def running(story: Callable[..., Any], registry: dict[bytes, int] | None = None, **options: Any) -> tuple[Gate, Link]:
-    """Run an async story with a gate, a caller and its link; by default with one registered client."""
+def running(
+    story: Callable[..., Any], registry: dict[bytes, int] | None = None, **options: Any
+) -> tuple[NodeGateway, Link]:
+    """Run an async story with a gateway, a caller and its link; by default with one registered client."""
     link = Link()
 
-    async def run() -> Gate:
-        async with standing(link, {PUBLIC: 0} if registry is None else registry or None, **options) as (gate, outside):
-            await story(gate, outside, link)
-            return gate
+    async def run() -> NodeGateway:
+        async with standing(link, {PUBLIC: 0} if registry is None else registry or None, **options) as (
+            gateway,
+            outside,
+        ):
+            await story(gateway, outside, link)
+            return gateway
 
     return asyncio.run(run()), link
 
@@ -132,7 +137,7 @@ ASK = PullMessagesRequest(node=NodeId(node_id=NODE))
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
 def test_nothing_but_the_node_part_is_there_even_for_a_registered_key(path, method) -> None:
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         answer = await outside.request(method, path, headers=signed())
         assert answer.status_code in (404, 405)
         assert link.asked == []
@@ -158,12 +163,12 @@ def test_nothing_but_the_node_part_is_there_even_for_a_registered_key(path, meth
     ids=["none", "stranger", "swapped", "impostor", "other-text", "late", "early", "no-time", "no-zone", "no-base64"],
 )
 def test_only_calls_signed_by_registered_keys_are_passed_on(call, headers, why) -> None:
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         answer = await post(outside, call, headers=headers())
         assert answer.status_code == 401
         assert why in answer.json()["error"]
         assert link.asked == []
-        ((number, client, reason),) = gate.refused
+        ((number, client, reason),) = gateway.refused
         assert (number, client) == (1, None)
         assert why in reason
 
@@ -173,10 +178,10 @@ def test_only_calls_signed_by_registered_keys_are_passed_on(call, headers, why) 
 def test_a_registered_client_is_passed_on_with_its_headers_and_no_others() -> None:
     seen: list[httpx.Headers] = []
 
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         answered = link.answer
         link.answer = lambda request: (seen.append(request.headers), answered(request))[1]
-        gate._link._transport.handler = link.answer
+        gateway._link._transport.handler = link.answer
         extra = {"x-forwarded-for": "127.0.0.1", "cookie": "c", "authorization": "Bearer t"}
         answer = await post(outside, "activate-node", ActivateNodeRequest(public_key=PUBLIC), signed() | extra)
         assert ActivateNodeResponse.FromString(answer.content).node_id == NODE
@@ -187,11 +192,11 @@ def test_a_registered_client_is_passed_on_with_its_headers_and_no_others() -> No
 
 
 def test_hello_says_who_both_are() -> None:
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         told = (await outside.post(HELLO, headers=signed())).json()
         assert (told["client"], told["code"]) == (0, code())
         assert (await outside.post(HELLO, headers=signed(STRANGER))).status_code == 401
-        assert gate.nodes[0].seen > 0
+        assert gateway.nodes[0].seen > 0
 
     running(story)
 
@@ -200,18 +205,18 @@ def test_a_server_that_hears_nobody_notes_when_it_hears_somebody_again(monkeypat
     clock = [1_000_000.0]
     monkeypatch.setattr(room, "time", SimpleNamespace(time=lambda: clock[0], monotonic=time.monotonic))
 
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         for ago, back in ((0, 0.0), (room.DEAF - 1, 0.0), (room.DEAF + 1, clock[0] + 2 * room.DEAF)):
             clock[0] += ago
-            assert gate.deaf == (ago > room.DEAF)
+            assert gateway.deaf == (ago > room.DEAF)
             assert (await outside.post(HELLO, headers=signed())).status_code == 200
-            assert (gate.back, gate.deaf) == (back, False)
+            assert (gateway.back, gateway.deaf) == (back, False)
 
     running(story)
 
 
 def test_without_a_registry_any_node_may_join() -> None:
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         assert (await outside.post(HELLO)).json()["client"] is None
         for call in UNREGISTERED:
             assert (await post(outside, call, headers=signed(STRANGER))).status_code == 200
@@ -221,13 +226,13 @@ def test_without_a_registry_any_node_may_join() -> None:
 
 
 def test_a_question_for_work_is_held_until_there_is_some() -> None:
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         asking = asyncio.create_task(post(outside, "pull-messages", ASK))
-        while not gate.nodes or not gate.nodes[0].held:
+        while not gateway.nodes or not gateway.nodes[0].held:
             await asyncio.sleep(0.01)
         assert not asking.done()
         link.work.append(work())
-        gate.wake([NODE])
+        gateway.wake([NODE])
         answer = await asyncio.wait_for(asking, room.LOOK / 2)  # it did not wait for the next look
         assert PullMessagesResponse.FromString(answer.content).messages_list[0].metadata.message_id == "m1"
 
@@ -237,7 +242,7 @@ def test_a_question_for_work_is_held_until_there_is_some() -> None:
 def test_without_work_the_answer_is_none_after_a_while(monkeypatch) -> None:
     monkeypatch.setattr(room, "HOLD", 0.2)
 
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         answer = await post(outside, "pull-messages", ASK)
         assert answer.status_code == 200
         assert not PullMessagesResponse.FromString(answer.content).messages_list
@@ -246,7 +251,7 @@ def test_without_work_the_answer_is_none_after_a_while(monkeypatch) -> None:
 
 
 def test_an_answer_that_was_lost_is_given_again_until_it_is_confirmed() -> None:
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         link.work += [work("m1"), work("m2")]
         for _ in range(3):
             answer = await post(outside, "pull-messages", ASK)
@@ -260,14 +265,14 @@ def test_an_answer_that_was_lost_is_given_again_until_it_is_confirmed() -> None:
 
 
 def test_a_node_that_joins_anew_is_not_given_what_it_lost_and_its_old_place_is_freed() -> None:
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         link.work += [work("m1"), work("m2")]
         await post(outside, "activate-node", ActivateNodeRequest(public_key=PUBLIC))
         await post(outside, "pull-messages", ASK)
         await post(outside, "activate-node", ActivateNodeRequest(public_key=PUBLIC))
         answer = await post(outside, "pull-messages", ASK)
         assert PullMessagesResponse.FromString(answer.content).messages_list[0].metadata.message_id == "m2"
-        assert gate.nodes[0].starts == 2
+        assert gateway.nodes[0].starts == 2
 
     _, link = running(story)
     freed = [DeactivateNodeRequest.FromString(body).node_id for call, body in link.asked if call == "deactivate-node"]
@@ -277,9 +282,9 @@ def test_a_node_that_joins_anew_is_not_given_what_it_lost_and_its_old_place_is_f
 def test_two_clients_with_one_key_are_not_both_let_in(monkeypatch) -> None:
     monkeypatch.setattr(room, "LISTEN", 0.05)
 
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         asking = asyncio.create_task(post(outside, "pull-messages", ASK))
-        while not gate.nodes or not gate.nodes[0].held:
+        while not gateway.nodes or not gateway.nodes[0].held:
             await asyncio.sleep(0.01)
         answer = await post(outside, "activate-node", ActivateNodeRequest(public_key=PUBLIC))
         assert answer.status_code == 409
@@ -291,27 +296,27 @@ def test_two_clients_with_one_key_are_not_both_let_in(monkeypatch) -> None:
 
 
 def test_a_reply_has_arrived_when_its_last_object_has() -> None:
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         link.answers["push-messages"] = PushMessagesResponse(objects_to_push=["a", "b"])
         reply = Message(metadata=Metadata(message_id="r1", reply_to_message_id="m1"))
         await post(outside, "push-messages", PushMessagesRequest(node=NodeId(node_id=NODE), messages_list=[reply]))
         for object_id, here in (("a", False), ("a", False), ("other", False), ("b", True)):
             await post(outside, "push-object", PushObjectRequest(node=NodeId(node_id=NODE), object_id=object_id))
-            assert ("m1" in gate.arrived) == here
+            assert ("m1" in gateway.arrived) == here
 
     running(story)
 
 
 def test_a_call_or_an_update_that_is_too_large_is_refused_and_counted_for_its_client() -> None:
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         huge = PushObjectRequest(object_id="a", object_content=bytes(room.BODY))
         assert (await post(outside, "push-object", huge)).status_code == 413
         assert "push-object" not in link.calls
         part = PushObjectRequest(object_id="a", object_content=bytes(1_000_000))
         answers = [(await post(outside, "push-object", part)).status_code for _ in range(12)]
         assert answers == [200] * 9 + [413] * 3
-        assert {client for _, client, _ in gate.refused} == {0}
-        assert "an update of more than 9.53674 MiB" in gate.refused[-1][2]
+        assert {client for _, client, _ in gateway.refused} == {0}
+        assert "an update of more than 9.53674 MiB" in gateway.refused[-1][2]
         # the next message starts a new account
         link.work.append(work())
         await post(outside, "pull-messages", ASK)
@@ -322,7 +327,7 @@ def test_a_call_or_an_update_that_is_too_large_is_refused_and_counted_for_its_cl
 
 
 def test_bytes_that_are_no_call_are_refused() -> None:
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         answer = await post(outside, "pull-messages", b"\xff\xff\xff\xff")
         assert answer.status_code == 400
         assert "cannot be read" in answer.json()["error"]
@@ -331,29 +336,29 @@ def test_bytes_that_are_no_call_are_refused() -> None:
 
 
 def test_while_the_superlink_is_away_nodes_are_told_to_try_again() -> None:
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         def away(_request: httpx.Request) -> httpx.Response:
             raise httpx.ConnectError("refused")
 
-        gate._link._transport.handler = away
+        gateway._link._transport.handler = away
         assert (await post(outside, "get-run")).status_code == 503  # which Flower's nodes try again
 
     running(story)
 
 
 def test_a_stranger_fills_neither_the_log_nor_the_memory(caplog) -> None:
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         with caplog.at_level("INFO", "test"):
             for _ in range(1200):
                 await post(outside, "activate-node", headers={})
-        assert len(gate.refused) == 1000
+        assert len(gateway.refused) == 1000
         assert len(caplog.records) < 50
 
     running(story)
 
 
 def test_a_node_that_asks_for_more_work_without_an_answer_has_lost_it() -> None:
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         link.work += [work("m1"), work("m2"), work("m3")]
         link.answers["push-messages"] = PushMessagesResponse(objects_to_push=[])
         for message, answers in (("m1", True), ("m2", False)):
@@ -362,10 +367,10 @@ def test_a_node_that_asks_for_more_work_without_an_answer_has_lost_it() -> None:
             if answers:
                 reply = Message(metadata=Metadata(message_id="r", reply_to_message_id=message))
                 await post(outside, "push-messages", PushMessagesRequest(messages_list=[reply]))
-        assert not gate.lost
+        assert not gateway.lost
         await post(outside, "pull-messages", ASK)
-        assert list(gate.lost) == ["m2"]
-        assert list(gate.arrived) == ["m1"]
+        assert list(gateway.lost) == ["m2"]
+        assert list(gateway.arrived) == ["m1"]
 
     running(story)
 
@@ -373,14 +378,14 @@ def test_a_node_that_asks_for_more_work_without_an_answer_has_lost_it() -> None:
 def test_a_call_that_the_superlink_failed_is_passed_on_again(monkeypatch) -> None:
     monkeypatch.setattr(room, "PAUSES", (0.0, 0.0))
 
-    async def story(gate, outside, link) -> None:
+    async def story(gateway, outside, link) -> None:
         statuses = [500, 500, 200]
 
         def busy(request: httpx.Request) -> httpx.Response:
             link.status = statuses.pop(0) if statuses else 500
             return httpx.Response(link.status, content=PushObjectResponse(stored=True).SerializeToString())
 
-        gate._link._transport.handler = busy
+        gateway._link._transport.handler = busy
         assert (await post(outside, "push-object", PushObjectRequest(object_id="a"))).status_code == 200
         assert (await post(outside, "push-object", PushObjectRequest(object_id="a"))).status_code == 503
 

@@ -1,7 +1,7 @@
 """The one door that other machines reach: it lets the node part of Flower's interface through, for registered keys.
 
 Flower's SuperLink serves nodes, operators and its own apps on one port, and whoever reaches the operators' part may run
-code on clients; so the SuperLink stays on loopback, behind this. The gate checks each call's signature before it passes it on,
+code on clients; so the SuperLink stays on loopback, behind this. The gateway checks each call's signature before it passes it on,
 bounds what a node may send, and holds a node's question for work until there is some, so that nodes need not poll every three
 seconds. A node that loses an answer on the way is given it again.
 """
@@ -68,7 +68,7 @@ _OWN = ("x-", "flwr", "user-agent")  # Flower's own headers: signatures, version
 
 @dataclass
 class Node:
-    """What the gate knows of a node.
+    """What the gateway knows of a node.
 
     client: its number, by its registered key; None where any node may join
     starts: how often it joined; a node that joins anew has lost what it was working on
@@ -95,8 +95,8 @@ class Node:
     work: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Gate:
-    """The gate before a SuperLink.
+class NodeGateway:
+    """The gateway before a SuperLink.
 
     registry: public keys (PEM) of the clients that may join, with their numbers; None lets any node join
     ids: of the registered clients' nodes, by client
@@ -130,7 +130,7 @@ class Gate:
 
     @property
     def nodes(self) -> list[Node]:
-        """All nodes that ever joined since the gate was opened."""
+        """All nodes that ever joined since the gateway was opened."""
         return list(self._nodes.values())
 
     @property
