@@ -25,9 +25,10 @@ from fedveil.datasets.federated import Alone, Federated, load
 from fedveil.datasets.local import TASKS, differences, schema
 from fedveil.privacy.keys import fingerprint
 from fedveil.server.checkpoint import State, put_back
+from fedveil.server.client_roster import ClientRoster, ControlClient
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
-from fedveil.server.fleet import ControlClient, Fleet
+from fedveil.server.client_roster import ControlClient, ClientRoster
 from fedveil.server.rounds.context import Hooks
 from fedveil.server.summary import describe_protection, summary
 
@@ -58,17 +59,19 @@ def run_deployed(grid: Grid, config: Mapping[str, Any], say: Say) -> None:
 
 
 def _federation(
-    experiment: Experiment, fleet: Fleet, earlier: Record | None, words: list[str] | None, say: Say
+    experiment: Experiment, roster: ClientRoster, earlier: Record | None, words: list[str] | None, say: Say
 ) -> Federation:
     """The experiment ready to run over data that is elsewhere."""
-    dataset, expected = _dataset(experiment, fleet, words, say)
-    fleet.expect(expected)
+    dataset, expected = _dataset(experiment, roster, words, say)
+    roster.expect(expected)
     nothing = dataset.test.take(np.arange(0))
     elsewhere = Federated(replace(dataset, train=nothing, groups=None), Alone(nothing, 0), experiment.seed, 0.0)
     return prepare(experiment, earlier, elsewhere)
 
 
-def _dataset(experiment: Experiment, fleet: Fleet, words: list[str] | None, say: Say) -> tuple[DataSet, dict[str, str]]:
+def _dataset(
+    experiment: Experiment, roster: ClientRoster, words: list[str] | None, say: Say
+) -> tuple[DataSet, dict[str, str]]:
     """What the clients learn from, as far as the server knows it: at least the task, at most also a part to test on.
 
     Returns it with the description that every client's data must fit.
@@ -86,8 +89,8 @@ def _dataset(experiment: Experiment, fleet: Fleet, words: list[str] | None, say:
     if data.dataset.name in TASKS:
         task = TASKS[data.dataset.name]
     else:
-        fleet.get_node_ids()
-        task, expected = _agreed_task(fleet, experiment)
+        roster.get_node_ids()
+        task, expected = _agreed_task(roster, experiment)
     if task.kind == "text":
         size = len(vocabulary) if vocabulary else data.vocabulary_size
         task = Task("text", (data.max_tokens,), task.classes, size)
@@ -97,14 +100,14 @@ def _dataset(experiment: Experiment, fleet: Fleet, words: list[str] | None, say:
     return dataset, expected or schema(task, vocabulary)
 
 
-def _agreed_task(fleet: Fleet, experiment: Experiment) -> tuple[Task, dict[str, str]]:
+def _agreed_task(roster: ClientRoster, experiment: Experiment) -> tuple[Task, dict[str, str]]:
     """What the clients' own data is for, and their description of it; raise DataError, naming who differs, where they do not agree."""
-    members = sorted(fleet.members.items())
+    members = sorted(roster.members.items())
     first, told = members[0][0], members[0][1].schema
     for client, member in members[1:]:
         if found := differences(told, member.schema):
             raise DataError(
-                f"the clients' data is of different kinds: {fleet.called(first)} (here) and {fleet.called(client)} (there) differ: "
+                f"the clients' data is of different kinds: {roster.called(first)} (here) and {roster.called(client)} (there) differ: "
                 + "; ".join(found)
             )
     if "predicts" in told:
@@ -125,7 +128,7 @@ def _run(grid: Grid, config: Mapping[str, Any], line: ControlClient, folder: Pat
     experiment = resolve(Experiment.parse(str(config["experiment"])))
     experiment = experiment.override({"engine": "sequential", "workers": None})  # what a client does with a message
     words = str(config["words"]).split("\n") if config["words"] else None
-    fleet = Fleet(grid, experiment, line, say)
+    roster = ClientRoster(grid, experiment, line, say)
     earlier = Record(folder) if config["resume"] else None
     federation = _federation(experiment, fleet, earlier, words, say)
     federation.protect(Path(str(config["keys"])) if config["keys"] else None, fleet.sizes)
@@ -153,5 +156,5 @@ def _run(grid: Grid, config: Mapping[str, Any], line: ControlClient, folder: Pat
         lattices = experiment.privacy.shows == "sum"
         evaluate = None if lattices or not len(federation.federated.dataset.test) else federation.evaluate
         hooks = Hooks(watch, evaluate, lambda text: say(f"warning: {text}"), lenient=True, secret=True)
-        federate(federation, fleet, record, hooks)
+        federate(federation, roster, record, hooks)
     return summary(federation, record, secret=True)

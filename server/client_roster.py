@@ -32,7 +32,7 @@ ASK_AGAIN = 15.0  # seconds after which a client that refused the run is asked a
 
 
 @dataclass
-class Happened:
+class NodeEvents:
     """What the control server knows: which replies arrived or never will, which nodes are there, are silent, how often each started, who
     refused what, and whether no node at all is heard.
     """
@@ -55,7 +55,7 @@ class ControlClient:
         self._client = httpx.Client(base_url=url, timeout=30)
         self._since = 0
 
-    def poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> Happened:
+    def poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> NodeEvents:
         """Ask what happened; raise Interrupted where the run is to stop."""
         told = self._post(
             "/poll",
@@ -64,7 +64,7 @@ class ControlClient:
         self._since = told["since"]
         if told["stop"]:
             raise Interrupted("the run was stopped")
-        return Happened(
+        return NodeEvents(
             told["stop"],
             set(told["arrived"]),
             set(told["lost"]),
@@ -138,7 +138,7 @@ class Parcels:
             self._sent.pop(message_id, None)
 
 
-class Fleet(WrappedGrid):
+class ClientRoster(WrappedGrid):
     """A grid where node id k+1 is client k, of the clients that are there."""
 
     def __init__(self, grid: Grid, experiment: Experiment, line: ControlClient, say: Callable[[str], None]) -> None:
@@ -216,10 +216,10 @@ class Fleet(WrappedGrid):
 
     def _muster(self) -> None:
         """Find out who is there, and ask those who are new what they bring."""
-        happened = self._poll()
-        there = set(self._grid.get_node_ids()) - happened.silent
+        events = self._poll()
+        there = set(self._grid.get_node_ids()) - events.silent
         for client, member in list(self._members.items()):
-            if member.node not in there or happened.starts.get(member.node, 0) != member.starts:
+            if member.node not in there or events.starts.get(member.node, 0) != member.starts:
                 del self._members[client]
                 if member.node not in there:
                     self._say(f"{self.called(client)} is gone")
@@ -229,7 +229,7 @@ class Fleet(WrappedGrid):
             node
             for node in sorted(there - known)
             if node not in self._refusing
-            or self._refusing[node][0] != happened.starts.get(node, 0)
+            or self._refusing[node][0] != events.starts.get(node, 0)
             or now - self._refusing[node][1] > ASK_AGAIN
         ]
         if not new:
@@ -240,12 +240,12 @@ class Fleet(WrappedGrid):
         ]
         silent = set(new)
         for index, reply in self._exchange(questions, GREETING):
-            node, starts = new[index], happened.starts.get(new[index], 0)
+            node, starts = new[index], events.starts.get(new[index], 0)
             silent.discard(node)
             try:
-                client, member = self._read(reply, node, starts, happened.clients.get(node))
+                client, member = self._read(reply, node, starts, events.clients.get(node))
             except ProtectionError as error:
-                client_name = happened.clients.get(node)
+                client_name = events.clients.get(node)
                 name = self.called(client_name) if client_name is not None else f"node {node}"
                 self._refusing[node] = (starts, time.monotonic(), f"{name}: {error}")
                 self._once(f"{name} takes no part: {error}")
@@ -255,7 +255,7 @@ class Fleet(WrappedGrid):
             held = "" if self._experiment.privacy.noisy else f" with {member.examples:,} examples"
             self._once(f"{self.called(client)} takes part{held}")
         for node in silent:
-            number = happened.clients.get(node)
+            number = events.clients.get(node)
             name = self.called(number) if number is not None else f"node {node}"
             self._say(f"warning: {name} has not answered within {GREETING:g} s; it is asked again")
 
@@ -308,16 +308,16 @@ class Fleet(WrappedGrid):
         lost_since: dict[int, float] = {}
         try:
             while waiting and time.monotonic() < deadline:
-                happened = self._poll(wake, waiting, HOLD)
+                events = self._poll(wake, waiting, HOLD)
                 wake = ()
-                if happened.arrived:
-                    for reply in self._parcels.pull(sorted(happened.arrived)):
+                if events.arrived:
+                    for reply in self._parcels.pull(sorted(events.arrived)):
                         index = waiting.pop(reply.metadata.reply_to_message_id, None)
                         if index is not None:
                             yield index, reply
                 for message_id, index in list(waiting.items()):
-                    why = self._lost(nodes[index], started, happened, lost_since)
-                    if message_id in happened.lost:
+                    why = self._lost(nodes[index], started, events, lost_since)
+                    if message_id in events.lost:
                         why = "its reply was lost on the way"
                     if why:
                         del waiting[message_id]
@@ -325,26 +325,26 @@ class Fleet(WrappedGrid):
         finally:
             self._parcels.forget(waiting)
 
-    def _poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> Happened:
+    def _poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> NodeEvents:
         """What happened; whom the gateway refused is said at once."""
-        happened = self._line.poll(wake, waiting, hold)
-        for client, why in happened.refused:
+        events = self._line.poll(wake, waiting, hold)
+        for client, why in events.refused:
             if client is not None:
                 self._say(f"warning: {self.called(client)} was refused: {why}")
-        if happened.deaf and not self._deaf:
+        if events.deaf and not self._deaf:
             self._say(
                 "warning: no client is heard of any more: this machine's link may be down; the run waits for them"
             )
-        self._deaf = happened.deaf
-        return happened
+        self._deaf = events.deaf
+        return events
 
-    def _lost(self, node: int, started: Happened, happened: Happened, since: dict[int, float]) -> str:
+    def _lost(self, node: int, started: NodeEvents, events: NodeEvents, since: dict[int, float]) -> str:
         """Why no reply of a node will come; empty where one may."""
-        if happened.starts.get(node, 0) != started.starts.get(node, 0):
+        if events.starts.get(node, 0) != started.starts.get(node, 0):
             return "it was started anew, and lost what it was working on"
-        if node in happened.silent:
+        if node in events.silent:
             return "it has not been heard of for a while"
-        if node in happened.online:
+        if node in events.online:
             since.pop(node, None)
             return ""
         now = time.monotonic()
