@@ -79,9 +79,9 @@ def _watch_client(note: Callable[[str, int], None], client: int) -> None:
         call = signature.bind(*given, **named)
         ask = call.arguments["ask"]
 
-        def noted_ask(errand: Any) -> Any:
+        def noted_ask(request: Any) -> Any:
             note(RECEIVED, client)
-            outcome = ask(errand)
+            outcome = ask(request)
             note(TRAINED, client)
             return outcome
 

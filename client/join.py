@@ -19,7 +19,7 @@ from pathlib import Path
 from fedveil.client.greeting import Address, Unreachable, greet, skew
 from fedveil.client.policy import Policy
 from fedveil.client.relay import Relay
-from fedveil.client.trainer import Errand, Office, Outcome, command
+from fedveil.client.trainer import ClientProfile, TrainerReply, TrainerRequest, command
 from fedveil.core.errors import DeploymentError, SettingsError
 from fedveil.core.subprocesses import Child, free_port, log_file, wait_for
 from fedveil.datasets.local import parse_source
@@ -68,14 +68,14 @@ def join(options: Options, say: Callable[[str], None]) -> None:
     options.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _greeted(options, client, say, stopping):
         return
-    office = Office(
+    profile = ClientProfile(
         client,
         options.data,
         str(options.keys.absolute()) if options.keys else "",
         str(options.policy.absolute()) if options.policy else "",
     )
     with tempfile.TemporaryDirectory(prefix="fedveil-") as folder:  # mode 0700
-        _Parts(options, office, Path(folder), say, stopping).supervise()
+        _Parts(options, profile, Path(folder), say, stopping).supervise()
     say("stopped")
 
 
@@ -128,9 +128,14 @@ class _Parts:
     """The processes of a client. Each is started again when it ends; none outlives this one."""
 
     def __init__(
-        self, options: Options, office: Office, folder: Path, say: Callable[[str], None], stopping: threading.Event
+        self,
+        options: Options,
+        profile: ClientProfile,
+        folder: Path,
+        say: Callable[[str], None],
+        stopping: threading.Event,
     ) -> None:
-        self._options, self._office, self._folder = options, office, folder
+        self._options, self._profile, self._folder = options, profile, folder
         self._say, self._stopping = say, stopping
         self._log = log_file("client", options.state / "client.log")
         self._trainer: Child | None = None
@@ -232,7 +237,7 @@ class _Parts:
             descriptor = theirs.fileno()
             self._trainer = Child(
                 "trainer",
-                command(descriptor, self._office),
+                command(descriptor, self._profile),
                 self._options.state / "trainer.log",
                 {"FLWR_LOG_LEVEL": "WARNING"},
                 pass_fds=(descriptor,),
@@ -259,12 +264,12 @@ class _Parts:
         self._say(text)
         self._log.info(text)
 
-    def _ask(self, errand: Errand) -> Outcome:
+    def _ask(self, request: TrainerRequest) -> TrainerReply:
         """Let the trainer answer; raise DeploymentError where it dies over it."""
         with self._turn:
             assert self._line is not None
             try:
-                self._line.send(errand)
+                self._line.send(request)
                 return self._line.recv()  # type: ignore[no-any-return]
             except (EOFError, OSError):
                 raise DeploymentError("the client's trainer died over this message; another is started") from None

@@ -13,7 +13,7 @@ import httpx
 from flwr.app import Context, Error, Message
 
 from fedveil.client.flower import NodeRuntime
-from fedveil.client.trainer import Errand, Outcome, reply_to
+from fedveil.client.trainer import TrainerReply, TrainerRequest, reply_to
 from fedveil.core.bundle import check_bundle
 from fedveil.core.errors import DeploymentError
 from fedveil.core.flower import ErrorCode
@@ -30,7 +30,7 @@ class Relay:
     """
 
     def __init__(
-        self, address: str, secret: bytes, ask: Callable[[Errand], Outcome], tell: Callable[[str], None]
+        self, address: str, secret: bytes, ask: Callable[[TrainerRequest], TrainerReply], tell: Callable[[str], None]
     ) -> None:
         self._runtime, self._ask, self._tell = NodeRuntime(address, secret), ask, tell
         self._refused: set[str] = set()
@@ -55,8 +55,8 @@ class Relay:
         """Let the trainer answer a message, and put the state to keep into the context."""
         try:
             check_bundle(bundle)
-            errand = Errand(message, context.state, dict(context.run_config), context.run_id, context.node_id)
-            outcome = self._ask(errand)
+            request = TrainerRequest(message, context.state, dict(context.run_config), context.run_id, context.node_id)
+            outcome = self._ask(request)
         except DeploymentError as error:
             self._once(f"refused: {error}")
             return Message(Error(ErrorCode.INVALID_FAB, str(error)), reply_to=message)

@@ -22,7 +22,7 @@ from fedveil.core.messages import from_parcel, to_parcel
 
 
 @dataclass(frozen=True)
-class Office:
+class ClientProfile:
     """What a client brings to every run.
 
     client: its number, counted from 0; data: where its examples come from (`datasets/local.py`)
@@ -40,7 +40,7 @@ class Office:
 
 
 @dataclass(frozen=True)
-class Errand:
+class TrainerRequest:
     """A message for the client's app, and the context it is handled in."""
 
     message: Message
@@ -51,8 +51,8 @@ class Errand:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of an errand: the content of a reply, or the code and reason of an error; and the state to keep.
+class TrainerReply:
+    """What came of a request: the content of a reply, or the code and reason of an error; and the state to keep.
 
     said: warnings for this client's operator, which may quote its data and go to nobody else
     """
@@ -74,71 +74,71 @@ class _Warnings(logging.Handler):
         self.said.append(record.getMessage())
 
 
-def handle(errand: Errand, office: Office) -> Outcome:
+def handle(request: TrainerRequest, profile: ClientProfile) -> TrainerReply:
     """Let the installed app of this FedVeil answer a message."""
     from fedveil.client.app import app
 
-    act_as(errand.run_id, errand.node_id, errand.run_id)
+    act_as(request.run_id, request.node_id, request.run_id)
     context = Context(
-        run_id=errand.run_id,
-        node_id=errand.node_id,
-        node_config=office.node_config(),
-        state=errand.state,
-        run_config=errand.run_config,
+        run_id=request.run_id,
+        node_id=request.node_id,
+        node_config=profile.node_config(),
+        state=request.state,
+        run_config=request.run_config,
     )
     try:
-        reply = app(errand.message, context)
+        reply = app(request.message, context)
     except Exception as error:  # the client goes on
         traceback.print_exc()
         # the words of an error may quote the client's data: they stay in its own log
         what = f"its app failed ({type(error).__name__}); the client's own log says where"
-        return Outcome(None, (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, what), context.state)
+        return TrainerReply(None, (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, what), context.state)
     if reply.has_error():
-        return Outcome(None, (reply.error.code, reply.error.reason or ""), context.state)
-    return Outcome(reply.content, (0, ""), context.state)
+        return TrainerReply(None, (reply.error.code, reply.error.reason or ""), context.state)
+    return TrainerReply(reply.content, (0, ""), context.state)
 
 
-def answer(errand: Errand, office: Office) -> Outcome:
+def answer(request: TrainerRequest, profile: ClientProfile) -> TrainerReply:
     """`handle` for a message whose content travels as a parcel."""
     try:
-        content = from_parcel(errand.message.content)
+        content = from_parcel(request.message.content)
     except ProtectionError as error:
-        return Outcome(None, (ErrorCode.MOD_FAILED_PRECONDITION, f"refused: {error}"), errand.state)
-    errand.message.content = content
+        return TrainerReply(None, (ErrorCode.MOD_FAILED_PRECONDITION, f"refused: {error}"), request.state)
+    request.message.content = content
     heard, log = _Warnings(), logging.getLogger("flwr")
     log.addHandler(heard)
     try:
-        outcome = handle(errand, office)
+        outcome = handle(request, profile)
     finally:
         log.removeHandler(heard)
     parcel = None if outcome.content is None else to_parcel(outcome.content)
     return replace(outcome, content=parcel, said=tuple(heard.said))
 
 
-def reply_to(message: Message, outcome: Outcome) -> Message:
+def reply_to(message: Message, outcome: TrainerReply) -> Message:
     """The reply that an outcome means."""
     if outcome.content is None:
         return Message(Error(*outcome.error), reply_to=message)
     return Message(outcome.content, reply_to=message)
 
 
-def command(descriptor: int, office: Office) -> list[str]:
+def command(descriptor: int, profile: ClientProfile) -> list[str]:
     """How to start a trainer that answers on an inherited file descriptor."""
     # not -m: what travels is named by this module, and there it would be called __main__
     start = "from fedveil.client.trainer import main; main()"
-    return [sys.executable, "-c", start, str(descriptor), json.dumps(asdict(office))]
+    return [sys.executable, "-c", start, str(descriptor), json.dumps(asdict(profile))]
 
 
 def main() -> None:
-    """Answer errands until the other end is closed."""
+    """Answer requests until the other end is closed."""
     descriptor, settings = sys.argv[1:]
-    office = Office(**json.loads(settings))
+    profile = ClientProfile(**json.loads(settings))
     with Connection(int(descriptor)) as connection:
         import_module("fedveil.client.app")  # the seconds this takes are not a round's
         connection.send("ready")
         while True:
             try:
-                errand = cast(Errand, connection.recv())
+                request = cast(TrainerRequest, connection.recv())
             except EOFError:
                 return
-            connection.send(answer(errand, office))
+            connection.send(answer(request, profile))
