@@ -28,7 +28,6 @@ from fedveil.server.checkpoint import State, put_back
 from fedveil.server.client_roster import ClientRoster, ControlClient
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
-from fedveil.server.client_roster import ControlClient, ClientRoster
 from fedveil.server.rounds.context import Hooks
 from fedveil.server.summary import describe_protection, summary
 
@@ -130,8 +129,8 @@ def _run(grid: Grid, config: Mapping[str, Any], line: ControlClient, folder: Pat
     words = str(config["words"]).split("\n") if config["words"] else None
     roster = ClientRoster(grid, experiment, line, say)
     earlier = Record(folder) if config["resume"] else None
-    federation = _federation(experiment, fleet, earlier, words, say)
-    federation.protect(Path(str(config["keys"])) if config["keys"] else None, fleet.sizes)
+    federation = _federation(experiment, roster, earlier, words, say)
+    federation.protect(Path(str(config["keys"])) if config["keys"] else None, roster.sizes)
     if federation.protection is not None:
         say(f"privacy {experiment.privacy.protection} {federation.protection.words}")
     record = earlier or Record.create(experiment, folder)

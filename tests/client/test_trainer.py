@@ -11,7 +11,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedveil.client.trainer import TrainerRequest, ClientProfile, TrainerReply, answer, command, reply_to
+from fedveil.client.trainer import ClientProfile, TrainerReply, TrainerRequest, answer, command, reply_to
 from fedveil.core.messages import from_parcel, to_arrays, to_parcel
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
