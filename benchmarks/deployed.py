@@ -23,8 +23,8 @@ from fedveil.core.errors import FedveilError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.sections import Privacy
 from fedveil.core.subprocesses import GRACE, Child, free_port, wait_for
-from fedveil.privacy.keys import write_keys
-from fedveil.privacy.parties import new_parties
+from fedveil.privacy.homomorphic.keys import write_keys
+from fedveil.privacy.trust.key_folders import new_parties
 from fedveil.remote import Server
 
 STARTING = 180.0  # seconds that a party may take to start where others use the machine

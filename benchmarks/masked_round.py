@@ -18,13 +18,13 @@ import numpy as np
 from benchmarks.remote import Measures, Remote, cohort
 from fedveil.core.settings.choice import ProtectionChoice
 from fedveil.core.settings.sections import Privacy
-from fedveil.privacy.graph import choose_degree, neighbours
-from fedveil.privacy.masked import from_ring, read_masked, to_ring, write_masked
-from fedveil.privacy.masking import Masker, Revealed, Stage
-from fedveil.privacy.packing import Layout, dequantize, quantize
+from fedveil.privacy.fixed_point import Layout, dequantize, quantize
 from fedveil.privacy.plan import RESERVED, make_plan
-from fedveil.privacy.rosters import Session
-from fedveil.privacy.unmasking import Unmasker
+from fedveil.privacy.secagg.client import Masker, Revealed, Stage
+from fedveil.privacy.secagg.graph import choose_degree, neighbours
+from fedveil.privacy.secagg.messages import Session
+from fedveil.privacy.secagg.server import Unmasker
+from fedveil.privacy.secagg.vectors import from_ring, read_masked, to_ring, write_masked
 
 PRIVACY = Privacy(protection=ProtectionChoice("secagg"))
 

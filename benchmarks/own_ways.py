@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from fedveil.core.settings.choice import ProtectionChoice
 from fedveil.core.settings.sections import Privacy
-from fedveil.privacy import wire
-from fedveil.privacy.keys import CLIENT, SERVER, load_client, load_server, make_keys
-from fedveil.privacy.lattice import Adder, Encryptor
-from fedveil.privacy.packing import Layout, dequantize, quantize
+from fedveil.privacy.fixed_point import Layout, dequantize, quantize
+from fedveil.privacy.homomorphic import wire
+from fedveil.privacy.homomorphic.keys import CLIENT, SERVER, load_client, load_server, make_keys
+from fedveil.privacy.homomorphic.lattice import Adder, Encryptor
 from fedveil.privacy.plan import make_plan
 
 RUN = bytes(16)

@@ -46,7 +46,7 @@ def read(path: Path) -> list[Note]:
 
 
 def _watch_server(note: Callable[[str, int], None]) -> None:
-    from fedveil.server.node_gateway import Node, NodeGateway
+    from fedveil.server.serving.node_gateway import Node, NodeGateway
 
     wake, look, hand_on = NodeGateway.wake, NodeGateway._look, NodeGateway._pass
 
@@ -70,7 +70,7 @@ def _watch_server(note: Callable[[str, int], None]) -> None:
 
 
 def _watch_client(note: Callable[[str, int], None], client: int) -> None:
-    from fedveil.client.relay import Relay
+    from fedveil.client.node.relay import Relay
 
     begin, signature = Relay.__init__, inspect.signature(Relay.__init__)
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks.contest import PEERS, Measures
 from benchmarks.stages import NAMES
 from fedveil.core.errors import SettingsError
-from fedveil.core.record import write_atomically
+from fedveil.core.record.record import write_atomically
 
 Grid = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, headings, rows
 

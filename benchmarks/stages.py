@@ -15,9 +15,9 @@ from typing import Any
 REST = "rest"  # of the round loop: rows, checks, conversions
 STAGES = {
     "fedveil.server.exchange:exchange": "messages",
-    "fedveil.models.training:train_clients": "train",
+    "fedveil.models.local.training:train_clients": "train",
     "multiprocessing.connection:wait": "train",  # where worker processes train, the round waits for them
-    "fedveil.core.record:Record.append": "record",
+    "fedveil.core.record.record:Record.append": "record",
     "fedveil.server.checkpoint:save_state": "checkpoint",
 }
 STRATEGY = {"train_messages": "configure", "aggregate": "aggregate"}  # methods of whichever strategy runs

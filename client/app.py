@@ -29,11 +29,11 @@ from fedveil.client.learning.replies import evaluation_reply, refusal, training_
 from fedveil.client.learning.runtime import ClientRuntime, DataSource, client_runtime
 from fedveil.client.learning.secagg import STAGES
 from fedveil.client.learning.states import ClientStates, ContextStates
-from fedveil.client.policy import Policy
+from fedveil.client.node.policy import Policy
 from fedveil.core.errors import DataError, ProtectionError, SettingsError
-from fedveil.core.messages import ARRAYS, ATTEMPT, BLOB, CLIENT, CONFIG, INBOX, METRICS, ROUND, RUN, SCHEMA, WEIGHT
 from fedveil.core.settings.experiment import Experiment
-from fedveil.datasets.local import schema
+from fedveil.core.wire.messages import ARRAYS, ATTEMPT, BLOB, CLIENT, CONFIG, INBOX, METRICS, ROUND, RUN, SCHEMA, WEIGHT
+from fedveil.datasets.own.local import schema
 from fedveil.models.computing import one_thread
 
 Part = TypeVar("Part", ArrayRecord, ConfigRecord)

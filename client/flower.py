@@ -44,7 +44,7 @@ from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedveil.core.errors import DeploymentError
-from fedveil.core.flower import act_as, identify
+from fedveil.core.wire.flower import act_as, identify
 
 __all__ = [
     "FLEET_HTTP_PUBLIC_KEY_HEADER",

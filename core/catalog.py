@@ -70,23 +70,29 @@ class Table(Mapping[str, str]):
 DATASETS = Table(
     "data set",
     {
-        "digits": ("fedveil.datasets.images:digits", "1,797 handwritten digits, 8x8, real; ships inside scikit-learn"),
-        "mnist": ("fedveil.datasets.images:mnist", "70,000 handwritten digits, 28x28, real (LeCun et al. 1998)"),
+        "digits": (
+            "fedveil.datasets.published.images:digits",
+            "1,797 handwritten digits, 8x8, real; ships inside scikit-learn",
+        ),
+        "mnist": (
+            "fedveil.datasets.published.images:mnist",
+            "70,000 handwritten digits, 28x28, real (LeCun et al. 1998)",
+        ),
         "sms": ("fedveil.datasets.text:sms", "5,574 text messages, ham or spam, real (Almeida et al. 2011)"),
         "enron": (
             "fedveil.datasets.text:enron",
             "10,347 e-mails, ham or spam, real (Metsis et al. 2006: enron1, enron5)",
         ),
         "spam-demo": (
-            "fedveil.datasets.spam_demo:spam_demo",
+            "fedveil.datasets.published.spam_demo:spam_demo",
             "2,000 made-up messages, ham or spam; made by FedVeil, not real",
         ),
         "synthetic": (
-            "fedveil.datasets.synthetic:synthetic",
+            "fedveil.datasets.published.synthetic:synthetic",
             "made-up features; each client makes its own, for populations of any size (Li et al. 2020)",
         ),
         "own": (
-            "fedveil.datasets.own:own",
+            "fedveil.datasets.own.own:own",
             "your own files: CSV of label,text; CSV or .npz of features; a folder of images",
         ),
     },
@@ -238,19 +244,19 @@ ATTACKS = Table(
     "attack",
     {
         "words": (
-            "fedveil.simulations.attacks.words:WORDS",
+            "fedveil.simulations.attacks.words.words:WORDS",
             "the words of text messages, by the rows of the embedding that moved (Trask 2019; Melis et al. 2019)",
         ),
         "order": (
-            "fedveil.simulations.attacks.order:ORDER",
+            "fedveil.simulations.attacks.words.order:ORDER",
             "a message's words in order, from an LSTM's update, one message at a time",
         ),
         "images": (
-            "fedveil.simulations.attacks.first_layer:FIRST_LAYER",
+            "fedveil.simulations.attacks.images.first_layer:FIRST_LAYER",
             "images, exactly, from the first dense layer's weights and biases (Phong et al. 2017)",
         ),
         "spear": (
-            "fedveil.simulations.attacks.spear:SPEAR",
+            "fedveil.simulations.attacks.images.spear:SPEAR",
             "a small batch of images, exactly, from low rank and ReLU's sparsity (Dimitrov et al. 2024)",
         ),
         "labels": (
@@ -262,37 +268,40 @@ ATTACKS = Table(
             "how many examples of each of two classes, from what clients say of their evaluation, under any protection",
         ),
         "matching": (
-            "fedveil.simulations.attacks.matching:MATCHING",
+            "fedveil.simulations.attacks.images.matching:MATCHING",
             "images whose gradient looks like the update's (Geiping et al. 2020)",
         ),
-        "dlg": ("fedveil.simulations.attacks.dlg:DLG", "image and label together, by L-BFGS (Zhu et al. 2019)"),
+        "dlg": ("fedveil.simulations.attacks.images.dlg:DLG", "image and label together, by L-BFGS (Zhu et al. 2019)"),
         "idlg": (
-            "fedveil.simulations.attacks.dlg:IDLG",
+            "fedveil.simulations.attacks.images.dlg:IDLG",
             "the image by L-BFGS, its label from the last layer (Zhao et al. 2020)",
         ),
         "imprint": (
-            "fedveil.simulations.attacks.imprint:IMPRINT",
+            "fedveil.simulations.attacks.images.imprint:IMPRINT",
             "images, by a malicious server that crafts the first layer (Fowl et al. 2022)",
         ),
-        "loss": ("fedveil.simulations.attacks.membership:LOSS", "who was trained on, by the loss (Yeom et al. 2018)"),
+        "loss": (
+            "fedveil.simulations.attacks.membership.membership:LOSS",
+            "who was trained on, by the loss (Yeom et al. 2018)",
+        ),
         "loss-difference": (
-            "fedveil.simulations.attacks.membership:LOSS_DIFFERENCE",
+            "fedveil.simulations.attacks.membership.membership:LOSS_DIFFERENCE",
             "who was trained on, by how far the loss fell",
         ),
         "cosine": (
-            "fedveil.simulations.attacks.membership:COSINE",
+            "fedveil.simulations.attacks.membership.membership:COSINE",
             "who was trained on, by the angle between an example's gradient and the update",
         ),
         "coverage": (
-            "fedveil.simulations.attacks.coverage:COVERAGE",
+            "fedveil.simulations.attacks.membership.coverage:COVERAGE",
             "which messages were trained on, by whether all of their words moved (Melis et al. 2019)",
         ),
         "lira": (
-            "fedveil.simulations.attacks.lira:LIRA",
+            "fedveil.simulations.attacks.membership.lira:LIRA",
             "who was trained on, by a likelihood ratio over shadow models (Carlini et al. 2022)",
         ),
         "lira-offline": (
-            "fedveil.simulations.attacks.lira:LIRA_OFFLINE",
+            "fedveil.simulations.attacks.membership.lira:LIRA_OFFLINE",
             "the same, with shadow models that never saw the examples asked about",
         ),
     },

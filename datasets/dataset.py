@@ -10,7 +10,7 @@ import numpy as np
 from fedveil.core.examples import Examples, Task
 
 if TYPE_CHECKING:
-    from fedveil.datasets.synthetic import Synthetic
+    from fedveil.datasets.published.synthetic import Synthetic
 
 
 @dataclass(frozen=True)

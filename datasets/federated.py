@@ -18,7 +18,7 @@ from fedveil.core.settings.sections import Data
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.hold_out import held_out, hold_out
 from fedveil.datasets.partition.division import Partition, divide
-from fedveil.datasets.synthetic import Synthetic
+from fedveil.datasets.published.synthetic import Synthetic
 
 BLOCK = 1 << 16  # clients whose sizes are looked at together
 FEATURES = {"images": np.float32, "features": np.float32, "text": np.int32}

@@ -16,8 +16,9 @@ from fedveil.core.declaration import part
 from fedveil.core.errors import DataError
 from fedveil.core.examples import Examples, Task
 from fedveil.core.settings.sections import Data
-from fedveil.datasets import sources, splits
+from fedveil.datasets import splits
 from fedveil.datasets.dataset import DataSet
+from fedveil.datasets.published import sources
 
 PADDING = 0
 UNKNOWN = 1

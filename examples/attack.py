@@ -9,7 +9,7 @@ Run it anywhere: `python examples/attack.py`.
 from __future__ import annotations
 
 from fedveil import Experiment
-from fedveil.simulations.attacks.lab import attack
+from fedveil.simulations.attacks.lab.lab import attack
 
 messages = Experiment.preset("spam-demo")
 

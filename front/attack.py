@@ -77,10 +77,10 @@ def attack(
     # the size of a victim's batch is no way to train a model before
     others = [word for word in assignments or [] if not word.startswith("training.batch_size")]
     warm = experiment_of(preset or DEFAULTS.get(str(name), "digits"), others, seed) if after else None
-    from fedveil.simulations.attacks.display import progress, show
-    from fedveil.simulations.attacks.lab import attack as run_attack
-    from fedveil.simulations.attacks.lab import fitting
-    from fedveil.simulations.attacks.report import new_folder, write_report
+    from fedveil.simulations.attacks.lab.display import progress, show
+    from fedveil.simulations.attacks.lab.lab import attack as run_attack
+    from fedveil.simulations.attacks.lab.lab import fitting
+    from fedveil.simulations.attacks.lab.report import new_folder, write_report
 
     names = [name] if name else fitting(experiment, observer)
     asked = frozenset(parse_assignments(assignments or []))
@@ -115,8 +115,8 @@ def list_attacks(console: Console) -> None:
     from rich.table import Table
 
     from fedveil.core.catalog import ATTACKS
-    from fedveil.simulations.attacks.lab import find_attack
-    from fedveil.simulations.attacks.observers import OBSERVERS
+    from fedveil.simulations.attacks.lab.lab import find_attack
+    from fedveil.simulations.attacks.lab.observers import OBSERVERS
 
     for name, description in ATTACKS.items():
         each = find_attack(name)
@@ -131,7 +131,7 @@ def list_attacks(console: Console) -> None:
 
 def attack_words(found: Any) -> str:
     """What an attack needs to see, what it costs, and who found it, in three lines."""
-    from fedveil.simulations.attacks.attack import NEEDS
+    from fedveil.simulations.attacks.lab.attack import NEEDS
 
     needs = ", ".join(NEEDS[need] for need in found.needs)
     return f"  sees   {needs}\n  takes  {found.cost}\n  cites  {found.cites}"
@@ -141,9 +141,9 @@ def _matrix(quick: bool, more: list[str], seed: int, out: Path | None, console: 
     """`fedveil attack matrix`."""
     import time
 
-    from fedveil.core.record import write_atomically
-    from fedveil.simulations.attacks import matrix
-    from fedveil.simulations.attacks.report import new_folder, write_report
+    from fedveil.core.record.record import write_atomically
+    from fedveil.simulations.attacks.lab import matrix
+    from fedveil.simulations.attacks.lab.report import new_folder, write_report
 
     folder, started = new_folder(out, "matrix"), time.perf_counter()
 

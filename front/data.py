@@ -21,7 +21,7 @@ def data_list(data_dir: DataDir = None) -> None:
     use_data_dir(data_dir)
     from rich.table import Column, Table
 
-    from fedveil.datasets.sources import status
+    from fedveil.datasets.published.sources import status
 
     grid = Table("data set", "file", Column("found", overflow="fold"), box=None, pad_edge=False)
     for file in status():
@@ -35,7 +35,7 @@ def data_list(data_dir: DataDir = None) -> None:
 def data_fetch(name: Annotated[str, typer.Argument(help="a data set")], data_dir: DataDir = None) -> None:
     """Make sure that a data set is here: download it to the cache where it is not, and check it."""
     use_data_dir(data_dir)
-    from fedveil.datasets.sources import find
+    from fedveil.datasets.published.sources import find
 
     found = find(name)
     for path in found.values():
@@ -48,7 +48,7 @@ def data_fetch(name: Annotated[str, typer.Argument(help="a data set")], data_dir
 def data_check(name: Annotated[str, typer.Argument(help="a data set")], data_dir: DataDir = None) -> None:
     """Compare a data set's files with their published checksums; download nothing."""
     use_data_dir(data_dir)
-    from fedveil.datasets.sources import check
+    from fedveil.datasets.published.sources import check
 
     files = check(name)
     for file in files:

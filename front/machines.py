@@ -53,7 +53,7 @@ def server(
 
     It runs until Ctrl-C or SIGTERM. Started again on its --state, it goes on with the runs it was working on.
     """
-    from fedveil.server.serve import Options, serve
+    from fedveil.server.serving.serve import Options, serve
 
     if control == port:
         raise SettingsError(f"--control {control}: is the port that clients reach; give it another")
@@ -63,7 +63,7 @@ def server(
 
 def _draw(folder: Path) -> None:
     """Draw what a record can tell."""
-    from fedveil.core.record import Record
+    from fedveil.core.record.record import Record
     from fedveil.simulations.plots import draw_record
 
     draw_record(Record(folder))
@@ -93,8 +93,8 @@ def client(
 
     What leaves this machine: its updates (protected, where the run says so), and counts and losses. The data does not.
     """
-    from fedveil.client.greeting import Address
-    from fedveil.client.join import Options, client_number, join
+    from fedveil.client.node.greeting import Address
+    from fedveil.client.node.join import Options, client_number, join
 
     use_data_dir(data_dir)
     found = _keys(keys, insecure, "client")

@@ -18,7 +18,7 @@ from fedveil.core.errors import SettingsError
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.section import Fraction, Section
 from fedveil.core.settings.sections import Privacy
-from fedveil.privacy.noise import Update, add_noise, clip, norm, secret_normal
+from fedveil.privacy.dp.noise import Update, add_noise, clip, norm, secret_normal
 
 Defence = Callable[[Update, np.random.Generator], Update]  # its settings are given already
 

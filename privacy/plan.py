@@ -18,7 +18,7 @@ from fedveil.core.errors import SettingsError
 from fedveil.core.settings.marks import Needs
 from fedveil.core.settings.section import Fraction, Section
 from fedveil.core.settings.sections import Privacy
-from fedveil.privacy.packing import Grid
+from fedveil.privacy.fixed_point import Grid
 
 RESERVED = 2  # numbers at the start of every chunk: the client's examples, and 1 for the client itself
 COARSEST = 12  # bits: a grid coarser than 2^-12 rounds away what training learns

@@ -12,15 +12,15 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.subprocesses import log_file
 from fedveil.server.checkpoint import MODEL, SEALED_MODEL, State
-from fedveil.server.deployed import run_deployed
 from fedveil.server.exchange import Row
 from fedveil.server.federation import federate, prepare, resolve
 from fedveil.server.nodes import ClientGrid
 from fedveil.server.rounds.context import Hooks
+from fedveil.server.serving.deployed import run_deployed
 
 app = ServerApp()
 log = logging.getLogger("flwr")

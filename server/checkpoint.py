@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fedveil.core.errors import SettingsError
-from fedveil.core.messages import SEALED, from_arrays, to_arrays
-from fedveil.core.record import TABLES, Record, Table, newest, write_in_turn
-from fedveil.core.resumes import earlier_settings
+from fedveil.core.record.record import TABLES, Record, Table, newest, write_in_turn
+from fedveil.core.record.resumes import earlier_settings
 from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.messages import SEALED, from_arrays, to_arrays
 from fedveil.server.rounds.strategy import Strategy
 
 FILE = "checkpoint/state.safetensors"

@@ -12,7 +12,7 @@ from flwr.app import Message, MetricRecord
 from flwr.serverapp import Grid
 
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import CLIENT, METRICS, wire_bytes
+from fedveil.core.wire.messages import CLIENT, METRICS, wire_bytes
 
 AT_ONCE = 4  # replies that are asked for together, so that no more of them are held than that
 POLL = (0.02, 0.5)  # seconds between looks for replies: the shortest, and the longest where none comes

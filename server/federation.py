@@ -23,17 +23,17 @@ from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples
 from fedveil.core.metrics import MetricSet, Scores
 from fedveil.core.randomness import Stream
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
 from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.federated import Federated, load
-from fedveil.models.build import build
 from fedveil.models.computing import find_device, one_thread
-from fedveil.models.evaluation import evaluate
+from fedveil.models.local.evaluation import evaluate
+from fedveil.models.local.training import check_training
+from fedveil.models.networks.build import build
 from fedveil.models.parameters import from_numpy, get, to_numpy
-from fedveil.models.training import check_training
-from fedveil.privacy.accounting import describe
 from fedveil.privacy.defences import find_defence
-from fedveil.privacy.packing import Layout
+from fedveil.privacy.dp.accounting import describe
+from fedveil.privacy.fixed_point import Layout
 from fedveil.server.checkpoint import Parameters, State, load_state, save_state
 from fedveil.server.protection.server_protection import ServerProtection, check_protection, protect_server
 from fedveil.server.rounds.accounting import Accounting

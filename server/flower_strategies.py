@@ -17,11 +17,11 @@ from flwr.serverapp.strategy import Strategy
 
 from fedveil.algorithms.algorithm import Arrays, Cohort, Contribution
 from fedveil.core.errors import TrainingError
-from fedveil.core.flower import AppExitException
-from fedveil.core.messages import ARRAYS, CONFIG, METRICS, WEIGHT, from_arrays, to_arrays
 from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream, global_random
 from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.flower import AppExitException
+from fedveil.core.wire.messages import ARRAYS, CONFIG, METRICS, WEIGHT, from_arrays, to_arrays
 from fedveil.server.rounds.rows import merged_scores
 
 

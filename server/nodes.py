@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 
 from fedveil.core.errors import DeploymentError
-from fedveil.core.messages import CLIENT, CONFIG, METRICS
+from fedveil.core.wire.messages import CLIENT, CONFIG, METRICS
 from fedveil.server.exchange import answers
 
 

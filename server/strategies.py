@@ -11,11 +11,11 @@ from flwr.serverapp import Grid
 from fedveil.algorithms.algorithm import Algorithm, Arrays, Cohort, State
 from fedveil.core import catalog
 from fedveil.core.declaration import declaration, declares
-from fedveil.core.messages import ARRAYS, CONFIG, ROUND
 from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import Section
+from fedveil.core.wire.messages import ARRAYS, CONFIG, ROUND
 from fedveil.server.flower_strategies import FlowerStrategy, make_flower_strategy
 from fedveil.server.rounds.rows import merged_scores
 from fedveil.server.rounds.sampling import draw

@@ -9,11 +9,11 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from fedveil.core.messages import ARRAYS, to_arrays, wire_bytes
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
 from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.messages import ARRAYS, to_arrays, wire_bytes
 from fedveil.models.parameters import get, to_numpy
-from fedveil.privacy.accounting import describe, epsilons, explain
+from fedveil.privacy.dp.accounting import describe, epsilons, explain
 from fedveil.privacy.plan import make_plan
 from fedveil.server.checkpoint import MODEL
 from fedveil.server.federation import Federation

@@ -17,9 +17,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
-from fedveil.core.flower import ErrorCode
-from fedveil.core.messages import wire_bytes
 from fedveil.core.randomness import Stream, global_random, torch_random
+from fedveil.core.wire.flower import ErrorCode
+from fedveil.core.wire.messages import wire_bytes
 from fedveil.simulations.app_folder import (
     AppFolder,
     Scalar,

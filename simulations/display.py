@@ -14,7 +14,7 @@ from fedveil.core.examples import Examples, Task
 from fedveil.server.summary import READERS, guarantee_lines
 
 if TYPE_CHECKING:
-    from fedveil.core.record import Record
+    from fedveil.core.record.record import Record
     from fedveil.server.checkpoint import State
     from fedveil.server.exchange import Row
     from fedveil.server.federation import Federation

@@ -9,15 +9,15 @@ from shutil import rmtree
 from fedveil.client.learning.homomorphic import HomomorphicClient
 from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import ProtectionError, SettingsError
-from fedveil.core.messages import SEALED
 from fedveil.core.metrics import Scores
-from fedveil.core.record import Record, write_atomically
+from fedveil.core.record.record import Record, write_atomically
 from fedveil.core.settings.experiment import resumable
+from fedveil.core.wire.messages import SEALED
 from fedveil.models.parameters import get, to_numpy
-from fedveil.privacy.keys import CLIENT, find_client_key, fingerprint, write_keys
-from fedveil.privacy.packing import Layout
+from fedveil.privacy.fixed_point import Layout
+from fedveil.privacy.homomorphic.keys import CLIENT, find_client_key, fingerprint, write_keys
+from fedveil.privacy.homomorphic.wire import round_of
 from fedveil.privacy.plan import make_lattice
-from fedveil.privacy.wire import round_of
 from fedveil.server.checkpoint import BEST, MODEL, Parameters, State, load_state, model_file
 from fedveil.server.federation import Federation, prepare
 from fedveil.server.summary import describe_protection

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedveil.core.record import Record, write_atomically
+from fedveil.core.record.record import Record, write_atomically
 from fedveil.core.settings.choice import Choice
 from fedveil.core.settings.experiment import resumable
 from fedveil.datasets.federated import Federated

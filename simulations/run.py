@@ -19,8 +19,8 @@ from torch import nn
 from fedveil.client.learning.runtime import client_runtime
 from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
-from fedveil.core.record import Record, alone
-from fedveil.core.resumes import note_resume
+from fedveil.core.record.record import Record, alone
+from fedveil.core.record.resumes import note_resume
 from fedveil.core.settings.experiment import Experiment, resumable
 from fedveil.core.settings.keys import values
 from fedveil.models.parameters import check_fit, from_numpy, get, load, to_numpy

@@ -27,9 +27,9 @@ from fedveil.core.settings.choice import ProtectionChoice
 from fedveil.core.settings.experiment import known_keys
 from fedveil.core.settings.keys import choices, values
 from fedveil.core.settings.sections import Privacy
-from fedveil.privacy.graph import choose_degree
-from fedveil.privacy.lattice import Form
+from fedveil.privacy.homomorphic.lattice import Form
 from fedveil.privacy.plan import PROFILES, make_lattice, make_plan
+from fedveil.privacy.secagg.graph import choose_degree
 
 CHECKOUT = Path(__file__).parents[1]
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]

@@ -66,7 +66,7 @@ def test_each_adapter_is_needed() -> None:
         ("from flwr import common", {"flwr", "flwr.common"}),
         ("def f():\n    from flwr.supercore.run import Run", {"flwr.supercore.run"}),
         ("from flwr.app.message import remove_content_from_message", {"flwr.app.message"}),
-        ("from fedveil.core.flower import ErrorCode", set()),
+        ("from fedveil.core.wire.flower import ErrorCode", set()),
         ("from . import flwr", set()),
         ("import flwrs", set()),
     ],

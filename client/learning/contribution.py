@@ -12,8 +12,8 @@ from flwr.app import ArrayRecord
 
 from fedveil.client.learning.states import State
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import ATTEMPT, REFERENCE, ROUND, RUN
 from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.messages import ATTEMPT, REFERENCE, ROUND, RUN
 
 Parameters = dict[str, np.ndarray]
 

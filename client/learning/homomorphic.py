@@ -15,13 +15,13 @@ from flwr.app import ArrayRecord
 
 from fedveil.client.learning.contribution import Sealed
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import from_arrays, from_sealed
 from fedveil.core.settings.experiment import Experiment
-from fedveil.privacy.keys import fingerprint, load_client
-from fedveil.privacy.lattice import Encryptor
-from fedveil.privacy.packing import Layout, Parameters, dequantize, flatten, quantize, unflatten
+from fedveil.core.wire.messages import from_arrays, from_sealed
+from fedveil.privacy.fixed_point import Layout, Parameters, dequantize, flatten, quantize, unflatten
+from fedveil.privacy.homomorphic.keys import fingerprint, load_client
+from fedveil.privacy.homomorphic.lattice import Encryptor
+from fedveil.privacy.homomorphic.wire import Header, expect, read, write
 from fedveil.privacy.plan import Plan, make_plan
-from fedveil.privacy.wire import Header, expect, read, write
 
 log = logging.getLogger("flwr")  # where Flower shows what a node does
 

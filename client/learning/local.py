@@ -11,10 +11,10 @@ from fedveil.client.learning.contribution import Contributions
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.core.metrics import Scores
 from fedveil.core.randomness import Stream
-from fedveil.models.correction import Correction
-from fedveil.models.evaluation import evaluate
+from fedveil.models.local.correction import Correction
+from fedveil.models.local.evaluation import evaluate
+from fedveil.models.local.training import train_clients
 from fedveil.models.parameters import from_numpy
-from fedveil.models.training import train_clients
 
 
 def measure(runtime: ClientRuntime, contributions: Contributions) -> None:

@@ -9,7 +9,7 @@ from fedveil.client.learning.contribution import Contributions, Parameters
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.client.learning.states import ClientStates, State, StateKey
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import from_arrays, write_update
+from fedveil.core.wire.messages import from_arrays, write_update
 
 RESIDUALS = StateKey("residuals")  # what an encoding has lost of a client's updates so far
 NEWEST = StateKey("newest-aggregate", durable=False)

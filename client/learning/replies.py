@@ -9,9 +9,9 @@ from flwr.app import Error, Message, MetricRecord, RecordDict
 from fedveil.client.learning.contribution import Contributions, Sealed
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.core.errors import FedveilError, ProtectionError
-from fedveil.core.flower import ErrorCode
-from fedveil.core.messages import ARRAYS, CLIENT, METRICS, WEIGHT, to_sealed
 from fedveil.core.metrics import LOSS_MEAN, Scores
+from fedveil.core.wire.flower import ErrorCode
+from fedveil.core.wire.messages import ARRAYS, CLIENT, METRICS, WEIGHT, to_sealed
 
 Metrics = dict[str, int | float | list[int] | list[float]]
 log = logging.getLogger("flwr")  # where Flower shows what a node does

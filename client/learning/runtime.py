@@ -20,14 +20,14 @@ from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.federated import Federated, load
-from fedveil.datasets.local import local, parse_source
-from fedveil.models.batched import Chain, batched
-from fedveil.models.build import build, example
+from fedveil.datasets.own.local import local, parse_source
 from fedveil.models.computing import find_device
-from fedveil.models.functional import Functional
-from fedveil.privacy.keys import find_client_key
-from fedveil.privacy.packing import Layout
-from fedveil.privacy.parties import check_agreed
+from fedveil.models.networks.build import build, example
+from fedveil.models.vectorized.batched import Chain, batched
+from fedveil.models.vectorized.functional import Functional
+from fedveil.privacy.fixed_point import Layout
+from fedveil.privacy.homomorphic.keys import find_client_key
+from fedveil.privacy.trust.key_folders import check_agreed
 
 Adversary = Callable[[Contributions], None]
 

@@ -1,4 +1,4 @@
-"""Clients under secure aggregation: the stages of `fedveil.privacy.masking` on Flower's messages.
+"""Clients under secure aggregation: the stages of `fedveil.privacy.secagg.client` on Flower's messages.
 
 What a client knows between stages lies in its state: on a node every message may be a new process.
 """
@@ -17,16 +17,16 @@ from fedveil.client.learning.contribution import Contributions, Sealed
 from fedveil.client.learning.homomorphic import vector
 from fedveil.client.learning.states import ClientStates, StateKey, from_state, to_state
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import ATTEMPT, BLOB, CLIENT, CONFIRMATIONS, ROUND, RUN
 from fedveil.core.settings.experiment import Experiment
-from fedveil.privacy.graph import choose_degree
-from fedveil.privacy.identity import Registry, Signer
-from fedveil.privacy.masked import shown, to_ring, write_masked
-from fedveil.privacy.masking import Masker, Revealed, mask_cohort
-from fedveil.privacy.packing import Layout, quantize
-from fedveil.privacy.parties import load_identity
+from fedveil.core.wire.messages import ATTEMPT, BLOB, CLIENT, CONFIRMATIONS, ROUND, RUN
+from fedveil.privacy.fixed_point import Layout, quantize
 from fedveil.privacy.plan import RESERVED, make_plan
-from fedveil.privacy.rosters import Session
+from fedveil.privacy.secagg.client import Masker, Revealed, mask_cohort
+from fedveil.privacy.secagg.graph import choose_degree
+from fedveil.privacy.secagg.messages import Session
+from fedveil.privacy.secagg.vectors import shown, to_ring, write_masked
+from fedveil.privacy.trust.identity import Registry, Signer
+from fedveil.privacy.trust.key_folders import load_identity
 
 STAGES: dict[str, tuple[str, ...]] = {  # beside training, and what the message of each brings
     "advertise": (), "share": (BLOB,), "confirm": (BLOB,), "reveal": (BLOB, CONFIRMATIONS)

@@ -8,8 +8,8 @@ from pydantic import Field
 from fedveil.core.declaration import part
 from fedveil.core.errors import SettingsError
 from fedveil.core.settings.section import Count, Section
-from fedveil.datasets.label_skew import balanced_owners, deal_to_owners
 from fedveil.datasets.partition.division import Partition, Pool
+from fedveil.datasets.partition.label_skew import balanced_owners, deal_to_owners
 
 
 class Classes(Section):

@@ -7,8 +7,8 @@ from pydantic import Field
 
 from fedveil.core.declaration import part
 from fedveil.core.settings.section import Positive, Section
-from fedveil.datasets.label_skew import fill_mixes, shuffled_by_label
 from fedveil.datasets.partition.division import Partition, Pool, even
+from fedveil.datasets.partition.label_skew import fill_mixes, shuffled_by_label
 
 
 class Dirichlet(Section):

@@ -8,8 +8,8 @@ from pydantic import Field
 from fedveil.core.declaration import part
 from fedveil.core.errors import SettingsError
 from fedveil.core.settings.section import Count, Section
-from fedveil.datasets.label_skew import shuffled_by_label
 from fedveil.datasets.partition.division import Partition, Pool, even
+from fedveil.datasets.partition.label_skew import shuffled_by_label
 
 
 class Shards(Section):

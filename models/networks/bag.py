@@ -33,8 +33,8 @@ def bag(task: Task, settings: Bag) -> nn.Module:
     """
     from torch import nn
 
-    from fedveil.models.initialization import initialized
-    from fedveil.models.words import PooledWords
+    from fedveil.models.networks.initialization import initialized
+    from fedveil.models.networks.words import PooledWords
 
     words = PooledWords(task.vocabulary_size, settings.embedding, settings.pooling)
     layers: OrderedDict[str, nn.Module] = OrderedDict(embedding=words)

@@ -33,8 +33,8 @@ def lstm(task: Task, settings: Lstm) -> nn.Module:
     Pooling `mean` averages the states over a text's words, `last` takes the state after its last word; the padding
     behind a text does not count. Recurrent weights start as PyTorch's do: uniform within 1/sqrt(units).
     """
-    from fedveil.models.initialization import initialized
-    from fedveil.models.recurrent import LSTM
+    from fedveil.models.networks.initialization import initialized
+    from fedveil.models.networks.recurrent import LSTM
 
     network = LSTM(
         task.vocabulary_size,

@@ -54,8 +54,8 @@ def mlp(task: Task, settings: Mlp) -> nn.Module:
     """
     from torch import nn
 
-    from fedveil.models.initialization import initialized
-    from fedveil.models.words import PooledWords
+    from fedveil.models.networks.initialization import initialized
+    from fedveil.models.networks.words import PooledWords
 
     activations = {
         "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "prelu": nn.PReLU, "elu": nn.ELU, "sigmoid": nn.Sigmoid,

@@ -9,8 +9,8 @@ from typing import Protocol, cast
 from flwr.app import Message, MetricRecord
 
 from fedveil.algorithms.algorithm import Arrays, Contribution
-from fedveil.core.messages import CLIENT, METRICS, WEIGHT
-from fedveil.privacy.packing import Parameters
+from fedveil.core.wire.messages import CLIENT, METRICS, WEIGHT
+from fedveil.privacy.fixed_point import Parameters
 from fedveil.server.exchange import metric
 
 

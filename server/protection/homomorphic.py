@@ -8,9 +8,9 @@ from typing import Literal, cast
 from flwr.app import ConfigRecord, Message
 
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import ARRAYS, CONFIG, REFERENCE, SEALED, WEIGHT
-from fedveil.privacy.lattice import Adder, compact_works
-from fedveil.privacy.wire import Header, expect, read, write_before
+from fedveil.core.wire.messages import ARRAYS, CONFIG, REFERENCE, SEALED, WEIGHT
+from fedveil.privacy.homomorphic.lattice import Adder, compact_works
+from fedveil.privacy.homomorphic.wire import Header, expect, read, write_before
 from fedveil.server.exchange import count
 from fedveil.server.protection.collector import Collected
 from fedveil.server.protection.server_protection import ServerProtection, enough, examples_in, protected_update

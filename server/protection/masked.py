@@ -1,4 +1,4 @@
-"""Secure aggregation from the server's side: the stages of `fedveil.privacy.unmasking` on Flower's messages.
+"""Secure aggregation from the server's side: the stages of `fedveil.privacy.secagg.server` on Flower's messages.
 
 keys, shares, then the training message itself, whose reply is the masked vector, then who survived, and the shares that
 take the masks off. The server adds masked vectors as they arrive and keeps none.
@@ -12,7 +12,7 @@ from typing import cast
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import (
+from fedveil.core.wire.messages import (
     ARRAYS,
     ATTEMPT,
     BLOB,
@@ -24,12 +24,12 @@ from fedveil.core.messages import (
     RUN,
     from_arrays,
 )
-from fedveil.privacy.graph import choose_degree, neighbours
-from fedveil.privacy.masked import from_ring, read_masked, shown
-from fedveil.privacy.packing import dequantize, unflatten
+from fedveil.privacy.fixed_point import dequantize, unflatten
 from fedveil.privacy.plan import RESERVED
-from fedveil.privacy.rosters import Session
-from fedveil.privacy.unmasking import Unmasker
+from fedveil.privacy.secagg.graph import choose_degree, neighbours
+from fedveil.privacy.secagg.messages import Session
+from fedveil.privacy.secagg.server import Unmasker
+from fedveil.privacy.secagg.vectors import from_ring, read_masked, shown
 from fedveil.server.protection.collector import Collected, contribution
 from fedveil.server.protection.noise import ServerNoise
 from fedveil.server.protection.server_protection import (

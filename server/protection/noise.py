@@ -12,7 +12,7 @@ import numpy as np
 
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
-from fedveil.privacy.noise import Normal, Update, add_noise, clip, secret_normal
+from fedveil.privacy.dp.noise import Normal, Update, add_noise, clip, secret_normal
 
 
 @dataclass(frozen=True)

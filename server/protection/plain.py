@@ -8,7 +8,7 @@ from typing import cast
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import ARRAYS, METRICS, WEIGHT, from_arrays, read_update, to_arrays
+from fedveil.core.wire.messages import ARRAYS, METRICS, WEIGHT, from_arrays, read_update, to_arrays
 from fedveil.server.protection.collector import Collected, contribution
 from fedveil.server.protection.noise import ServerNoise
 

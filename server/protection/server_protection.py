@@ -11,14 +11,14 @@ from typing import cast
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import ARRAYS, METRICS, WEIGHT, from_sealed
 from fedveil.core.settings.experiment import Experiment
-from fedveil.privacy.graph import choose_degree
-from fedveil.privacy.identity import Registry
-from fedveil.privacy.keys import CLIENT, SERVER, ServerContext, check_lattice, fingerprint, load_server
-from fedveil.privacy.packing import Layout
-from fedveil.privacy.parties import IDENTITY, load_registry
+from fedveil.core.wire.messages import ARRAYS, METRICS, WEIGHT, from_sealed
+from fedveil.privacy.fixed_point import Layout
+from fedveil.privacy.homomorphic.keys import CLIENT, SERVER, ServerContext, check_lattice, fingerprint, load_server
 from fedveil.privacy.plan import COARSEST, Plan, make_plan
+from fedveil.privacy.secagg.graph import choose_degree
+from fedveil.privacy.trust.identity import Registry
+from fedveil.privacy.trust.key_folders import IDENTITY, load_registry
 from fedveil.server.exchange import Exchanged, count, metric
 
 Take = Callable[[int, Message], None]

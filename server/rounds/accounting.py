@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fedveil.core.settings.experiment import Experiment
-from fedveil.privacy.accounting import Shown
+from fedveil.privacy.dp.accounting import Shown
 from fedveil.server.checkpoint import Parameters, State
 from fedveil.server.rounds.observers import Observer
 from fedveil.server.rounds.round import Round

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedveil.core.errors import SettingsError
-from fedveil.core.messages import ARRAYS, METRICS, SEALED, from_sealed, read_update
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
 from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.messages import ARRAYS, METRICS, SEALED, from_sealed, read_update
 from fedveil.server.checkpoint import State
 from fedveil.server.rounds.observers import Observer
 from fedveil.server.rounds.round import Round

@@ -12,9 +12,9 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fedveil.core.errors import ProtectionError, TrainingError
-from fedveil.core.messages import RUN, SEALED, to_arrays, to_sealed
 from fedveil.core.metrics import MetricSet, Scores
 from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.messages import RUN, SEALED, to_arrays, to_sealed
 from fedveil.server.checkpoint import Parameters, State
 from fedveil.server.exchange import Row
 from fedveil.server.protection.server_protection import ServerProtection

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import cast
 
 from fedveil.core.randomness import Stream
-from fedveil.models.schedules import replay
-from fedveil.privacy.accounting import epsilons
+from fedveil.models.local.schedules import replay
+from fedveil.privacy.dp.accounting import epsilons
 from fedveil.server.checkpoint import State
 from fedveil.server.exchange import Exchanged
 from fedveil.server.rounds.accounting import shown

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from flwr.app import Message
 
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
 from fedveil.core.settings.experiment import Experiment
 from fedveil.server.checkpoint import State, save_state
 from fedveil.server.exchange import Row

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 from flwr.app import Message, MetricRecord, RecordDict
 
-from fedveil.core.messages import CLIENT, METRICS, WEIGHT
 from fedveil.core.metrics import MetricSet, Scores, merge
 from fedveil.core.settings.experiment import Experiment
-from fedveil.privacy.accounting import observers
+from fedveil.core.wire.messages import CLIENT, METRICS, WEIGHT
+from fedveil.privacy.dp.accounting import observers
 from fedveil.server.exchange import Exchanged, Row, count, metric
 
 # "clipped" follows for protected updates

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Message
 
 from fedveil.algorithms.algorithm import Cohort
 from fedveil.core.errors import ProtectionError, TrainingError
-from fedveil.core.messages import ARRAYS, CLIENT, WEIGHT, from_arrays
+from fedveil.core.wire.messages import ARRAYS, CLIENT, WEIGHT, from_arrays
 from fedveil.server.checkpoint import Parameters
 from fedveil.server.exchange import Exchanged, exchange, metric
 from fedveil.server.protection.collector import Collected

@@ -6,9 +6,9 @@ from joblib import cpu_count
 
 from fedveil.core.errors import SettingsError
 from fedveil.core.settings.experiment import Experiment
-from fedveil.models.batched import Chain, batched
-from fedveil.models.build import example
-from fedveil.models.layers import Recurrent, layers
+from fedveil.models.networks.build import example
+from fedveil.models.vectorized.batched import Chain, batched
+from fedveil.models.vectorized.layers import Recurrent, layers
 from fedveil.server.federation import Federation
 from fedveil.simulations.engine.ray import check_ray
 from fedveil.simulations.engine.workers import can_fork

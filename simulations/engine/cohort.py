@@ -21,8 +21,8 @@ from fedveil.client.learning.protection import receive
 from fedveil.client.learning.replies import evaluation_reply, refusal, training_reply
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import ARRAYS, CONFIG, INBOX, ROUND, RUN
-from fedveil.models.batches import cut
+from fedveil.core.wire.messages import ARRAYS, CONFIG, INBOX, ROUND, RUN
+from fedveil.models.local.batches import cut
 from fedveil.simulations.engine.grid import InProcessGrid
 from fedveil.simulations.engine.workers import Job, Workers
 

@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedveil.core.errors import FedveilError, Interrupted, TrainingError
-from fedveil.core.flower import act_as, identify
+from fedveil.core.wire.flower import act_as, identify
 from fedveil.simulations.flower import Run
 
 RUN_ID = 1

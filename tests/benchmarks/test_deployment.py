@@ -36,7 +36,7 @@ from benchmarks.traffic import Meter
 from fedveil.core.errors import FedveilError, SettingsError
 from fedveil.core.examples import Task
 from fedveil.core.randomness import Stream
-from fedveil.models.build import build
+from fedveil.models.networks.build import build
 
 SECONDS = st.floats(0.001, 100)
 

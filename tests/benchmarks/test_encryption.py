@@ -15,8 +15,9 @@ from benchmarks.own_ways import SharedMaskClient, SharedMaskServer
 from benchmarks.peers import flower_secagg, tenseal_ways
 from benchmarks.remote import Remote, cohort
 from fedveil.core.settings.sections import Privacy
-from fedveil.privacy import masked, wire
+from fedveil.privacy.homomorphic import wire
 from fedveil.privacy.plan import make_plan
+from fedveil.privacy.secagg import vectors as masked
 
 SIZE, CLIENTS, MANY = 20_000, 3, 5
 MASKED_SIZE, MASKED_CLIENTS = 600, 12

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import jobs
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import load
-from fedveil.models.build import build
+from fedveil.models.networks.build import build
 
 ARGUMENTS = {  # POPULATION COHORT BATCH EXAMPLES ROUNDS
     "j1": (100, 10, 64, 600, 11),

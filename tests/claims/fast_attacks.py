@@ -17,15 +17,15 @@ from fedveil.core.randomness import Stream
 from fedveil.core.settings.choice import Model
 from fedveil.core.settings.sections import Training
 from fedveil.datasets.dataset import DataSet
-from fedveil.models.training import train_clients
-from fedveil.simulations.attacks.attack import Attack, launch
-from fedveil.simulations.attacks.first_layer import FIRST_LAYER
+from fedveil.models.local.training import train_clients
+from fedveil.simulations.attacks.images.first_layer import FIRST_LAYER
+from fedveil.simulations.attacks.images.spear import SPEAR
+from fedveil.simulations.attacks.lab.attack import Attack, launch
+from fedveil.simulations.attacks.lab.observation import Known, Observation
+from fedveil.simulations.attacks.lab.scoring import Score, Truth, score_labels, score_words
 from fedveil.simulations.attacks.labels import LABELS
-from fedveil.simulations.attacks.observation import Known, Observation
-from fedveil.simulations.attacks.order import ORDER
-from fedveil.simulations.attacks.scoring import Score, Truth, score_labels, score_words
-from fedveil.simulations.attacks.spear import SPEAR
-from fedveil.simulations.attacks.words import WORDS
+from fedveil.simulations.attacks.words.order import ORDER
+from fedveil.simulations.attacks.words.words import WORDS
 
 MLP = Model(hidden=(64, 64))  # of the preset mnist-mlp
 POOLED = Model(name="mlp", embedding=32, hidden=(32,))

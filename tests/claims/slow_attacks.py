@@ -17,21 +17,21 @@ from fedveil.core.randomness import Stream
 from fedveil.core.settings.choice import Model
 from fedveil.core.settings.sections import Data, Training
 from fedveil.datasets.dataset import DataSet
-from fedveil.datasets.images import mnist
+from fedveil.datasets.published.images import mnist
 from fedveil.datasets.text import sms
 from fedveil.models import parameters as weights
-from fedveil.models.batched import batched
-from fedveil.models.build import build, example
-from fedveil.models.training import train_clients
-from fedveil.simulations.attacks.attack import Attack, launch
-from fedveil.simulations.attacks.coverage import COVERAGE
-from fedveil.simulations.attacks.dlg import DLG, IDLG
-from fedveil.simulations.attacks.imprint import IMPRINT
-from fedveil.simulations.attacks.lira import LIRA, LIRA_OFFLINE
-from fedveil.simulations.attacks.matching import run_many
-from fedveil.simulations.attacks.membership import COSINE, LOSS, LOSS_DIFFERENCE
-from fedveil.simulations.attacks.observation import Known, Observation
-from fedveil.simulations.attacks.scoring import Score, Truth, matched, score_members
+from fedveil.models.local.training import train_clients
+from fedveil.models.networks.build import build, example
+from fedveil.models.vectorized.batched import batched
+from fedveil.simulations.attacks.images.dlg import DLG, IDLG
+from fedveil.simulations.attacks.images.imprint import IMPRINT
+from fedveil.simulations.attacks.images.matching import run_many
+from fedveil.simulations.attacks.lab.attack import Attack, launch
+from fedveil.simulations.attacks.lab.observation import Known, Observation
+from fedveil.simulations.attacks.lab.scoring import Score, Truth, matched, score_members
+from fedveil.simulations.attacks.membership.coverage import COVERAGE
+from fedveil.simulations.attacks.membership.lira import LIRA, LIRA_OFFLINE
+from fedveil.simulations.attacks.membership.membership import COSINE, LOSS, LOSS_DIFFERENCE
 
 MLP = Model(hidden=(64, 64))  # of the preset mnist-mlp
 LSTM = Model(name="lstm", embedding=32, units=64, pooling="last", dropout=0.3)  # of the preset sms-lstm

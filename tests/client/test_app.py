@@ -11,13 +11,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil import DataError, Experiment
 from fedveil.client.app import app
-from fedveil.core.messages import from_arrays, to_arrays
 from fedveil.core.randomness import Stream
+from fedveil.core.wire.messages import from_arrays, to_arrays
 from fedveil.datasets.federated import load
-from fedveil.models.build import build
-from fedveil.models.evaluation import evaluate
+from fedveil.models.local.evaluation import evaluate
+from fedveil.models.local.training import train_clients
+from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
-from fedveil.models.training import train_clients
 from fedveil.simulations.engine.grid import InProcessGrid
 
 SETTINGS = Experiment.preset("digits").override({"data.validation_fraction": 0.25, "training.epochs": 1})

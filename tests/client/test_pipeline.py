@@ -17,7 +17,7 @@ from fedveil.client.learning.contribution import Contributions
 from fedveil.client.learning.pipeline import Step
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.client.learning.states import ContextStates, StateKey
-from fedveil.core.messages import from_arrays, to_arrays
+from fedveil.core.wire.messages import from_arrays, to_arrays
 from fedveil.models.parameters import get, to_numpy
 from fedveil.simulations import run as run_module
 
@@ -141,7 +141,7 @@ def test_a_transform_from_outside_acts_on_every_engine_and_on_a_deployed_client(
 def _deployed_with_code(experiment: Experiment, folder: Any) -> list[dict[str, np.ndarray]]:
     """As `deployed`, of a client whose owner's policy does not stand in the way of code that the settings name."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedveil.client.policy.Policy.check", lambda _policy, _experiment: None)
+        patch.setattr("fedveil.client.node.policy.Policy.check", lambda _policy, _experiment: None)
         return deployed(experiment)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.client.policy import Policy
+from fedveil.client.node.policy import Policy
 from fedveil.core.catalog import PROTECTIONS
 from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.settings.experiment import Experiment

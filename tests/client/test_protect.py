@@ -12,12 +12,12 @@ from fedveil import Experiment
 from fedveil.client.learning.homomorphic import HomomorphicClient
 from fedveil.client.learning.secagg import SecAggClients
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import to_arrays, to_sealed
-from fedveil.privacy.keys import SERVER, load_server, write_keys
-from fedveil.privacy.lattice import Adder
-from fedveil.privacy.packing import Layout
+from fedveil.core.wire.messages import to_arrays, to_sealed
+from fedveil.privacy.fixed_point import Layout
+from fedveil.privacy.homomorphic.keys import SERVER, load_server, write_keys
+from fedveil.privacy.homomorphic.lattice import Adder
+from fedveil.privacy.homomorphic.wire import expect, read, write
 from fedveil.privacy.plan import make_lattice
-from fedveil.privacy.wire import expect, read, write
 
 RNG = np.random.default_rng(5)
 WEIGHTS = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedveil.client.learning.states import ContextStates, StateKey, from_state, lend, take_back, to_state
 from fedveil.core.errors import SettingsError, TrainingError
-from fedveil.core.messages import from_parcel, to_parcel
+from fedveil.core.wire.messages import from_parcel, to_parcel
 from fedveil.simulations.engine.states import DiskStates
 
 LOST, OTHER = StateKey("lost"), StateKey("other")

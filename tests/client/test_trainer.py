@@ -11,14 +11,14 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedveil.client.trainer import ClientProfile, TrainerReply, TrainerRequest, answer, command, reply_to
-from fedveil.core.messages import from_parcel, to_arrays, to_parcel
+from fedveil.client.node.trainer import ClientProfile, TrainerReply, TrainerRequest, answer, command, reply_to
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.subprocesses import Child, wait_for
+from fedveil.core.wire.messages import from_parcel, to_arrays, to_parcel
 from fedveil.datasets.federated import load
-from fedveil.models.build import build
 from fedveil.models.computing import one_thread
+from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
 
 SETTINGS = Experiment.preset("digits").override({"data.clients": 3, "federation.cohort": 3, "federation.rounds": 2})

@@ -14,8 +14,8 @@ from flwr.common.config import get_fab_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.core.bundle import ROOMS, SETTINGS, bundle, check_bundle, code
 from fedveil.core.errors import DeploymentError
+from fedveil.core.wire.bundle import ROOMS, SETTINGS, bundle, check_bundle, code
 
 
 def packed(**files: str) -> bytes:
@@ -28,7 +28,7 @@ def packed(**files: str) -> bytes:
 
 
 def test_another_process_makes_the_same_bundle() -> None:
-    line = "from fedveil.core.bundle import bundle; print(bundle().hex())"
+    line = "from fedveil.core.wire.bundle import bundle; print(bundle().hex())"
     made = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
     assert bytes.fromhex(made.stdout) == bundle()
     check_bundle(bundle())
@@ -51,7 +51,7 @@ def test_a_changed_line_of_code_is_another_bundle(tmp_path, changed) -> None:
     for room in ROOMS:
         shutil.copytree(found / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "__init__.py").write_text("")
-    line = "from fedveil.core.bundle import code; print(code())"
+    line = "from fedveil.core.wire.bundle import code; print(code())"
 
     def digest() -> str:
         done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True, cwd=tmp_path)

@@ -12,10 +12,10 @@ from helpers.fuzzing import parses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.core import messages
 from fedveil.core.errors import ProtectionError
-from fedveil.core.framing import LARGEST_HEADER, pack, unpack
-from fedveil.core.messages import BLOB, from_arrays, from_parcel, to_arrays, to_parcel
+from fedveil.core.wire import messages
+from fedveil.core.wire.framing import LARGEST_HEADER, pack, unpack
+from fedveil.core.wire.messages import BLOB, from_arrays, from_parcel, to_arrays, to_parcel
 
 NAMES = st.text(max_size=8)
 DESCRIPTIONS = st.none() | st.integers() | st.lists(NAMES, max_size=3)

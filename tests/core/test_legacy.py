@@ -179,7 +179,7 @@ def test_the_command_line_says_an_old_key_once_and_plainly_on_standard_error(tmp
 
 def test_the_privacy_that_keys_of_0_1_0_were_made_for_is_read(tmp_path, said) -> None:
     from fedveil.core.settings.sections import Privacy
-    from fedveil.privacy.parties import AGREED, check_agreed
+    from fedveil.privacy.trust.key_folders import AGREED, check_agreed
 
     text = RECORD.format(partition="iid", alpha=0.5, shards=2, units=64, protection="secagg", range=4.0)
     (tmp_path / AGREED).write_text(text.split("[privacy]")[1])

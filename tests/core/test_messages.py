@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedveil.core.errors import ProtectionError
-from fedveil.core.flower import LazyArray
-from fedveil.core.messages import (
+from fedveil.core.wire.flower import LazyArray
+from fedveil.core.wire.messages import (
     from_arrays,
     read_update,
     to_arrays,

@@ -15,7 +15,7 @@ from fedveil.core.declaration import part
 from fedveil.core.errors import SettingsError
 from fedveil.core.examples import Examples, Task, check_task, fits
 from fedveil.core.metrics import MetricSet, merge
-from fedveil.models.evaluation import evaluate
+from fedveil.models.local.evaluation import evaluate
 
 IMAGES = Task("images", (1, 2, 2), ("a", "b", "c"))
 SPAM = Task("text", (4,), ("ham", "spam"), 9)

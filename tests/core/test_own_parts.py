@@ -64,7 +64,7 @@ from pydantic import Field
 from fedveil.core.declaration import part
 from fedveil.core.settings.section import Count, Section
 from fedveil.datasets.dataset import DataSet
-from fedveil.datasets.images import digits
+from fedveil.datasets.published.images import digits
 
 
 class Every(Section):

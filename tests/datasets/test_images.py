@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as npst
 
 from fedveil.core.errors import DataError
 from fedveil.core.settings.sections import Data
-from fedveil.datasets import images
+from fedveil.datasets.published import images
 
 
 def idx(values: np.ndarray) -> bytes:

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as npst
 from scipy import stats
 
 from fedveil.core.settings.sections import Data
-from fedveil.datasets import label_skew
+from fedveil.datasets.partition import label_skew
 from fedveil.datasets.partition.dirichlet import Dirichlet, dirichlet
 from fedveil.datasets.partition.division import Pool, divide
 

@@ -21,9 +21,9 @@ from fedveil.core.settings.choice import FOREIGN, Model
 from fedveil.core.settings.sections import Data
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import Federated, load
-from fedveil.datasets.local import TASKS, Source, differences, local, parse_source, schema
+from fedveil.datasets.own.local import TASKS, Source, differences, local, parse_source, schema
 from fedveil.datasets.text import SPECIAL, hashed, tokenise
-from fedveil.models.build import build, example
+from fedveil.models.networks.build import build, example
 
 WORDS = (*SPECIAL, "win", "now", "see", "you", "0")
 TEXT = 'label,text\nspam,"Win, now!"\nham,see you at 9\nspam,"Win, now!"\nham,\n'

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fedveil.core.errors import DataError, FedveilError, SettingsError
 from fedveil.core.settings.sections import Data
-from fedveil.datasets.own import own
+from fedveil.datasets.own.own import own
 
 
 def settings(path, **more) -> Data:

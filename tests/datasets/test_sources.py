@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from fedveil.core.errors import DataError, SettingsError
-from fedveil.datasets import downloads, sources
-from fedveil.datasets.downloads import digest
-from fedveil.datasets.sources import KnownFile
+from fedveil.datasets.published import downloads, sources
+from fedveil.datasets.published.downloads import digest
+from fedveil.datasets.published.sources import KnownFile
 
 PLAIN = b"some published bytes, " * 400
 PACKED = gzip.compress(PLAIN, mtime=1)

@@ -14,7 +14,7 @@ from fedveil.core.errors import SettingsError
 from fedveil.core.settings.sections import Data
 from fedveil.datasets import federated
 from fedveil.datasets.federated import Federated, load
-from fedveil.datasets.synthetic import Synthetic, splitmix
+from fedveil.datasets.published.synthetic import Synthetic, splitmix
 
 FORMS = [{"partition": "iid"}, {"partition": "natural"}, {"partition": "natural", "rule": "shared"}]
 

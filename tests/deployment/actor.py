@@ -21,9 +21,9 @@ from zlib import crc32
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedveil.client import join, trainer
-from fedveil.client.trainer import ClientProfile, TrainerReply, TrainerRequest
-from fedveil.core.messages import ARRAYS, BLOB, CONFIG, METRICS, PARCEL, ROUND
+from fedveil.client.node import join, trainer
+from fedveil.client.node.trainer import ClientProfile, TrainerReply, TrainerRequest
+from fedveil.core.wire.messages import ARRAYS, BLOB, CONFIG, METRICS, PARCEL, ROUND
 
 HOLDING = 300.0  # seconds that a client may be held; a test that forgot it must end
 LARGE = 24 << 20  # bytes of an update that is too large
@@ -120,7 +120,7 @@ DEEDS: dict[str, Callable[[RecordDict, int], RecordDict]] = {
     "no examples": with_metric("num-examples", 0),
     "another client": with_metric("client", 0),
     "replayed": replayed,
-    # offsets: the table in privacy/wire.py
+    # offsets: the table in privacy/homomorphic/wire.py
     "another key": forged(56, 16),
     "another run": forged(72, 16),
     "another round": forged(136, 1),

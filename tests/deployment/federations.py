@@ -17,9 +17,9 @@ from helpers.machines import END, START, Network, Program, eventually, fedveil, 
 
 from fedveil import Experiment
 from fedveil.core.settings.sections import Privacy
-from fedveil.privacy.keys import write_keys
-from fedveil.privacy.parties import new_parties
+from fedveil.privacy.homomorphic.keys import write_keys
 from fedveil.privacy.plan import make_lattice
+from fedveil.privacy.trust.key_folders import new_parties
 from fedveil.remote import Server
 
 PORT, CONTROL = 9092, 9093  # nobody else is in a namespace

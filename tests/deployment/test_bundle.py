@@ -19,7 +19,7 @@ from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from helpers.machines import eventually
 
-from fedveil.core.bundle import code
+from fedveil.core.wire.bundle import code
 
 SERVER = """
 import json

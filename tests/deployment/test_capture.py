@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from fedveil.server.node_gateway import HELLO
+from fedveil.server.serving.node_gateway import HELLO
 
 PORT = 9092  # of the gateway
 OWN_WORDS = (b"anastasia", b"boniface", b"chidiebere")  # in a client's messages, and no words that everybody knows

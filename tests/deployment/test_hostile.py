@@ -14,7 +14,7 @@ from deployment.federations import PORT, Federation, Run, federated
 from flwr.proto.message_pb2 import PushObjectRequest
 from helpers.machines import END
 
-from fedveil.client import greeting
+from fedveil.client.node import greeting
 
 LIMIT = 8.0  # MiB that a client may send for one message
 # What client 3 does to its update, and what the record says of it.

@@ -25,12 +25,12 @@ from typer.testing import CliRunner
 
 from fedveil.cli import app
 from fedveil.client.app import STAGES, evaluation_reply, training_reply
-from fedveil.client.policy import Policy
+from fedveil.client.node.policy import Policy
 from fedveil.core.examples import Task
-from fedveil.core.messages import METRICS
 from fedveil.core.metrics import MetricSet, Scores
-from fedveil.datasets.local import TASKS
-from fedveil.privacy.keys import load_client
+from fedveil.core.wire.messages import METRICS
+from fedveil.datasets.own.local import TASKS
+from fedveil.privacy.homomorphic.keys import load_client
 from fedveil.simulations.engine.grid import InProcessGrid
 
 CHECKOUT = Path(__file__).parents[2]

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from fedveil.privacy.graph import neighbours
-from fedveil.privacy.identity import Registry, Signer
-from fedveil.privacy.masking import Masker, Revealed, mask_cohort
-from fedveil.privacy.rosters import Session
-from fedveil.privacy.unmasking import Unmasker
+from fedveil.privacy.secagg.client import Masker, Revealed, mask_cohort
+from fedveil.privacy.secagg.graph import neighbours
+from fedveil.privacy.secagg.messages import Session
+from fedveil.privacy.secagg.server import Unmasker
+from fedveil.privacy.trust.identity import Registry, Signer
 
 NOTHING, ADVERT, SHARES, VECTOR, CONFIRMATION, ALL = range(6)  # what a client sends last
 

@@ -20,9 +20,9 @@ from safetensors.numpy import load_file
 from fedveil import Experiment, Result, run
 from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import FedveilError
-from fedveil.core.messages import ARRAYS, ATTEMPT, CONFIG, METRICS, ROUND, SEALED, to_sealed
+from fedveil.core.wire.messages import ARRAYS, ATTEMPT, CONFIG, METRICS, ROUND, SEALED, to_sealed
 from fedveil.datasets.federated import load
-from fedveil.privacy.packing import Grid
+from fedveil.privacy.fixed_point import Grid
 from fedveil.privacy.plan import make_plan
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.cohort import CohortGrid
@@ -125,7 +125,7 @@ def observe(
     with monkeypatch.context() as patch:
         patch.setattr(Witness, "saw", remember)
         patch.setattr("fedveil.simulations.plots.draw", lambda federation, record: [])
-        patch.setattr("fedveil.core.record._commit", lambda: None)
+        patch.setattr("fedveil.core.record.record._commit", lambda: None)
         patch.setattr("fedveil.simulations.run.CohortGrid", _meddling(CohortGrid, seen))
         where = {"resume": folder} if folder.exists() else {"out": folder}
         try:
@@ -186,7 +186,7 @@ def with_metric(message: Message, **metrics: Any) -> Message:
 
 
 def forged(blob: bytes, offset: int, kind: str, value: Any) -> bytes:
-    """An encrypted message with another field in its header (`privacy/wire.py`), and the checksum to match."""
+    """An encrypted message with another field in its header (`privacy/homomorphic/wire.py`), and the checksum to match."""
     changed = bytearray(blob)
     struct.pack_into(f"<{kind}", changed, offset, value)
     return resealed(bytes(changed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedveil.client.learning.runtime import client_runtime
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
 from fedveil.server.federation import Federation
 from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.engine.ray import run_on_ray

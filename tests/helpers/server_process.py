@@ -30,11 +30,11 @@ from fedveil import Experiment
 from fedveil.core.examples import Examples, Task
 from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import Federated, Stored
 from fedveil.datasets.partition.division import Partition
-from fedveil.models.build import build
+from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
 from fedveil.server.checkpoint import State
 from fedveil.server.exchange import Row

@@ -10,8 +10,8 @@ from flwr.clientapp import ClientApp
 
 from fedveil import Experiment
 from fedveil.algorithms.algorithm import Cohort, Contribution
-from fedveil.core.messages import to_arrays
 from fedveil.core.randomness import Stream
+from fedveil.core.wire.messages import to_arrays
 from fedveil.server.rounds.strategy import Strategy
 from fedveil.simulations.engine.grid import InProcessGrid
 

@@ -28,15 +28,16 @@ from fedveil.client.app import app
 from fedveil.client.learning import pipeline
 from fedveil.client.learning.contribution import Contributions
 from fedveil.client.learning.runtime import ClientRuntime, client_runtime
-from fedveil.core.messages import CONFIG, ROUND
+from fedveil.core.wire.messages import CONFIG, ROUND
 from fedveil.models.parameters import get, to_numpy
-from fedveil.privacy import seal, streams
-from fedveil.privacy.keys import write_keys
-from fedveil.privacy.masked import to_ring
-from fedveil.privacy.masking import Masker
-from fedveil.privacy.packing import Layout, dequantize, flatten, quantize
+from fedveil.privacy.fixed_point import Layout, dequantize, flatten, quantize
+from fedveil.privacy.homomorphic import seal
+from fedveil.privacy.homomorphic.keys import write_keys
 from fedveil.privacy.plan import make_lattice, make_plan
-from fedveil.privacy.rosters import Session
+from fedveil.privacy.secagg import streams
+from fedveil.privacy.secagg.client import Masker
+from fedveil.privacy.secagg.messages import Session
+from fedveil.privacy.secagg.vectors import to_ring
 from helpers.searching import Found, Search, can_read_memory, files, memory
 
 CLIENTS, ROUNDS = 4, 2

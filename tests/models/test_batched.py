@@ -18,15 +18,15 @@ from fedveil.core.randomness import Stream
 from fedveil.core.settings.choice import Model
 from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
-from fedveil.models import training as training_module
-from fedveil.models.batched import Chain, batched
-from fedveil.models.batches import cut, plan, steps_of
-from fedveil.models.build import build, example
-from fedveil.models.correction import Correction
-from fedveil.models.functional import Functional
-from fedveil.models.layers import layers
-from fedveil.models.training import Trained, train_clients
-from fedveil.models.words import PooledWords, Words
+from fedveil.models.local import training as training_module
+from fedveil.models.local.batches import cut, plan, steps_of
+from fedveil.models.local.correction import Correction
+from fedveil.models.local.training import Trained, train_clients
+from fedveil.models.networks.build import build, example
+from fedveil.models.networks.words import PooledWords, Words
+from fedveil.models.vectorized.batched import Chain, batched
+from fedveil.models.vectorized.functional import Functional
+from fedveil.models.vectorized.layers import layers
 
 FEATURES = Task("features", (6,), ("a", "b", "c"))
 PAIR = Task("features", (6,), ("a", "b"))

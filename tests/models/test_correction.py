@@ -17,12 +17,12 @@ from fedveil.core.examples import Examples, Task
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.choice import Model
 from fedveil.core.settings.sections import Training
-from fedveil.models.batched import batched
-from fedveil.models.batches import batch_size_of, orders
-from fedveil.models.correction import Correction
-from fedveil.models.losses import loss
+from fedveil.models.local.batches import batch_size_of, orders
+from fedveil.models.local.correction import Correction
+from fedveil.models.local.losses import loss
+from fedveil.models.local.training import train_clients
 from fedveil.models.networks import build, example
-from fedveil.models.training import train_clients
+from fedveil.models.vectorized.batched import batched
 
 FEATURES = Task("features", (6,), ("a", "b", "c"))
 TEXT = Task("text", (8,), ("a", "b", "c"), 12)

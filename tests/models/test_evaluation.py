@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedveil.core.errors import DataError
 from fedveil.core.examples import Examples, Task
 from fedveil.core.metrics import MetricSet, Scores, auc, merge
-from fedveil.models.evaluation import evaluate
+from fedveil.models.local.evaluation import evaluate
 
 RNG = np.random.default_rng(0)
 BINARY = MetricSet.of(Task("features", (2,), ("ham", "spam")))

@@ -21,7 +21,7 @@ from fedveil.core.examples import Task
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.choice import Model
 from fedveil.core.settings.section import Section
-from fedveil.models.build import build
+from fedveil.models.networks.build import build
 
 IMAGES = Task("images", (1, 6, 5), ("a", "b", "c"))
 FEATURES = Task("features", (7,), ("no", "yes"))

@@ -17,14 +17,14 @@ from fedveil.core.metrics import MetricSet, Scores, merge
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
-from fedveil.models.batched import Chain, batched
-from fedveil.models.batches import orders
-from fedveil.models.evaluation import evaluate
-from fedveil.models.functional import Functional
-from fedveil.models.losses import loss, losses_and_slopes
+from fedveil.models.local.batches import orders
+from fedveil.models.local.evaluation import evaluate
+from fedveil.models.local.losses import loss, losses_and_slopes
+from fedveil.models.local.training import Trained, train_clients
 from fedveil.models.networks import example
-from fedveil.models.training import Trained, train_clients
-from fedveil.models.words import Words
+from fedveil.models.networks.words import Words
+from fedveil.models.vectorized.batched import Chain, batched
+from fedveil.models.vectorized.functional import Functional
 
 V, T = 11, 6
 TASK = Task("text", (T,), (), V, "next_token")

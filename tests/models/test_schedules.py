@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.core.settings.sections import Training
-from fedveil.models.schedules import Schedule, replay
+from fedveil.models.local.schedules import Schedule, replay
 
 ROUNDS = 23
 

@@ -19,11 +19,11 @@ from fedveil.core.randomness import Stream
 from fedveil.core.settings.choice import Model
 from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
-from fedveil.models.build import build
-from fedveil.models.correction import Correction
-from fedveil.models.evaluation import evaluate
-from fedveil.models.losses import loss
-from fedveil.models.training import check_training, train_clients
+from fedveil.models.local.correction import Correction
+from fedveil.models.local.evaluation import evaluate
+from fedveil.models.local.losses import loss
+from fedveil.models.local.training import check_training, train_clients
+from fedveil.models.networks.build import build
 
 FEATURES = Task("features", (6,), ("a", "b", "c"))
 TEXT = Task("text", (8,), ("ham", "spam"), vocabulary_size=50)

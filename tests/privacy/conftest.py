@@ -11,7 +11,15 @@ import pytest
 from helpers.fuzzing import name_parsers
 
 from fedveil.core.settings.sections import Privacy
-from fedveil.privacy.keys import CLIENT, SERVER, ClientKey, ServerContext, load_client, load_server, write_keys
+from fedveil.privacy.homomorphic.keys import (
+    CLIENT,
+    SERVER,
+    ClientKey,
+    ServerContext,
+    load_client,
+    load_server,
+    write_keys,
+)
 from fedveil.privacy.plan import Plan, make_plan
 
 

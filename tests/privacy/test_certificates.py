@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.core.errors import ProtectionError, SettingsError
-from fedveil.privacy import certificates
+from fedveil.privacy.trust import certificates
 
 NOW = datetime.now(UTC)
 HOSTS = ["server.example", "192.0.2.7", "2001:db8::7"]

@@ -17,7 +17,7 @@ from fedveil.core.errors import SettingsError
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.sections import Privacy
 from fedveil.privacy.defences import Prune, defend, find_defence, prune
-from fedveil.privacy.noise import norm
+from fedveil.privacy.dp.noise import norm
 
 STREAM = Stream(3, 2, 1)
 GIVEN = {"weight": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3), "bias": np.zeros(4, np.float32)}

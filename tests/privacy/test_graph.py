@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
 from fedveil.core.errors import SettingsError
-from fedveil.privacy import graph
-from fedveil.privacy.graph import choose_degree, neighbours
+from fedveil.privacy.secagg import graph
+from fedveil.privacy.secagg.graph import choose_degree, neighbours
 
 # (clients, colluders, drop-outs): degree, threshold; google-parfait/federated-compute,
 # fcp/secagg/server/graph_parameter_finder_test.cc: the analysis of Bell et al. 2020, honest-but-curious server, 2^-40, 2^-20

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import fedveil
 from fedveil.core.errors import FedveilError, ProtectionError, SettingsError
-from fedveil.privacy import keys, seal
+from fedveil.privacy.homomorphic import keys, seal
 from fedveil.privacy.plan import PROFILES, Lattice
 
 LATTICES = [Lattice(scheme, degree, primes, bits) for scheme, degree, primes, bits in PROFILES.values()]

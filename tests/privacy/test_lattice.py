@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.settings.sections import Privacy
-from fedveil.privacy import lattice as lattice_module
-from fedveil.privacy import seal
-from fedveil.privacy.keys import ClientKey, load_client, load_server, write_keys
-from fedveil.privacy.lattice import Adder, Encryptor, Form
+from fedveil.privacy.homomorphic import lattice as lattice_module
+from fedveil.privacy.homomorphic import seal
+from fedveil.privacy.homomorphic.keys import ClientKey, load_client, load_server, write_keys
+from fedveil.privacy.homomorphic.lattice import Adder, Encryptor, Form
 from fedveil.privacy.plan import make_plan
 
 WAYS = [("ckks", True), ("ckks", False), ("bfv", True), ("bfv", False)]

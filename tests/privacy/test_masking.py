@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from fedveil.core.errors import ProtectionError
-from fedveil.privacy import rosters
-from fedveil.privacy.graph import choose_degree
-from fedveil.privacy.masking import Masker, Revealed, mask_cohort
-from fedveil.privacy.rosters import Kind
-from fedveil.privacy.unmasking import Unmasker
+from fedveil.privacy.secagg import messages as rosters
+from fedveil.privacy.secagg.client import Masker, Revealed, mask_cohort
+from fedveil.privacy.secagg.graph import choose_degree
+from fedveil.privacy.secagg.messages import Kind
+from fedveil.privacy.secagg.server import Unmasker
 
 PRIME = 2**256 + 297
 

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.core.errors import ProtectionError
-from fedveil.privacy import seal
-from fedveil.privacy.keys import ClientKey
+from fedveil.privacy.homomorphic import seal
+from fedveil.privacy.homomorphic.keys import ClientKey
 
 SCHEMES = ["ckks", "bfv"]
 

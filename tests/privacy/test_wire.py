@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.core.errors import ProtectionError
-from fedveil.privacy import wire
-from fedveil.privacy.lattice import Adder, Encryptor
-from fedveil.privacy.packing import Grid, Layout
+from fedveil.privacy.fixed_point import Grid, Layout
+from fedveil.privacy.homomorphic import wire
+from fedveil.privacy.homomorphic.lattice import Adder, Encryptor
 
 LAYOUT = Layout((("weight", (90, 100)), ("bias", (50,))))
 RUN = bytes(range(16))

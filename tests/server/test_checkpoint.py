@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 from fedveil import SettingsError
 from fedveil.algorithms.algorithm import Cohort, Contribution
-from fedveil.core.messages import from_arrays, to_arrays
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
+from fedveil.core.wire.messages import from_arrays, to_arrays
 from fedveil.server.checkpoint import FILE, State, begun, load_state, put_back, save_state
 from fedveil.server.flower_strategies import FlowerStrategy
 from fedveil.server.strategies import make

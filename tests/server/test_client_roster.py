@@ -11,10 +11,10 @@ from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, Re
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.core.errors import DeploymentError, Interrupted
-from fedveil.core.messages import from_parcel, to_parcel
 from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.messages import from_parcel, to_parcel
 from fedveil.server import fleet as room
-from fedveil.server.client_roster import ClientRoster, NodeEvents
+from fedveil.server.serving.client_roster import ClientRoster, NodeEvents
 
 SCHEMA = {"kind": "images", "classes": "0, 1", "shape": "1 x 8 x 8"}
 NO_PARCEL = object()

@@ -16,9 +16,9 @@ import pytest
 
 from fedveil.core.errors import DeploymentError
 from fedveil.core.settings.experiment import Experiment
-from fedveil.server import control_server as room
-from fedveil.server.control_server import DONE, FAILED, RUNNING, STOPPED, ControlServer
-from fedveil.server.node_gateway import Node, NodeGateway
+from fedveil.server.serving import control_server as room
+from fedveil.server.serving.control_server import DONE, FAILED, RUNNING, STOPPED, ControlServer
+from fedveil.server.serving.node_gateway import Node, NodeGateway
 
 ORDER = {"experiment": Experiment.preset("digits").toml(), "words": ""}
 

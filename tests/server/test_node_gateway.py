@@ -35,9 +35,9 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.node_pb2 import Node as NodeId
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
-from fedveil.core.bundle import code
-from fedveil.server import node_gateway as room
-from fedveil.server.node_gateway import HELLO, PASSED, UNREGISTERED, NodeGateway
+from fedveil.core.wire.bundle import code
+from fedveil.server.serving import node_gateway as room
+from fedveil.server.serving.node_gateway import HELLO, PASSED, UNREGISTERED, NodeGateway
 
 KEY, STRANGER = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
 PUBLIC = public_key_to_bytes(KEY.public_key())

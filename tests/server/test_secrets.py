@@ -40,15 +40,16 @@ from hypothesis import strategies as st
 from fedveil import run
 from fedveil.client.learning.runtime import client_runtime
 from fedveil.core.errors import FedveilError
-from fedveil.privacy import seal, streams
-from fedveil.privacy.identity import Registry, Signer, load_signer
-from fedveil.privacy.keys import CLIENT, load_client, load_server, write_keys
-from fedveil.privacy.keys import SERVER as SERVER_FILE
-from fedveil.privacy.lattice import Adder, Encryptor
-from fedveil.privacy.masking import Masker, Revealed
-from fedveil.privacy.parties import load_identity, new_parties
+from fedveil.privacy.homomorphic import seal
+from fedveil.privacy.homomorphic.keys import CLIENT, load_client, load_server, write_keys
+from fedveil.privacy.homomorphic.keys import SERVER as SERVER_FILE
+from fedveil.privacy.homomorphic.lattice import Adder, Encryptor
 from fedveil.privacy.plan import make_lattice, make_plan
-from fedveil.privacy.rosters import Session
+from fedveil.privacy.secagg import streams
+from fedveil.privacy.secagg.client import Masker, Revealed
+from fedveil.privacy.secagg.messages import Session
+from fedveil.privacy.trust.identity import Registry, Signer, load_signer
+from fedveil.privacy.trust.key_folders import load_identity, new_parties
 from fedveil.simulations.display import Display
 from fedveil.simulations.holder import Holder
 

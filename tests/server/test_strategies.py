@@ -13,8 +13,8 @@ from helpers.support import CLIENTS, EXAMPLES, GLOBAL, LOCAL, LOSSES, SHAPES, ex
 
 from fedveil import Experiment
 from fedveil.core import catalog
-from fedveil.core.messages import to_arrays
 from fedveil.core.randomness import Stream, global_random
+from fedveil.core.wire.messages import to_arrays
 from fedveil.server.nodes import ClientGrid
 from fedveil.server.rounds.strategy import Strategy
 from fedveil.server.strategies import make

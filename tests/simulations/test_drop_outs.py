@@ -12,7 +12,7 @@ from flwr.app import Message
 from helpers.protected import Sent, assert_goes_on, assert_same, assert_sums, blob_of, ended, small
 
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import BLOB, CONFIG
+from fedveil.core.wire.messages import BLOB, CONFIG
 
 
 def silent(stage: str, clients: Iterable[int], number: int = 2, attempts: Iterable[int] = (0, 1, 2)) -> Any:

@@ -21,8 +21,8 @@ from fedveil import Experiment, TrainingError, run
 from fedveil.client.learning.protection import RESIDUALS
 from fedveil.core.catalog import STRATEGIES
 from fedveil.core.errors import Interrupted
-from fedveil.core.messages import ARRAYS, to_arrays
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
+from fedveil.core.wire.messages import ARRAYS, to_arrays
 from fedveil.server.checkpoint import FILE
 from fedveil.server.federation import prepare, resolve
 from fedveil.server.rounds.context import Hooks

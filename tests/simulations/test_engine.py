@@ -24,8 +24,8 @@ from fedveil.client.learning.pipeline import steps_of
 from fedveil.client.learning.runtime import client_runtime
 from fedveil.client.learning.states import ContextStates
 from fedveil.core.errors import DataError, Interrupted, SettingsError, TrainingError
-from fedveil.core.messages import from_arrays, to_arrays
 from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.messages import from_arrays, to_arrays
 from fedveil.models.parameters import get, to_numpy
 from fedveil.server.federation import prepare, resolve
 from fedveil.simulations.engine.choice import choose

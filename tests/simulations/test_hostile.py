@@ -43,17 +43,17 @@ from helpers.protected import (
 
 from fedveil import Experiment
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import ARRAYS, CONFIG, METRICS, to_arrays, to_sealed
 from fedveil.core.randomness import Stream
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
+from fedveil.core.wire.messages import ARRAYS, CONFIG, METRICS, to_arrays, to_sealed
 from fedveil.datasets.federated import load
-from fedveil.models.build import build
+from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
-from fedveil.privacy.keys import load_server, write_keys
-from fedveil.privacy.lattice import Adder
-from fedveil.privacy.packing import Layout
+from fedveil.privacy.fixed_point import Layout
+from fedveil.privacy.homomorphic.keys import load_server, write_keys
+from fedveil.privacy.homomorphic.lattice import Adder
+from fedveil.privacy.homomorphic.wire import expect, read, write
 from fedveil.privacy.plan import make_lattice, make_plan
-from fedveil.privacy.wire import expect, read, write
 from fedveil.server.checkpoint import load_state
 
 LATTICES = ("bfv", "ckks")
@@ -183,7 +183,7 @@ ANYWHERE: dict[str, tuple[Change, str]] = {
     "no reply": (no_reply, r"no answer in time"),
     "an error": (an_error, r"out of memory"),
 }
-# offsets of fields as privacy/wire.py lays them out
+# offsets of fields as privacy/homomorphic/wire.py lays them out
 OF_LATTICES: dict[str, tuple[Change, str]] = {
     "of another protocol": (blob(lambda update: b"XXXX" + update[4:]), r"does not start as one"),
     "of another format": (blob(lambda update: forged(update, 4, "H", 9)), r"in format 9, and this FedVeil reads 1"),

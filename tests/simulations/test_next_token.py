@@ -15,10 +15,10 @@ from fedveil.core.examples import Examples, Task
 from fedveil.core.randomness import Stream
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import load
-from fedveil.models.evaluation import evaluate
+from fedveil.models.local.evaluation import evaluate
 from fedveil.models.networks import build
-from fedveil.models.words import Words
-from fedveil.simulations.attacks.trials import Bench
+from fedveil.models.networks.words import Words
+from fedveil.simulations.attacks.lab.trials import Bench
 from fedveil.simulations.display import Display, describe
 
 V, T = 13, 7

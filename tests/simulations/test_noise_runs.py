@@ -17,15 +17,15 @@ from safetensors.numpy import load_file
 from fedveil import Experiment, Result, SettingsError, run
 from fedveil.client.app import app, fit
 from fedveil.core.errors import Interrupted
-from fedveil.core.messages import to_arrays
 from fedveil.core.randomness import Stream
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
+from fedveil.core.wire.messages import to_arrays
 from fedveil.datasets.federated import load
-from fedveil.models.build import build
+from fedveil.models.local.training import train_clients
+from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
-from fedveil.models.training import train_clients
-from fedveil.privacy.accounting import gaussian_epsilon
-from fedveil.privacy.noise import norm
+from fedveil.privacy.dp.accounting import gaussian_epsilon
+from fedveil.privacy.dp.noise import norm
 from fedveil.server.checkpoint import load_state
 from fedveil.server.federation import federate, prepare, resolve
 from fedveil.server.rounds.captures import read_captures

@@ -21,12 +21,12 @@ from fedveil import Experiment, SettingsError, run
 from fedveil.core.errors import Interrupted, ProtectionError
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import load
-from fedveil.models.build import build
 from fedveil.models.computing import one_thread
-from fedveil.models.evaluation import evaluate
-from fedveil.models.training import train_clients
-from fedveil.privacy import keys
-from fedveil.privacy.keys import write_keys
+from fedveil.models.local.evaluation import evaluate
+from fedveil.models.local.training import train_clients
+from fedveil.models.networks.build import build
+from fedveil.privacy.homomorphic import keys
+from fedveil.privacy.homomorphic.keys import write_keys
 from fedveil.privacy.plan import make_lattice, make_plan
 from fedveil.server.federation import prepare, resolve
 from fedveil.server.rounds import observers

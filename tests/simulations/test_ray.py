@@ -16,7 +16,7 @@ from helpers.ray_runs import on_ray
 
 from fedveil import Experiment, run
 from fedveil.core.errors import Interrupted, SettingsError, TrainingError
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
 from fedveil.server.federation import Federation, prepare, resolve
 from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.engine.ray import check_ray

@@ -16,9 +16,9 @@ from fedveil import DataError, Experiment, Result, SettingsError, TrainingError,
 from fedveil.core.errors import Interrupted
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import load
-from fedveil.models.build import build
-from fedveil.models.evaluation import evaluate
-from fedveil.models.training import train_clients
+from fedveil.models.local.evaluation import evaluate
+from fedveil.models.local.training import train_clients
+from fedveil.models.networks.build import build
 from fedveil.simulations.display import Display
 
 SMALL = {

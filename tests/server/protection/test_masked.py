@@ -11,9 +11,9 @@ from flwr.app import ConfigRecord
 from fedveil import Experiment
 from fedveil.client.app import app
 from fedveil.core.errors import ProtectionError, TrainingError
-from fedveil.core.record import Record
-from fedveil.privacy.keys import write_keys
-from fedveil.privacy.parties import REGISTRY, new_parties
+from fedveil.core.record.record import Record
+from fedveil.privacy.homomorphic.keys import write_keys
+from fedveil.privacy.trust.key_folders import REGISTRY, new_parties
 from fedveil.server.federation import Federation, federate, prepare, resolve
 from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.engine.grid import InProcessGrid

@@ -11,9 +11,9 @@ from flwr.clientapp import ClientApp
 from helpers.support import CLIENTS, EXAMPLES, GLOBAL, LOCAL
 
 from fedveil.algorithms.fedavg import weighted_mean
-from fedveil.core.encodings import READERS
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import ARRAYS, METRICS, from_arrays, to_arrays, write_update
+from fedveil.core.wire.encodings import READERS
+from fedveil.core.wire.messages import ARRAYS, METRICS, from_arrays, to_arrays, write_update
 from fedveil.server.protection.plain import PlainCollector
 from fedveil.simulations.engine.grid import InProcessGrid
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedveil import Experiment, SettingsError, run
-from fedveil.core.messages import SEALED, WEIGHT
+from fedveil.core.wire.messages import SEALED, WEIGHT
 from fedveil.server.rounds.captures import FOLDER, read_captures
 
 SMALL = {

@@ -17,10 +17,10 @@ from fedveil.core.examples import Examples, Task
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.choice import Model
 from fedveil.core.settings.sections import Training
-from fedveil.models.build import build
-from fedveil.simulations.attacks.attack import launch, refusal
-from fedveil.simulations.attacks.first_layer import FIRST_LAYER, kept_share
-from fedveil.simulations.attacks.observation import Known
+from fedveil.models.networks.build import build
+from fedveil.simulations.attacks.images.first_layer import FIRST_LAYER, kept_share
+from fedveil.simulations.attacks.lab.attack import launch, refusal
+from fedveil.simulations.attacks.lab.observation import Known
 
 
 def known_of(model: Model = MLP, network: nn.Module | None = None) -> Known:

@@ -15,10 +15,10 @@ from fedveil.core.examples import Examples, Task
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.choice import Model
 from fedveil.core.settings.sections import Training
-from fedveil.models.build import build
-from fedveil.simulations.attacks.attack import launch, refusal
+from fedveil.models.networks.build import build
+from fedveil.simulations.attacks.lab.attack import launch, refusal
+from fedveil.simulations.attacks.lab.observation import Known
 from fedveil.simulations.attacks.labels import LABELS, step_length
-from fedveil.simulations.attacks.observation import Known
 
 TASK = Task("images", (1, 6, 6), ("a", "b", "c"))
 TEXT = Task("text", (6,), ("ham", "spam"), vocabulary_size=50)

@@ -18,14 +18,14 @@ from fedveil.core.randomness import Stream
 from fedveil.core.settings.choice import Model
 from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
-from fedveil.models.batches import orders
-from fedveil.models.build import build
-from fedveil.simulations.attacks import dlg
-from fedveil.simulations.attacks import matching as room
-from fedveil.simulations.attacks.attack import launch, refusal
-from fedveil.simulations.attacks.dlg import DLG, IDLG
-from fedveil.simulations.attacks.matching import MATCHING, replay, run_many, span, variation, work_of
-from fedveil.simulations.attacks.observation import Known
+from fedveil.models.local.batches import orders
+from fedveil.models.networks.build import build
+from fedveil.simulations.attacks.images import dlg
+from fedveil.simulations.attacks.images import matching as room
+from fedveil.simulations.attacks.images.dlg import DLG, IDLG
+from fedveil.simulations.attacks.images.matching import MATCHING, replay, run_many, span, variation, work_of
+from fedveil.simulations.attacks.lab.attack import launch, refusal
+from fedveil.simulations.attacks.lab.observation import Known
 
 TINY = Model(hidden=(16, 8))
 

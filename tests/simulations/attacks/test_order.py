@@ -13,10 +13,10 @@ from fedveil.core.examples import Examples, Task
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.choice import Model
 from fedveil.core.settings.sections import Training
-from fedveil.models.build import build
-from fedveil.simulations.attacks.attack import launch, refusal
-from fedveil.simulations.attacks.observation import Known, Observation
-from fedveil.simulations.attacks.order import ORDER, Trial, _moves
+from fedveil.models.networks.build import build
+from fedveil.simulations.attacks.lab.attack import launch, refusal
+from fedveil.simulations.attacks.lab.observation import Known, Observation
+from fedveil.simulations.attacks.words.order import ORDER, Trial, _moves
 
 TEXT = Task("text", (8,), ("ham", "spam"), vocabulary_size=60)
 SMALL = Model(name="lstm", embedding=8, units=12, pooling="last")

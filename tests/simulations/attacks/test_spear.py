@@ -15,10 +15,10 @@ from torch import nn
 
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.choice import Model
-from fedveil.models.build import build
-from fedveil.simulations.attacks.attack import launch, refusal
-from fedveil.simulations.attacks.observation import Known
-from fedveil.simulations.attacks.spear import SPEAR, Layer, batch
+from fedveil.models.networks.build import build
+from fedveil.simulations.attacks.images.spear import SPEAR, Layer, batch
+from fedveil.simulations.attacks.lab.attack import launch, refusal
+from fedveil.simulations.attacks.lab.observation import Known
 
 
 @pytest.mark.parametrize(("size", "share"), [(4, 0.8), (8, 0.8)])

@@ -18,11 +18,11 @@ from fedveil.core.settings.sections import Data, Training
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.text import enron, tokenise
 from fedveil.models import parameters as weights
-from fedveil.models.build import build
-from fedveil.simulations.attacks.attack import launch, refusal
-from fedveil.simulations.attacks.observation import Known, Observation
-from fedveil.simulations.attacks.scoring import Truth, score_words
-from fedveil.simulations.attacks.words import WORDS
+from fedveil.models.networks.build import build
+from fedveil.simulations.attacks.lab.attack import launch, refusal
+from fedveil.simulations.attacks.lab.observation import Known, Observation
+from fedveil.simulations.attacks.lab.scoring import Truth, score_words
+from fedveil.simulations.attacks.words.words import WORDS
 
 BOOK = ("my", "computer", "password", "is", "pizza")
 TEXT = Task("text", (6,), ("ham", "spam"), vocabulary_size=50)
