@@ -15,10 +15,9 @@ from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples, Task, check_task, fits
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.sections import Data
-from fedveil.datasets.dataset import DataSet
+from fedveil.datasets.dataset import DataSet, Makers
 from fedveil.datasets.hold_out import held_out, hold_out
 from fedveil.datasets.partition.division import Partition, divide
-from fedveil.datasets.published.synthetic import Synthetic
 
 BLOCK = 1 << 16  # clients whose sizes are looked at together
 FEATURES = {"images": np.float32, "features": np.float32, "text": np.int32}
@@ -82,7 +81,7 @@ class Federated:
     """
 
     dataset: DataSet
-    holdings: Stored | Synthetic | Alone
+    holdings: Stored | Makers | Alone
     seed: int
     validation_fraction: float
 
@@ -218,8 +217,8 @@ def _check(dataset: object, name: str, tasks: tuple[str, ...]) -> None:
     refuse(not of_tokens and len(task.classes) < 2, f"at least 2 classes are needed, it has {len(task.classes)}")
     refuse(of_tokens and (task.kind != "text" or bool(task.classes)), "next_token is of text, and has no classes")
     train = dataset.train
-    if isinstance(train, Synthetic):
-        return  # of FedVeil's own making, as its test part is
+    if not isinstance(train, Examples):
+        return  # its clients make them, and the test part with them
     for part, examples in (("train", train), ("test", dataset.test)):
         features, labels = examples.features, examples.labels
         refuse(len(labels) == 0, f"{part} has no examples")

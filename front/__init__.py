@@ -30,7 +30,8 @@ __all__ = [
 if TYPE_CHECKING:
     from fedveil.core.errors import DataError, FedveilError, Interrupted, SettingsError, TrainingError
     from fedveil.core.settings.experiment import Experiment
-    from fedveil.simulations.run import Result, resume, run
+    from fedveil.simulations.result import Result
+    from fedveil.simulations.run import resume, run
 
 # Loaded when first used: `import fedveil` must not cost PyTorch's and Flower's imports.
 _HOMES = {
@@ -40,7 +41,7 @@ _HOMES = {
     "SettingsError": "fedveil.core.errors",
     "TrainingError": "fedveil.core.errors",
     "Experiment": "fedveil.core.settings.experiment",
-    "Result": "fedveil.simulations.run",
+    "Result": "fedveil.simulations.result",
     "resume": "fedveil.simulations.run",
     "run": "fedveil.simulations.run",
 }

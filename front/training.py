@@ -16,7 +16,7 @@ from fedveil.machines import resume_on, submit
 from fedveil.options import AsJson, Assignments, DataDir, Quiet, experiment_of, use_data_dir
 
 if TYPE_CHECKING:
-    from fedveil.simulations.run import Result
+    from fedveil.simulations.result import Result
 
 Seed = Annotated[int | None, typer.Option(help="of every random choice; same seed, same bytes")]
 Workers = Annotated[

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedveil.server.checkpoint import State
     from fedveil.server.exchange import Row
     from fedveil.server.federation import Federation
-    from fedveil.simulations.run import Result
+    from fedveil.simulations.result import Result
 
 
 class Display:

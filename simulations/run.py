@@ -8,13 +8,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import load_file
-from torch import nn
 
 from fedveil.client.learning.runtime import client_runtime
 from fedveil.client.learning.witness import Witness
@@ -36,28 +34,12 @@ from fedveil.simulations.engine.ray import run_on_ray
 from fedveil.simulations.engine.states import DiskStates
 from fedveil.simulations.engine.workers import Workers
 from fedveil.simulations.holder import Holder, make_keys_once
+from fedveil.simulations.result import Result
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 CLIENTS = "checkpoint/clients"  # in a record: what clients keep between rounds
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run made.
-
-    run_dir: the folder of the record
-    metrics: a row a round, as in metrics.csv; clients: a row a client a round
-    model: the trained network, in evaluation mode, on the CPU
-    summary: what `fedveil run --json` prints
-    """
-
-    run_dir: Path
-    metrics: pd.DataFrame
-    clients: pd.DataFrame
-    model: nn.Module
-    summary: dict[str, Any]
 
 
 def run(

@@ -11,7 +11,7 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.simulation"}
 KNOW_FLOWER = ("core", "client", "server", "simulations")
-ADAPTERS = {f"{folder}/flower.py" for folder in KNOW_FLOWER}
+ADAPTERS = {"core/wire/flower.py", "client/flower.py", "server/flower.py", "simulations/flower.py"}
 
 
 def flower_imports(code: str) -> Iterator[str]:

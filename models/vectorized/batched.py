@@ -25,7 +25,8 @@ from fedveil.models.local.optimizers import Optimizer
 from fedveil.models.networks import words
 from fedveil.models.networks.recurrent import LSTM
 from fedveil.models.vectorized.functional import Functional
-from fedveil.models.vectorized.layers import Layer, Step, layers
+from fedveil.models.vectorized.layers import Layer, Step
+from fedveil.models.vectorized.rules import layers
 
 
 class Chain:

@@ -8,7 +8,8 @@ from fedveil.core.errors import SettingsError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.models.networks.build import example
 from fedveil.models.vectorized.batched import Chain, batched
-from fedveil.models.vectorized.layers import Recurrent, layers
+from fedveil.models.vectorized.rules import layers
+from fedveil.models.vectorized.text_layers import Recurrent
 from fedveil.server.federation import Federation
 from fedveil.simulations.engine.ray import check_ray
 from fedveil.simulations.engine.workers import can_fork

@@ -26,7 +26,7 @@ from fedveil.models.networks.build import build, example
 from fedveil.models.networks.words import PooledWords, Words
 from fedveil.models.vectorized.batched import Chain, batched
 from fedveil.models.vectorized.functional import Functional
-from fedveil.models.vectorized.layers import layers
+from fedveil.models.vectorized.rules import layers
 
 FEATURES = Task("features", (6,), ("a", "b", "c"))
 PAIR = Task("features", (6,), ("a", "b"))

@@ -22,7 +22,8 @@ from fedveil.simulations.attacks.lab.attack import Attack
 from fedveil.simulations.attacks.lab.observation import Known, Observation, Parameters
 from fedveil.simulations.attacks.lab.observers import find_observer, observe
 from fedveil.simulations.attacks.lab.scoring import Truth
-from fedveil.simulations.run import Result, run
+from fedveil.simulations.result import Result
+from fedveil.simulations.run import run
 
 PEOPLE = 8  # clients in an aggregate, where the settings do not say
 
