@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from claims import CENTRAL, CLAIMS, Claim, Measured
 
-from fedveil.core.experiment import LATTICES, PROTECTED
-
+LATTICES = ("ckks", "bfv")
+PROTECTED = (*LATTICES, "secagg")
 SEEDS = 3  # of protected runs; runs in the clear have the claim's
 
 

@@ -27,7 +27,6 @@ from searching import Found, Search, can_read_memory, files, memory
 from fedveil import Experiment
 from fedveil.client.app import app
 from fedveil.client.work import forget, train, workplace
-from fedveil.core.experiment import LATTICES
 from fedveil.core.messages import CONFIG, ROUND
 from fedveil.models.parameters import get, to_numpy
 from fedveil.privacy import seal, streams
@@ -39,6 +38,7 @@ from fedveil.privacy.plan import make_lattice, make_plan
 from fedveil.privacy.rosters import Session
 
 CLIENTS, ROUNDS = 4, 2
+LATTICES = ("ckks", "bfv")
 SETTINGS = {
     "data.clients": CLIENTS, "federation.cohort": CLIENTS, "federation.rounds": ROUNDS, "model.hidden": [32],
     "training.epochs": 1, "engine": "sequential", "privacy.protection.drop_outs": 0.25, "device": "cpu",

@@ -16,7 +16,7 @@ from typing import Any
 from machines import END, START, Network, Program, eventually, fedveil, need_root
 
 from fedveil import Experiment
-from fedveil.core.experiment import LATTICES, Privacy
+from fedveil.core.experiment import Privacy
 from fedveil.privacy.keys import write_keys
 from fedveil.privacy.parties import new_parties
 from fedveil.privacy.plan import make_lattice
@@ -31,7 +31,7 @@ ACTOR = Path(__file__).parent / "actor.py"
 def new_keys(folder: Path, clients: int, host: str, protection: str = "none") -> None:
     """Make what `fedveil keys new FOLDER --host HOST --clients N --set privacy.protection=...` makes."""
     privacy = Privacy(protection=protection)  # type: ignore[arg-type]
-    lattice = make_lattice(privacy) if protection in LATTICES else None
+    lattice = make_lattice(privacy) if privacy.shows == "sum" else None
     write_keys(folder, lattice, clients, new_parties(clients, privacy, [host]))
 
 

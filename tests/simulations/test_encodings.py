@@ -16,9 +16,9 @@ from kills import content
 from safetensors.numpy import load_file
 
 from fedveil import Experiment, SettingsError, TrainingError, run
+from fedveil.core.catalog import STRATEGIES
 from fedveil.core.errors import Interrupted
 from fedveil.core.messages import ARRAYS, RESIDUALS, to_arrays
-from fedveil.core.parts import STRATEGIES
 from fedveil.core.record import Record
 from fedveil.server.checkpoint import FILE
 from fedveil.server.federation import prepare, resolve
