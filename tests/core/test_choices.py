@@ -6,11 +6,10 @@ import copy
 import pickle
 import subprocess
 import sys
+from itertools import permutations
 from types import ModuleType
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fedveil import Experiment, SettingsError
 from fedveil.core import catalog
@@ -28,7 +27,9 @@ def refused(settings: dict) -> str:
     return str(caught.value)
 
 
-@given(st.permutations([("data.partition", "dirichlet"), ("data.partition.alpha", 0.3), ("training.epochs", 2)]))
+@pytest.mark.parametrize(
+    "pairs", permutations([("data.partition", "dirichlet"), ("data.partition.alpha", 0.3), ("training.epochs", 2)])
+)
 def test_a_part_and_its_settings_may_be_given_in_any_order(pairs) -> None:
     partition = Experiment().override(dict(pairs)).data.partition
     assert (partition.name, partition.settings.alpha, partition.alpha) == ("dirichlet", 0.3, 0.3)
