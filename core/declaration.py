@@ -56,6 +56,10 @@ def part(
     0.2
     """
 
+    if not issubclass(settings, Section):
+        raise TypeError(
+            f"{settings.__name__}: a part's settings must be a subclass of fedveil.core.settings.section.Section"
+        )
     if "name" in settings.model_fields:
         raise TypeError(f"{settings.__name__}.name: a part's setting cannot be called `name`, which chooses the part")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from typing import Annotated, Any
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
@@ -60,7 +60,7 @@ def main() -> None:
     """Run the command line; a mistake ends in one message and its exit code, never in a traceback."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # where a user's own package.module:object is looked for, as python -m does
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    warnings.showwarning = _show_warning
     warnings.simplefilter("once", OldKey)
     try:
         app()
@@ -70,12 +70,19 @@ def main() -> None:
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Say a warning of ours plainly, on standard error; leave others to Python."""
     if issubclass(category, OldKey):
         print(f"warning {message}", file=sys.stderr)
     else:
-        print(warnings.formatwarning(message, category, place[0], place[1]), end="", file=sys.stderr)
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
 
 
 def _fail(message: str, code: int) -> None:

@@ -29,8 +29,8 @@ class Choice:
     prefix: ClassVar[str]
     default: ClassVar[str]
     name: str
-    _given: Mapping[str, Any]
     _settings: Section | None
+    _table: dict[str, Any]  # what it is equal and hashed by, which does not change when a received part is imported
 
     def __init__(self, name: str | None = None, **settings: Any) -> None:
         """Choose a part, the default one without a name; raise SettingsError where it or a setting cannot be used."""
@@ -47,7 +47,9 @@ class Choice:
             settings = None if later else self._validated(name, given)
         except SettingsError as error:
             raise _said(str(error)) from None
-        self.__dict__.update(name=name, _given=given, _settings=settings)
+        told = given if settings is None else settings.model_dump(exclude_none=True)
+        table = {"name": name, **told}
+        self.__dict__.update(name=name, _settings=settings, _table=table)
 
     @classmethod
     def _validated(cls, name: str, given: Mapping[str, Any]) -> Section:
@@ -76,7 +78,7 @@ class Choice:
     def settings(self) -> Any:
         """The part's own settings, of the model that it declares; raise SettingsError where they cannot be used."""
         if self._settings is None:
-            self.__dict__["_settings"] = type(self)(self.name, **self._given)._settings
+            self.__dict__["_settings"] = type(self)(**self._table)._settings
         return self._settings
 
     @property
@@ -100,8 +102,7 @@ class Choice:
 
     def dump(self) -> dict[str, Any]:
         """The name and every setting that has a value, as a table of TOML holds them."""
-        settings = self._given if self._settings is None else self._settings.model_dump(exclude_none=True)
-        return {"name": self.name, **settings}
+        return dict(self._table)
 
     def __getattr__(self, key: str) -> Any:
         """The part's setting called `key`."""
@@ -116,10 +117,16 @@ class Choice:
         raise AttributeError(f"{self.prefix}.{key}: settings are frozen; Experiment.override makes a copy with others")
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.dump() == other.dump()
+        return isinstance(other, Choice) and type(other) is type(self) and self._table == other._table
 
     def __hash__(self) -> int:
-        return hash((type(self), repr(self.dump())))
+        if "_hash" not in self.__dict__:
+            self.__dict__["_hash"] = hash((type(self).__name__, repr(self._table)))
+        return int(self.__dict__["_hash"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the hash, which is another one in every process."""
+        return {key: value for key, value in self.__dict__.items() if key != "_hash"}
 
     def __str__(self) -> str:
         return self.name

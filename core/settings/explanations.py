@@ -41,6 +41,8 @@ def explain(
             lines[key] = (problem["msg"], [])
         elif problem["type"] == "extra_forbidden":
             lines[key] = (f"{key}: unknown setting{nearest(key, [*known, *sections])}", [])
+        elif problem["type"] == "missing":
+            lines[key] = (f"{key}: must be given", [])
         elif problem["type"] == "value_error":
             lines[key] = (f"{key} = {problem['input']!r}: {problem['ctx']['error']}", [])
         else:

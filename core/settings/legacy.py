@@ -53,15 +53,13 @@ def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = value
             continue
         today = f"{new.kind.prefix}.{new.name}"
-        if today in settings:
-            raise SettingsError(f"{key}: is called {today} now, and both are given; leave {key} out")
-        _warn(key, today)
+        _warn(key, today, today in settings)
         found[today] = value
     return found
 
 
 def read(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings as a tree, old keys replaced.
+    """Settings as a tree, old keys replaced; raise SettingsError where an old and a new one are given.
 
     Files that 0.1.0 wrote hold every key: one that has its default, or that the chosen part does not have, is dropped.
     """
@@ -83,7 +81,7 @@ def read(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         has = new.name in new.kind.table.declared(called, new.kind.key).settings.model_fields
         if not has and not new.kind.table.is_own(called):
             continue
-        _warn(key, f"{new.kind.prefix}.{new.name}")
+        _warn(key, f"{new.kind.prefix}.{new.name}", new.name in part)
         tree[section][field] = {**part, new.name: value}
     return tree
 
@@ -102,5 +100,7 @@ def _drop_foreign_settings(tree: dict[str, Any]) -> None:
     tree["model"] = {key: value for key, value in model.items() if key == "name" or key in declared}
 
 
-def _warn(old: str, new: str) -> None:
+def _warn(old: str, new: str, both: bool) -> None:
+    if both:
+        raise SettingsError(f"{old}: is called {new} now, and both are given; leave {old} out")
     warnings.warn(f"{old} is called {new} now; the old key will go", OldKey, stacklevel=2)

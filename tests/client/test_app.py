@@ -120,6 +120,6 @@ def test_weights_that_float16_cannot_hold_are_refused(network) -> None:
 
 
 def test_weights_of_another_model_are_refused(network) -> None:
-    other = build(load(SETTINGS.data, 0).dataset.task, SETTINGS.model.model_copy(update={"hidden": (3,)}), Stream(0))
+    other = build(load(SETTINGS.data, 0).dataset.task, SETTINGS.override({"model.hidden": [3]}).model, Stream(0))
     with pytest.raises(DataError, match="these weights are not of this network"):
         ask("train", 0, other, **{"server-round": 1, "learning-rate": 0.2})

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
+from itertools import permutations
+from types import ModuleType
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fedveil import Experiment, SettingsError
 from fedveil.core import catalog
@@ -25,7 +27,9 @@ def refused(settings: dict) -> str:
     return str(caught.value)
 
 
-@given(st.permutations([("data.partition", "dirichlet"), ("data.partition.alpha", 0.3), ("training.epochs", 2)]))
+@pytest.mark.parametrize(
+    "pairs", permutations([("data.partition", "dirichlet"), ("data.partition.alpha", 0.3), ("training.epochs", 2)])
+)
 def test_a_part_and_its_settings_may_be_given_in_any_order(pairs) -> None:
     partition = Experiment().override(dict(pairs)).data.partition
     assert (partition.name, partition.settings.alpha, partition.alpha) == ("dirichlet", 0.3, 0.3)
@@ -121,8 +125,22 @@ def test_a_parts_setting_cannot_be_called_name() -> None:
     class Named(Section):
         name: str = ""
 
-    with pytest.raises(TypeError, match="name"):
+    with pytest.raises(TypeError, match=r"Named\.name: a part's setting cannot be called `name`"):
         part(Named)(lambda: None)
+    with pytest.raises(TypeError, match="must be a subclass of"):
+        part(dict)(lambda: None)
+
+
+def test_a_setting_without_a_default_must_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Needed(Section):
+        depth: int
+
+    module = ModuleType("my_parts")
+    module.deal = part(Needed)(lambda pool, settings, rng: None)
+    monkeypatch.setitem(sys.modules, "my_parts", module)
+    assert "data.partition.depth: must be given" in refused({"data.partition": "my_parts:deal"})
+    given = {"data.partition": "my_parts:deal", "data.partition.depth": 2}
+    assert Experiment().override(given).data.partition.depth == 2
 
 
 def test_every_key_of_every_part_is_known_and_described() -> None:
@@ -149,3 +167,12 @@ def test_every_part_declares_itself_and_is_described_with_its_settings(table: Ta
     assert len(text.splitlines()) == 1 + len(declared.settings.model_fields)
     assert all(field.description for field in declared.settings.model_fields.values())
     assert declared.settings() == declared.settings()  # every setting has a default
+
+
+def test_a_choice_that_comes_from_another_process_is_found_in_a_table_of_this_one() -> None:
+    code = (
+        "import pickle, sys\nfrom fedveil.core.settings.choice import Model\n"
+        "model = Model(name='lstm', units=8)\nhash(model)\nsys.stdout.buffer.write(pickle.dumps(model))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert {Model(name="lstm", units=8): "found"}[pickle.loads(answer.stdout)] == "found"

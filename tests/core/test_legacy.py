@@ -145,10 +145,12 @@ def test_old_keys_can_be_set_and_are_refused_as_the_new_ones_are(said) -> None:
 
 
 def test_an_old_and_a_new_key_for_the_same_setting_are_refused() -> None:
-    with pytest.raises(
-        SettingsError, match=r"data.partition_alpha: is called data.partition.alpha now, and both are given"
-    ):
-        Experiment().override({"data.partition": "dirichlet", "data.partition_alpha": 0.3, "data.partition.alpha": 0.5})
+    both = {"data.partition": "dirichlet", "data.partition_alpha": 0.3, "data.partition.alpha": 0.5}
+    said = "data.partition_alpha: is called data.partition.alpha now, and both are given"
+    with pytest.raises(SettingsError, match=said):
+        Experiment().override(both)
+    with pytest.raises(SettingsError, match=said):
+        Experiment.parse('[data]\npartition_alpha = 0.3\npartition = {name = "dirichlet", alpha = 0.5}\n')
 
 
 def test_a_networks_settings_in_a_file_of_today_are_not_dropped_for_another_network() -> None:

@@ -31,7 +31,7 @@ ACTOR = Path(__file__).parent / "actor.py"
 def new_keys(folder: Path, clients: int, host: str, protection: str = "none") -> None:
     """Make what `fedveil keys new FOLDER --host HOST --clients N --set privacy.protection=...` makes."""
     privacy = Privacy(protection=protection)  # type: ignore[arg-type]
-    lattice = make_lattice(privacy) if protection in ("ckks", "bfv") else None
+    lattice = make_lattice(privacy) if privacy.shows == "sum" else None
     write_keys(folder, lattice, clients, new_parties(clients, privacy, [host]))
 
 

@@ -41,6 +41,7 @@ from fedveil.privacy.secagg.vectors import to_ring
 from helpers.searching import Found, Search, can_read_memory, files, memory
 
 CLIENTS, ROUNDS = 4, 2
+LATTICES = ("ckks", "bfv")
 SETTINGS = {
     "data.clients": CLIENTS, "federation.cohort": CLIENTS, "federation.rounds": ROUNDS, "model.hidden": [32],
     "training.epochs": 1, "engine": "sequential", "privacy.protection.drop_outs": 0.25, "device": "cpu",

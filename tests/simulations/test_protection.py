@@ -306,7 +306,7 @@ def test_a_server_does_not_start_with_a_secret_key(tmp_path) -> None:
     [
         *((kind, {"federation.strategy": name}, f"federation.strategy = '{name}': cannot work with privacy.protection = '{kind}'")
           for kind in PROTECTIONS
-          for name in ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan", "qfedavg", "my_own:strategy")),
+          for name in ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan", "qfedavg", "math:sqrt")),
         *((kind, {"federation.strategy": name}, "it computes with the mean of the weights, which is a ciphertext here")
           for kind in LATTICES for name in ("fedavgm", "fedadam", "fedyogi", "fedadagrad")),
         *((kind, {"federation.cohort": 2}, "federation.cohort = 2: an aggregate of fewer than privacy.protection.min_clients = 3")
@@ -314,9 +314,9 @@ def test_a_server_does_not_start_with_a_secret_key(tmp_path) -> None:
         *((kind, {"privacy.protection.min_clients": 2}, "privacy.protection.min_clients = 2: must be greater than or equal to 3")
           for kind in PROTECTIONS),
         ("secagg", {"privacy.protection.min_clients": 6}, "federation.cohort = 5: an aggregate of fewer than privacy.protection.min_clients = 6"),
-        ("bfv", {"privacy.protection.profile": "fast"}, "privacy.protection.profile = 'fast': is none of bfv's"),
-        ("ckks", {"privacy.protection.profile": "exact-small"}, "privacy.protection.profile = 'exact-small': is none of ckks's"),
-        ("secagg", {"privacy.protection.profile": "fast"}, "privacy.protection.profile = 'fast': has no effect"),
+        ("bfv", {"privacy.protection.profile": "fast"}, "privacy.protection.profile = 'fast': must be 'exact-small' or 'own'"),
+        ("ckks", {"privacy.protection.profile": "exact-small"}, "privacy.protection.profile = 'exact-small': must be 'fast', 'conservative' or 'own'"),
+        ("secagg", {"privacy.protection.profile": "fast"}, "profile is a setting of privacy.protection = 'ckks' or 'bfv'"),
         ("ckks", {"privacy.protection.profile": "own", "privacy.protection.degree": 2048}, "100 bits together are insecure with privacy.protection.degree = 2048"),
         ("ckks", {"privacy.protection.profile": "own", "privacy.protection.primes": [30, 30]}, "leaves no room for weights"),
         ("bfv", {"privacy.protection.profile": "own", "privacy.protection.primes": [50, 50], "privacy.protection.plain_bits": 50}, "privacy.protection.plain_bits = 50"),
@@ -326,14 +326,14 @@ def test_a_server_does_not_start_with_a_secret_key(tmp_path) -> None:
         ("bfv", {"data.dataset": "synthetic", "data.clients": 2000, "federation.cohort": 2000}, "adds at most "),
         ("ckks", {"data.dataset": "synthetic", "data.clients": 10**7, "federation.cohort": 10**7}, "coarser than 2^-12"),
         ("secagg", {"privacy.protection.drop_outs": 0.6, "privacy.protection.colluders": 0.6}, "4 must stay"),
-        ("none", {"privacy.protection.range": 3.0}, "privacy.protection.range = 3.0: has no effect with privacy.protection = 'none'"),
-        ("none", {"privacy.protection.profile": "fast"}, "privacy.protection.profile = 'fast': has no effect"),
-        ("none", {"privacy.protection.min_clients": 4}, "privacy.protection.min_clients = 4: has no effect"),
-        ("bfv", {"privacy.protection.drop_outs": 0.1}, "privacy.protection.drop_outs = 0.1: has no effect with privacy.protection = 'bfv'"),
-        ("bfv", {"privacy.protection.colluders": 0.1}, "privacy.protection.colluders = 0.1: has no effect"),
+        ("none", {"privacy.protection.range": 3.0}, "range: unknown setting of privacy.protection = 'none'; range is a setting of"),
+        ("none", {"privacy.protection.profile": "fast"}, "profile is a setting of privacy.protection = 'ckks' or 'bfv'"),
+        ("none", {"privacy.protection.min_clients": 4}, "min_clients is a setting of privacy.protection = 'ckks' or 'bfv' or 'secagg'"),
+        ("bfv", {"privacy.protection.drop_outs": 0.1}, "of privacy.protection = 'bfv'; drop_outs is a setting of privacy.protection = 'secagg'"),
+        ("bfv", {"privacy.protection.colluders": 0.1}, "colluders is a setting of privacy.protection = 'secagg'"),
         ("bfv", {"privacy.protection.degree": 8192}, "privacy.protection.degree = 8192: has no effect"),
         ("bfv", {"privacy.protection.plain_bits": 40}, "privacy.protection.plain_bits = 40: has no effect"),
-        ("ckks", {"privacy.protection.profile": "own", "privacy.protection.plain_bits": 40}, "privacy.protection.plain_bits = 40: has no effect"),
+        ("ckks", {"privacy.protection.profile": "own", "privacy.protection.plain_bits": 40}, "plain_bits is a setting of privacy.protection = 'bfv'"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_work_are_refused_before_anything_is_written(protection, settings, said, tmp_path) -> None:
