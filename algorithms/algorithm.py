@@ -1,7 +1,8 @@
 """What an algorithm is: pure functions over named arrays, and state that can be stored.
 
 On the server a round has two steps. The rule makes one aggregate of the cohort's updates; the server optimiser makes the next
-model of that aggregate. An algorithm is a part (`fedveil.core.declaration`): a function from its settings to an `Algorithm`.
+model of that aggregate. An algorithm is a part (`fedveil.core.declaration`): a function `(settings, experiment) -> Algorithm` of its own
+settings and the whole experiment's.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedveil.algorithms.algorithm import Algorithm, Arrays, Cohort
 from fedveil.core.declaration import part
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import NoSettings
 
 
@@ -37,6 +38,6 @@ def mean(cohort: Cohort) -> Arrays:
 
 
 @part(needs="sum")
-def fedavg(_: NoSettings) -> Algorithm:
+def fedavg(_settings: NoSettings, _: Experiment) -> Algorithm:
     """FedAvg: the mean of the weights, each client's by its examples."""
     return Algorithm(rule=mean)

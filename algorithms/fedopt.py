@@ -15,6 +15,7 @@ from pydantic import Field
 from fedveil.algorithms.algorithm import Algorithm, Arrays, State
 from fedveil.algorithms.fedavg import mean
 from fedveil.core.declaration import part
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import Fraction, Positive, Section
 
 WHY = "it computes with the mean of the weights"
@@ -23,7 +24,7 @@ WHY = "it computes with the mean of the weights"
 class FedAdagrad(Section):
     """Settings of FedAdagrad."""
 
-    server_learning_rate: Positive = Field(0.1, description="eta of the server's optimiser")
+    learning_rate: Positive = Field(0.1, description="eta of the server's optimiser")
     tau: Positive = Field(1e-3, description="adaptivity: the smaller, the more each weight has a rate of its own")
 
 
@@ -52,7 +53,7 @@ def adam(settings: FedAdam, state: State, model: Arrays, mean: Arrays) -> tuple[
     beta_1, beta_2, t = settings.beta_1, settings.beta_2, state["t"] + 1
     difference, m = _first_moment(beta_1, state, model, mean)
     v = {name: beta_2 * v + (1 - beta_2) * difference[name] ** 2 for name, v in state["v"].items()}
-    eta = settings.server_learning_rate * np.sqrt(1 - np.power(beta_2, t + 1.0)) / (1 - np.power(beta_1, t + 1.0))
+    eta = settings.learning_rate * np.sqrt(1 - np.power(beta_2, t + 1.0)) / (1 - np.power(beta_1, t + 1.0))
     return {"t": t, "m": m, "v": v}, _step(model, eta, m, v, settings.tau)
 
 
@@ -63,14 +64,14 @@ def yogi(settings: FedAdam, state: State, model: Arrays, mean: Arrays) -> tuple[
         name: v - (1 - settings.beta_2) * difference[name] ** 2 * np.sign(v - difference[name] ** 2)
         for name, v in state["v"].items()
     }
-    return {"t": state["t"] + 1, "m": m, "v": v}, _step(model, settings.server_learning_rate, m, v, settings.tau)
+    return {"t": state["t"] + 1, "m": m, "v": v}, _step(model, settings.learning_rate, m, v, settings.tau)
 
 
 def adagrad(settings: FedAdagrad, state: State, model: Arrays, mean: Arrays) -> tuple[State, Arrays]:
     """Step by Adagrad: v <- v + D^2, with beta_1 = 0; float32."""
     difference, m = _first_moment(0.0, state, model, mean)
     v = {name: v + difference[name] ** 2 for name, v in state["v"].items()}
-    return {"t": state["t"] + 1, "m": m, "v": v}, _step(model, settings.server_learning_rate, m, v, settings.tau)
+    return {"t": state["t"] + 1, "m": m, "v": v}, _step(model, settings.learning_rate, m, v, settings.tau)
 
 
 def _first_moment(beta_1: float, state: State, model: Arrays, mean: Arrays) -> tuple[Arrays, Arrays]:
@@ -85,18 +86,18 @@ def _step(model: Arrays, eta: Any, m: Arrays, v: Arrays, tau: float) -> Arrays:
 
 
 @part(FedAdam, needs="mean", why=WHY)
-def fedadam(settings: FedAdam) -> Algorithm:
+def fedadam(settings: FedAdam, _: Experiment) -> Algorithm:
     """FedAdam: Adam on the server."""
     return Algorithm(rule=mean, init=init, apply=partial(adam, settings))
 
 
 @part(FedAdam, needs="mean", why=WHY)
-def fedyogi(settings: FedAdam) -> Algorithm:
+def fedyogi(settings: FedAdam, _: Experiment) -> Algorithm:
     """FedYogi: Yogi on the server."""
     return Algorithm(rule=mean, init=init, apply=partial(yogi, settings))
 
 
 @part(FedAdagrad, needs="mean", why=WHY)
-def fedadagrad(settings: FedAdagrad) -> Algorithm:
+def fedadagrad(settings: FedAdagrad, _: Experiment) -> Algorithm:
     """FedAdagrad: Adagrad on the server."""
     return Algorithm(rule=mean, init=init, apply=partial(adagrad, settings))

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fedveil.algorithms.algorithm import Algorithm, Arrays, Cohort
 from fedveil.core.declaration import part
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import NonNegative, Section
 
 GLOBAL_LOSS = "global-loss"  # the metric in which a client tells F_k(w)
@@ -45,7 +46,7 @@ def aggregate(model: Arrays, weights: Sequence[Arrays], losses: Sequence[float],
     needs="each",
     why="q-FedAvg weighs each update by its loss at the server",
 )
-def qfedavg(settings: QFedAvg) -> Algorithm:
+def qfedavg(settings: QFedAvg, _: Experiment) -> Algorithm:
     """q-FedAvg: clients with a higher loss weigh more. L = 1 / learning rate of the round (section 3.3)."""
 
     def rule(cohort: Cohort) -> Arrays:

@@ -9,12 +9,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedveil.algorithms.algorithm import Algorithm, Arrays, Cohort, State
-from fedveil.core import catalog
-from fedveil.core.declaration import declaration, declares
+from fedveil.core.declaration import declares
 from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
-from fedveil.core.settings.section import Section
 from fedveil.core.wire.messages import ARRAYS, CONFIG, ROUND
 from fedveil.server.flower_strategies import FlowerStrategy, make_flower_strategy
 from fedveil.server.rounds.rows import merged_scores
@@ -65,29 +63,16 @@ class AlgorithmStrategy:
 
 
 def make(experiment: Experiment, metrics: MetricSet) -> Strategy:
-    """Return the strategy that an experiment names: an algorithm of FedVeil's, or a Flower strategy of the user's own.
+    """Return the strategy that an experiment names: an algorithm, or a Flower strategy of the user's own.
 
     metrics: what evaluating clients tell
     """
-    name, cohort = experiment.federation.strategy, experiment.federation.cohort
-    found = catalog.STRATEGIES.load(name, "federation.strategy")
+    chosen, cohort = experiment.federation.strategy, experiment.federation.cohort
+    found = chosen.load()
     evaluators = (experiment.evaluation.cohort or cohort) if experiment.evaluation.federated else 0
     if declares(found):
-        algorithm = found(_settings(experiment, declaration(found).settings))
-        return AlgorithmStrategy(algorithm, cohort, evaluators, metrics)
-    return FlowerStrategy(name, make_flower_strategy(found, experiment, evaluators, metrics))
-
-
-def _settings(experiment: Experiment, model: type[Section]) -> Section:
-    """UNTIL A STRATEGY'S SETTINGS ARE READ AS ITS OWN TABLE: the flat keys of [federation] as the part's settings.
-
-    None stands for the part's default.
-    """
-    flat = experiment.federation.model_dump() | {
-        "byzantine_clients": experiment.federation.malicious,
-        "proximal_mu": experiment.training.proximal_mu,
-    }
-    return model(**{key: flat[key] for key in model.model_fields if flat[key] is not None})
+        return AlgorithmStrategy(found(chosen.settings, experiment), cohort, evaluators, metrics)
+    return FlowerStrategy(chosen.name, make_flower_strategy(found, experiment, evaluators, metrics))
 
 
 def _messages(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -13,18 +12,13 @@ from fedveil.algorithms.fedavg import weighted_mean
 from fedveil.core.declaration import part
 from fedveil.core.errors import SettingsError
 from fedveil.core.settings.experiment import Experiment
-from fedveil.core.settings.section import Count, Section
+from fedveil.core.settings.section import Count, NoSettings, Section
 
 WHY = "Krum compares updates"
+USES = ("byzantine_clients",)
 
 
-class Krum(Section):
-    """Settings of Krum."""
-
-    byzantine_clients: Annotated[int, Field(ge=0)] = Field(0, description="f: how many clients of a cohort may lie")
-
-
-class MultiKrum(Krum):
+class MultiKrum(Section):
     """Settings of Multi-Krum."""
 
     selected: Count | None = Field(
@@ -52,36 +46,41 @@ def multikrum_mean(cohort: Cohort, byzantine: int, selected: int) -> Arrays:
     return weighted_mean([one.weights for one in chosen], [one.examples for one in chosen])
 
 
-def check(settings: Krum, experiment: Experiment) -> None:
+def check(_: Section, experiment: Experiment) -> None:
+    """Raise SettingsError where the cohort is smaller than 2 f + 3."""
+    require_cohort(experiment, 2 * experiment.federation.byzantine_clients + 3)
+
+
+def check_selected(settings: MultiKrum, experiment: Experiment) -> None:
     """Raise SettingsError where the cohort is smaller than 2 f + 3, or more updates are selected than n - f - 2."""
-    name, liars = experiment.federation.strategy, settings.byzantine_clients
-    require_cohort(experiment, liars, 2 * liars + 3)
-    most = experiment.federation.cohort - liars - 2
-    if isinstance(settings, MultiKrum) and (settings.selected or 1) > most:
+    check(settings, experiment)
+    most = experiment.federation.cohort - experiment.federation.byzantine_clients - 2
+    if (settings.selected or 1) > most:
         raise SettingsError(
-            f"federation.selected = {settings.selected}: {name} can select at most cohort - byzantine_clients - 2 = {most} "
-            "updates"
+            f"federation.strategy.selected = {settings.selected}: {experiment.federation.strategy} can select at most cohort - "
+            f"byzantine_clients - 2 = {most} updates"
         )
 
 
-def require_cohort(experiment: Experiment, liars: int, least: int) -> None:
-    """Raise SettingsError where a cohort is smaller than `least`, which a rule needs against so many liars."""
+def require_cohort(experiment: Experiment, least: int) -> None:
+    """Raise SettingsError where a cohort is smaller than `least`, which a rule needs against the clients that may lie."""
     settings = experiment.federation
     if settings.cohort < least:
         raise SettingsError(
-            f"federation.cohort = {settings.cohort}: {settings.strategy} with federation.byzantine_clients = {liars} needs at "
-            f"least {least}"
+            f"federation.cohort = {settings.cohort}: {settings.strategy} with federation.byzantine_clients = "
+            f"{settings.byzantine_clients} needs at least {least}"
         )
 
 
-@part(Krum, needs="each", why=WHY, check=check)
-def krum(settings: Krum) -> Algorithm:
+@part(needs="each", uses=USES, why=WHY, check=check)
+def krum(_: NoSettings, experiment: Experiment) -> Algorithm:
     """Krum: the one update closest to its neighbours."""
-    return Algorithm(rule=lambda cohort: multikrum_mean(cohort, settings.byzantine_clients, 1))
+    liars = experiment.federation.byzantine_clients
+    return Algorithm(rule=lambda cohort: multikrum_mean(cohort, liars, 1))
 
 
-@part(MultiKrum, needs="each", why=WHY, check=check)
-def multikrum(settings: MultiKrum) -> Algorithm:
+@part(MultiKrum, needs="each", uses=USES, why=WHY, check=check_selected)
+def multikrum(settings: MultiKrum, experiment: Experiment) -> Algorithm:
     """Multi-Krum: the mean of the updates closest to their neighbours, by examples, where the paper weighs them alike."""
-    liars = settings.byzantine_clients
+    liars = experiment.federation.byzantine_clients
     return Algorithm(rule=lambda cohort: multikrum_mean(cohort, liars, settings.selected or cohort.size - liars - 2))

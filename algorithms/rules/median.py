@@ -8,6 +8,7 @@ import numpy as np
 
 from fedveil.algorithms.algorithm import Algorithm, Arrays
 from fedveil.core.declaration import part
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import NoSettings
 
 
@@ -17,6 +18,6 @@ def median(weights: Sequence[Arrays]) -> Arrays:
 
 
 @part(needs="each", why="a median compares updates")
-def fedmedian(_: NoSettings) -> Algorithm:
+def fedmedian(_settings: NoSettings, _: Experiment) -> Algorithm:
     """The median of each weight."""
     return Algorithm(rule=lambda cohort: median(cohort.weights))

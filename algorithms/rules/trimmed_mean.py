@@ -10,13 +10,14 @@ from pydantic import Field
 
 from fedveil.algorithms.algorithm import Algorithm, Arrays
 from fedveil.core.declaration import part
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import Section
 
 
 class TrimmedMean(Section):
     """Settings of the trimmed mean."""
 
-    trim_fraction: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+    fraction: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         0.2, description="share of the clients' values cut off at each end"
     )
 
@@ -37,6 +38,6 @@ def trimmed_mean(weights: Sequence[Arrays], fraction: float) -> Arrays:
 
 
 @part(TrimmedMean, needs="each", why="a trimmed mean compares updates")
-def fedtrimmedavg(settings: TrimmedMean) -> Algorithm:
+def fedtrimmedavg(settings: TrimmedMean, _: Experiment) -> Algorithm:
     """The mean of each weight without its extremes."""
-    return Algorithm(rule=lambda cohort: trimmed_mean(cohort.weights, settings.trim_fraction))
+    return Algorithm(rule=lambda cohort: trimmed_mean(cohort.weights, settings.fraction))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from pydantic import GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from fedveil.core.catalog import DATASETS, DEFENCES, MODELS, PARTITIONS, PROTECTIONS, Table
+from fedveil.core.catalog import DATASETS, DEFENCES, MODELS, PARTITIONS, PROTECTIONS, STRATEGIES, Table
 from fedveil.core.declaration import Declaration
 from fedveil.core.errors import SettingsError, nearest
 from fedveil.core.settings.explanations import SAID, explain
@@ -182,6 +182,12 @@ class ProtectionChoice(Choice):
     """`privacy.protection`: how updates are protected on their way."""
 
     table, key, prefix, default = PROTECTIONS, "privacy.protection", "privacy.protection", "none"
+
+
+class StrategyChoice(Choice):
+    """`federation.strategy`: how updates become the next model."""
+
+    table, key, prefix, default = STRATEGIES, "federation.strategy", "federation.strategy", "fedavg"
 
 
 class DefenceChoice(Choice):

@@ -44,7 +44,7 @@ class Experiment(Settings):
             known = plain_keys(Experiment)
             sections = [name for name in Experiment.model_fields if name not in known]
             raise SettingsError(explain(error, known, choices(Experiment), sections=sections)) from None
-        check_combinations(self, foreign)
+        check_combinations(self)
 
     @classmethod
     def preset(cls, name: str) -> Experiment:

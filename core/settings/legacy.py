@@ -8,7 +8,15 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 from fedveil.core.errors import SettingsError
-from fedveil.core.settings.choice import Choice, DatasetChoice, DefenceChoice, Model, PartitionChoice, ProtectionChoice
+from fedveil.core.settings.choice import (
+    Choice,
+    DatasetChoice,
+    DefenceChoice,
+    Model,
+    PartitionChoice,
+    ProtectionChoice,
+    StrategyChoice,
+)
 
 
 class OldKey(FutureWarning):
@@ -23,6 +31,10 @@ class Renamed(NamedTuple):
     default: Any
 
 
+MOVED = {
+    "federation.malicious": ("federation.byzantine_clients", 0)
+}  # to another key of the same section, and the default
+
 RENAMED = {
     "data.partition_alpha": Renamed(PartitionChoice, "alpha", 0.5),
     "data.partition_classes": Renamed(PartitionChoice, "classes", 2),
@@ -32,6 +44,14 @@ RENAMED = {
     "data.examples_spread": Renamed(DatasetChoice, "spread", 1.0),
     "data.synthetic_beta": Renamed(DatasetChoice, "beta", 1.0),
     "data.synthetic_rule": Renamed(DatasetChoice, "rule", "own"),
+    "federation.server_learning_rate": Renamed(StrategyChoice, "learning_rate", None),
+    "federation.server_momentum": Renamed(StrategyChoice, "momentum", 0.9),
+    "federation.beta_1": Renamed(StrategyChoice, "beta_1", 0.9),
+    "federation.beta_2": Renamed(StrategyChoice, "beta_2", 0.99),
+    "federation.tau": Renamed(StrategyChoice, "tau", 1e-3),
+    "federation.q": Renamed(StrategyChoice, "q", 0.1),
+    "federation.trim_fraction": Renamed(StrategyChoice, "fraction", 0.2),
+    "federation.selected": Renamed(StrategyChoice, "selected", None),
     "privacy.profile": Renamed(ProtectionChoice, "profile", None),
     "privacy.range": Renamed(ProtectionChoice, "range", 6.0),
     "privacy.min_clients": Renamed(ProtectionChoice, "min_clients", 3),
@@ -49,10 +69,10 @@ def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in settings.items():
         new = RENAMED.get(key)
-        if new is None:
+        if new is None and key not in MOVED:
             found[key] = value
             continue
-        today = f"{new.kind.prefix}.{new.name}"
+        today = MOVED[key][0] if new is None else f"{new.kind.prefix}.{new.name}"
         _warn(key, today, today in settings)
         found[today] = value
     return found
@@ -63,10 +83,16 @@ def read(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Files that 0.1.0 wrote hold every key: one that has its default, or that the chosen part does not have, is dropped.
     """
-    old = [key for key in RENAMED if _has(settings, key)]
-    if not old:
+    old, moved = ([key for key in keys if _has(settings, key)] for keys in (RENAMED, MOVED))
+    if not old and not moved:
         return settings
     tree: dict[str, Any] = deepcopy(dict(settings))
+    for key in moved:
+        section, _, name = key.partition(".")
+        (today, default), value = MOVED[key], tree[section].pop(name)
+        if value != default:
+            _warn(key, today, _has(tree, today))
+            tree[section][today.partition(".")[2]] = value
     if all(_has(settings, key) for key, new in RENAMED.items() if new.default is not None and key.startswith("data.")):
         _drop_foreign_settings(tree)
     for key in old:

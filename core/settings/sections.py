@@ -10,7 +10,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedveil.core.declaration import Needs as Shown
-from fedveil.core.settings.choice import DatasetChoice, DefenceChoice, Model, PartitionChoice, ProtectionChoice
+from fedveil.core.settings.choice import (
+    DatasetChoice,
+    DefenceChoice,
+    Model,
+    PartitionChoice,
+    ProtectionChoice,
+    StrategyChoice,
+)
 from fedveil.core.settings.marks import Needs, UsedBy
 from fedveil.core.settings.section import Count, Fraction, NonNegative, Positive, Section
 
@@ -107,25 +114,11 @@ class Federation(Section):
 
     rounds: Count = Field(10, description="of training and aggregation")
     cohort: Count = Field(10, description="clients that train in a round")
-    strategy: str = Field("fedavg", description="how updates become the next model, see `fedveil list strategies`")
-    server_learning_rate: Annotated[
-        Positive | None, Needs("strategy", ("fedavgm", "fedadam", "fedyogi", "fedadagrad"))
-    ] = Field(None, description="fedavgm (1.0), fedadam, fedyogi, fedadagrad (0.1)")
-    server_momentum: Annotated[Fraction, Needs("strategy", ("fedavgm",))] = Field(0.9, description="fedavgm")
-    beta_1: Annotated[Fraction, Needs("strategy", ("fedadam", "fedyogi"))] = Field(0.9, description="fedadam, fedyogi")
-    beta_2: Annotated[Fraction, Needs("strategy", ("fedadam", "fedyogi"))] = Field(0.99, description="fedadam, fedyogi")
-    tau: Annotated[Positive, Needs("strategy", ("fedadam", "fedyogi", "fedadagrad"))] = Field(
-        1e-3, description="fedadam, fedyogi, fedadagrad: adaptivity"
+    strategy: StrategyChoice = Field(
+        default_factory=StrategyChoice, description="how updates become the next model, see `fedveil list strategies`"
     )
-    q: Annotated[NonNegative, Needs("strategy", ("qfedavg",))] = Field(0.1, description="qfedavg: 0 weighs all alike")
-    trim_fraction: Annotated[float, Field(ge=0, lt=0.5), Needs("strategy", ("fedtrimmedavg",))] = Field(
-        0.2, description="fedtrimmedavg: share cut off at each end"
-    )
-    malicious: Annotated[int, Field(ge=0), Needs("strategy", ("krum", "multikrum", "bulyan"))] = Field(
-        0, description="krum, multikrum, bulyan: how many clients may lie"
-    )
-    selected: Annotated[Count | None, Needs("strategy", ("multikrum",))] = Field(
-        None, description="multikrum: updates to average; cohort - malicious - 2 without it"
+    byzantine_clients: Annotated[int, Field(ge=0), UsedBy("strategy")] = Field(
+        0, description="f: how many clients of a cohort may lie"
     )
     target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="stop when this is reached")
     patience: Count | None = Field(None, description="stop after this many evaluations without a better accuracy")

@@ -83,7 +83,7 @@ def train(context: Context, current: Round, messages: list[Message]) -> None:
             _refuse_divergence(replies)
         raise TrainingError(
             f"training diverged: the model that {experiment.federation.strategy} made in round {current.number} is not finite, "
-            "and the clients' were\n  try a smaller federation.server_learning_rate"
+            "and the clients' were\n  try a smaller federation.strategy.learning_rate"
         )
 
 
