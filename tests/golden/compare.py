@@ -2,8 +2,8 @@
 
 python tests/golden/compare.py --old PYTHON_OF_0.1.0 --new PYTHON [--only NAME...] [--write tests/golden/table.json]
 
-PYTHON is the interpreter of an environment with FedVeil in it. Without --old, what 0.1.0 gave on this processor is read from
-table.json. Without --new, 0.1.0 is run alone, as for --write. `--make-old DIR` first makes an environment of 0.1.0 in DIR, which
+PYTHON is the interpreter of an environment with FedVeil in it. Without --old, what 0.1.0 gave on this processor is read from a
+table. Without --new, 0.1.0 is run alone, as for --write. `--make-old DIR` first makes an environment of 0.1.0 in DIR, which
 needs a checkout with its commit. Exit code 1 where a run differs or fails.
 """
 
@@ -21,12 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from safetensors.numpy import load
 
 HERE = Path(__file__).resolve().parent
@@ -45,7 +46,8 @@ Say = Callable[[str], None]
 class Given:
     """What a run gave.
 
-    model: model.safetensors, where it is at hand; model_sha256: its SHA-256; metrics: metrics.csv
+    model_sha256: of model.safetensors; metrics: metrics.csv; of an attack, there is no model, and its scores
+    model: model.safetensors, where it is at hand
     seconds: that the run took; error: why there is nothing, or empty
     """
 
@@ -60,7 +62,10 @@ MISSING = Given(error="nothing is known of this run")
 
 
 def read(folder: Path, seconds: float = 0.0) -> Given:
-    """What the record in a folder holds."""
+    """What the record in a folder holds; of an attack, its scores."""
+    scores = folder / "scores.csv"
+    if scores.exists():
+        return Given(metrics=scores.read_text(), seconds=seconds)
     try:
         model, metrics = (folder / "model.safetensors").read_bytes(), (folder / "metrics.csv").read_text()
     except OSError as error:
@@ -76,25 +81,26 @@ def difference(old: Given, new: Given) -> str:
     for label, given in (("old", old), ("new", new)):
         if given.error:
             return f"{label} failed: {given.error}"
-    parts = [_metrics_difference(old.metrics, new.metrics), _model_difference(old, new)]
+    table = "metrics.csv" if old.model_sha256 else "scores.csv"
+    parts = [_table_difference(table, old.metrics, new.metrics), _model_difference(old, new)]
     return "; ".join(part for part in parts if part)
 
 
-def _metrics_difference(old: str, new: str) -> str:
-    """The first line of metrics.csv that differs, and its first column that does."""
+def _table_difference(table: str, old: str, new: str) -> str:
+    """The first line of a table that differs, and its first column that does."""
     if old == new:
         return ""
-    before, after = old.split("\n"), new.split("\n")
-    columns = before[0].split(",")
-    for number, (one, other) in enumerate(zip(before, after, strict=False)):
-        if one == other:
-            continue
-        cells = list(zip(columns, one.split(","), other.split(","), strict=False))
-        for column, a, b in cells if number else []:
-            if a != b:
-                return f"metrics.csv line {number + 1}, {column}: {a} became {b}"
-        return f"metrics.csv line {number + 1}: {one!r} became {other!r}"
-    return f"metrics.csv: {len(before)} lines became {len(after)}"
+    before, after = old.splitlines(), new.splitlines()
+    columns = before[0].split(",") if before else []
+    for number, (one, other) in enumerate(zip_longest(before, after, fillvalue=""), 1):
+        cells, others = one.split(","), other.split(",")
+        if number > 1 and len(cells) == len(others) == len(columns):
+            for column, a, b in zip(columns, cells, others, strict=True):
+                if a != b:
+                    return f"{table} line {number}, {column}: {a or 'nothing'} became {b or 'nothing'}"
+        elif one != other:
+            return f"{table} line {number}: {one or 'nothing'} became {other or 'nothing'}"
+    return f"{table}: the same lines with other ends"
 
 
 def _model_difference(old: Given, new: Given) -> str:
@@ -104,20 +110,24 @@ def _model_difference(old: Given, new: Given) -> str:
     if not (old.model and new.model):
         return f"model: SHA-256 {old.model_sha256[:12]} became {new.model_sha256[:12]}"
     before, after = load(old.model), load(new.model)
-    if list(before) != list(after):
-        return f"model: tensors {list(before)} became {list(after)}"
-    for name, value in before.items():
-        other = after[name]
+    if set(before) != set(after):
+        return f"model: tensors {sorted(before)} became {sorted(after)}"
+    for name in sorted(before):
+        value, other = before[name], after[name]
         if value.shape != other.shape or value.dtype != other.dtype:
             return f"model: {name} {value.dtype}{list(value.shape)} became {other.dtype}{list(other.shape)}"
-        apart = value.view(np.uint8).reshape(value.size, -1) != other.view(np.uint8).reshape(value.size, -1)
+        apart = (_bytes(value) != _bytes(other)).any(axis=1)
         if apart.any():
-            rows = np.flatnonzero(apart.any(axis=1))
-            place = [int(i) for i in np.unravel_index(rows[0], value.shape)]
-            a, b = value[tuple(place)], other[tuple(place)]
+            first = np.unravel_index(int(np.flatnonzero(apart)[0]), value.shape)
             largest = float(np.abs(value.astype(np.float64) - other).max())
-            return f"model: {name}{place} {a!s} became {b!s} ({len(rows)} of {value.size} of its numbers; largest {largest:.2g})"
+            many = f"{int(apart.sum())} of {value.size} of its numbers, by up to {largest:.2g}"
+            return f"model: {name}{[int(i) for i in first]} {value[first]!s} became {other[first]!s}; {many}"
     return "model: the same numbers in other bytes (names, order or header)"
+
+
+def _bytes(value: np.ndarray) -> np.ndarray:
+    """The bytes of each number of a tensor: uint8 [numbers, bytes of one]."""
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8).reshape(value.size, value.itemsize)
 
 
 # --- running
@@ -191,13 +201,24 @@ def make_old(folder: Path) -> Path:
     source, python = folder / "source", folder / "venv" / "bin" / "python"
     if not (folder / "ready").exists():
         source.mkdir(parents=True, exist_ok=True)
-        archive = subprocess.run(["git", "archive", OLD], cwd=HERE, capture_output=True, check=True).stdout
-        subprocess.run(["tar", "x"], cwd=source, input=archive, check=True)
+        archive = subprocess.run(["git", "archive", OLD], cwd=HERE.parents[1], capture_output=True, check=False)
+        if archive.returncode:
+            sys.exit(f"--make-old: this checkout does not hold commit {OLD}: {archive.stderr.decode().strip()}")
+        subprocess.run(["tar", "x"], cwd=source, input=archive.stdout, check=True)
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
         install = [python, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", ".[ray]"]
         subprocess.run(install, cwd=source, check=True)
         (folder / "ready").touch()
     return python
+
+
+def other_machine(written: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """What sets the machine of a table apart from this one, in words; empty where nothing does."""
+    differing = [key for key in written if written[key] != here.get(key)]
+    if not differing:
+        return ""
+    words = [f"its {key} is {written[key]!r}, here {here.get(key)!r}" for key in differing]
+    return f"made on {written['processor']}, this is {here['processor']}: {'; '.join(words)}"
 
 
 # --- the table of what 0.1.0 gave
@@ -230,8 +251,10 @@ def write_table(path: Path, machine: dict[str, str], given: Mapping[str, Given])
 def report(console: Console, runs: Sequence[Run], old: Mapping[str, Given], new: Mapping[str, Given]) -> int:
     """Print a row for each run, and where each first differs; how many do, or failed."""
     found = {run.name: difference(old.get(run.name, MISSING), new.get(run.name, MISSING)) for run in runs}
-    columns = Column("run", no_wrap=True), Column("covers", no_wrap=True, max_width=40), "old, s", "new, s", "bytes"
-    grid = Table(*columns, box=None, pad_edge=False)
+    grid = Table("run", "covers", "old, s", "new, s", "bytes", box=None, pad_edge=False)
+    for column in grid.columns:
+        column.no_wrap = True
+    grid.columns[1].max_width = 30
     for run in runs:
         seconds = [given.get(run.name, MISSING).seconds for given in (old, new)]
         word = "[bold red]differ[/]" if found[run.name] else "same"
@@ -269,9 +292,10 @@ def _starts(name: str, word: str) -> bool:
 def main(words: Sequence[str] | None = None) -> int:
     """Read the command line, run and compare; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--old", type=Path, metavar="PYTHON", help="of 0.1.0; table.json without it")
+    parser.add_argument("--old", type=Path, metavar="PYTHON", help="of 0.1.0; the table without it")
     parser.add_argument("--new", type=Path, metavar="PYTHON", help="of the code to check")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="names of runs, or what they start with")
+    parser.add_argument("--table", type=Path, metavar="FILE", default=TABLE, help="what 0.1.0 gave; golden/table.json")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write what --old gave as a table")
     parser.add_argument("--make-old", type=Path, metavar="DIR", help="make an environment of 0.1.0 in DIR, and use it")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="a new folder for the records; else they are removed")
@@ -282,6 +306,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if not sides or (asked.write and "old" not in sides):
         parser.error("name a Python by --old or --new; --write needs --old")
     runs = chosen(asked.only, console)
+    if not runs:
+        sys.exit("nothing to compare")
     machine = machine_of(next(iter(sides.values())))
     if asked.keep:
         asked.keep.mkdir(parents=True)
@@ -305,9 +331,9 @@ def main(words: Sequence[str] | None = None) -> int:
             )
         return 1 if failed else 0
     if "old" not in given:
-        written, given["old"] = read_table(TABLE)
-        if written != machine:
-            sys.exit(f"{TABLE} is of another machine, give --old:\n  {written}\nthis one is\n  {machine}")
+        written, given["old"] = read_table(asked.table)
+        if other := other_machine(written, machine):
+            sys.exit(f"{asked.table} is of another machine, give --old: {other}")
     return 1 if report(console, runs, given["old"], given["new"]) else 0
 
 

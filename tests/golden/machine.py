@@ -27,7 +27,7 @@ def machine() -> dict[str, str]:
         "family": told.get("cpu family", ""),
         "model": told.get("model", ""),
         "vectors": " ".join(sorted(flag for flag in flags if flag.startswith(VECTORS))),
-        "python": platform.python_version(),
+        "python": ".".join(platform.python_version_tuple()[:2]),
         "torch": metadata.version("torch"),
         "numpy": metadata.version("numpy"),
     }

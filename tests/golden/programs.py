@@ -1,4 +1,4 @@
-"""Runs that need programs of their own: the command line, a kill, Flower's SuperLink, a server and its clients."""
+"""Runs that need programs of their own: the command line, a kill, Flower's SuperLink, a server and its clients, an attack."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from pathlib import Path
 
 from golden.runs import Run
 
-WAIT = 300.0  # seconds that anything may take
+WAIT = 600.0  # seconds that anything may take on a machine that has other work
 SAID = 2000  # characters of an output that an error repeats
 CLIENTS = 3  # of a deployed run
+TRIALS = 2  # of an attack
 KILLED_AT = 4  # lines of metrics.csv
 HOST = "127.0.0.1"
 Word = str | Path
@@ -101,15 +102,29 @@ def deployed(run: Run, python: Path, folder: Path) -> None:
 
         def connected() -> bool:
             told = json.loads(_call(_fedveil(python, "status", "--on", on, "--json"), python, folder))
-            return len({one["client"] for one in told["clients"] if one["connected"]}) == CLIENTS
+            return sum(one["connected"] for one in told["clients"]) == CLIENTS
 
         on = f"localhost:{control}"
         _until(connected, "all clients are connected", pause=0.5, log=folder / "server.log")
-        _call(_fedveil(python, "run", "deployed.toml", "--on", on, "--json"), python, folder)
+        _call(_fedveil(python, "run", "deployed.toml", "--on", on, "--quiet"), python, folder)
     (record,) = (folder / "state" / "runs").iterdir()
     record.rename(folder / "run")
     if not (folder / "run" / "model.safetensors").exists():
         _call(_fedveil(python, "keys", "open", "run", "--keys", "keys/client-1"), python, folder)
+
+
+def attack(run: Run, python: Path, folder: Path) -> None:
+    """Attack the clients of an experiment, or a captured run of it; its score, and that of guessing, in run/scores.csv."""
+    words = [run.attack, "--trials", str(TRIALS), "--json", "--quiet", "--out", "report"]
+    if run.captured:
+        _call(_run_words(run, python), python, folder)
+        words += ["--against", "run"]
+    else:
+        (folder / "run").mkdir()
+        words += [run.preset, *_changes(run)]
+    told = json.loads(_call(_fedveil(python, "attack", *words), python, folder))
+    names = [told["metric"], "baseline"]
+    (folder / "run" / "scores.csv").write_text(f"{','.join(names)}\n{','.join(repr(told[name]) for name in names)}\n")
 
 
 PROGRAMS: dict[str, Callable[[Run, Path, Path], None]] = {
@@ -117,6 +132,7 @@ PROGRAMS: dict[str, Callable[[Run, Path, Path], None]] = {
     "killed": killed,
     "flower": flower,
     "deployed": deployed,
+    "attack": attack,
 }
 
 
@@ -124,6 +140,7 @@ def execute(run: Run, python: Path, folder: Path) -> tuple[float, str]:
     """Run an experiment in its way, the record in `folder`/run; seconds, and why it failed or empty."""
     started, error = time.monotonic(), ""
     try:
+        _check_programs(python)
         PROGRAMS[run.way](run, python, folder)
     except (Failed, OSError, subprocess.SubprocessError) as failure:
         error = str(failure)
@@ -139,15 +156,28 @@ def _fedveil(python: Path, *words: Word) -> list[Word]:
 
 def _run_words(run: Run, python: Path) -> list[Word]:
     """`fedveil run` of an experiment with a preset."""
+    return _fedveil(python, "run", run.preset, *_changes(run), "--out", "run", "--quiet")
+
+
+def _changes(run: Run) -> list[str]:
+    """Its settings, as a command line has them."""
     changes = [f"{key}={'' if value is None else json.dumps(value)}" for key, value in run.settings.items()]
-    options = [word for change in changes for word in ("--set", change)]
-    return _fedveil(python, "run", run.preset, *options, "--out", "run", "--quiet")
+    return [word for change in changes for word in ("--set", change)]
 
 
 def _environment(python: Path, folder: Path) -> dict[str, str]:
     """Programs of this Python come first, and Flower keeps its files in the run's folder."""
     own = {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "FLWR_HOME": str(folder / "flower")}
     return {**os.environ, **own, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_TMPDIR": "/tmp"}
+
+
+def _check_programs(python: Path) -> None:
+    """Raise Failed where Flower's programs beside this Python start another one, as in a copied environment."""
+    first = (python.parent / "flower-superlink").read_text().partition("\n")[0].removeprefix("#!")
+    if Path(first).parent != python.parent:
+        raise Failed(
+            f"{python.parent / 'flower-superlink'} starts {first}: make this environment anew, do not copy one"
+        )
 
 
 def _call(words: Sequence[Word], python: Path, folder: Path) -> str:
