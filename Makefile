@@ -22,10 +22,7 @@ claims: .venv/.ready-test  ## the full counts, written to docs/results.md; about
 	$(BIN)/python tests/results.py docs/results.md
 
 bench: .venv/.ready  ## speed beside the peers, written to docs/performance.md; about half an hour of a quiet machine
-	$(BIN)/fedveil bench --write docs/performance.md
-	$(BIN)/fedveil bench growth --write docs/performance.md
-	$(BIN)/fedveil bench encryption --write docs/performance.md
-	$(BIN)/fedveil bench deployment --write docs/performance.md
+	$(BIN)/python -m benchmarks --write docs/performance.md
 
 peers: .venv-flower/.ready .venv-pfl/.ready  ## the frameworks that bench compares with, an environment each
 
@@ -34,7 +31,7 @@ lint:  ## what .ci/run checks before the tests, in an environment of its own
 	.venv-lint/bin/python -m pip install --quiet -c constraints.txt '.[dev,test]'
 	.venv-lint/bin/ruff check .
 	.venv-lint/bin/ruff format --check .
-	.venv-lint/bin/mypy -p fedveil
+	.venv-lint/bin/mypy -p fedveil -p benchmarks
 
 clean:
 	rm -rf .venv .venv-lint build *.egg-info

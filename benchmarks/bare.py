@@ -4,7 +4,7 @@ The MLPs of a whole cohort are stacked, so that a layer of all clients is one ba
 autograd, or are written out by hand, with the step of SGD inside the product that makes the gradient. Text clients train
 one after another with `nn.LSTM` and `torch.optim.SGD`, on one thread.
 
-`python -m fedveil.benchmarks.bare VARIANT JOB STARTED` runs a job and prints a JSON line; it reports beside it how fast
+`python -m benchmarks.bare VARIANT JOB STARTED` runs a job and prints a JSON line; it reports beside it how fast
 this machine multiplies matrices.
 """
 
@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedveil.benchmarks import jobs
-from fedveil.benchmarks.jobs import Job
-from fedveil.benchmarks.memory import peak_mb
+from benchmarks import jobs
+from benchmarks.jobs import Job
+from benchmarks.memory import peak_mb
 
 Layers = list[tuple[Tensor, Tensor]]  # (weight [in, out], bias [1, out]) of each dense layer, or [K, ...] of K clients
 Round = Callable[[Layers, Tensor, Tensor, Sequence[Tensor], float], Layers]

@@ -14,10 +14,10 @@ from typing import Any
 
 import tomli_w
 
-from fedveil.benchmarks.deployed import STARTING, started
-from fedveil.benchmarks.memory import Watch
-from fedveil.core.children import free_port, wait_for
+from benchmarks.deployed import STARTING, started
+from benchmarks.memory import Watch
 from fedveil.core.errors import FedveilError
+from fedveil.core.subprocesses import free_port, wait_for
 
 LONGEST = 1200.0  # seconds of one run
 SERVER = "server"

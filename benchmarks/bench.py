@@ -1,4 +1,4 @@
-"""What `fedveil bench` does: choose, measure, print, and write the page."""
+"""What `python -m benchmarks` does: choose, measure, print, and write the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fedveil.benchmarks import (
+from benchmarks import (
     contest,
     deployment,
     deployment_report,
@@ -22,10 +22,11 @@ from fedveil.benchmarks import (
 from fedveil.core.errors import SettingsError, nearest
 
 GROWTH, ENCRYPTION, DEPLOYMENT = "growth", "encryption", "deployment"
+KNOWN = (*jobs.JOBS, GROWTH, ENCRYPTION, DEPLOYMENT)
 
 
 def bench(
-    name: str | None = None,
+    names: Sequence[str] = (),
     *,
     settings: dict[str, Any],
     peers: dict[str, Path | None],
@@ -34,48 +35,65 @@ def bench(
     write: Path | None = None,
     command: Sequence[str] = (),
 ) -> None:
-    """Measure a job, all jobs (no name), how cost grows (`growth`), what protection costs (`encryption`), or a deployed round.
+    """Measure jobs, how cost grows (`growth`), what protection costs (`encryption`), a deployed round (`deployment`).
 
-    Prints a table or one JSON object.
+    Prints tables, or one JSON object: of one name what was measured, of more an object that names them.
 
+    names: all of them where it is empty
     settings: changes to every experiment, `engine` and `workers` say; none where clients are processes of their own
     peers: by name, the Python of its environment; None for the conventional place; of the jobs alone
     repeats: runs of each contestant
-    write: a page whose measured section is replaced
+    write: a page whose measured sections are replaced
     Raises SettingsError before anything is measured; FedveilError where a run fails.
     """
-    known = (*jobs.JOBS, GROWTH, ENCRYPTION, DEPLOYMENT)
-    if name not in (None, *known):
-        raise SettingsError(f"bench: there is no job '{name}'{nearest(str(name), known)}\n  known: {', '.join(known)}")
-    if name == DEPLOYMENT and settings:
-        raise SettingsError(f"--{next(iter(settings))}: deployed clients are processes of their own; leave it out")
+    for name in names:
+        if name not in KNOWN:
+            raise SettingsError(f"bench: there is no job '{name}'{nearest(name, KNOWN)}\n  known: {', '.join(KNOWN)}")
+    asked = [name for name in KNOWN if name in (names or KNOWN)]
+    chosen, others = [jobs.JOBS[name] for name in asked if name in jobs.JOBS], [n for n in asked if n not in jobs.JOBS]
+    if DEPLOYMENT in asked and settings:
+        raise SettingsError(
+            f"--{next(iter(settings))}: deployed clients are processes of their own; leave it out, or name other jobs"
+        )
     if write is not None:
-        if name in jobs.JOBS:
-            raise SettingsError(f"--write {write}: the page holds all jobs; name no job, or {', '.join(known[-3:])}")
-        report.check_page(write, name or "jobs")
+        if chosen and len(chosen) < len(jobs.JOBS):
+            raise SettingsError(
+                f"--write {write}: the page holds all jobs; name {', '.join(jobs.JOBS)} or none of them"
+            )
+        for section in (*(["jobs"] if chosen else []), *others):
+            report.check_page(write, section)
     console = Console(stderr=as_json)
     around = report.surroundings(command)
-    if name == GROWTH:
-        _growth(settings, around, console, as_json, write)
-    elif name == ENCRYPTION:
-        _encryption(settings, repeats, around, console, as_json, write)
-    elif name == DEPLOYMENT:
-        _deployment(repeats, around, console, as_json, write)
-    else:
-        _jobs(name, settings, peers, repeats, around, console, as_json, write)
+    shown = None if as_json else console
+    measured: contest.Measures = {}
+    if chosen:
+        measured |= _jobs(chosen, settings, peers, repeats, around, console, shown, write)
+    if GROWTH in others:
+        measured[GROWTH] = _growth(settings, around, console, shown, write)
+    if ENCRYPTION in others:
+        measured[ENCRYPTION] = _encryption(settings, repeats, around, console, shown, write)
+    if DEPLOYMENT in others:
+        measured[DEPLOYMENT] = _deployment(repeats, around, console, shown, write)
+    if as_json:
+        if len(asked) == 1 and asked[0] != GROWTH:
+            (found,) = measured.pop("jobs", None) or [measured.pop(asked[0])]
+            notes = [*measured.get("notes", []), *found.get("notes", [])]
+            versions = {"versions": around["versions"] | found.get("versions", {})}
+            measured = {**found, "notes": notes}
+            around |= versions
+        print(json.dumps({**measured, "repeats": repeats, **around}))
 
 
 def _jobs(
-    name: str | None,
+    chosen: Sequence[jobs.Job],
     settings: dict[str, Any],
     peers: dict[str, Path | None],
     repeats: int,
     around: contest.Measures,
     console: Console,
-    as_json: bool,
+    shown: Console | None,
     write: Path | None,
-) -> None:
-    chosen = [jobs.JOBS[name]] if name else list(jobs.JOBS.values())
+) -> contest.Measures:
     experiments = {job: jobs.experiment(job).override(settings) for job in chosen}
     found, notes = contest.find_peers(peers)
     _say(console, notes)
@@ -84,26 +102,23 @@ def _jobs(
         listed = contest.entries(job, experiment, found)
         row = contest.compare(job, listed, repeats, lambda line: _say(console, [line]))
         rows.append(row | {"stages_ms": contest.stages(job, experiment)})
-    if as_json:
-        measured = rows[0] if name else {"jobs": rows}
-        print(json.dumps({**measured, "notes": [*notes, *measured.get("notes", [])], "repeats": repeats, **around}))
-    else:
-        console.print(report.table(rows, notes), highlight=False)
+    if shown:
+        shown.print(report.table(rows, notes), highlight=False)
     if write is not None:
         report.write_section(write, "jobs", report.jobs_section(rows, notes, around, repeats))
+    return {"jobs": rows, "notes": notes}
 
 
 def _growth(
-    settings: dict[str, Any], around: contest.Measures, console: Console, as_json: bool, write: Path | None
-) -> None:
+    settings: dict[str, Any], around: contest.Measures, console: Console, shown: Console | None, write: Path | None
+) -> list[contest.Measures]:
     rows = growth.measure(settings, lambda line: _say(console, [line]))
-    if as_json:
-        print(json.dumps({"growth": rows, **around}))
-    else:
-        console.print(report.growth_table(rows), highlight=False)
+    if shown:
+        shown.print(report.growth_table(rows), highlight=False)
     if write is not None:
         growth.draw(rows, write.parent / report.PICTURE)
         report.write_section(write, GROWTH, report.growth_section(rows, around))
+    return rows
 
 
 def _encryption(
@@ -111,26 +126,26 @@ def _encryption(
     repeats: int,
     around: contest.Measures,
     console: Console,
-    as_json: bool,
+    shown: Console | None,
     write: Path | None,
-) -> None:
+) -> contest.Measures:
     found = encryption.measure(settings, repeats, lambda line: _say(console, [line]))
-    if as_json:
-        print(json.dumps({**found, "repeats": repeats, **around, "versions": around["versions"] | found["versions"]}))
-    else:
-        console.print(encryption_report.table(found), highlight=False)
+    if shown:
+        shown.print(encryption_report.table(found), highlight=False)
     if write is not None:
         report.write_section(write, ENCRYPTION, encryption_report.section(found, around, repeats))
+    return found
 
 
-def _deployment(repeats: int, around: contest.Measures, console: Console, as_json: bool, write: Path | None) -> None:
+def _deployment(
+    repeats: int, around: contest.Measures, console: Console, shown: Console | None, write: Path | None
+) -> contest.Measures:
     found = deployment.measure(repeats, lambda line: _say(console, [line]))
-    if as_json:
-        print(json.dumps({**found, "repeats": repeats, **around}))
-    else:
-        console.print(deployment_report.table(found), highlight=False)
+    if shown:
+        shown.print(deployment_report.table(found), highlight=False)
     if write is not None:
         report.write_section(write, DEPLOYMENT, deployment_report.section(found, around, repeats))
+    return found
 
 
 def _say(console: Console, lines: Sequence[str]) -> None:

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedveil.benchmarks import jobs
-from fedveil.benchmarks.jobs import Job
+from benchmarks import ROOT, jobs
+from benchmarks.jobs import Job
 from fedveil.core.errors import FedveilError, SettingsError
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 
 Measures = dict[str, Any]
 PEERS = {"flower": (".venv-flower", "flower.py"), "pfl": (".venv-pfl", "apple.py")}  # environment, script
@@ -72,7 +72,7 @@ def entries(job: Job, experiment: Experiment, peers: dict[str, Path]) -> list[En
     cores = os.cpu_count() or 1
     listed = [fedveil(experiment)]
     listed += [
-        Entry("bare", variant, (sys.executable, "-P", "-m", "fedveil.benchmarks.bare", variant, job.name))
+        Entry("bare", variant, (sys.executable, "-P", "-m", "benchmarks.bare", variant, job.name))
         for variant in BARE[job.model]
     ]
     for name, python in peers.items():
@@ -94,7 +94,7 @@ def entries(job: Job, experiment: Experiment, peers: dict[str, Path]) -> list[En
 
 def fedveil(experiment: Experiment, *options: str) -> Entry:
     """FedVeil, running an experiment through its public path."""
-    command = (sys.executable, "-P", "-m", "fedveil.benchmarks.one_run", *options)
+    command = (sys.executable, "-P", "-m", "benchmarks.one_run", *options)
     return Entry("fedveil", "", command, experiment.toml())
 
 
@@ -104,6 +104,7 @@ def run_once(entry: Entry) -> Measures:
     Raises FedveilError, with the last lines it wrote, where it fails.
     """
     environment: dict[str, str | None] = {**os.environ, "OMP_NUM_THREADS": None, "MKL_NUM_THREADS": None}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment |= {"FLWR_TELEMETRY_ENABLED": "0", **entry.environment}
     label = " ".join(filter(None, (entry.contestant, entry.variant)))
     with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +163,7 @@ def ms_per_client(run: Measures, cohort: int) -> float:
 
 
 def _side_by_side(job: Job, runs: dict[tuple[str, str], list[Measures]], notes: list[str]) -> Measures:
-    """The object that `fedveil bench JOB --json` prints, but for the stages and the machine."""
+    """The object that `python -m benchmarks JOB --json` prints, but for the stages and the machine."""
     times = {key: [ms_per_client(run, job.cohort) for run in found] for key, found in runs.items()}
     own = runs["fedveil", ""]
     row: Measures = {"job": job.name}

@@ -1,15 +1,18 @@
 """Random examples made in memory: what a job trains on, where only the time counts.
 
-As a user's own loaders (`data.dataset = "fedveil.benchmarks.data:random_images"`) they may read any setting of
-`[data]`: each of the `data.clients` clients gets `data.examples_per_client` examples.
+As a user's own loaders (`data.dataset = "benchmarks.data:random_images"`) they read any setting of `[data]`, and have
+one of their own: each of the `data.clients` clients gets `data.dataset.examples` examples.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from pydantic import Field
 
+from fedveil.core.declaration import part
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Data
+from fedveil.core.settings.section import Count, Section
+from fedveil.core.settings.sections import Data
 from fedveil.datasets.dataset import DataSet
 
 IMAGE = (1, 28, 28)
@@ -17,6 +20,13 @@ DIGITS = tuple("0123456789")
 TEST_EXAMPLES = 64  # evaluation is no part of what is measured
 
 
+class Random(Section):
+    """Settings of both."""
+
+    examples: Count = Field(100, description="of each client")
+
+
+@part(Random)
 def random_images(data: Data) -> DataSet:
     """Images of uniform noise in [0, 1), float32 [n, 1, 28, 28], with random labels of 10 classes."""
     rng = np.random.default_rng(0)
@@ -27,6 +37,7 @@ def random_images(data: Data) -> DataSet:
     return _dataset("random images", Task("images", IMAGE, DIGITS), part(_count(data)), part(TEST_EXAMPLES))
 
 
+@part(Random)
 def random_messages(data: Data) -> DataSet:
     """Texts of `data.max_tokens` random words, none of them padding, with random labels of 2 classes."""
     rng = np.random.default_rng(0)
@@ -40,7 +51,7 @@ def random_messages(data: Data) -> DataSet:
 
 
 def _count(data: Data) -> int:
-    return data.clients * data.examples_per_client
+    return int(data.clients * data.dataset.examples)
 
 
 def _dataset(name: str, task: Task, train: Examples, test: Examples) -> DataSet:

@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from fedveil.benchmarks import party
-from fedveil.benchmarks.memory import Watch
-from fedveil.benchmarks.party import Note
-from fedveil.benchmarks.traffic import Meter
-from fedveil.core.children import GRACE, Child, free_port, wait_for
+from benchmarks import ROOT, party
+from benchmarks.memory import Watch
+from benchmarks.party import Note
+from benchmarks.traffic import Meter
 from fedveil.core.errors import FedveilError
-from fedveil.core.experiment import Experiment, Privacy
-from fedveil.privacy.keys import write_keys
-from fedveil.privacy.parties import new_parties
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.settings.sections import Privacy
+from fedveil.core.subprocesses import GRACE, Child, free_port, wait_for
+from fedveil.privacy.homomorphic.keys import write_keys
+from fedveil.privacy.trust.key_folders import new_parties
 from fedveil.remote import Server
 
 STARTING = 180.0  # seconds that a party may take to start where others use the machine
@@ -75,7 +76,7 @@ def run_deployed(
         server = stack.enter_context(_party(folder, SERVER, "server", *words))
         wait_for(lambda: any(line.startswith("control") for line in server.tail), server, STARTING, "the server")
         meter = stack.enter_context(Meter(port))
-        desk = Server(f"127.0.0.1:{control}")
+        remote = Server(f"127.0.0.1:{control}")
         joined: list[Child] = []
         for client in range(clients):
             name = f"client-{client + 1}"
@@ -84,12 +85,12 @@ def run_deployed(
             joined.append(stack.enter_context(_party(folder, name, "client", str(client), *words)))
             # started all at once, many would take so long that they give up
             if len(joined) % (os.cpu_count() or 1) == 0 or len(joined) == clients:
-                _wait_for_clients(desk, joined)
+                _wait_for_clients(remote, joined)
                 progress(f"{len(joined)} of {clients} clients are connected")
         roots = {child.name: child.process.pid for child in (server, *joined)}
         memory = stack.enter_context(Watch(roots))
-        run = desk.start(experiment, lambda _line: None)
-        desk.follow(run, lambda _line: None)
+        run = remote.start(experiment, lambda _line: None)
+        remote.follow(run, lambda _line: None)
     state = folder / "state"
     notes = [note for name in roots for note in party.read(folder / f"{name}.notes")]
     return Deployed(
@@ -118,8 +119,8 @@ def _party(folder: Path, name: str, *words: str | Path) -> Iterator[Child]:
     """A party's process; ended, with all that it started, at the end."""
     notes = folder / f"{name}.notes"
     notes.touch()
-    command = [sys.executable, "-P", "-m", "fedveil.benchmarks.party", str(notes), *map(str, words)]
-    with started(name, command, folder, {"FLWR_HOME": str(folder / "flower")}) as child:
+    command = [sys.executable, "-P", "-m", "benchmarks.party", str(notes), *map(str, words)]
+    with started(name, command, folder, {"FLWR_HOME": str(folder / "flower"), "PYTHONPATH": str(ROOT)}) as child:
         yield child
 
 
@@ -133,11 +134,11 @@ def started(name: str, command: list[str], folder: Path, environment: Mapping[st
         child.stop(2 * GRACE)  # it has children of its own to end first
 
 
-def _wait_for_clients(desk: Server, clients: Sequence[Child]) -> None:
+def _wait_for_clients(remote: Server, clients: Sequence[Child]) -> None:
     """Return when all are connected; raise FedveilError, with the words of one that is not, where that does not come."""
     deadline = time.monotonic() + STARTING
     while True:
-        told = desk.ask("/status")["clients"]
+        told = remote.ask("/status")["clients"]
         connected = {f"client-{one['client'] + 1}" for one in told if one["connected"]}
         missing = [child for child in clients if child.name not in connected]
         if not missing:

@@ -15,12 +15,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fedveil.benchmarks.bare_app import BareRun, run_bare
-from fedveil.benchmarks.contest import Measures, judged
-from fedveil.benchmarks.deployed import SERVER, Deployed, run_deployed
-from fedveil.benchmarks.party import ARRIVED, CALL, PUSHED, RECEIVED, TRAINED, Note
+from benchmarks.bare_app import BareRun, run_bare
+from benchmarks.contest import Measures, judged
+from benchmarks.deployed import SERVER, Deployed, run_deployed
+from benchmarks.party import ARRIVED, CALL, PUSHED, RECEIVED, TRAINED, Note
 from fedveil.core.errors import DataError, FedveilError
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 from fedveil.remote import vocabulary
 
 CLIENTS = 3
@@ -95,7 +95,7 @@ def measure(repeats: int, progress: Callable[[str], None] = lambda _: None) -> M
 def measure_own(job: Job) -> Measures:
     """FedVeil's figures of one run."""
     with tempfile.TemporaryDirectory() as folder:
-        run = run_deployed(job.experiment, job.experiment.data.dataset, CLIENTS, Path(folder))
+        run = run_deployed(job.experiment, job.experiment.data.dataset.name, CLIENTS, Path(folder))
     return figures(run)
 
 

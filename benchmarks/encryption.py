@@ -15,8 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fedveil.benchmarks import whole_runs
-from fedveil.benchmarks.contest import Entry, Measures, judged, run_once
+from benchmarks import whole_runs
+from benchmarks.contest import Entry, Measures, judged, run_once
 
 PARAMETERS, CLIENTS = 1_000_000, 10
 MANY = 100  # clients whose uploads the server's memory is measured with as well
@@ -103,7 +103,7 @@ def measure(settings: dict[str, Any], repeats: int, progress: Callable[[str], No
 
 
 def _entry(way: str, **settings: Any) -> Entry:
-    command = (sys.executable, "-P", "-m", "fedveil.benchmarks.protected_round", way, json.dumps(settings))
+    command = (sys.executable, "-P", "-m", "benchmarks.protected_round", way, json.dumps(settings))
     return Entry("encryption", way, command, environment=dict(ONE_THREAD))
 
 

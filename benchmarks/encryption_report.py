@@ -1,12 +1,12 @@
-"""What `fedveil bench encryption` says: tables for a terminal, and the section of docs/performance.md."""
+"""What `python -m benchmarks encryption` says: tables for a terminal, and the section of docs/performance.md."""
 
 from __future__ import annotations
 
 from rich.console import RenderableType
 
-from fedveil.benchmarks.contest import Measures
-from fedveil.benchmarks.encryption import DROP_OUTS, SAID
-from fedveil.benchmarks.report import Grid, short, tables, tables_section, verdict
+from benchmarks.contest import Measures
+from benchmarks.encryption import DROP_OUTS, SAID
+from benchmarks.report import Grid, short, tables, tables_section, verdict
 
 
 def table(found: Measures) -> RenderableType:

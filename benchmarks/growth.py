@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedveil.benchmarks.contest import Measures, fedveil, run_once
-from fedveil.core.experiment import Experiment
+from benchmarks.contest import Measures, fedveil, run_once
+from fedveil.core.settings.experiment import Experiment
 
 COHORTS = (10, 100, 1000, 10_000)  # of a population of 10,000
 POPULATIONS = (100, 1000, 10_000, 100_000, 1_000_000)  # a cohort of 100
@@ -23,11 +23,9 @@ def experiment(population: int, cohort: int) -> Experiment:
     return Experiment(
         name=f"growth-{population}-{cohort}",
         data={
-            "dataset": "synthetic",
+            "dataset": {"name": "synthetic", "examples": EXAMPLES, "spread": 0.0},
             "clients": population,
             "partition": "iid",
-            "examples_per_client": EXAMPLES,
-            "examples_spread": 0.0,
         },
         model={"name": "mlp", "hidden": HIDDEN},
         training={"epochs": 1, "batch_size": BATCH, "learning_rate": 0.1},

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 
 PIXELS, HIDDEN, CLASSES = 784, (64, 64), 10
 VOCABULARY, TOKENS, EMBEDDING, UNITS = 4000, 32, 32, 64
@@ -49,16 +49,16 @@ def experiment(job: Job) -> Experiment:
     It has a round more than the job: the one that evaluates, which is not counted.
     """
     loader = "random_images" if job.model == "mlp" else "random_messages"
+    sizes = {"hidden": HIDDEN} if job.model == "mlp" else {"embedding": EMBEDDING, "units": UNITS}
     return Experiment(
         name=job.name,
         data={
-            "dataset": f"fedveil.benchmarks.data:{loader}",
+            "dataset": {"name": f"benchmarks.data:{loader}", "examples": job.examples},
             "clients": job.population,
-            "examples_per_client": job.examples,
             "vocabulary_size": VOCABULARY,
             "max_tokens": TOKENS,
         },
-        model={"name": job.model, "hidden": HIDDEN, "embedding": EMBEDDING, "units": UNITS},
+        model={"name": job.model, **sizes},
         training={"epochs": 1, "batch_size": job.batch_size, "learning_rate": LEARNING_RATE, "optimizer": "sgd"},
         federation={"rounds": job.rounds + 1, "cohort": job.cohort, "strategy": "fedavg"},
         evaluation={"every": job.rounds + 1},

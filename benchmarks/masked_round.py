@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from fedveil.benchmarks.remote import Measures, Remote, cohort
-from fedveil.core.experiment import Privacy
-from fedveil.privacy.graph import choose_degree, neighbours
-from fedveil.privacy.masked import from_ring, read_masked, to_ring, write_masked
-from fedveil.privacy.masking import Masker, Revealed, Stage
-from fedveil.privacy.packing import Layout, dequantize, quantize
+from benchmarks.remote import Measures, Remote, cohort
+from fedveil.core.settings.choice import ProtectionChoice
+from fedveil.core.settings.sections import Privacy
+from fedveil.privacy.fixed_point import Layout, dequantize, quantize
 from fedveil.privacy.plan import RESERVED, make_plan
-from fedveil.privacy.rosters import Session
-from fedveil.privacy.unmasking import Unmasker
+from fedveil.privacy.secagg.client import Masker, Revealed, Stage
+from fedveil.privacy.secagg.graph import choose_degree, neighbours
+from fedveil.privacy.secagg.messages import Session
+from fedveil.privacy.secagg.server import Unmasker
+from fedveil.privacy.secagg.vectors import from_ring, read_masked, to_ring, write_masked
 
-PRIVACY = Privacy(protection="secagg")
+PRIVACY = Privacy(protection=ProtectionChoice("secagg"))
 
 
 class MaskedServer(Unmasker):
@@ -44,13 +45,13 @@ class Round:
     """Clients and their server; `seconds` and `said`, CPU time and bytes of messages, are of each client."""
 
     def __init__(self, size: int, clients: int, folder: Path) -> None:
-        degree, self.threshold = choose_degree(clients, PRIVACY.drop_outs, PRIVACY.colluders)
+        degree, self.threshold = choose_degree(clients, PRIVACY.protection.drop_outs, PRIVACY.protection.colluders)
         self.shares = degree + 1
         self.clients = range(clients)
         self._upload = folder / "upload"
         self._layout = Layout((("weights", (size,)),))
         self._grid = make_plan(PRIVACY, clients).grid
-        self._session = Session(os.urandom(16), 1, 0, RESERVED + size, self.threshold, PRIVACY.min_clients)
+        self._session = Session(os.urandom(16), 1, 0, RESERVED + size, self.threshold, PRIVACY.least)
         self._maskers = [Masker.begin(self._session, client) for client in self.clients]
         self.server = Remote(MaskedServer, self._session, self.clients, neighbours(self.clients, degree))
         self.seconds = [0.0] * clients

@@ -1,6 +1,6 @@
 """One run of an experiment through FedVeil's public path, in a process of its own, and what it took.
 
-`python -m fedveil.benchmarks.one_run [--stages] STARTED < experiment.toml` prints a JSON line. STARTED is when the process
+`python -m benchmarks.one_run [--stages] STARTED < experiment.toml` prints a JSON line. STARTED is when the process
 was started, as `time.time()` tells it, so that imports count for the first round.
 """
 
@@ -14,10 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory import peak_mb
+from benchmarks.stages import NAMES, StageClock
 from fedveil import __version__
-from fedveil.benchmarks.memory import peak_mb
-from fedveil.benchmarks.stages import NAMES, StageClock
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 from fedveil.server.checkpoint import State
 from fedveil.server.exchange import Row
 from fedveil.simulations.display import Display

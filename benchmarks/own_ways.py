@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from fedveil.core.experiment import Privacy
-from fedveil.privacy import wire
-from fedveil.privacy.keys import CLIENT, SERVER, load_client, load_server, make_keys
-from fedveil.privacy.lattice import Adder, Encryptor
-from fedveil.privacy.packing import Layout, dequantize, quantize
+from fedveil.core.settings.choice import ProtectionChoice
+from fedveil.core.settings.sections import Privacy
+from fedveil.privacy.fixed_point import Layout, dequantize, quantize
+from fedveil.privacy.homomorphic import wire
+from fedveil.privacy.homomorphic.keys import CLIENT, SERVER, load_client, load_server, make_keys
+from fedveil.privacy.homomorphic.lattice import Adder, Encryptor
 from fedveil.privacy.plan import make_plan
 
 RUN = bytes(16)
@@ -64,7 +65,7 @@ class SharedMaskClient:
     def __init__(self, folder: Path, size: int, clients: int) -> None:
         self._key = os.urandom(32)
         self._layout = Layout((("weights", (size,)),))
-        self._grid = make_plan(Privacy(protection="secagg"), clients).grid
+        self._grid = make_plan(Privacy(protection=ProtectionChoice("secagg")), clients).grid
 
     def protect(self, weights: np.ndarray, client: int, examples: int, reference: int) -> bytes:
         """The upload of a client that has `examples` of the cohort's `reference`; weights: float32 [size]."""
@@ -102,7 +103,7 @@ class LatticeClient:
     """CKKS or BFV with the profile that a user gets without naming one; compact: as of `lattice.Encryptor`."""
 
     def __init__(self, protection: str, folder: Path, size: int, clients: int, compact: bool | None = None) -> None:
-        self._plan = make_plan(Privacy(protection=protection), clients)
+        self._plan = make_plan(Privacy(protection=ProtectionChoice(protection)), clients)
         assert self._plan.lattice is not None
         client_key, server_context = make_keys(self._plan.lattice)
         (folder / SERVER).write_bytes(server_context)
@@ -136,7 +137,7 @@ class LatticeServer:
     """Adds as uploads come."""
 
     def __init__(self, protection: str, folder: Path, size: int, clients: int) -> None:
-        self._plan = make_plan(Privacy(protection=protection), clients)
+        self._plan = make_plan(Privacy(protection=ProtectionChoice(protection)), clients)
         self._key = load_server(folder / SERVER)
         self._adder = Adder(self._key, self._plan)
         self._layout = Layout((("weights", (size,)),))

@@ -1,6 +1,6 @@
 """A server or a client as `fedveil` starts it, with a note of when each message passes.
 
-`python -m fedveil.benchmarks.party NOTES server ...` is `fedveil server ...` and appends lines to the file NOTES; so is
+`python -m benchmarks.party NOTES server ...` is `fedveil server ...` and appends lines to the file NOTES; so is
 `client`. What a line says is in `Note`.
 """
 
@@ -46,31 +46,31 @@ def read(path: Path) -> list[Note]:
 
 
 def _watch_server(note: Callable[[str, int], None]) -> None:
-    from fedveil.server.gate import Gate, Node
+    from fedveil.server.serving.node_gateway import Node, NodeGateway
 
-    wake, look, hand_on = Gate.wake, Gate._look, Gate._pass
+    wake, look, hand_on = NodeGateway.wake, NodeGateway._look, NodeGateway._pass
 
-    def noted_wake(self: Gate, node_ids: Iterable[int]) -> None:
+    def noted_wake(self: NodeGateway, node_ids: Iterable[int]) -> None:
         wanted = list(node_ids)
         if wanted:
             note(PUSHED, -1)
         wake(self, wanted)
 
-    def noted_look(self: Gate, node: Node) -> None:
+    def noted_look(self: NodeGateway, node: Node) -> None:
         before = len(self.arrived)
         look(self, node)
         if len(self.arrived) > before:
             note(ARRIVED, _number(node.client))
 
-    async def noted_pass(self: Gate, request: Any) -> Any:
+    async def noted_pass(self: NodeGateway, request: Any) -> Any:
         note(CALL, -1)
         return await hand_on(self, request)
 
-    _put(Gate, wake=noted_wake, _look=noted_look, _pass=noted_pass)
+    _put(NodeGateway, wake=noted_wake, _look=noted_look, _pass=noted_pass)
 
 
 def _watch_client(note: Callable[[str, int], None], client: int) -> None:
-    from fedveil.client.relay import Relay
+    from fedveil.client.node.relay import Relay
 
     begin, signature = Relay.__init__, inspect.signature(Relay.__init__)
 
@@ -79,9 +79,9 @@ def _watch_client(note: Callable[[str, int], None], client: int) -> None:
         call = signature.bind(*given, **named)
         ask = call.arguments["ask"]
 
-        def noted_ask(errand: Any) -> Any:
+        def noted_ask(request: Any) -> Any:
             note(RECEIVED, client)
-            outcome = ask(errand)
+            outcome = ask(request)
             note(TRAINED, client)
             return outcome
 

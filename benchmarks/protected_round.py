@@ -1,6 +1,6 @@
 """One round under one protection: the clients in this process, the server in another, and what each took.
 
-`python -m fedveil.benchmarks.protected_round WAY SETTINGS_AS_JSON STARTED` prints a JSON line. Seconds are CPU time of the
+`python -m benchmarks.protected_round WAY SETTINGS_AS_JSON STARTED` prints a JSON line. Seconds are CPU time of the
 process that did the work; memory is what the server's process grew by. Uploads travel as files.
 """
 
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from fedveil.benchmarks import masked_round, own_ways
-from fedveil.benchmarks.peers import tenseal_ways
-from fedveil.benchmarks.remote import Measures, Remote, cohort
+from benchmarks import masked_round, own_ways
+from benchmarks.peers import tenseal_ways
+from benchmarks.remote import Measures, Remote, cohort
 
 OPENINGS = 3  # of the same download; the median counts
 # The client and the server of each way, made from a folder that they share, how many numbers, and how many clients.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedveil.benchmarks.memory import peak_mb
+from benchmarks.memory import peak_mb
 
 Measures = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""What `fedveil bench` says: a table for a terminal, an object for a script, and the sections of docs/performance.md."""
+"""What `python -m benchmarks` says: a table for a terminal, an object for a script, and the sections of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from fedveil.benchmarks.contest import PEERS, Measures
-from fedveil.benchmarks.stages import NAMES
+from benchmarks.contest import PEERS, Measures
+from benchmarks.stages import NAMES
 from fedveil.core.errors import SettingsError
-from fedveil.core.record import write_atomically
+from fedveil.core.record.record import write_atomically
 
 Grid = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, headings, rows
 

@@ -15,12 +15,12 @@ from typing import Any
 REST = "rest"  # of the round loop: rows, checks, conversions
 STAGES = {
     "fedveil.server.exchange:exchange": "messages",
-    "fedveil.client.work:train": "train",
+    "fedveil.models.local.training:train_clients": "train",
     "multiprocessing.connection:wait": "train",  # where worker processes train, the round waits for them
-    "fedveil.core.record:Record.append": "record",
+    "fedveil.core.record.record:Record.append": "record",
     "fedveil.server.checkpoint:save_state": "checkpoint",
 }
-STRATEGY = {"configure_train": "configure", "aggregate_train": "aggregate"}  # methods of whichever strategy runs
+STRATEGY = {"train_messages": "configure", "aggregate": "aggregate"}  # methods of whichever strategy runs
 NAMES = ("configure", "messages", "train", "aggregate", "record", "checkpoint", REST)
 
 

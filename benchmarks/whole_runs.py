@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedveil.benchmarks.contest import LONGEST, Measures
+from benchmarks.contest import LONGEST, Measures
 from fedveil.core.errors import FedveilError
 
 PROTECTION, COHORT = "bfv", 10

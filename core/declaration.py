@@ -23,6 +23,8 @@ class Declaration:
     tasks: the kinds of task it fits; empty: any
     state: whether it keeps something for each client between rounds
     uses: keys of the section it is chosen in that have an effect on it, beside its own settings
+    why: a clause that says why it needs the mean or each update; empty where a sum is enough
+    check: is given its settings and the experiment, and raises SettingsError where they cannot work together
     """
 
     settings: type[Section] = NoSettings
@@ -30,6 +32,8 @@ class Declaration:
     tasks: tuple[str, ...] = ()
     state: bool = False
     uses: tuple[str, ...] = ()
+    why: str = ""
+    check: Callable[[Any, Any], None] | None = None
 
 
 def part(
@@ -39,6 +43,8 @@ def part(
     tasks: tuple[str, ...] = (),
     state: bool = False,
     uses: tuple[str, ...] = (),
+    why: str = "",
+    check: Callable[[Any, Any], None] | None = None,
 ) -> Callable[[Part], Part]:
     """Declare a function or class as a part, with its own settings beside it.
 
@@ -50,11 +56,23 @@ def part(
     0.2
     """
 
+    if not issubclass(settings, Section):
+        raise TypeError(
+            f"{settings.__name__}: a part's settings must be a subclass of fedveil.core.settings.section.Section"
+        )
+    if "name" in settings.model_fields:
+        raise TypeError(f"{settings.__name__}.name: a part's setting cannot be called `name`, which chooses the part")
+
     def declare(found: Part) -> Part:
-        setattr(found, ATTRIBUTE, Declaration(settings, needs, tasks, state, uses))
+        setattr(found, ATTRIBUTE, Declaration(settings, needs, tasks, state, uses, why, check))
         return found
 
     return declare
+
+
+def declares(found: Any) -> bool:
+    """Whether a part says something of itself."""
+    return hasattr(found, ATTRIBUTE)
 
 
 def declaration(found: Any) -> Declaration:

@@ -51,7 +51,7 @@ class Interrupted(FedveilError):
     exit_code = 130
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the known name closest to `name`, or an empty string."""
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return `"; did you mean 'x'?"`, with a prefix of x, for the known name closest to `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return f"; did you mean '{prefix}{close[0]}'?" if close else ""

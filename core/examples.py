@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
+
+from fedveil.core.catalog import Table
+from fedveil.core.declaration import declaration
+from fedveil.core.errors import SettingsError
 
 
 @dataclass(frozen=True)
@@ -15,18 +21,26 @@ class Examples:
 
     features: images float32 [n, channels, height, width] in [0, 1]; tabular float32 [n, d];
         text int32 [n, tokens], padded at the end with 0 (`text.PADDING`)
-    labels: int64 [n], an index into `Task.classes`
+    labels: int64 [n], an index into `Task.classes`; of next_token int64 [n, tokens], the word id that follows each position
+    mask: of next_token bool [n, tokens], the positions that count; None where an example has one label
     """
 
     features: np.ndarray
     labels: np.ndarray
+    mask: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: np.ndarray) -> Examples:
-        """A copy of the examples at `indices` (int64 [m]), in that order."""
-        return Examples(self.features[indices], self.labels[indices])
+    @property
+    def predictions(self) -> int:
+        """How many labels count: one an example, or the positions of its mask."""
+        return len(self) if self.mask is None else int(self.mask.sum())
+
+    def take(self, indices: np.ndarray | slice) -> Examples:
+        """The examples at `indices` (int64 [m], copied, or a slice, not copied), in that order."""
+        mask = None if self.mask is None else self.mask[indices]
+        return Examples(self.features[indices], self.labels[indices], mask)
 
     def select(self, indices: np.ndarray) -> Selection:
         """As `take`, copied only when they are read."""
@@ -57,6 +71,11 @@ class Selection(Examples):
         copied: np.ndarray = self.source.labels[self.rows]
         return copied
 
+    @cached_property
+    def mask(self) -> np.ndarray | None:
+        """A copy of the rows."""
+        return None if self.source.mask is None else self.source.mask[self.rows]
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -65,17 +84,73 @@ class Selection(Examples):
         return Selection(self.source, self.rows[indices])
 
 
+def join(parts: Sequence[Examples]) -> Examples:
+    """The examples of all parts, one part after another."""
+    masks = [part.mask for part in parts if part.mask is not None]
+    return Examples(
+        np.concatenate([part.features for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate(masks) if masks else None,
+    )
+
+
 @dataclass(frozen=True)
 class Task:
-    """What a network must fit: the shape of one example, and the classes to tell apart.
+    """What a network must fit: what an example is, and what is predicted of it.
 
     kind: what one example is
     shape: of one example: (channels, height, width), (d,), or (tokens,)
-    classes: names of the classes; where there are two, the second is the positive one (spam)
+    classes: names of the classes; where there are two, the second is the positive one (spam); none of next_token
     vocabulary_size: for text, the number of word ids, padding (0) and unknown (1) included; else 0
+    predicts: `classification`, one of `classes` for each example; `next_token`, the word id that follows each position
     """
 
     kind: Literal["images", "features", "text"]
     shape: tuple[int, ...]
     classes: tuple[str, ...]
     vocabulary_size: int = 0
+    predicts: Literal["classification", "next_token"] = "classification"
+
+    @property
+    def labels(self) -> int:
+        """How many labels there are: classes, or word ids; a prediction has a logit for each."""
+        return self.vocabulary_size if self.predicts == "next_token" else len(self.classes)
+
+    @property
+    def binary(self) -> bool:
+        """Whether there are two classes, of which the second is the positive one."""
+        return self.predicts == "classification" and len(self.classes) == 2
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers one example is, with the logits of all its positions where each has some."""
+        logits = self.shape[0] * self.labels if self.predicts == "next_token" else 0
+        return math.prod(self.shape) + logits
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that a part may declare the task by, the most exact one last."""
+        binary = ("binary classification",) if self.binary else ()
+        return (self.predicts, *binary, str(self))
+
+    def __str__(self) -> str:
+        """In words: `classification of images`."""
+        return f"{self.predicts} of {self.kind}"
+
+
+def fits(tasks: Sequence[str], task: Task) -> bool:
+    """Whether a part that declares `tasks` fits `task`; one that declares none fits any."""
+    return not tasks or not set(tasks).isdisjoint(task.names)
+
+
+def check_task(part: str, tasks: Sequence[str], task: Task, data: str = "the data", table: Table | None = None) -> None:
+    """Raise SettingsError, naming both, where a part that declares `tasks` does not fit `task`.
+
+    part, data: the settings that name the part and the data set, as in `model.name = 'lstm'`
+    table: of parts, those of which that fit are named too
+    """
+    if fits(tasks, task):
+        return
+    known = [name for name in table or () if table and fits(declaration(table.load(name, part)).tasks, task)]
+    instead = f"; take {' or '.join(map(repr, known))}" if known else ""
+    raise SettingsError(f"{part}: is for {' or '.join(tasks)}, and the task of {data} is {task}{instead}")

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from fedveil.core.examples import Examples, Task
 
-if TYPE_CHECKING:
-    from fedveil.datasets.synthetic import Synthetic
+
+class Makers(Protocol):
+    """Clients that make their own examples, each from its stream."""
+
+    @property
+    def clients(self) -> int:
+        """How many there are."""
+
+    def examples(self, client: int) -> tuple[Examples, np.ndarray]:
+        """Examples, and which of them the client holds: int64 [n]."""
+
+    def sizes(self, clients: np.ndarray) -> np.ndarray:
+        """How many examples each of the clients (int64 [m]) holds: int64 [m]."""
+
+    def counts(self, clients: np.ndarray, classes: int) -> np.ndarray:
+        """How many examples of each class each of the clients holds: int64 [m, classes]."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +41,7 @@ class DataSet:
 
     name: str
     task: Task
-    train: Examples | Synthetic
+    train: Examples | Makers
     test: Examples
     groups: np.ndarray | None = None
     group_names: tuple[str, ...] = ()

@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from fedveil.core.catalog import PARTITIONS
 from fedveil.core.errors import DataError, SettingsError
-from fedveil.core.examples import Examples
-from fedveil.core.experiment import Data
-from fedveil.core.parts import DATASETS
+from fedveil.core.examples import Examples, Task, check_task, fits
 from fedveil.core.randomness import Stream
-from fedveil.datasets.dataset import DataSet
-from fedveil.datasets.partitions import Partition, divide, held_out, hold_out
-from fedveil.datasets.synthetic import Synthetic
+from fedveil.core.settings.sections import Data
+from fedveil.datasets.dataset import DataSet, Makers
+from fedveil.datasets.hold_out import held_out, hold_out
+from fedveil.datasets.partition.division import Partition, divide
 
-# Settings of `[data]` that the data sets of FedVeil do not depend on.
-OF_THE_PARTITION = (
-    "clients",
-    "partition",
-    "partition_alpha",
-    "partition_classes",
-    "partition_shards",
-    "partition_exponent",
-    "min_examples",
-    "client_examples",
-    "validation_fraction",
-)
 BLOCK = 1 << 16  # clients whose sizes are looked at together
 FEATURES = {"images": np.float32, "features": np.float32, "text": np.int32}
 
@@ -93,7 +81,7 @@ class Federated:
     """
 
     dataset: DataSet
-    holdings: Stored | Synthetic | Alone
+    holdings: Stored | Makers | Alone
     seed: int
     validation_fraction: float
 
@@ -128,9 +116,13 @@ class Federated:
         return trained_on
 
     def counts(self, clients: np.ndarray) -> np.ndarray:
-        """How many examples of each class each of the clients (int64 [m]) has, held-out ones too: int64 [m, classes]."""
+        """How many examples of each class each of the clients (int64 [m]) has, held-out ones too: int64 [m, classes].
+
+        Of a task without classes, how many examples each has: int64 [m, 1].
+        """
         self._check(clients)
-        return self.holdings.counts(clients, len(self.dataset.task.classes))
+        classes = len(self.dataset.task.classes)
+        return self.holdings.counts(clients, classes) if classes else self.holdings.sizes(clients)[:, None]
 
     def extremes(self) -> tuple[int, int]:
         """The fewest and the most examples that a client has, held-out ones too."""
@@ -170,20 +162,28 @@ def load(data: Data, seed: int) -> Federated:
 
 @lru_cache(maxsize=4)
 def _divided(data: Data, seed: int, version: Version) -> Federated:
-    defaults = {key: Data.model_fields[key].default for key in OF_THE_PARTITION}
-    uses_all = ":" in data.dataset or data.dataset == "synthetic"  # a user's own may; clients that make their own do
-    dataset = _dataset(data if uses_all else data.model_copy(update=defaults), version)
+    dataset = _dataset(data if data.dataset.is_own else _used(data), version)
     train = dataset.train
     if isinstance(train, Examples):
+        tasks = data.partition.declaration.tasks
+        named = f"data.partition = '{data.partition}'", f"data.dataset = '{data.dataset}'"
+        check_task(named[0], tasks, dataset.task, named[1], PARTITIONS)
         partition = divide(train.labels, dataset.groups, dataset.group_names, data, seed)
         return Federated(dataset, Stored(train, partition), seed, data.validation_fraction)
     return Federated(dataset, train, seed, data.validation_fraction)
 
 
+def _used(data: Data) -> Data:
+    """The settings with defaults where the data set does not use them: what was loaded then serves others too."""
+    uses, fields = data.dataset.declaration.uses, Data.model_fields
+    unused = [key for key in fields if key not in uses and key != "dataset"]
+    return data.model_copy(update={key: fields[key].get_default(call_default_factory=True) for key in unused})
+
+
 @lru_cache(maxsize=2)
 def _dataset(data: Data, version: Version) -> DataSet:
-    dataset = DATASETS.load(data.dataset, "data.dataset")(data)
-    _check(dataset, data.dataset)
+    dataset = data.dataset.load()(data)
+    _check(dataset, data.dataset.name, data.dataset.declaration.tasks)
     return dataset  # type: ignore[no-any-return]
 
 
@@ -202,7 +202,7 @@ def _version(data: Data) -> Version:
     )
 
 
-def _check(dataset: object, name: str) -> None:
+def _check(dataset: object, name: str, tasks: tuple[str, ...]) -> None:
     """Raise DataError where a loader, a user's own perhaps, did not return a data set as `DataSet` and `Task` say."""
 
     def refuse(wrong: bool, message: str) -> None:
@@ -212,10 +212,13 @@ def _check(dataset: object, name: str) -> None:
     if not isinstance(dataset, DataSet):
         raise DataError(f"data set '{name}': its loader must return a DataSet, it gave a {type(dataset).__name__}")
     task = dataset.task
-    refuse(len(task.classes) < 2, f"at least 2 classes are needed, it has {len(task.classes)}")
+    refuse(not fits(tasks, task), f"its loader is declared for {' or '.join(tasks)}, and its task is {task}")
+    of_tokens = task.predicts == "next_token"
+    refuse(not of_tokens and len(task.classes) < 2, f"at least 2 classes are needed, it has {len(task.classes)}")
+    refuse(of_tokens and (task.kind != "text" or bool(task.classes)), "next_token is of text, and has no classes")
     train = dataset.train
-    if isinstance(train, Synthetic):
-        return  # of FedVeil's own making, as its test part is
+    if not isinstance(train, Examples):
+        return  # its clients make them, and the test part with them
     for part, examples in (("train", train), ("test", dataset.test)):
         features, labels = examples.features, examples.labels
         refuse(len(labels) == 0, f"{part} has no examples")
@@ -227,8 +230,7 @@ def _check(dataset: object, name: str) -> None:
         kind = FEATURES[task.kind]
         refuse(features.dtype != kind, f"{part} features are {features.dtype}, {task.kind} must be {np.dtype(kind)}")
         refuse(labels.dtype != np.int64, f"{part} labels are {labels.dtype}, they must be int64")
-        low, high, most = int(labels.min()), int(labels.max()), len(task.classes) - 1
-        refuse(low < 0 or high > most, f"{part} labels are {low} to {high}, its classes 0 to {most}")
+        _check_labels(examples, task, part, refuse)
         refuse(kind == np.float32 and not bool(np.isfinite(features).all()), f"{part} features have NaN or infinity")
         ids = task.vocabulary_size
         outside = task.kind == "text" and (int(features.min()) < 0 or int(features.max()) >= ids)
@@ -238,3 +240,28 @@ def _check(dataset: object, name: str) -> None:
         refuse(len(groups) != len(train), f"{len(groups):,} groups for {len(train):,} training examples")
         outside = groups.dtype != np.int64 or int(groups.min()) < 0 or int(groups.max()) >= len(names)
         refuse(outside, f"groups must be int64, an index into the {len(names):,} group_names")
+
+
+def _check_labels(examples: Examples, task: Task, part: str, refuse: Callable[[bool, str], None]) -> None:
+    """Refuse labels and masks that are not those of the task."""
+    labels, mask = examples.labels, examples.mask
+    shape = task.shape if task.predicts == "next_token" else ()
+    refuse(
+        labels.shape[1:] != shape,
+        f"{part} labels have shape {labels.shape}, {task} has (n{''.join(f', {n}' for n in shape)})",
+    )
+    low, high, most = int(labels.min()), int(labels.max()), task.labels - 1
+    of = "classes" if task.classes else "word ids"
+    refuse(low < 0 or high > most, f"{part} labels are {low} to {high}, its {of} 0 to {most}")
+    if task.predicts == "classification":
+        refuse(mask is not None, f"{part} has a mask, which is for next_token; its task is {task}")
+        return
+    if mask is None:
+        refuse(True, f"{part} has no mask, which says for {task} which positions count; give bool (n, tokens)")
+        return
+    refuse(
+        mask.dtype != bool or mask.shape != labels.shape,
+        f"{part} mask is {mask.dtype} {mask.shape}, it must be bool {labels.shape}",
+    )
+    empty = int((~mask.any(axis=1)).sum())
+    refuse(empty > 0, f"{part} has {empty:,} examples in which no position counts; leave them out")

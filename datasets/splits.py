@@ -40,3 +40,8 @@ def stratified(labels: np.ndarray, fraction: float) -> Split:
     test = np.zeros(len(labels), bool)
     test[by_label[place < np.repeat(to_test, sizes)]] = True
     return order[~test[order]], order[test[order]]
+
+
+def evenly(clients: int, most: int) -> np.ndarray:
+    """Up to `most` clients, evenly taken from all: int64 [min(clients, most)], rising."""
+    return np.linspace(0, clients - 1, min(clients, most)).astype(np.int64)

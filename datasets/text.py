@@ -12,16 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
+from fedveil.core.declaration import part
 from fedveil.core.errors import DataError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Data
-from fedveil.datasets import sources, splits
+from fedveil.core.settings.sections import Data
+from fedveil.datasets import splits
 from fedveil.datasets.dataset import DataSet
+from fedveil.datasets.published import sources
 
 PADDING = 0
 UNKNOWN = 1
 SPECIAL = ("<padding>", "<unknown>")  # no token looks like this
 HAM_SPAM = ("ham", "spam")
+OF_TEXT = ("drop_duplicates", "vocabulary", "vocabulary_size", "max_tokens", "test_fraction")  # keys of [data]
 ENRON1_LINES = {"ham": 3672, "spam": 1500}  # of ham.txt and spam.txt; the rest is enron5
 
 _DIGIT = re.compile(r"\d")
@@ -143,6 +146,7 @@ def distinct(labels: Sequence[int], texts: Sequence[str]) -> np.ndarray:
     return np.fromiter(first.values(), np.int64, len(first))
 
 
+@part(tasks=("classification of text",), uses=OF_TEXT)
 def sms(data: Data) -> DataSet:
     """5,574 English text messages, ham or spam; 403 are exact repeats.
 
@@ -170,6 +174,7 @@ def read_sms(path: Path) -> tuple[list[int], list[str]]:
     return labels, texts
 
 
+@part(tasks=("classification of text",), uses=OF_TEXT)
 def enron(data: Data) -> DataSet:
     """10,347 e-mails, ham or spam, from two mailboxes: the groups are enron1 and enron5.
 

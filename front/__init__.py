@@ -23,13 +23,15 @@ __all__ = [
     "SettingsError",
     "TrainingError",
     "__version__",
+    "resume",
     "run",
 ]
 
 if TYPE_CHECKING:
     from fedveil.core.errors import DataError, FedveilError, Interrupted, SettingsError, TrainingError
-    from fedveil.core.experiment import Experiment
-    from fedveil.simulations.run import Result, run
+    from fedveil.core.settings.experiment import Experiment
+    from fedveil.simulations.result import Result
+    from fedveil.simulations.run import resume, run
 
 # Loaded when first used: `import fedveil` must not cost PyTorch's and Flower's imports.
 _HOMES = {
@@ -38,8 +40,9 @@ _HOMES = {
     "Interrupted": "fedveil.core.errors",
     "SettingsError": "fedveil.core.errors",
     "TrainingError": "fedveil.core.errors",
-    "Experiment": "fedveil.core.experiment",
-    "Result": "fedveil.simulations.run",
+    "Experiment": "fedveil.core.settings.experiment",
+    "Result": "fedveil.simulations.result",
+    "resume": "fedveil.simulations.run",
     "run": "fedveil.simulations.run",
 }
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from fedveil.core.errors import SettingsError
-from fedveil.options import Assignments, DataDir, experiment_of, use_data_dir
+from fedveil.options import AsJson, Assignments, DataDir, Quiet, experiment_of, use_data_dir
 
 DEFAULTS = {"words": "spam-demo", "order": "spam-demo", "coverage": "spam-demo"}  # offline, as `digits` is
 
@@ -46,10 +46,8 @@ def attack(
         Path | None, typer.Option(help="a new folder for the report; attacks/NAME-TIMESTAMP without it")
     ] = None,
     data_dir: DataDir = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print one JSON object at the end; progress to standard error")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Attack an experiment's clients, or a recorded run, and measure what leaks.
 
@@ -70,7 +68,7 @@ def attack(
         return
     if quick or more:
         raise SettingsError("--quick, --with: only with `fedveil attack matrix`")
-    from fedveil.core.experiment import parse_assignments, resumable
+    from fedveil.core.settings.experiment import parse_assignments, resumable
 
     if against is not None:
         experiment = resumable(against, "--against")
@@ -79,10 +77,10 @@ def attack(
     # the size of a victim's batch is no way to train a model before
     others = [word for word in assignments or [] if not word.startswith("training.batch_size")]
     warm = experiment_of(preset or DEFAULTS.get(str(name), "digits"), others, seed) if after else None
-    from fedveil.simulations.attacks.display import progress, show
-    from fedveil.simulations.attacks.lab import attack as run_attack
-    from fedveil.simulations.attacks.lab import fitting
-    from fedveil.simulations.attacks.report import new_folder, write_report
+    from fedveil.simulations.attacks.lab.display import progress, show
+    from fedveil.simulations.attacks.lab.lab import attack as run_attack
+    from fedveil.simulations.attacks.lab.lab import fitting
+    from fedveil.simulations.attacks.lab.report import new_folder, write_report
 
     names = [name] if name else fitting(experiment, observer)
     asked = frozenset(parse_assignments(assignments or []))
@@ -116,16 +114,14 @@ def list_attacks(console: Console) -> None:
     """What each attack recovers, needs to see, costs, and who found it; and whose eyes it may have."""
     from rich.table import Table
 
-    from fedveil.core.parts import ATTACKS
-    from fedveil.simulations.attacks.attack import NEEDS
-    from fedveil.simulations.attacks.lab import find_attack
-    from fedveil.simulations.attacks.observers import OBSERVERS
+    from fedveil.core.catalog import ATTACKS
+    from fedveil.simulations.attacks.lab.lab import find_attack
+    from fedveil.simulations.attacks.lab.observers import OBSERVERS
 
     for name, description in ATTACKS.items():
         each = find_attack(name)
         console.print(f"[bold]{name}[/]  {description}", highlight=False, soft_wrap=True)
-        needs = ", ".join(NEEDS[need] for need in each.needs)
-        console.print(f"  sees   {needs}\n  takes  {each.cost}\n  cites  {each.cites}", highlight=False, soft_wrap=True)
+        console.print(attack_words(each), highlight=False, soft_wrap=True)
     console.print("\n[bold]observers[/]")
     grid = Table(box=None, show_header=False, pad_edge=False)
     for name, observer in OBSERVERS.items():
@@ -133,13 +129,21 @@ def list_attacks(console: Console) -> None:
     console.print(grid)
 
 
+def attack_words(found: Any) -> str:
+    """What an attack needs to see, what it costs, and who found it, in three lines."""
+    from fedveil.simulations.attacks.lab.attack import NEEDS
+
+    needs = ", ".join(NEEDS[need] for need in found.needs)
+    return f"  sees   {needs}\n  takes  {found.cost}\n  cites  {found.cites}"
+
+
 def _matrix(quick: bool, more: list[str], seed: int, out: Path | None, console: Console | None, as_json: bool) -> None:
     """`fedveil attack matrix`."""
     import time
 
-    from fedveil.core.record import write_atomically
-    from fedveil.simulations.attacks import matrix
-    from fedveil.simulations.attacks.report import new_folder, write_report
+    from fedveil.core.record.record import write_atomically
+    from fedveil.simulations.attacks.lab import matrix
+    from fedveil.simulations.attacks.lab.report import new_folder, write_report
 
     folder, started = new_folder(out, "matrix"), time.perf_counter()
 

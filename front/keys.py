@@ -35,18 +35,18 @@ def new(
     They serve all runs of a federation; another federation needs its own. Bring each client its folder by a way you trust, never through the server. With --host the
     parties may be on separate machines, over TLS, and DIR/operator has what signs the server's certificates.
     """
-    from fedveil.core.experiment import LATTICES, Experiment, parse_assignments
-    from fedveil.privacy.certificates import CERTIFICATE
-    from fedveil.privacy.keys import fingerprint, write_keys
-    from fedveil.privacy.parties import describe, new_parties
+    from fedveil.core.settings.experiment import Experiment, parse_assignments
+    from fedveil.privacy.homomorphic.keys import fingerprint, write_keys
     from fedveil.privacy.plan import make_lattice
+    from fedveil.privacy.trust.certificates import CERTIFICATE
+    from fedveil.privacy.trust.key_folders import describe, new_parties
 
     settings = {"privacy.protection": "ckks", **parse_assignments(assignments or [])}
     unfit = [key for key in settings if not key.startswith("privacy.")]
     if unfit:
         raise SettingsError(f"--set {unfit[0]}: keys depend on settings of [privacy] alone")
     privacy = Experiment().override(settings).privacy
-    lattice = make_lattice(privacy) if privacy.protection in LATTICES else None
+    lattice = make_lattice(privacy) if privacy.shows == "sum" else None
     key_id = write_keys(folder, lattice, clients, new_parties(clients, privacy, host or []))
     if lattice:
         typer.echo(
@@ -74,8 +74,8 @@ def renew(
     ],
 ) -> None:
     """Make a new certificate for the server, with a new key and the same names; clients need nothing new."""
-    from fedveil.privacy.certificates import CERTIFICATE, CERTIFICATE_KEY, certificate_words
-    from fedveil.privacy.parties import renew_certificate
+    from fedveil.privacy.trust.certificates import CERTIFICATE, CERTIFICATE_KEY, certificate_words
+    from fedveil.privacy.trust.key_folders import renew_certificate
 
     words = certificate_words(renew_certificate(folder))
     server = folder / "server"
@@ -92,7 +92,7 @@ def show(
     ],
 ) -> None:
     """Show what keys and certificates are, for people to compare: fingerprints, names, dates; nothing of a key itself."""
-    from fedveil.privacy.parties import describe
+    from fedveil.privacy.trust.key_folders import describe
 
     for line in describe(path):
         typer.echo(line)

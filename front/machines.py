@@ -1,21 +1,24 @@
-"""Commands for separate machines: `fedveil server`, `client`, `status`, `logs`, `stop`, and `run --on`."""
+"""Commands for separate machines: `fedveil server`, `client`, `submit`, `status`, `logs`, `stop`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from fedveil.core.errors import FedveilError, SettingsError
+from fedveil.options import AsJson, Assignments, DataDir, PresetOrFile, Quiet, experiment_of, use_data_dir
+
+if TYPE_CHECKING:
+    from fedveil.remote import Server
 
 Keys = Annotated[Path | None, typer.Option(metavar="DIR", help="this party's folder of keys (fedveil keys new --host)")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="plain HTTP, and no keys: for trials on one machine")]
 On = Annotated[str, typer.Option("--on", metavar="SERVER", help="the server's control, HOST or HOST:PORT")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
 def _say(text: str) -> None:
@@ -40,19 +43,17 @@ def server(
     state: Annotated[Path, typer.Option(metavar="DIR", help="everything the server keeps: runs, logs")] = Path("state"),
     host: Annotated[str, typer.Option(help="the address that clients reach")] = "0.0.0.0",
     port: Annotated[int, typer.Option(min=1, max=65535, help="the port that clients reach")] = 9092,
-    control: Annotated[
-        int, typer.Option(min=1, max=65535, help="port of `fedveil run --on`, on loopback alone")
-    ] = 9093,
+    control: Annotated[int, typer.Option(min=1, max=65535, help="port of `fedveil submit`, on loopback alone")] = 9093,
     max_update: Annotated[
         float, typer.Option(min=0.001, metavar="MIB", help="most that a client may send for one message")
     ] = 512.0,
     insecure: Insecure = False,
 ) -> None:
-    """Serve clients on other machines: Flower's SuperLink on loopback, behind a gate that lets registered clients in.
+    """Serve clients on other machines: Flower's SuperLink on loopback, behind a gateway that lets registered clients in.
 
     It runs until Ctrl-C or SIGTERM. Started again on its --state, it goes on with the runs it was working on.
     """
-    from fedveil.server.serve import Options, serve
+    from fedveil.server.serving.serve import Options, serve
 
     if control == port:
         raise SettingsError(f"--control {control}: is the port that clients reach; give it another")
@@ -62,7 +63,7 @@ def server(
 
 def _draw(folder: Path) -> None:
     """Draw what a record can tell."""
-    from fedveil.core.record import Record
+    from fedveil.core.record.record import Record
     from fedveil.simulations.plots import draw_record
 
     draw_record(Record(folder))
@@ -92,9 +93,8 @@ def client(
 
     What leaves this machine: its updates (protected, where the run says so), and counts and losses. The data does not.
     """
-    from fedveil.client.greeting import Address
-    from fedveil.client.join import Options, client_number, join
-    from fedveil.options import use_data_dir
+    from fedveil.client.node.greeting import Address
+    from fedveil.client.node.join import Options, client_number, join
 
     use_data_dir(data_dir)
     found = _keys(keys, insecure, "client")
@@ -107,7 +107,10 @@ def client(
     join(options, _say)
 
 
-def status(on: On = "localhost", as_json: AsJson = False) -> None:
+def status(
+    on: On = "localhost",
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
     """Show how a server is: its clients, its runs, and whom it refused."""
     from rich.table import Table
 
@@ -156,32 +159,60 @@ def stop(
     from fedveil.remote import Server
 
     Server(on).ask(f"/runs/{run}/stop", {})
-    typer.echo(f"{run} stops; go on with: fedveil run --on {on} --resume {run}")
+    typer.echo(f"{run} stops; go on with: fedveil resume {run} --on {on}")
 
 
-def run_on(server: str, experiment: Any, resume: str | None, as_json: bool, quiet: bool) -> None:
-    """Run an experiment on a server, or go on with one there, and show it as `fedveil run` shows one here."""
+def submit(
+    preset: PresetOrFile = "digits",
+    on: On = "localhost",
+    assignments: Assignments = None,
+    seed: Annotated[int | None, typer.Option(help="of the choices that are no secret")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu (auto is cpu) or cuda")] = None,
+    data_dir: DataDir = None,
+    show: Annotated[bool, typer.Option("--show", help="print the resolved settings as TOML, and run nothing")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run an experiment on a `fedveil server`, with its clients, and show it as `fedveil run` shows one here.
+
+    The record is on the server's machine; Ctrl-C leaves the run going.
+    """
+    use_data_dir(data_dir)
+    experiment = experiment_of(preset, assignments, seed, device=device)
+    if show:
+        typer.echo(experiment.toml(), nl=False)
+        return
     from fedveil.remote import Server
+
+    console = None if quiet else Console(stderr=as_json)
+    remote = Server(on)
+    run = remote.start(experiment, lambda text: _print(console, text))
+    _follow(remote, on, run, 0, console, as_json)
+
+
+def resume_on(on: str, run: str, as_json: bool, quiet: bool) -> None:
+    """Go on with a run on a server that was stopped there, and show it: `fedveil resume RUN --on SERVER`."""
+    from fedveil.remote import Server
+
+    remote = Server(on)
+    _follow(remote, on, run, remote.resume(run), None if quiet else Console(stderr=as_json), as_json)
+
+
+def _follow(remote: Server, on: str, run: str, said: int, console: Console | None, as_json: bool) -> None:
+    """Show a run from the first `said` bytes of its log on, until it ends."""
     from fedveil.simulations.display import summary_text
 
-    desk = Server(server)
-    console = None if quiet else Console(stderr=as_json)
-
-    def say(text: str) -> None:
-        if console:
-            console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-    said, run = 0, resume or ""
-    if resume is None:
-        run = desk.start(experiment, say)
-    else:
-        said = desk.resume(resume)
-    say(f"run      {run} on {server} (fedveil logs, fedveil stop)")
+    _print(console, f"run      {run} on {on} (fedveil logs, fedveil stop)")
     try:
-        summary = desk.follow(run, say, said)
+        summary = remote.follow(run, lambda text: _print(console, text), said)
     except KeyboardInterrupt:
-        raise FedveilError(f"{run} goes on on the server; end it with: fedveil stop {run} --on {server}") from None
+        raise FedveilError(f"{run} goes on on the server; end it with: fedveil stop {run} --on {on}") from None
     if as_json:
         typer.echo(json.dumps(summary))
-    elif console:
-        say(summary_text(SimpleNamespace(summary=summary)))  # type: ignore[arg-type]
+    else:
+        _print(console, summary_text(SimpleNamespace(summary=summary)))  # type: ignore[arg-type]
+
+
+def _print(console: Console | None, text: str) -> None:
+    if console:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -21,10 +21,13 @@ DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="folder that holds mnist/, sms/, enron/ (or set FEDVEIL_DATA)")
 ]
 
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object at the end; progress to standard error")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
+
 
 def experiment_of(name: str, assignments: list[str] | None, seed: int | None = None, **others: Any) -> Any:
     """The experiment that the words of a command line describe."""
-    from fedveil.core.experiment import Experiment, parse_assignments
+    from fedveil.core.settings.experiment import Experiment, parse_assignments
 
     settings = parse_assignments(assignments or [])
     settings |= {key: value for key, value in {"seed": seed, **others}.items() if value is not None}

@@ -19,14 +19,18 @@ from fedveil.core.errors import (
     SettingsError,
     TrainingError,
 )
-from fedveil.core.experiment import Experiment, Privacy
+from fedveil.core.settings import legacy
+from fedveil.core.settings.choice import ProtectionChoice
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.settings.keys import values
+from fedveil.core.settings.sections import Privacy
 
 PORT = 9093
 FOLLOW = 0.3  # seconds between looks at a run
 
 
 class Server:
-    """A server's desk at HOST or HOST:PORT."""
+    """The control interface of a server at HOST or HOST:PORT."""
 
     def __init__(self, words: str) -> None:
         found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s/\[\]]+)(?::(\d{1,5}))?", words)
@@ -57,7 +61,9 @@ class Server:
         """Order a run; return its name."""
         agreed = self.ask("/status")["agreed"]
         if agreed:
-            experiment = as_agreed(experiment, Privacy(**tomllib.loads(agreed)), say)
+            experiment = as_agreed(
+                experiment, Privacy(**legacy.read({"privacy": tomllib.loads(agreed)})["privacy"]), say
+            )
         return str(self.ask("/runs", {"experiment": experiment.toml(), "words": vocabulary(experiment)})["run"])
 
     def resume(self, run: str) -> int:
@@ -93,7 +99,7 @@ def _failure(told: dict[str, Any], server: str) -> FedveilError:
     """What a run that is not done ended with."""
     reason = told["result"].get("error", "") if told["result"] else ""
     if told["status"] == "stopped":
-        return Interrupted(f"{told['run']}: {reason}\n  go on with: fedveil run --on {server} --resume {told['run']}")
+        return Interrupted(f"{told['run']}: {reason}\n  go on with: fedveil resume {told['run']} --on {server}")
     return TrainingError(f"{told['run']}: {reason}\n  kept on the server in {told['record']}")
 
 
@@ -102,20 +108,18 @@ def as_agreed(experiment: Experiment, agreed: Privacy, say: Callable[[str], None
 
     Raise ProtectionError where the experiment asks for something else itself.
     """
-    default = Privacy()
-    for name, wanted in agreed:
-        asked = getattr(experiment.privacy, name)
-        if asked not in (wanted, getattr(default, name)):
+    protection = experiment.privacy.protection.name
+    default = values(Privacy(protection=ProtectionChoice(protection))) | {"protection": "none"}
+    wanted = values(agreed)
+    for name, asked in values(experiment.privacy).items():
+        if asked not in (wanted.get(name), default.get(name)):
             raise ProtectionError(
-                f"privacy.{name} = {asked!r}: this federation's keys were made for {wanted!r}, and its clients take part in no "
-                "other run; leave it out, or make other keys (fedveil keys new)"
+                f"privacy.{name} = {asked!r}: this federation's keys were made for {wanted.get(name)!r}, and its clients take part "
+                "in no other run; leave it out, or make other keys (fedveil keys new)"
             )
     if experiment.privacy != agreed:
         say(f"privacy  {agreed.protection}, as agreed when the federation's keys were made")
-    settings = {f"privacy.{name}": value for name, value in agreed.model_dump(exclude_none=True).items()}
-    tree = experiment.model_dump(exclude_none=True)
-    tree["privacy"] = {key.removeprefix("privacy."): value for key, value in settings.items()}
-    return Experiment(**tree)
+    return Experiment(**{**experiment.model_dump(exclude_none=True), "privacy": agreed.model_dump(exclude_none=True)})
 
 
 def vocabulary(experiment: Experiment) -> str:
@@ -133,7 +137,8 @@ def vocabulary(experiment: Experiment) -> str:
         from pathlib import Path
 
         return "\n".join(read_vocabulary(Path(data.vocabulary).expanduser()))
-    if data.dataset in ("own", "digits", "mnist", "synthetic") and data.path is None:
+    uses = data.dataset.declaration.uses
+    if data.path is None and not data.dataset.is_own and ("vocabulary" not in uses or "path" in uses):
         return ""
     try:
         words = load(data, experiment.seed).dataset.words

@@ -8,27 +8,38 @@ are left out would tell which words an update is about.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from inspect import signature
 
 import numpy as np
+from pydantic import Field
 
-from fedveil.core import parts
+from fedveil.core.declaration import declares, part
 from fedveil.core.errors import SettingsError
-from fedveil.core.experiment import Privacy
 from fedveil.core.randomness import Stream
-from fedveil.privacy.noise import Update, add_noise, clip, norm, secret_normal
+from fedveil.core.settings.section import Fraction, Section
+from fedveil.core.settings.sections import Privacy
+from fedveil.privacy.dp.noise import Update, add_noise, clip, norm, secret_normal
 
-Defence = Callable[[Update, np.random.Generator], Update]
+Defence = Callable[[Update, np.random.Generator], Update]  # its settings are given already
 
 
-def prune(update: Update, _generator: np.random.Generator, *, fraction: float) -> Update:
-    """The update with the smallest `fraction` of its numbers, by magnitude and over all tensors, set to zero.
+class Prune(Section):
+    """Settings of `prune`."""
+
+    fraction: Fraction = Field(0.9, description="share of the update's numbers that are set to zero")
+
+
+@part(Prune)
+def prune(update: Update, settings: Prune, generator: np.random.Generator) -> Update:
+    """The update with the smallest `settings.fraction` of its numbers, by magnitude and over all tensors, set to zero.
 
     Gradient pruning of Zhu et al. 2019, "Deep Leakage from Gradients", section 5.
     """
     sizes = np.concatenate([np.abs(value).reshape(-1) for value in update.values()])
     kept = np.ones(sizes.size, bool)
-    kept[np.argsort(sizes, kind="stable")[: int(fraction * sizes.size + 1e-9)]] = False  # 0.29 of 100 are 29, not 28
+    kept[np.argsort(sizes, kind="stable")[: int(settings.fraction * sizes.size + 1e-9)]] = (
+        False  # 0.29 of 100 are 29, not 28
+    )
     pieces = np.split(kept, np.cumsum([value.size for value in update.values()])[:-1])
     return {
         name: value * piece.reshape(value.shape) for (name, value), piece in zip(update.items(), pieces, strict=True)
@@ -36,13 +47,22 @@ def prune(update: Update, _generator: np.random.Generator, *, fraction: float) -
 
 
 def find_defence(privacy: Privacy) -> Defence | None:
-    """The defence that the settings name; None where they name none. Raise SettingsError where it cannot be loaded."""
-    if privacy.defence == "none":
+    """The defence that the settings name; None where they name none. Raise SettingsError where it cannot be loaded or called.
+
+    A defence is a function `(update, settings, generator)`, or, where it declares no settings, `(update, generator)`.
+    """
+    chosen = privacy.defence
+    if chosen.name == "none":
         return None
-    if privacy.defence == "prune":
-        return partial(prune, fraction=privacy.prune_fraction)
-    found: Defence = parts.DEFENCES.load(privacy.defence, "privacy.defence")
-    return found
+    defence = chosen.load()
+    given = (chosen.settings,) if declares(defence) else ()
+    try:
+        signature(defence).bind({}, *given, None)
+    except TypeError as error:
+        raise SettingsError(
+            f"privacy.defence = '{chosen.name}': must be a function (update, {'settings, ' * len(given)}generator) ({error})"
+        ) from None
+    return lambda update, generator: defence(update, *given, generator)
 
 
 def defend(privacy: Privacy, given: Update, weights: Update, stream: Stream, *, secret: bool) -> Update:
@@ -63,7 +83,7 @@ def defend(privacy: Privacy, given: Update, weights: Update, stream: Stream, *, 
     if not finite and not privacy.noisy:
         return weights
     if defence is not None and finite:
-        update = _checked(privacy.defence, defence(update, stream.generator("defence")), weights)
+        update = _checked(privacy.defence.name, defence(update, stream.generator("defence")), weights)
     if privacy.clip is not None:
         update = clip(update, privacy.clip)
         if privacy.noisy and privacy.noise_at == "client":

@@ -1,6 +1,6 @@
 """How large, how fine, for how many: the parameters of a protection, which follow from each other.
 
-`make_plan` is the one place that knows. From a ring degree, a modulus and a range of weights it finds the scale, then the
+Each protection is a part, `(settings, cohort) -> Plan`. From a ring degree, a modulus and a range of weights it finds the scale, then the
 finest grid whose half step stays above the noise of a whole cohort, then the largest cohort for that grid; it says so in
 words, and refuses what is insecure or could go wrong unnoticed.
 """
@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from fedveil.core.declaration import part
 from fedveil.core.errors import SettingsError
-from fedveil.core.experiment import Privacy
-from fedveil.privacy.packing import Grid
+from fedveil.core.settings.marks import Needs
+from fedveil.core.settings.section import Fraction, Section
+from fedveil.core.settings.sections import Privacy
+from fedveil.privacy.fixed_point import Grid
 
 RESERVED = 2  # numbers at the start of every chunk: the client's examples, and 1 for the client itself
 COARSEST = 12  # bits: a grid coarser than 2^-12 rounds away what training learns
@@ -37,7 +43,51 @@ PROFILES = {
     "conservative": ("ckks", 8192, (48, 60), 0),
     "exact-small": ("bfv", 4096, (56, 50), 45),
 }
-DEFAULT = {"ckks": "fast", "bfv": "exact-small"}
+
+
+Prime = Annotated[int, Field(ge=30, le=60)]
+Degree = Literal[2048, 4096, 8192, 16384, 32768]
+
+
+class Protected(Section):
+    """Settings of every protection."""
+
+    range: Annotated[float, Field(ge=0.01, le=1e6)] = Field(
+        6.0, description="weights are clipped to this distance from zero; public, not a privacy bound"
+    )
+    min_clients: Annotated[int, Field(ge=3)] = Field(3, description="no aggregate of fewer clients is made or used")
+
+
+class Ckks(Protected):
+    """Settings of `ckks`."""
+
+    profile: Literal["fast", "conservative", "own"] = Field("fast", description="parameters by name, or your own")
+    degree: Annotated[Degree, Needs("profile", ("own",))] = Field(
+        4096, description="profile own: degree of the ring, N"
+    )
+    primes: Annotated[tuple[Prime, Prime], Field(strict=False), Needs("profile", ("own",))] = Field(
+        (40, 60), description="profile own: bits of the modulus that travels, and of SEAL's special prime"
+    )
+
+
+class Bfv(Ckks):
+    """Settings of `bfv`."""
+
+    profile: Literal["exact-small", "own"] = Field(  # type: ignore[assignment]
+        "exact-small", description="parameters by name, or your own"
+    )
+    plain_bits: Annotated[int, Field(ge=0, le=59), Needs("profile", ("own",))] = Field(
+        45, description="profile own: bits of the plain modulus"
+    )
+
+
+class Secagg(Protected):
+    """Settings of `secagg`."""
+
+    drop_outs: Fraction = Field(0.2, description="share of a cohort that may drop out in a round")
+    colluders: Fraction = Field(
+        0.2, description="share of the clients that may collude with the server, and learn nothing more"
+    )
 
 
 @dataclass(frozen=True)
@@ -106,52 +156,77 @@ class Plan:
 
 def make_plan(privacy: Privacy, cohort: int) -> Plan:
     """The plan of a protection for cohorts of so many clients; raise SettingsError, with the reason, where there is none."""
-    if privacy.protection == "secagg":
-        bits = math.floor(math.log2((2 ** (RING - 1) - cohort / 2 - 1) / privacy.range))
-        grid = _grid(privacy, bits, cohort, f"numbers modulo 2^{RING}")
-        return Plan("secagg", "", grid, 2 * int(2 ** (RING - 1) - 1 - grid.most), privacy.min_clients)
-    profile = privacy.profile or DEFAULT[privacy.protection]
-    lattice = make_lattice(privacy)
-    scale_bits = 0
-    if lattice.scheme == "ckks":
-        grid, scale_bits, clients = _ckks(privacy, lattice, cohort)
-    else:
-        grid, clients = _bfv(privacy, lattice, cohort)
+    plan: Plan = privacy.protection.load()(privacy.protection.settings, cohort)
+    return plan
+
+
+@part(Secagg, needs="mean")
+def secagg(settings: Secagg, cohort: int) -> Plan:
+    """Secure aggregation: whole numbers modulo 2^32, whose sum must not wrap."""
+    bits = math.floor(math.log2((2 ** (RING - 1) - cohort / 2 - 1) / settings.range))
+    grid = _grid(settings, bits, cohort, f"numbers modulo 2^{RING}")
+    return Plan("secagg", "", grid, 2 * int(2 ** (RING - 1) - 1 - grid.most), settings.min_clients)
+
+
+@part(Ckks, needs="sum")
+def ckks(settings: Ckks, cohort: int) -> Plan:
+    """CKKS: the finest grid whose half step stays above the noise of the cohort's sum."""
+    lattice = _lattice("ckks", settings)
+    grid, scale_bits, clients = _ckks(settings, lattice, cohort)
+    _check_cohort(settings, lattice, cohort, clients, grid, "a profile with a larger modulus")
+    return Plan("ckks", settings.profile, grid, clients, settings.min_clients, lattice, scale_bits)
+
+
+@part(Bfv, needs="sum")
+def bfv(settings: Bfv, cohort: int) -> Plan:
+    """BFV: the finest grid whose sum fits the plain modulus, for cohorts whose noise the modulus holds."""
+    lattice = _lattice("bfv", settings)
+    grid, clients = _bfv(settings, lattice, cohort)
+    _check_cohort(settings, lattice, cohort, clients, grid, "ckks, which takes a coarser grid")
+    return Plan("bfv", settings.profile, grid, clients, settings.min_clients, lattice)
+
+
+def _check_cohort(settings: Ckks, lattice: Lattice, cohort: int, clients: int, grid: Grid, other: str) -> None:
     if cohort > clients:
-        other = "ckks, which takes a coarser grid" if lattice.scheme == "bfv" else "a profile with a larger modulus"
         raise SettingsError(
-            f"federation.cohort = {cohort:,}: {privacy.protection} with privacy.profile = '{profile}' adds at most {clients:,} "
-            f"clients, or their noise would pass the grid of 2^-{grid.bits}; take a smaller cohort, {other}, or parameters of "
-            "your own (privacy.profile = 'own')"
+            f"federation.cohort = {cohort:,}: {lattice.scheme} with privacy.protection.profile = '{settings.profile}' adds at most "
+            f"{clients:,} clients, or their noise would pass the grid of 2^-{grid.bits}; take a smaller cohort, {other}, or "
+            "parameters of your own (privacy.protection.profile = 'own')"
         )
-    return Plan(lattice.scheme, profile, grid, clients, privacy.min_clients, lattice, scale_bits)
 
 
 def make_lattice(privacy: Privacy) -> Lattice:
     """The parameters that a key is made for: a profile's, or the user's own; raise SettingsError where insecure or useless."""
-    name = privacy.profile or DEFAULT[privacy.protection]
-    if name != "own":
-        scheme, degree, primes, plain_bits = PROFILES[name]
+    return _lattice(privacy.protection.name, privacy.protection.settings)
+
+
+def _lattice(scheme: str, settings: Ckks) -> Lattice:
+    if settings.profile != "own":
+        _, degree, primes, plain_bits = PROFILES[settings.profile]
         return Lattice(scheme, degree, primes, plain_bits)
-    plain_bits = privacy.plain_bits if privacy.protection == "bfv" else 0
-    lattice = Lattice(privacy.protection, privacy.degree, privacy.primes, plain_bits)
+    lattice = Lattice(scheme, settings.degree, settings.primes, settings.plain_bits if isinstance(settings, Bfv) else 0)
+    if scheme == "ckks" and lattice.primes[0] < 36:
+        raise SettingsError(
+            f"privacy.protection.primes = {list(lattice.primes)}: the noise leaves no room for weights in a modulus of fewer than "
+            "36 bits"
+        )
     total, most = sum(lattice.primes), STANDARD[lattice.degree][128]
     if total > most:
         larger = [degree for degree, levels in STANDARD.items() if levels[128] >= total]
         raise SettingsError(
-            f"privacy.primes = {list(lattice.primes)}: {total} bits together are insecure with privacy.degree = "
+            f"privacy.protection.primes = {list(lattice.primes)}: {total} bits together are insecure with privacy.protection.degree = "
             f"{lattice.degree}, which allows {most} (Homomorphic Encryption Standard, 128 bits); take smaller primes"
-            + (f", or privacy.degree = {larger[0]}" if larger else "")
+            + (f", or privacy.protection.degree = {larger[0]}" if larger else "")
         )
     if lattice.scheme == "bfv" and not 20 <= lattice.plain_bits < min(lattice.primes):
         raise SettingsError(
-            f"privacy.plain_bits = {lattice.plain_bits}: must be at least 20 and smaller than both of privacy.primes = "
+            f"privacy.protection.plain_bits = {lattice.plain_bits}: must be at least 20 and smaller than both of privacy.protection.primes = "
             f"{list(lattice.primes)}"
         )
     return lattice
 
 
-def _ckks(privacy: Privacy, lattice: Lattice, cohort: int) -> tuple[Grid, int, int]:
+def _ckks(settings: Protected, lattice: Lattice, cohort: int) -> tuple[Grid, int, int]:
     """Grid, scale and most clients of CKKS.
 
     Two weights share a complex slot, so a coefficient of the encoded sum is at most sqrt(2) (limit + rounding) scale; SEAL
@@ -159,34 +234,34 @@ def _ckks(privacy: Privacy, lattice: Lattice, cohort: int) -> tuple[Grid, int, i
     rounding up to K^2 ROUNDING, where all clients send the same; in each part of a slot it is N/2 of that (Cheon et al.
     2017, section 3.4: additions).
     """
-    room = math.floor(lattice.primes[0] - 2 - math.log2(math.sqrt(2) * privacy.range * (1 + 2.0**-COARSEST)))
+    room = math.floor(lattice.primes[0] - 2 - math.log2(math.sqrt(2) * settings.range * (1 + 2.0**-COARSEST)))
     scale_bits = min(room, lattice.primes[0] - 2)  # SEAL takes no larger scale, however small the numbers
     variance = lattice.degree / 2 * (FRESH * cohort + ROUNDING * cohort**2)
     bits = math.floor(scale_bits - math.log2(2 * FAILURE * math.sqrt(variance)))
-    grid = _grid(privacy, bits, cohort, f"a {lattice.primes[0]}-bit modulus")
+    grid = _grid(settings, bits, cohort, f"a {lattice.primes[0]}-bit modulus")
     # the root of ROUNDING K^2 + FRESH K = what half a step has room for
     most = (2.0 ** (scale_bits - bits) / (2 * FAILURE)) ** 2 / (lattice.degree / 2)
     return grid, scale_bits, math.floor((math.sqrt(FRESH**2 + 4 * ROUNDING * most) - FRESH) / (2 * ROUNDING))
 
 
-def _bfv(privacy: Privacy, lattice: Lattice, cohort: int) -> tuple[Grid, int]:
+def _bfv(settings: Protected, lattice: Lattice, cohort: int) -> tuple[Grid, int]:
     """Grid and most clients of BFV.
 
     A sum must fit its half of a slot, sign and rounding included; and decryption is exact while the summed noise stays
     under q / 2t (Fan and Vercauteren 2012, lemma 1): FAILURE sqrt(FRESH K), and K / 2 of rounding.
     """
-    bits = math.floor(math.log2((2 ** (lattice.field_bits - 1) - cohort / 2 - 1) / privacy.range))
-    grid = _grid(privacy, bits, cohort, f"a {lattice.plain_bits}-bit plain modulus")
+    bits = math.floor(math.log2((2 ** (lattice.field_bits - 1) - cohort / 2 - 1) / settings.range))
+    grid = _grid(settings, bits, cohort, f"a {lattice.plain_bits}-bit plain modulus")
     noise = FAILURE * math.sqrt(FRESH)
     by_noise = (math.sqrt(noise**2 + 2.0 ** (lattice.primes[0] - lattice.plain_bits)) - noise) ** 2
     by_field = 2 * (2 ** (lattice.field_bits - 1) - 1 - grid.most)
     return grid, math.floor(min(by_noise, by_field))
 
 
-def _grid(privacy: Privacy, bits: int, cohort: int, room: str) -> Grid:
+def _grid(settings: Protected, bits: int, cohort: int, room: str) -> Grid:
     if bits < COARSEST:
         raise SettingsError(
-            f"privacy.range = {privacy.range:g}: for {cohort:,} clients {room} leaves a grid of 2^{-bits}, coarser than 2^-{COARSEST}, "
-            "which rounds away what training learns; take a smaller range or cohort, or a larger modulus (privacy.profile)"
+            f"privacy.protection.range = {settings.range:g}: for {cohort:,} clients {room} leaves a grid of 2^{-bits}, coarser than 2^-{COARSEST}, "
+            "which rounds away what training learns; take a smaller range or cohort, or a larger modulus (privacy.protection.profile)"
         )
-    return Grid(privacy.range, bits)
+    return Grid(settings.range, bits)

@@ -12,15 +12,15 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedveil.core.children import log_file
-from fedveil.core.experiment import LATTICES, Experiment
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.subprocesses import log_file
 from fedveil.server.checkpoint import MODEL, SEALED_MODEL, State
-from fedveil.server.deployed import run_deployed
 from fedveil.server.exchange import Row
 from fedveil.server.federation import federate, prepare, resolve
 from fedveil.server.nodes import ClientGrid
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.context import Hooks
+from fedveil.server.serving.deployed import run_deployed
 
 app = ServerApp()
 log = logging.getLogger("flwr")
@@ -29,7 +29,7 @@ log = logging.getLogger("flwr")
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run's configuration names, over the nodes that are connected."""
-    if context.run_config.get("desk"):
+    if context.run_config.get("control"):
         _run_deployed(grid, context)
         return
     experiment = resolve(Experiment.find(str(context.run_config["experiment"])))
@@ -38,8 +38,8 @@ def main(grid: Grid, context: Context) -> None:
     keys = str(context.run_config.get("keys", ""))
     # DIR/server on a machine that holds all parties' folders, else the server's own
     federation.protect(_server_folder(Path(keys)) if keys else None)
-    if federation.side is not None:
-        log.info("privacy %s %s", experiment.privacy.protection, federation.side.words)
+    if federation.protection is not None:
+        log.info("privacy %s %s", experiment.privacy.protection, federation.protection.words)
     clients = ClientGrid(grid, experiment.data.clients)
     output = str(context.run_config.get("output", ""))
     record = Record.create(experiment, Path(output) if output else None)
@@ -49,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
         log.info("round %d: %s", row["round"], ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
 
     # the server cannot read a model that is a ciphertext: clients evaluate, and who holds the key opens model.sealed
-    lattices = experiment.privacy.protection in LATTICES
+    lattices = experiment.privacy.shows == "sum"
     evaluate = None if lattices else federation.evaluate
     federate(federation, clients, record, Hooks(watch, evaluate, log.warning))
     log.info("model_sha256 %s", record.sha256(SEALED_MODEL if lattices else MODEL))

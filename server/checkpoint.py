@@ -1,7 +1,7 @@
 """What a run needs to go on: one file, replaced whole after every round.
 
-The file is safetensors: the model, the best model, the arrays a strategy keeps between rounds (momenta, second
-moments), what int8 has lost of each client's updates, and the newest rows of the tables, with a JSON description and a
+The file is safetensors: the model, the best model, the arrays that a strategy's state holds (momenta, second
+moments), where the store of clients' states has each, and the newest rows of the tables, with a JSON description and a
 CRC-32 of it all. Random streams need no saving: they are addressed by round (`core/randomness.py`).
 """
 
@@ -10,31 +10,39 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from zlib import crc32
 
 import numpy as np
 from flwr.app import ArrayRecord
-from flwr.serverapp.strategy import Strategy
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fedveil.core.errors import SettingsError
-from fedveil.core.experiment import Experiment
-from fedveil.core.messages import SEALED, from_arrays, to_arrays
-from fedveil.core.record import TABLES, Record, Table, newest, write_in_turn
+from fedveil.core.record.record import TABLES, Record, Table, newest, write_in_turn
+from fedveil.core.record.resumes import earlier_settings
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.messages import SEALED, from_arrays, to_arrays
+from fedveil.server.rounds.strategy import Strategy
 
 FILE = "checkpoint/state.safetensors"
-FORMAT = 2
+FORMAT = 3
 MODEL, BEST = "model.safetensors", "best.safetensors"
 SEALED_MODEL, SEALED_BEST = "model.sealed", "best.sealed"  # of ciphertexts
-STORED_APART = ("parameters", "best_parameters", "pending", "train_losses", "residuals", "asked")  # as arrays
+STORED_APART = ("parameters", "best_parameters", "pending", "train_losses", "asked", "clients", "client_index")
 Parameters = dict[str, np.ndarray]
 # NumPy's names of the kinds of numbers a strategy may keep, and safetensors'
 KINDS = {
     "|b1": "BOOL", "|u1": "U8", "|i1": "I8", "<u2": "U16", "<i2": "I16", "<u4": "U32", "<i4": "I32", "<u8": "U64",
     "<i8": "I64", "<f2": "F16", "<f4": "F32", "<f8": "F64",
 }  # fmt: skip
+
+
+class ClientStore(Protocol):
+    """What clients of a simulation keep, on the disk beside the checkpoint."""
+
+    def commit(self) -> dict[str, np.ndarray]:
+        """Bring it to the disk, and return what finds it again."""
 
 
 @dataclass
@@ -52,7 +60,8 @@ class State:
     run: 16 bytes that name a protected run, in hexadecimal digits
     costs: of the protection so far: seal_seconds, open_seconds, clipped, largest_error, error_bound
     pending, pending_rows: a protected model that was made and is not evaluated yet, and the account of its round
-    residuals: of a simulation in int8, what each client will add to its next update, float32 [P]; engines keep it up to date
+    clients: of a simulation, the store of what its clients keep between rounds
+    client_index: where the store of an earlier process has it, as the checkpoint had it
     asked: of a run with noise, how often each client was asked for an update
     fewest, population, drawn: of a run with noise, the clients in the smallest sum, the fewest that a round's were drawn from,
         and the most that were drawn; 0 before the first round
@@ -74,7 +83,8 @@ class State:
     costs: dict[str, float] = field(default_factory=dict)
     pending: Parameters = field(default_factory=dict)
     pending_rows: dict[str, Any] = field(default_factory=dict)
-    residuals: dict[int, np.ndarray] = field(default_factory=dict)
+    clients: ClientStore | None = None
+    client_index: Parameters = field(default_factory=dict)
     asked: dict[int, int] = field(default_factory=dict)
     fewest: int = 0
     population: int = 0
@@ -89,12 +99,13 @@ def save_state(record: Record, experiment: Experiment, state: State, strategy: S
     arrays = {f"model/{k}": v for k, v in state.parameters.items()}
     arrays |= {f"best/{k}": v for k, v in state.best_parameters.items()}
     arrays |= {f"pending/{k}": v for k, v in state.pending.items()}
-    arrays |= {f"residuals/{client}": state.residuals[client] for client in sorted(state.residuals)}
+    if state.clients is not None:
+        arrays |= {f"clients/{name}": value for name, value in state.clients.commit().items()}
     arrays["train_losses"] = np.array(state.train_losses, np.float64)
     if state.asked:
         arrays["asked"] = np.array(sorted(state.asked.items()), np.int64)
     kept: dict[str, tuple[str, Any]] = {}
-    for attribute, value in vars(strategy).items():
+    for attribute, value in strategy.kept().items():
         kind, items, plain = _take_apart(value, f"{experiment.federation.strategy}.{attribute}")
         kept[attribute] = (kind, plain if kind == "plain" else list(items))
         arrays |= {f"strategy/{attribute}/{k}": v for k, v in items.items()}
@@ -102,7 +113,7 @@ def save_state(record: Record, experiment: Experiment, state: State, strategy: S
     arrays |= {f"rows/{name}": np.frombuffer(table.rows, np.uint8) for name, table in record.tables.items()}
     description = {
         "experiment": record.settings,
-        "strategy": {attribute: pair for attribute, pair in kept.items() if pair[0] != "setting"},
+        "strategy": kept,
         "order": list(state.parameters),
         "tables": {name: (table.length, table.crc) for name, table in record.tables.items()},
         **{k: v for k, v in vars(state).items() if k not in STORED_APART},
@@ -180,7 +191,7 @@ def _unpack(content: bytes) -> tuple[dict[str, str], Parameters]:
 
 
 def _take_apart(value: Any, name: str) -> tuple[str, Parameters, Any]:
-    """What a strategy keeps under one attribute: its kind, its arrays by name, and what is no array."""
+    """What a strategy keeps under one name: its kind, its arrays by name, and what is no array."""
     if isinstance(value, ArrayRecord):
         return "record", from_arrays(value), None
     if _is_array(value):
@@ -189,8 +200,6 @@ def _take_apart(value: Any, name: str) -> tuple[str, Parameters, Any]:
         return "dict", {str(k): v for k, v in value.items()}, None
     if isinstance(value, list | tuple) and value and all(_is_array(v) for v in value):
         return "list", {str(i): v for i, v in enumerate(value)}, None
-    if callable(value):
-        return "setting", {}, None  # the new strategy has it from its own making
     try:
         if json.loads(json.dumps(value)) == (list(value) if isinstance(value, tuple) else value):
             return "plain", {}, value
@@ -203,7 +212,7 @@ def _take_apart(value: Any, name: str) -> tuple[str, Parameters, Any]:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.str in KINDS
+    return isinstance(value, np.ndarray | np.generic) and value.dtype.str in KINDS
 
 
 def _put_together(kind: str, items: Parameters, plain: Any) -> Any:
@@ -226,13 +235,13 @@ def begun(record: Record) -> bool:
         return True
     if any(record.path(name).exists() for name in TABLES):
         raise SettingsError(
-            f"--resume {record.folder}: {FILE} is missing, and rounds were done; put it back, or start a new run"
+            f"fedveil resume {record.folder}: {FILE} is missing, and rounds were done; put it back, or start a new run"
         )
     return False
 
 
 def load_state(record: Record) -> tuple[State, dict[str, Any]]:
-    """The record's state, and what its strategy kept (for `restore`); the record learns what its tables should be.
+    """The record's state, and what its strategy kept; the record learns what its tables should be.
 
     Raise SettingsError where the checkpoint is damaged, or does not fit the rest of the record.
     """
@@ -241,16 +250,16 @@ def load_state(record: Record) -> tuple[State, dict[str, Any]]:
         version, description = about["format"], json.loads(about["fedveil"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise SettingsError(
-            f"--resume {record.folder}: {FILE} is damaged ({error}); put it back, or start a new run"
+            f"fedveil resume {record.folder}: {FILE} is damaged ({error}); put it back, or start a new run"
         ) from None
     if version != str(FORMAT):
         raise SettingsError(
-            f"--resume {record.folder}: {FILE} was written by another version of FedVeil "
+            f"fedveil resume {record.folder}: {FILE} was written by another version of FedVeil "
             f"(format {version}; this version reads {FORMAT}); go on with that version, or start a new run"
         )
-    if description.pop("experiment") != record.settings:
+    if description.pop("experiment") not in earlier_settings(record):
         raise SettingsError(
-            f"--resume {record.folder}: experiment.toml is not the one that the checkpoint was made with: it was edited, or "
+            f"fedveil resume {record.folder}: experiment.toml is not the one that the checkpoint was made with: it was edited, or "
             "one of them is another run's; put it back, or start a new run"
         )
     stored: dict[str, tuple[str, Any]] = description.pop("strategy")
@@ -269,14 +278,8 @@ def load_state(record: Record) -> tuple[State, dict[str, Any]]:
         best_parameters={k: arrays[f"best/{k}"] for k in order if f"best/{k}" in arrays},
         pending={k.removeprefix("pending/"): v for k, v in arrays.items() if k.startswith("pending/")},
         train_losses=arrays["train_losses"].tolist(),
-        residuals={int(k.removeprefix("residuals/")): v for k, v in arrays.items() if k.startswith("residuals/")},
+        client_index={k.removeprefix("clients/"): v for k, v in arrays.items() if k.startswith("clients/")},
         asked=dict(arrays["asked"].tolist()) if "asked" in arrays else {},
         **description,
     )
     return state, kept
-
-
-def restore(strategy: Strategy, kept: dict[str, Any]) -> None:
-    """Give a new strategy what an earlier one kept between rounds."""
-    for attribute, value in kept.items():
-        setattr(strategy, attribute, value)

@@ -6,18 +6,34 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from flwr.app import Message, MetricRecord
 from flwr.serverapp import Grid
 
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import CLIENT, METRICS, wire_bytes
+from fedveil.core.wire.messages import CLIENT, METRICS, wire_bytes
 
 AT_ONCE = 4  # replies that are asked for together, so that no more of them are held than that
 POLL = (0.02, 0.5)  # seconds between looks for replies: the shortest, and the longest where none comes
 
 Row = dict[str, Any]
+
+
+@runtime_checkable
+class AnswersOneByOne(Protocol):
+    """A grid that hands on each reply as it arrives, with the position of its message."""
+
+    def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
+        """Send messages, and yield their replies for `timeout` seconds."""
+
+
+@runtime_checkable
+class NamesClients(Protocol):
+    """A grid whose clients have names of their own."""
+
+    def called(self, client: int) -> str:
+        """Return what people there call a client."""
 
 
 @dataclass
@@ -64,8 +80,7 @@ def exchange(
         }
         for client, message in zip(clients, messages, strict=True)
     }  # fmt: skip
-    # records count clients from 0; a grid of separate machines may call them as people do there
-    called = getattr(grid, "called", lambda client: f"client {client}")
+    called = grid.called if isinstance(grid, NamesClients) else "client {}".format  # records count clients from 0
     replies: dict[int, Message] = {}
     answered: set[int] = set()
     again: list[str] = []
@@ -106,13 +121,12 @@ def exchange(
 
 
 def answers(grid: Grid, messages: Sequence[Message], timeout: float | None) -> Iterator[tuple[int, Message]]:
-    """Replies as they arrive, each with the position of its message in `messages`, for `timeout` seconds.
+    """Yield replies as they arrive, each with the position of its message in `messages`, for `timeout` seconds.
 
-    A grid of FedVeil's own may have a method `answers`, which hands on what its clients reply one by one.
+    A grid of Flower's own is asked again and again.
     """
-    own = getattr(grid, "answers", None)
-    if own is not None:
-        yield from own(messages, timeout)
+    if isinstance(grid, AnswersOneByOne):
+        yield from grid.answers(messages, timeout)
         return
     waiting = {sent: i for i, sent in enumerate(grid.push_messages(messages))}
     deadline = time.monotonic() + (float("inf") if timeout is None else timeout)

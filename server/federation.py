@@ -9,33 +9,39 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 from threadpoolctl import threadpool_limits
 from torch import nn
 
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples
-from fedveil.core.experiment import Experiment
+from fedveil.core.metrics import MetricSet, Scores
 from fedveil.core.randomness import Stream
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
+from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.federated import Federated, load
 from fedveil.models.computing import find_device, one_thread
-from fedveil.models.evaluation import Scores, evaluate
-from fedveil.models.networks import build
+from fedveil.models.local.evaluation import evaluate
+from fedveil.models.local.training import check_training
+from fedveil.models.networks.build import build
 from fedveil.models.parameters import from_numpy, get, to_numpy
-from fedveil.models.training import check_training
-from fedveil.privacy.accounting import describe
 from fedveil.privacy.defences import find_defence
-from fedveil.privacy.packing import Layout
-from fedveil.server.checkpoint import Parameters, State, load_state, restore, save_state
-from fedveil.server.rounds import Hooks, run_rounds
-from fedveil.server.side import ServerSide, check_protection, server_side
+from fedveil.privacy.dp.accounting import describe
+from fedveil.privacy.fixed_point import Layout
+from fedveil.server.checkpoint import Parameters, State, load_state, save_state
+from fedveil.server.protection.server_protection import ServerProtection, check_protection, protect_server
+from fedveil.server.rounds.accounting import Accounting
+from fedveil.server.rounds.captures import Capture
+from fedveil.server.rounds.context import Context, Hooks
+from fedveil.server.rounds.loop import run_rounds
+from fedveil.server.rounds.observers import BestModel, Checkpoint, Observer, Stopping, Tables, Watch
+from fedveil.server.rounds.strategy import Strategy
 from fedveil.server.strategies import make
 
 NOISE = "noise.json"  # in the record of a run with noise
@@ -51,17 +57,18 @@ class Federation:
     strategy: Strategy
     state: State
     device: torch.device
-    side: ServerSide | None = None
+    protection: ServerProtection | None = None
 
-    @property
-    def binary(self) -> bool:
-        """Two classes: precision, recall, F1 and AUC have a meaning."""
-        return len(self.federated.dataset.task.classes) == 2
+    @cached_property
+    def metrics(self) -> MetricSet:
+        """What is told of each evaluation."""
+        return _metrics(self.experiment, self.federated)
 
     def evaluate(self, parameters: Parameters) -> Scores:
         """Scores of a model on the test part of the data set."""
         test, kind = self.federated.dataset.test, self.experiment.training.loss
-        return evaluate(self.network, from_numpy(parameters, self.device), test, kind)
+        weights = from_numpy(parameters, self.device)
+        return evaluate(self.network, weights, test, kind, statistics=self.metrics.statistics)
 
     def protect(self, keys: Path | None, announced: Callable[[Sequence[int]], Sequence[int]] | None = None) -> None:
         """Take the server's part of the experiment's protection, with server.ctx in the folder `keys` where it needs one.
@@ -75,7 +82,8 @@ class Federation:
             return [int(n) for n in federated.sizes(np.asarray(clients))]
 
         layout = Layout.of(to_numpy(get(self.network)))
-        self.side = server_side(experiment, layout, bytes.fromhex(self.state.run), announced or sizes, keys)
+        run = bytes.fromhex(self.state.run)
+        self.protection = protect_server(experiment, layout, run, announced or sizes, keys)
 
 
 def resolve(experiment: Experiment) -> Experiment:
@@ -91,17 +99,17 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
     Raise SettingsError or DataError where it cannot run, or go on.
     """
     device = find_device(experiment.device)
-    protected = experiment.privacy.protection != "none"
+    protected = experiment.privacy.protected
     check_protection(experiment)
-    strategy = make(experiment)
     federated = elsewhere or load(experiment.data, experiment.seed)
     if elsewhere is None:
         _check_evaluators(experiment, federated)
         find_defence(experiment.privacy)  # a user's own that cannot be loaded is refused now, not by every client
     task = federated.dataset.task
+    strategy = make(experiment, _metrics(experiment, federated))
     check_training(task, experiment.training)
     network = build(task, experiment.model, Stream(experiment.seed)).to(device)
-    named = experiment.data.path or ":" in experiment.data.dataset
+    named = experiment.data.path or experiment.data.dataset.is_own
     digest = _digest(federated) if named and elsewhere is None else ""
     if resume is None:
         state = State(to_numpy(get(network)), data=digest, run=os.urandom(16).hex() if protected else "")
@@ -109,10 +117,15 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
         state, kept = load_state(resume)
         if state.data != digest:
             raise DataError(
-                f"--resume {resume.folder}: the data is not what it was when the run began; start a new run"
+                f"fedveil resume {resume.folder}: the data is not what it was when the run began; start a new run"
             )
-        restore(strategy, kept)
+        strategy.restore(kept)
     return Federation(experiment, federated, network, strategy, state, device)
+
+
+def _metrics(experiment: Experiment, federated: Federated) -> MetricSet:
+    own = experiment.evaluation.metrics or ()
+    return MetricSet.of(federated.dataset.task, own, f"data.dataset = '{experiment.data.dataset}'")
 
 
 def _check_evaluators(experiment: Experiment, federated: Federated) -> None:
@@ -132,6 +145,8 @@ def _digest(federated: Federated) -> str:
         if isinstance(part, Examples):
             found.update(np.ascontiguousarray(part.features).data)
             found.update(np.ascontiguousarray(part.labels).data)
+            if part.mask is not None:
+                found.update(np.ascontiguousarray(part.mask).data)
     return found.hexdigest()
 
 
@@ -140,22 +155,28 @@ def federate(federation: Federation, grid: Grid, record: Record, hooks: Hooks) -
 
     Raises what `run_rounds` raises.
     """
-    with (
-        one_thread(),
-        threadpool_limits(1, user_api="blas"),
-    ):  # the second for NumPy, which some strategies compute with
-        if described := describe(federation.experiment, secret=hooks.secret):
+    experiment, strategy, state = federation.experiment, federation.strategy, federation.state
+    observers = _observers(federation, record, hooks)
+    context = Context(
+        grid, experiment, strategy, federation.protection, hooks, observers, federation.metrics, record.folder
+    )
+    with one_thread(), threadpool_limits(1, user_api="blas"):  # the second for NumPy, which strategies compute with
+        if described := describe(experiment, secret=hooks.secret):
             record.write(NOISE, json.dumps(described, indent=2).encode() + b"\n")
-        if federation.state.round == 0 and not federation.state.pending:
-            save_state(record, federation.experiment, federation.state, federation.strategy)
-        run_rounds(
-            grid,
-            federation.experiment,
-            federation.strategy,
-            federation.state,
-            record,
-            side=federation.side,
-            hooks=hooks,
-            timeout=federation.experiment.federation.deadline,
-            binary=federation.binary,
-        )
+        if state.round == 0 and not state.pending:
+            save_state(record, experiment, state, strategy)
+        run_rounds(context, state)
+
+
+def _observers(federation: Federation, record: Record, hooks: Hooks) -> list[Observer]:
+    """Who sees the rounds, in the order of their effects: the tables are written before the checkpoint that holds their newest rows."""
+    experiment, protected = federation.experiment, federation.protection is not None
+    return [
+        *([Capture(experiment, record)] if experiment.federation.capture else []),
+        Accounting(experiment, protected=protected, inspect=hooks.inspect),
+        BestModel(experiment),
+        Stopping(experiment),
+        Tables(record),
+        Checkpoint(record, experiment, federation.strategy, secret=hooks.secret, protected=protected),
+        Watch(hooks.watch),
+    ]

@@ -16,53 +16,39 @@ from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 
 from fedveil.core.errors import DeploymentError
-from fedveil.core.messages import CLIENT, CONFIG, METRICS
+from fedveil.core.wire.messages import CLIENT, CONFIG, METRICS
 from fedveil.server.exchange import answers
 
 
-class ClientGrid(Grid):
-    """Another grid, where node id k+1 is client k."""
+class WrappedGrid(Grid):
+    """A grid over another: a subclass says who the nodes are, and where a message goes; all else is the other grid's."""
 
-    def __init__(self, grid: Grid, clients: int, timeout: float = 60.0) -> None:
-        """Wait for a node (`timeout`: seconds) and ask all; raise DeploymentError where none answers."""
-        deadline = time.monotonic() + timeout
-        while not (nodes := list(grid.get_node_ids())) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        held = _ask(grid, nodes, timeout)
-        if not held:
-            raise DeploymentError(f"no client answered within {timeout:g} s ({len(nodes)} nodes connected)")
-        ordered = [held[partition] for partition in sorted(held)]
-        self._grid, self._clients = grid, clients
-        self._nodes = ordered
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def _addressed(self, message: Message) -> Message:
+        """The message as the grid inside is to send it."""
+        return message
 
     def get_node_ids(self) -> Iterable[int]:
-        """Node ids 1 to the number of clients."""
-        return range(1, self._clients + 1)
+        """As the grid inside does."""
+        return self._grid.get_node_ids()
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send each message to the node that its client was dealt to, naming the client in its config."""
-        return self._grid.send_and_receive([self._address(message) for message in messages], timeout=timeout)
+        """Send each message to where it is addressed, and wait for the replies (`timeout`: seconds)."""
+        return self._grid.send_and_receive([self._addressed(message) for message in messages], timeout=timeout)
 
     def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
         """As `send_and_receive`, each reply as it arrives, with the position of its message."""
-        return answers(self._grid, [self._address(message) for message in messages], timeout)
+        return answers(self._grid, [self._addressed(message) for message in messages], timeout)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """As `send_and_receive` sends them."""
-        return self._grid.push_messages([self._address(message) for message in messages])
+        return self._grid.push_messages([self._addressed(message) for message in messages])
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """As the grid inside does."""
         return self._grid.pull_messages(message_ids)
-
-    def _address(self, message: Message) -> Message:
-        client = message.metadata.dst_node_id - 1
-        content = RecordDict(dict(message.content))
-        config = ConfigRecord(dict(cast(ConfigRecord, content[CONFIG])))
-        config[CLIENT] = client
-        content[CONFIG] = config
-        node = self._nodes[client % len(self._nodes)]
-        return Message(content, dst_node_id=node, message_type=message.metadata.message_type)
 
     def set_run(self, run: Any) -> None:
         """As the grid inside does."""
@@ -76,6 +62,37 @@ class ClientGrid(Grid):
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         """As the grid inside does."""
         return self._grid.create_message(*args, **kwargs)
+
+
+class ClientGrid(WrappedGrid):
+    """Another grid, where node id k+1 is client k."""
+
+    def __init__(self, grid: Grid, clients: int, timeout: float = 60.0) -> None:
+        """Wait for a node (`timeout`: seconds) and ask all; raise DeploymentError where none answers."""
+        super().__init__(grid)
+        deadline = time.monotonic() + timeout
+        while not (nodes := list(grid.get_node_ids())) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        held = _ask(grid, nodes, timeout)
+        if not held:
+            raise DeploymentError(f"no client answered within {timeout:g} s ({len(nodes)} nodes connected)")
+        self._clients, self._nodes = clients, [held[partition] for partition in sorted(held)]
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Node ids 1 to the number of clients."""
+        return range(1, self._clients + 1)
+
+    def _addressed(self, message: Message) -> Message:
+        return addressed(message, self._nodes[(message.metadata.dst_node_id - 1) % len(self._nodes)])
+
+
+def addressed(message: Message, node: int) -> Message:
+    """A message to client k, which calls k+1 its node, as one to the node that stands for the client; its config says k."""
+    content = RecordDict(dict(message.content))
+    config = ConfigRecord(dict(cast(ConfigRecord, content[CONFIG])))
+    config[CLIENT] = message.metadata.dst_node_id - 1
+    content[CONFIG] = config
+    return Message(content, dst_node_id=node, message_type=message.metadata.message_type)
 
 
 def _ask(grid: Grid, nodes: list[int], timeout: float) -> dict[int, int]:

@@ -1,204 +1,98 @@
-"""Strategies by name: Flower's own, set up from an experiment.
-
-Each takes the experiment and the arguments that all of Flower's strategies share, and returns a strategy.
-"""
+"""The strategy that an experiment names."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp import strategy as flower
-from flwr.serverapp.strategy import Strategy
 
-from fedveil.core import parts
-from fedveil.core.experiment import Experiment
-from fedveil.core.messages import ARRAYS, CONFIG, METRICS, ROUND, WEIGHT
-from fedveil.models.evaluation import Scores, merge
-from fedveil.server.aggregate import weighted_mean
-
-Shared = dict[str, Any]
-
-
-def make(experiment: Experiment) -> Strategy:
-    """The strategy an experiment names, which samples its cohort and weighs clients by their examples."""
-    clients, cohort = experiment.data.clients, experiment.federation.cohort
-    evaluators = (experiment.evaluation.cohort or cohort) if experiment.evaluation.federated else 0
-    shared: Shared = {
-        # Flower takes max(int(fraction * clients), minimum): the minimum is exact, the fraction need not be
-        "fraction_train": cohort / clients,
-        "min_train_nodes": cohort,
-        "fraction_evaluate": evaluators / clients,
-        "min_evaluate_nodes": evaluators,
-        "min_available_nodes": clients,
-        "weighted_by_key": WEIGHT,
-        "arrayrecord_key": ARRAYS,
-        "configrecord_key": CONFIG,
-        "train_metrics_aggr_fn": mean_loss,
-        "evaluate_metrics_aggr_fn": sum_scores,
-    }
-    factory = parts.STRATEGIES.load(experiment.federation.strategy, "federation.strategy")
-    return cast(Strategy, factory(experiment, shared))
+from fedveil.algorithms.algorithm import Algorithm, Arrays, Cohort, State
+from fedveil.core import catalog
+from fedveil.core.declaration import declaration, declares
+from fedveil.core.metrics import MetricSet
+from fedveil.core.randomness import Stream
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.settings.section import Section
+from fedveil.core.wire.messages import ARRAYS, CONFIG, ROUND
+from fedveil.server.flower_strategies import FlowerStrategy, make_flower_strategy
+from fedveil.server.rounds.rows import merged_scores
+from fedveil.server.rounds.sampling import draw
+from fedveil.server.rounds.strategy import Strategy
 
 
-def mean_loss(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-    """The clients' training losses, averaged by their examples; none where clients do not tell them."""
-    metrics = [cast(MetricRecord, content[METRICS]) for content in contents]
-    weights = [float(cast(int, m[weighted_by_key])) for m in metrics]
-    if not all("train-loss" in m for m in metrics):
-        return MetricRecord({"num-examples": int(sum(weights))})
-    total = sum(w * float(cast(float, m["train-loss"])) for w, m in zip(weights, metrics, strict=True))
-    return MetricRecord({"train-loss": total / sum(weights), "num-examples": int(sum(weights))})
+class AlgorithmStrategy:
+    """An algorithm over uniformly drawn cohorts."""
+
+    def __init__(self, algorithm: Algorithm, cohort: int, evaluators: int, metrics: MetricSet) -> None:
+        """`cohort`, `evaluators`: clients that a round asks to train, and to evaluate; `metrics`: what the latter tell."""
+        self.reports = algorithm.reports
+        self._algorithm, self._cohort, self._evaluators, self._metrics = algorithm, cohort, evaluators, metrics
+        self._state: State | None = None
+
+    def train_messages(
+        self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, stream: Stream
+    ) -> list[Message]:
+        """Ask a cohort, which is also told what the algorithm has to say."""
+        nodes = draw(cast(Sequence[int], grid.get_node_ids()), self._cohort, stream, "sampling")
+        return _messages(nodes, MessageType.TRAIN, number, model, {**config, **self._algorithm.config})
+
+    def aggregate(self, number: int, cohort: Cohort) -> Arrays:
+        """Apply the rule, then the server optimiser."""
+        state = self._algorithm.init(cohort.model) if self._state is None else self._state
+        self._state, model = self._algorithm.apply(state, cohort.model, self._algorithm.rule(cohort))
+        return model
+
+    def evaluate_messages(
+        self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, stream: Stream
+    ) -> list[Message]:
+        """Ask clients drawn for it alone."""
+        nodes = draw(cast(Sequence[int], grid.get_node_ids()), self._evaluators, stream, "evaluation sampling")
+        return _messages(nodes, MessageType.EVALUATE, number, model, config)
+
+    def scores(self, number: int, replies: list[Message]) -> Mapping[str, float] | None:
+        """Merge what the clients counted."""
+        return merged_scores(self._metrics, [reply.content for reply in replies])
+
+    def kept(self) -> Mapping[str, Any]:
+        """The server optimiser's state."""
+        return self._state or {}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Go on with this state; with a new one where none was kept."""
+        self._state = kept or None
 
 
-def sum_scores(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-    """Accuracy, precision, recall and F1 over all clients' held-out examples, from the sums of their counts."""
-    metrics = [cast(MetricRecord, content[METRICS]) for content in contents]
-    scores = merge([
-        Scores(
-            examples=int(cast(int, m[weighted_by_key])),
-            loss=float(cast(float, m["loss"])),
-            correct=int(cast(int, m["correct"])),
-            true_positives=int(cast(int, m["true-positives"])),
-            false_positives=int(cast(int, m["false-positives"])),
-            false_negatives=int(cast(int, m["false-negatives"])),
-            auc=None,
-        )
-        for m in metrics
-    ])  # fmt: skip
-    named = scores.as_metrics(binary=True)
-    return MetricRecord(dict(named))
+def make(experiment: Experiment, metrics: MetricSet) -> Strategy:
+    """Return the strategy that an experiment names: an algorithm of FedVeil's, or a Flower strategy of the user's own.
 
-
-class _FedAvg(flower.FedAvg):
-    """Flower's FedAvg, to the same bytes, at a cost that depends on the cohort alone and is most of all arithmetic.
-
-    Flower's lists the whole population twice a round: 50 ms and 40 MB for a million clients. The clients drawn are the same:
-    `random.sample` asks a sequence for its length and the members it picks. Flower's mean checks and copies every
-    reply. Beside one of Flower's strategies, all of which end in FedAvg, this takes FedAvg's place (`_on_ours`).
+    metrics: what evaluating clients tell
     """
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        return self._draw(self.min_train_nodes, server_round, arrays, config, grid, MessageType.TRAIN)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        return self._draw(self.min_evaluate_nodes, server_round, arrays, config, grid, MessageType.EVALUATE)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        contents = [reply.content for reply in replies if reply.has_content()]
-        if not contents:
-            return None, None
-        return weighted_mean(contents, self.weighted_by_key), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-
-    def _draw(
-        self, number: int, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, kind: str
-    ) -> list[Message]:
-        there = cast(Sequence[int], grid.get_node_ids())  # on a network some may be missing
-        nodes = random.sample(there, min(number, len(there)))
-        config[ROUND] = server_round
-        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-        return list(self._construct_messages(content, nodes, kind))
+    name, cohort = experiment.federation.strategy, experiment.federation.cohort
+    found = catalog.STRATEGIES.load(name, "federation.strategy")
+    evaluators = (experiment.evaluation.cohort or cohort) if experiment.evaluation.federated else 0
+    if declares(found):
+        algorithm = found(_settings(experiment, declaration(found).settings))
+        return AlgorithmStrategy(algorithm, cohort, evaluators, metrics)
+    return FlowerStrategy(name, make_flower_strategy(found, experiment, evaluators, metrics))
 
 
-def _on_ours(strategy: type[flower.FedAvg]) -> Callable[..., Strategy]:
-    """The class of a strategy of Flower's, with `_FedAvg` in place of FedAvg as the last of its bases."""
-    return type(strategy.__name__, (strategy, _FedAvg), {})
+def _settings(experiment: Experiment, model: type[Section]) -> Section:
+    """UNTIL A STRATEGY'S SETTINGS ARE READ AS ITS OWN TABLE: the flat keys of [federation] as the part's settings.
 
-
-def fedavg(_: Experiment, shared: Shared) -> Strategy:
-    """FedAvg: the mean of the weights, each client's by its examples (McMahan et al. 2017, algorithm 1)."""
-    return _FedAvg(**shared)
-
-
-def fedprox(experiment: Experiment, shared: Shared) -> Strategy:
-    """FedProx: FedAvg whose clients add mu/2 |w - w_global|^2 to their loss (Li et al. 2020, algorithm 2)."""
-    return _on_ours(flower.FedProx)(**shared, proximal_mu=experiment.training.proximal_mu)
-
-
-def fedavgm(experiment: Experiment, shared: Shared) -> Strategy:
-    """FedAvgM: SGD with momentum on the server (Hsu et al. 2019, section 4.3)."""
-    settings = experiment.federation
-    return _on_ours(flower.FedAvgM)(
-        **shared,
-        server_learning_rate=settings.server_learning_rate or 1.0,
-        server_momentum=settings.server_momentum,
-    )
-
-
-def _adaptive(experiment: Experiment) -> Shared:
-    settings = experiment.federation
-    return {
-        "eta": settings.server_learning_rate or 0.1,
-        "eta_l": experiment.training.learning_rate,
-        "tau": settings.tau,
+    None stands for the part's default.
+    """
+    flat = experiment.federation.model_dump() | {
+        "byzantine_clients": experiment.federation.malicious,
+        "proximal_mu": experiment.training.proximal_mu,
     }
+    return model(**{key: flat[key] for key in model.model_fields if flat[key] is not None})
 
 
-def fedadam(experiment: Experiment, shared: Shared) -> Strategy:
-    """FedAdam: Adam on the server (Reddi et al. 2021, algorithm 2; Flower corrects the moments' bias, which they do not)."""
-    settings = experiment.federation
-    return _on_ours(flower.FedAdam)(**shared, **_adaptive(experiment), beta_1=settings.beta_1, beta_2=settings.beta_2)
-
-
-def fedyogi(experiment: Experiment, shared: Shared) -> Strategy:
-    """FedYogi: Yogi on the server (Reddi et al. 2021, algorithm 2)."""
-    settings = experiment.federation
-    return _on_ours(flower.FedYogi)(**shared, **_adaptive(experiment), beta_1=settings.beta_1, beta_2=settings.beta_2)
-
-
-def fedadagrad(experiment: Experiment, shared: Shared) -> Strategy:
-    """FedAdagrad: Adagrad on the server (Reddi et al. 2021, algorithm 2)."""
-    return _on_ours(flower.FedAdagrad)(**shared, **_adaptive(experiment))
-
-
-class _GlobalLossQFedAvg(flower.QFedAvg, _FedAvg):
-    """Flower's q-FedAvg, which asks clients for the loss it needs: F_k at the global weights, before training."""
-
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: Any, grid: Any) -> Any:
-        config["report-global-loss"] = True
-        # L = 1 / learning rate (Li et al. 2020, section 3.3): the rate of this round
-        self.client_learning_rate = float(config["learning-rate"])
-        return super().configure_train(server_round, arrays, config, grid)
-
-
-def qfedavg(experiment: Experiment, shared: Shared) -> Strategy:
-    """q-FedAvg: clients with a higher loss weigh more (Li et al. 2020, algorithm 2)."""
-    return _GlobalLossQFedAvg(
-        experiment.training.learning_rate, q=experiment.federation.q, train_loss_key="global-loss", **shared
-    )
-
-
-def fedmedian(_: Experiment, shared: Shared) -> Strategy:
-    """The median of each weight (Yin et al. 2018, algorithm 1)."""
-    return _on_ours(flower.FedMedian)(**shared)
-
-
-def fedtrimmedavg(experiment: Experiment, shared: Shared) -> Strategy:
-    """The mean of each weight without its extremes (Yin et al. 2018, definition 2)."""
-    return _on_ours(flower.FedTrimmedAvg)(**shared, beta=experiment.federation.trim_fraction)
-
-
-def krum(experiment: Experiment, shared: Shared) -> Strategy:
-    """The one update closest to its neighbours (Blanchard et al. 2017, section 4)."""
-    return _on_ours(flower.Krum)(**shared, num_malicious_nodes=experiment.federation.malicious)
-
-
-def multikrum(experiment: Experiment, shared: Shared) -> Strategy:
-    """The mean of the updates closest to their neighbours (Blanchard et al. 2017, section 5)."""
-    settings = experiment.federation
-    selected = settings.selected or settings.cohort - settings.malicious - 2
-    return _on_ours(flower.MultiKrum)(**shared, num_malicious_nodes=settings.malicious, num_nodes_to_select=selected)
-
-
-def bulyan(experiment: Experiment, shared: Shared) -> Strategy:
-    """Krum's selection, then a trimmed mean of each weight (El Mhamdi et al. 2018, section 4)."""
-    return _on_ours(flower.Bulyan)(**shared, num_malicious_nodes=experiment.federation.malicious)
+def _messages(
+    nodes: Sequence[int], kind: str, number: int, model: ArrayRecord, config: Mapping[str, Any]
+) -> list[Message]:
+    """Messages of one content to all nodes: engines compute together what shares it."""
+    content = RecordDict({ARRAYS: model, CONFIG: ConfigRecord({**config, ROUND: number})})
+    return [Message(content, dst_node_id=node, message_type=kind) for node in nodes]

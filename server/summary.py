@@ -9,15 +9,15 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from fedveil.core.experiment import Experiment
-from fedveil.core.messages import ARRAYS, to_arrays, wire_bytes
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.messages import ARRAYS, to_arrays, wire_bytes
 from fedveil.models.parameters import get, to_numpy
-from fedveil.privacy.accounting import describe, epsilons, explain
+from fedveil.privacy.dp.accounting import describe, epsilons, explain
 from fedveil.privacy.plan import make_plan
 from fedveil.server.checkpoint import MODEL
 from fedveil.server.federation import Federation
-from fedveil.server.rounds import shown
+from fedveil.server.rounds.accounting import shown
 
 FILE = "protection.json"
 READERS = {
@@ -54,8 +54,8 @@ def summary(federation: Federation, record: Record, *, secret: bool = False) -> 
         "bytes_down": state.bytes_down,
         "engine": federation.experiment.engine,
         "device": federation.device.type,
-        "protection": federation.experiment.privacy.protection,
-        **({"privacy": costs(federation, record)} if federation.side else {}),
+        "protection": federation.experiment.privacy.protection.name,
+        **({"privacy": costs(federation, record)} if federation.protection else {}),
         **guarantee(federation, secret=secret),
     }
 
@@ -91,8 +91,8 @@ def costs(federation: Federation, record: Record) -> dict[str, Any]:
     """
     import pandas as pd
 
-    assert federation.side is not None
-    state, plan = federation.state, federation.side.plan
+    assert federation.protection is not None
+    state, plan = federation.state, federation.protection.plan
     ledger = pd.read_csv(record.path("ledger.csv"), usecols=["stage", "bytes_up"])
     plain = wire_bytes(RecordDict({ARRAYS: to_arrays(to_numpy(get(federation.network)))}))
     stages = ledger[ledger.stage.isin(["train", "evaluate"])]
@@ -107,13 +107,13 @@ def costs(federation: Federation, record: Record) -> dict[str, Any]:
         "clipped": int(state.costs.get("clipped", 0)),
         "largest_error": state.costs.get("largest_error"),
         "error_bound": state.costs.get("error_bound"),
-        "readers": READERS[federation.experiment.privacy.protection],
+        "readers": READERS[federation.experiment.privacy.protection.name],
     }
 
 
 def describe_protection(experiment: Experiment, record: Record, scores: str, key: str | None) -> None:
     """Write what protects a run, and who reads what; scores: who evaluates; key: the fingerprint of the clients' key."""
-    protection = experiment.privacy.protection
+    protection = experiment.privacy.protection.name
     description: dict[str, Any] = {
         "protection": protection,
         "parameters": make_plan(experiment.privacy, experiment.federation.cohort).explain(),

@@ -13,11 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from flwr.common.config import flatten_dict
-from flwr.supercore.utils import get_flwr_home
-
 from fedveil.core.errors import FedveilError, SettingsError, nearest
 from fedveil.simulations.engine.grid import where
+from fedveil.simulations.flower import flatten_dict, get_flwr_home
 
 KINDS = ("serverapp", "clientapp")
 CLIENTS = 10  # where nobody says how many
@@ -47,7 +45,7 @@ def read_app(folder: Path) -> AppFolder:
     folder = folder.resolve()
     path = folder / "pyproject.toml"
     if not path.is_file():
-        raise SettingsError(f"--app {folder}: is not the folder of a Flower app (it has no pyproject.toml)")
+        raise SettingsError(f"fedveil app {folder}: is not the folder of a Flower app (it has no pyproject.toml)")
     flower = _table(_read(path), "tool", "flwr")
     components = _table(flower, "app", "components")
     server, client = (_reference(components.get(kind), f"{path}: [tool.flwr.app.components] {kind}") for kind in KINDS)
@@ -167,7 +165,7 @@ def load(app: AppFolder, reference: str, kind: type[App]) -> App:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             raise SettingsError(f"{place}: '{reference}': there is no module '{error.name}' in {app.folder}") from None
         raise SettingsError(
-            f"--app {app.folder}: the app needs the module '{error.name}', which is not installed{where(error, app.folder)}; "
+            f"fedveil app {app.folder}: the app needs the module '{error.name}', which is not installed{where(error, app.folder)}; "
             f"install it with {sys.executable} -m pip install"
         ) from None
     except (Exception, SystemExit) as error:

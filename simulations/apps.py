@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import ServerApp
 
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
-from fedveil.core.messages import wire_bytes
 from fedveil.core.randomness import Stream, global_random, torch_random
+from fedveil.core.wire.flower import ErrorCode
+from fedveil.core.wire.messages import wire_bytes
 from fedveil.simulations.app_folder import (
     AppFolder,
     Scalar,
@@ -112,7 +112,7 @@ def run_app(
     clients: int | None = None,
     seed: int | None = None,
 ) -> dict[str, Any]:
-    """Run the Flower app in a folder to its end; return what `fedveil run --app ... --json` prints.
+    """Run the Flower app in a folder to its end; return what `fedveil app ... --json` prints.
 
     settings: other values for keys of the app's run config
     clients: how many; without it what the app's, or the user's, Flower configuration says, else 10

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fedveil.core.examples import Examples
-from fedveil.core.experiment import LATTICES
+from fedveil.core.catalog import PROTECTIONS
+from fedveil.core.examples import Examples, Task
 from fedveil.server.summary import READERS, guarantee_lines
 
 if TYPE_CHECKING:
-    from fedveil.core.record import Record
+    from fedveil.core.record.record import Record
     from fedveil.server.checkpoint import State
     from fedveil.server.exchange import Row
     from fedveil.server.federation import Federation
-    from fedveil.simulations.run import Result
+    from fedveil.simulations.result import Result
 
 
 class Display:
@@ -101,7 +101,7 @@ def describe(federation: Federation, engine: str) -> str:
     held = f"{len(data.train):,} training and " if isinstance(data.train, Examples) else ""
     return (
         f"data     {data.name}{made_up}: {held}{len(data.test):,} test examples, "
-        f"{len(data.task.classes)} classes; {e.data.partition} over {e.data.clients:,} clients "
+        f"{_labels(data.task)}; {e.data.partition} over {e.data.clients:,} clients "
         f"of {least:,} to {most:,} examples\n"
         f"model    {e.model.name}, {parameters:,} parameters; {e.federation.strategy}, "
         f"{e.federation.cohort:,} clients a round, {count(e.federation.rounds, 'round')}; seed {e.seed}\n"
@@ -109,12 +109,17 @@ def describe(federation: Federation, engine: str) -> str:
     )
 
 
+def _labels(task: Task) -> str:
+    """What is predicted, in words."""
+    return f"next of {task.labels:,} word ids" if task.predicts == "next_token" else f"{task.labels} classes"
+
+
 def protection_line(federation: Federation) -> str:
     """A line about what protects updates, and the key that clients and server can compare; empty where nothing does."""
-    side = federation.side
-    if side is None:
+    protection = federation.protection
+    if protection is None:
         return ""
-    return f"\nprivacy  {side.plan.protection} {side.words}"
+    return f"\nprivacy  {protection.plan.protection} {protection.words}"
 
 
 def scores_line(row: Row, state: State) -> str:
@@ -152,8 +157,8 @@ def summary_text(result: Result) -> str:
         + (f": {s['stopped']}" if s["stopped"] else "")
     ]
     for part in ("test", "validation"):
-        names = ("accuracy", "loss", "precision", "recall", "f1", "auc")
-        scores = [(name, s.get(f"{part}_{name}")) for name in names]
+        told = [name.removeprefix(f"{part}_") for name in s if name.startswith(f"{part}_")]
+        scores = [(name, s.get(f"{part}_{name}")) for name in dict.fromkeys(["accuracy", *told])]
         words = "  ".join(f"{name} {value:.4f}" for name, value in scores if value is not None)
         if words:
             lines.append(f"{part:<8} {words}")
@@ -192,7 +197,7 @@ def protection_lines(summary: dict[str, Any]) -> list[str]:
         else f"error against the plain mean at most {privacy['error_bound']:.1e} by rounding (not measured on this engine)"
     )
     cost = f"protecting took {privacy['seal_seconds']:.2f} s of all clients"
-    if summary["protection"] in LATTICES:
+    if PROTECTIONS.declared(summary["protection"], "privacy.protection").needs == "sum":
         cost += f", decrypting {privacy['open_seconds']:.2f} s of this process"
     return [
         f"privacy  {summary['protection']}: {cost}; {exact}; {count(privacy['clipped'], 'value')} clipped",

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from shutil import rmtree
 
-from fedveil.client.protect import LatticeSide, Witness
+from fedveil.client.learning.homomorphic import HomomorphicClient
+from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import ProtectionError, SettingsError
-from fedveil.core.experiment import LATTICES, resumable
-from fedveil.core.messages import SEALED
-from fedveil.core.record import Record, write_atomically
-from fedveil.models.evaluation import Scores
+from fedveil.core.metrics import Scores
+from fedveil.core.record.record import Record, write_atomically
+from fedveil.core.settings.experiment import resumable
+from fedveil.core.wire.messages import SEALED
 from fedveil.models.parameters import get, to_numpy
-from fedveil.privacy.keys import CLIENT, find_client_key, fingerprint, write_keys
-from fedveil.privacy.packing import Layout
+from fedveil.privacy.fixed_point import Layout
+from fedveil.privacy.homomorphic.keys import CLIENT, find_client_key, fingerprint, write_keys
+from fedveil.privacy.homomorphic.wire import round_of
 from fedveil.privacy.plan import make_lattice
-from fedveil.privacy.wire import round_of
 from fedveil.server.checkpoint import BEST, MODEL, Parameters, State, load_state, model_file
 from fedveil.server.federation import Federation, prepare
 from fedveil.server.summary import describe_protection
@@ -28,7 +29,7 @@ class Holder:
     """Reads protected models of a run with the clients' key, as they do; models in the clear it takes as they are."""
 
     def __init__(
-        self, federation: Federation, record: Record, side: LatticeSide | None, witness: Witness | None
+        self, federation: Federation, record: Record, side: HomomorphicClient | None, witness: Witness | None
     ) -> None:
         """`witness`: what the clients of this process make, in the clear; None where they work elsewhere."""
         self._federation, self._record, self._side, self._witness = federation, record, side, witness
@@ -70,7 +71,7 @@ class Holder:
         experiment = self._federation.experiment
         readers = (
             "a key holder apart from the server evaluates the model, in the process of this simulation"
-            if experiment.privacy.protection in LATTICES
+            if experiment.privacy.shows == "sum"
             else "the server evaluates the mean, which it sees"
         )
         key = fingerprint(self._side.key.key_id) if self._side is not None else None
@@ -83,7 +84,7 @@ def make_keys_once(federation: Federation, record: Record) -> Path | None:
     Raise ProtectionError where a run that goes on has lost its keys: new ones open nothing of it.
     """
     privacy, state = federation.experiment.privacy, federation.state
-    if privacy.protection not in LATTICES:
+    if privacy.shows != "sum":
         return None
     folder = record.path(KEYS)
     if not folder.exists():
@@ -105,7 +106,7 @@ def open_record(folder: Path, keys: Path, out: Path | None) -> Path:
     """
     record = Record(folder)
     experiment = resumable(folder)
-    if experiment.privacy.protection not in LATTICES:
+    if experiment.privacy.shows != "sum":
         raise SettingsError(
             f"{folder}: privacy.protection = '{experiment.privacy.protection}', whose model is no ciphertext; it is in {MODEL}"
         )
@@ -119,7 +120,7 @@ def open_record(folder: Path, keys: Path, out: Path | None) -> Path:
             f"{keys}: holds no {CLIENT}; only a client's folder of keys that was made for this run opens its model"
         ) from None
     federation = prepare(experiment, record)
-    side = LatticeSide(experiment, Layout.of(to_numpy(get(federation.network))), key)
+    side = HomomorphicClient(experiment, Layout.of(to_numpy(get(federation.network))), key)
     holder = Holder(federation, record, side, None)
     path = out or record.path(MODEL)
     write_atomically(path, model_file(holder.open(state.parameters)))

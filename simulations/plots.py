@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedveil.core.experiment import resumable
-from fedveil.core.record import Record, write_atomically
+from fedveil.core.record.record import Record, write_atomically
+from fedveil.core.settings.choice import Choice
+from fedveil.core.settings.experiment import resumable
 from fedveil.datasets.federated import Federated
-from fedveil.datasets.partitions import evenly
+from fedveil.datasets.splits import evenly
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from fedveil.core.experiment import Experiment
+    from fedveil.core.settings.experiment import Experiment
     from fedveil.server.federation import Federation
 
 # Okabe and Ito's palette: told apart by all readers, and in print
@@ -50,7 +51,7 @@ def draw(federation: Federation, record: Record) -> list[Path]:
 def draw_record(record: Record) -> list[Path]:
     """Draw what a record alone can tell: of a run on other machines, who holds what is not known here."""
     experiment = resumable(record.folder)
-    return _draw_curves(experiment, experiment.data.dataset, record)
+    return _draw_curves(experiment, experiment.data.dataset.name, record)
 
 
 def _draw_curves(experiment: Experiment, data: str, record: Record) -> list[Path]:
@@ -75,15 +76,13 @@ def _data(e: Experiment, federated: Federated) -> str:
     """The data and its partition, in words."""
     name = Path(e.data.path).name if e.data.path else federated.dataset.name
     made_up = " (made-up data)" if federated.dataset.made_up else ""
-    details = {
-        "dirichlet": f" (alpha {e.data.partition_alpha:g})",
-        "shards": f" ({e.data.partition_shards} a client)",
-        "classes": f" ({e.data.partition_classes} a client)",
-        "quantity": f" (exponent {e.data.partition_exponent:g})",
-    }
-    if e.data.dataset == "synthetic":
-        details["natural"] = f" (beta {e.data.synthetic_beta:g}, {e.data.synthetic_rule} rule)"
-    return f"{name}{made_up}: {e.data.partition}{details.get(e.data.partition, '')} over {e.data.clients:,} clients"
+    return f"{name}{_settings(e.data.dataset)}{made_up}: {e.data.partition}{_settings(e.data.partition)} over {e.data.clients:,} clients"
+
+
+def _settings(choice: Choice) -> str:
+    """A part's own settings, in brackets."""
+    told = ", ".join(f"{key} {value}" for key, value in choice.dump().items() if key != "name")
+    return f" ({told})" if told else ""
 
 
 def _curves(metrics: pd.DataFrame, what: str, title: str, path: Path, target: float | None = None) -> None:
@@ -117,7 +116,7 @@ def draw_partition(experiment: Experiment, federated: Federated, path: Path) -> 
     Up to 60 clients: a stacked bar each, in the clients' order. More: shares of the classes as a heat map and
     sizes above it, for up to 1,000 clients evenly taken from all.
     """
-    classes, population = federated.dataset.task.classes, experiment.data.clients
+    classes, population = federated.dataset.task.classes or ("all",), experiment.data.clients
     chosen = evenly(population, MOST_ROWS)
     counts = federated.counts(chosen)  # [clients, classes]
     title = f"{_data(experiment, federated)}, seed {experiment.seed}"

@@ -8,54 +8,38 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import load_file
-from torch import nn
 
-from fedveil.client.app import app
-from fedveil.client.protect import Witness
-from fedveil.client.work import forget, witnessed, workplace
+from fedveil.client.learning.runtime import client_runtime
+from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
-from fedveil.core.experiment import Experiment, known_keys, resumable
-from fedveil.core.record import Record, alone
+from fedveil.core.record.record import Record, alone
+from fedveil.core.record.resumes import note_resume
+from fedveil.core.settings.experiment import Experiment, resumable
+from fedveil.core.settings.keys import values
 from fedveil.models.parameters import check_fit, from_numpy, get, load, to_numpy
 from fedveil.server.checkpoint import MODEL, State, begun, load_state, put_back
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.context import Hooks
 from fedveil.server.summary import summary
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.choice import choose, count_workers
 from fedveil.simulations.engine.cohort import CohortGrid
-from fedveil.simulations.engine.grid import InProcessGrid
 from fedveil.simulations.engine.ray import run_on_ray
+from fedveil.simulations.engine.states import DiskStates
 from fedveil.simulations.engine.workers import Workers
 from fedveil.simulations.holder import Holder, make_keys_once
+from fedveil.simulations.result import Result
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
-
-@dataclass(frozen=True)
-class Result:
-    """What a run made.
-
-    run_dir: the folder of the record
-    metrics: a row a round, as in metrics.csv; clients: a row a client a round
-    model: the trained network, in evaluation mode, on the CPU
-    summary: what `fedveil run --json` prints
-    """
-
-    run_dir: Path
-    metrics: pd.DataFrame
-    clients: pd.DataFrame
-    model: nn.Module
-    summary: dict[str, Any]
+CLIENTS = "checkpoint/clients"  # in a record: what clients keep between rounds
 
 
 def run(
@@ -91,6 +75,30 @@ def run(
         return _run(recorded, Record(folder), None, display, command)
 
 
+def resume(
+    folder: str | Path,
+    *,
+    rounds: int | None = None,
+    workers: int | None = None,
+    display: Display | None = None,
+    command: Sequence[str] = (),
+) -> Result:
+    """Go on with the run in a folder, with its own settings; a finished one gives its result again.
+
+    rounds: how many it has now, more than were done; a finished run goes on too. Its rows and bytes are those of a run that
+        had so many from the start, except that its old last round was evaluated
+    workers: processes that compute
+    Raises SettingsError where it cannot go on, or where rounds were done and the learning rate follows their number
+    (`training.schedule` cosine); else what `run` raises.
+    """
+    folder = Path(folder)
+    experiment = _resumed(resumable(folder).override({"workers": workers}), folder)
+    if rounds is not None:
+        experiment = experiment.override({"federation.rounds": rounds})
+    with alone(folder):
+        return _run(experiment, Record(folder), None, display, command)
+
+
 def _run(
     experiment: Experiment,
     earlier: Record | None,
@@ -105,7 +113,6 @@ def _run(
 
     from fedveil.simulations.plots import draw
 
-    forget()
     goes_on = earlier is not None and begun(earlier)
     with quiet_flower():
         federation = prepare(experiment, earlier if goes_on else None)
@@ -114,12 +121,16 @@ def _run(
             federation.state.parameters = dict(start)
         engine, why = choose(federation)
     federation.experiment = federation.experiment.override({"engine": engine})
+    if earlier and goes_on:
+        _check_rounds(resumable(earlier.folder), federation, earlier.folder)
     record = earlier or Record.create(federation.experiment, out, command)
     show = display or Display(None)
     try:
         with nullcontext() if earlier else alone(record.folder):
             if goes_on:
                 put_back(record, federation.state)
+            if earlier and federation.state.round < experiment.federation.rounds and not federation.state.stopped:
+                note_resume(earlier, experiment, federation.state.round, command)
             keys = make_keys_once(federation, record)
             federation.protect(keys / "server" if keys else None)
             with quiet_flower(), _stop_on_interrupt() as stopped:
@@ -130,7 +141,7 @@ def _run(
         done = _rounds_kept(record)
         raise Interrupted(
             f"in round {done + 1}; rounds up to {done} are kept in {record.folder}\n"
-            f"  go on with: fedveil run --resume {record.folder}"
+            f"  go on with: fedveil resume {record.folder}"
         ) from None
     except OSError as error:
         if record.folder not in Path(error.filename or "").parents:
@@ -139,10 +150,8 @@ def _run(
         raise FedveilError(
             f"{error.filename} cannot be written: {error.strerror or error}\n"
             f"  rounds up to {_rounds_kept(record)} are kept in {record.folder}\n"
-            f"  {'make room, and ' if full else ''}go on with: fedveil run --resume {record.folder}"
+            f"  {'make room, and ' if full else ''}go on with: fedveil resume {record.folder}"
         ) from error
-    finally:
-        forget()
 
     load(federation.network, from_numpy(load_file(record.path(MODEL))))
     metrics = pd.read_csv(record.path("metrics.csv"))
@@ -161,11 +170,13 @@ def _compute(
     """Run the rounds that are left on the experiment's engine; `keys`: the folder of the run's keys, where it has any."""
     experiment = federation.experiment
     settings = experiment.toml()
-    place = workplace(settings, keys)
-    here = federation.side is not None and experiment.engine != "ray"
+    here = federation.protection is not None and experiment.engine != "ray"
     witness = Witness() if here else None
-    holder = Holder(federation, record, place.lattice(0), witness)
-    if federation.side is not None:
+    states = DiskStates(record.path(CLIENTS), federation.state.client_index)
+    federation.state.clients = states
+    runtime = client_runtime(settings, keys, states=states, witness=witness)
+    holder = Holder(federation, record, runtime.homomorphic(0), witness)
+    if federation.protection is not None:
         holder.describe()
         holder.put_back(federation.state)
 
@@ -176,29 +187,17 @@ def _compute(
     hooks = Hooks(watch, holder.evaluate, show.warn, holder.inspect if here else None)
     if experiment.engine == "ray":
         with show.live(federation, record, f"Flower's simulation runtime, which takes several seconds to start: {why}"):
-            asked = experiment.workers
-            run_on_ray(federation, record, hooks, asked, keys, stop=stop, client_done=show.client_done)
-        return
-    if experiment.engine == "sequential":
-        with show.live(federation, record, f"one client after another: {why}"):
-            config = {"experiment": settings, "keys": keys}
-            kept = federation.state.residuals
-            grid = InProcessGrid(
-                app, experiment.data.clients, config, stop=stop, watch=show.client_done, residuals=kept
-            )
-            with witnessed(place, witness):
-                federate(federation, grid, record, hooks)
+            run_on_ray(federation, record, hooks, runtime, stop=stop, client_done=show.client_done)
         return
     cohort = experiment.federation.cohort
     number = min(count_workers(experiment, federation.device.type), cohort)
     parameters = to_numpy(get(federation.network))
-    with closing(Workers(place, parameters, cohort, number, stop)) as workers:
+    with closing(Workers(runtime, parameters, cohort, number, stop)) as workers:
         words = "1 process" if number == 1 else f"{number} processes"
+        words = "one client after another" if experiment.engine == "sequential" else words
         with show.live(federation, record, f"{words}: {why}"):
-            config = {"experiment": settings, "keys": keys}
-            kept = federation.state.residuals
-            cohorts = CohortGrid(place, workers, config, watch=show.client_done, witness=witness, residuals=kept)
-            federate(federation, cohorts, record, hooks)
+            grid = CohortGrid(runtime, workers, {"experiment": settings, "keys": keys}, watch=show.client_done)
+            federate(federation, grid, record, hooks)
 
 
 def _resumed(experiment: Experiment, folder: Path) -> Experiment:
@@ -206,17 +205,38 @@ def _resumed(experiment: Experiment, folder: Path) -> Experiment:
     recorded = resumable(folder)
     computing = {key: getattr(recorded, key) for key in ("engine", "device") if getattr(experiment, key) == "auto"}
     asked = experiment.override(computing)
-    changed = [key for key in known_keys() if key != "workers" and attrgetter(key)(asked) != attrgetter(key)(recorded)]
+    old, new = values(recorded), values(asked)
+    changed = [key for key in {**old, **new} if key != "workers" and old.get(key) != new.get(key)]
     if changed:
         raise SettingsError(
-            f"--resume {folder}: holds another experiment ({', '.join(changed)}); a run goes on with its own settings"
+            f"fedveil resume {folder}: holds another experiment ({', '.join(changed)}); a run goes on with its own settings"
         )
     try:
         return resolve(recorded).override({"workers": asked.workers})
     except SettingsError as error:
         raise SettingsError(
-            f"--resume {folder}: this machine cannot compute as that run did ({error}); go on where it began, or start a new run"
+            f"fedveil resume {folder}: this machine cannot compute as that run did ({error}); go on where it began, or start a new run"
         ) from None
+
+
+def _check_rounds(recorded: Experiment, federation: Federation, folder: Path) -> None:
+    """Raise SettingsError where a run that has done rounds cannot have another number of them."""
+    state, rounds = federation.state, federation.experiment.federation.rounds
+    asked = f"fedveil resume {folder} --rounds {rounds}"
+    if rounds == recorded.federation.rounds or not state.round:
+        return
+    if rounds <= state.round:
+        raise SettingsError(f"{asked}: {state.round} rounds are done already; name more than that")
+    if state.stopped:
+        raise SettingsError(
+            f"{asked}: the run ended by itself ({state.stopped}), and its settings would end it again; start a new run "
+            "without federation.target_accuracy and federation.patience"
+        )
+    if recorded.training.schedule == "cosine":
+        raise SettingsError(
+            f"{asked}: training.schedule = 'cosine' spread the learning rate over {recorded.federation.rounds} rounds, and "
+            f"{state.round} were done with it; start a new run"
+        )
 
 
 def _rounds_kept(record: Record) -> int:

@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedveil.core.examples import Examples
-from fedveil.core.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.federated import Federated
-from fedveil.datasets.partitions import evenly
+from fedveil.datasets.splits import evenly
 
 MOST_ROWS = 20
 MOST_MADE = 1000  # clients asked to make their examples, for the summary
@@ -19,7 +19,7 @@ MOST_MADE = 1000  # clients asked to make their examples, for the summary
 def partition_table(experiment: Experiment, federated: Federated) -> RenderableType:
     """Examples of each class at each client, the first 20 clients, and a summary of all."""
     dataset, population = federated.dataset, experiment.data.clients
-    classes = dataset.task.classes
+    classes = dataset.task.classes or ("all",)  # next_token has none: its examples are counted together
     stored = isinstance(dataset.train, Examples)
     summed = np.arange(population) if stored else evenly(population, MOST_MADE)
     all_counts = federated.counts(summed)  # [clients, classes]

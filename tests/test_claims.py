@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from claims import CLAIMS, Claim, Measured, measure
-from protected_claims import COMPARISONS, judge
+from claims.presets import CLAIMS, Claim, Measured, measure
+from claims.protected import COMPARISONS, PROTECTED, judge
 
-from fedveil.core.experiment import PROTECTED
 from fedveil.server import masked
 
 NAMED = {claim.preset: claim for claim in reversed(CLAIMS)}
@@ -88,7 +87,7 @@ def test_the_table_of_results_holds_every_claim() -> None:
 
 
 def test_every_preset_is_compared_under_every_protection() -> None:
-    from fedveil.core.parts import PRESETS
+    from fedveil.core.catalog import PRESETS
 
     compared = {(comparison.claim.preset, name) for comparison in COMPARISONS for name in comparison.protections}
     assert compared == {(preset, name) for preset in PRESETS for name in PROTECTED}

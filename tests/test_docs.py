@@ -6,6 +6,7 @@ of protections into docs/privacy.md.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -20,12 +21,15 @@ import pytest
 from torch.nn.utils import parameters_to_vector
 
 from fedveil import Experiment, run
+from fedveil.core.catalog import STRATEGIES
 from fedveil.core.errors import SettingsError
-from fedveil.core.experiment import Privacy, known_keys
-from fedveil.core.parts import STRATEGIES
-from fedveil.privacy.graph import choose_degree
-from fedveil.privacy.lattice import Form
+from fedveil.core.settings.choice import ProtectionChoice
+from fedveil.core.settings.experiment import known_keys
+from fedveil.core.settings.keys import choices, values
+from fedveil.core.settings.sections import Privacy
+from fedveil.privacy.homomorphic.lattice import Form
 from fedveil.privacy.plan import PROFILES, make_lattice, make_plan
+from fedveil.privacy.secagg.graph import choose_degree
 
 CHECKOUT = Path(__file__).parents[1]
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
@@ -38,21 +42,19 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def settings_table() -> str:
     """Every setting, its default and its description, as Markdown."""
-    defaults = Experiment().model_dump()
+    defaults = {key: [value] for key, value in values(Experiment()).items()}
+    for prefix, kind in choices(Experiment).items():
+        for part in kind.table:
+            for name, value in kind.table.declared(part, kind.key).settings():
+                defaults[f"{prefix}.{name}"] = [*defaults.get(f"{prefix}.{name}", []), value]
 
-    def default(key: str) -> str:
-        value = defaults
-        for part in key.split("."):
-            value = value[part]
-        words = {None: "", True: "true", False: "false"}
-        return (
-            words[value]
-            if value is None or isinstance(value, bool)
-            else str(list(value) if isinstance(value, tuple) else value)
-        )
+    def words(value: object) -> str:
+        if value is None or isinstance(value, bool):
+            return {None: "", True: "`true`", False: "`false`"}[value]
+        return f"`{list(value) if isinstance(value, tuple) else value}`"
 
     rows = [
-        f"| `{key}` | {f'`{default(key)}`' if default(key) else ''} | {text.replace('|', BAR)} |"
+        f"| `{key}` | {', '.join(dict.fromkeys(map(words, defaults[key])))} | {text.replace('|', BAR)} |"
         for key, text in known_keys().items()
     ]
     return "\n".join(["| setting | default | |", "|---|---|---|", *rows]) + "\n"
@@ -61,16 +63,17 @@ def settings_table() -> str:
 def plan_table() -> str:
     """Grid, largest cohort and rounding of every profile at three cohorts."""
     rows = []
-    for protection, profile in [*((scheme, name) for name, (scheme, *_) in PROFILES.items()), ("secagg", None)]:
+    for protection, name in [*((scheme, name) for name, (scheme, *_) in PROFILES.items()), ("secagg", None)]:
+        profile = {"profile": name} if name else {}
         for cohort in (10, 100, 1000):
             try:
-                plan = make_plan(Privacy(protection=protection, profile=profile), cohort)
+                plan = make_plan(Privacy(protection=ProtectionChoice(protection, **profile)), cohort)
             except SettingsError:
-                rows.append(f"| `{profile}` | {cohort:,} | | refused | | | |")
+                rows.append(f"| `{name}` | {cohort:,} | | refused | | | |")
                 continue
             scale = f"2^{plan.scale_bits}" if plan.scale_bits else ""
             rows.append(
-                f"| `{profile or protection}` | {cohort:,} | {scale} | 2^-{plan.grid.bits} | {plan.clients:,} | "
+                f"| `{name or protection}` | {cohort:,} | {scale} | 2^-{plan.grid.bits} | {plan.clients:,} | "
                 f"{plan.rounding * cohort:.1e} | {plan.grid.most:,} |"
             )
     head = "| profile | cohort K | scale | grid | most clients | rounding of the mean, at most | most examples of a cohort |"
@@ -81,7 +84,7 @@ def size_table() -> str:
     """Bytes a parameter on the wire, of a million parameters."""
     rows = []
     for profile, (protection, *_) in PROFILES.items():
-        lattice, size = make_lattice(Privacy(protection=protection, profile=profile)), 1_000_000
+        lattice, size = make_lattice(Privacy(protection=ProtectionChoice(protection, profile=profile))), 1_000_000
         forms = {True: Form(lattice, size, True), False: Form(lattice, size, protection == "bfv")}
         cells = [f"{form.bytes(seeded) / size:.2f}" for way, form in forms.items() for seeded in (way, False)]
         rows.append(f"| `{profile}` | {protection} | {' | '.join(cells)} |")
@@ -124,10 +127,11 @@ def test_python_in_the_documentation_runs(page, code, tmp_path) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_in_the_documentation_are_understood(command, tmp_path) -> None:
     (tmp_path / "mine.toml").write_text(Experiment.preset("digits").toml())
+    (tmp_path / "my_networks.py").write_text(next(code for _, code in PYTHON if "# my_networks.py" in code))
     words = shlex.split(command.split(">")[0])
-    if words[1] == "run" and "--resume" not in words:
+    if words[1] == "run":
         words.append("--show")  # settings are resolved and checked; whole runs are tested elsewhere
-    elif words[1] in ("run", "data") or words[1:3] in (["keys", "show"], ["keys", "open"]):
+    elif words[1] in ("resume", "app", "submit", "data") or words[1:3] in (["keys", "show"], ["keys", "open"]):
         words.append("--help")
     answer = subprocess.run(
         [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
@@ -144,6 +148,27 @@ def test_the_example_of_a_users_own_network_trains(tmp_path) -> None:
         [sys.executable, "-m", "fedveil", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
+
+
+def test_the_example_of_a_users_own_metric_is_told(tmp_path) -> None:
+    (code,) = [code for page, code in PYTHON if "# my_metrics.py" in code]
+    (tmp_path / "my_metrics.py").write_text(code)
+    words = [
+        "run",
+        "digits",
+        "--set",
+        'evaluation.metrics=["my_metrics:top3"]',
+        "--set",
+        "federation.rounds=2",
+        "--json",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    answer = subprocess.run(
+        [sys.executable, "-m", "fedveil", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    told = json.loads(answer.stdout)
+    assert told["test_accuracy"] < told["test_top3"] <= 1
 
 
 @pytest.mark.parametrize("protection", ["ckks", "bfv"])

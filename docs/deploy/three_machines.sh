@@ -125,7 +125,7 @@ done
 
 echo '== a run, stopped on its way'
 settings=(--set data.clients=3 --set federation.cohort=3 --set federation.rounds=6 --set data.validation_fraction=0.25)
-begin run.txt server fedveil run spam-demo --on localhost "${settings[@]}" --set evaluation.federated=true
+begin run.txt server fedveil submit spam-demo --on localhost "${settings[@]}" --set evaluation.federated=true
 until_true 120 'the first round ended' grep -q '^round 1/' run.txt
 run=$(basename server/state/runs/*)
 walk server fedveil stop "$run"
@@ -137,7 +137,7 @@ cat run.txt
 walk server fedveil status
 
 echo '== and continued'
-walk server fedveil run --on localhost --resume "$run"
+walk server fedveil resume "$run" --on localhost
 show server "fedveil logs $run | tail -n 3"
 on server "$FEDVEIL" logs "$run" | tail -n 3
 show server ls "state/runs/$run"

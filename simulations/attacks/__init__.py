@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["Attack", "Known", "Observation", "Outcome", "measure", "run"]
 
 if TYPE_CHECKING:
-    from fedveil.simulations.attacks.attack import Attack
-    from fedveil.simulations.attacks.lab import Outcome
-    from fedveil.simulations.attacks.lab import attack as run
-    from fedveil.simulations.attacks.matrix import measure
-    from fedveil.simulations.attacks.observation import Known, Observation
+    from fedveil.simulations.attacks.lab.attack import Attack
+    from fedveil.simulations.attacks.lab.lab import Outcome
+    from fedveil.simulations.attacks.lab.lab import attack as run
+    from fedveil.simulations.attacks.lab.matrix import measure
+    from fedveil.simulations.attacks.lab.observation import Known, Observation
 
 # Loaded when first used, as FedVeil's own names are.
 _HOMES = {
-    "Attack": ("attack", "Attack"),
-    "Known": ("observation", "Known"),
-    "Observation": ("observation", "Observation"),
-    "Outcome": ("lab", "Outcome"),
-    "measure": ("matrix", "measure"),
-    "run": ("lab", "attack"),
+    "Attack": ("lab.attack", "Attack"),
+    "Known": ("lab.observation", "Known"),
+    "Observation": ("lab.observation", "Observation"),
+    "Outcome": ("lab.lab", "Outcome"),
+    "measure": ("lab.matrix", "measure"),
+    "run": ("lab.lab", "attack"),
 }
 
 

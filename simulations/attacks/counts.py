@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from fedveil.core.randomness import Stream
-from fedveil.simulations.attacks.attack import Attack
-from fedveil.simulations.attacks.observation import Known, Observation
+from fedveil.simulations.attacks.lab.attack import Attack
+from fedveil.simulations.attacks.lab.observation import Known, Observation
 
 
 def read(observation: Observation, known: Known, _stream: Stream) -> np.ndarray:

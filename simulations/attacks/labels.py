@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedveil.core.experiment import Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
-from fedveil.models.batches import steps_of
-from fedveil.models.inputs import device_of, to_tensor
+from fedveil.models.local.batches import steps_of
+from fedveil.models.local.inputs import device_of, to_tensor
 from fedveil.privacy.leakage import labels
-from fedveil.simulations.attacks.attack import Attack
-from fedveil.simulations.attacks.observation import Known, Observation, Parameters
+from fedveil.simulations.attacks.lab.attack import Attack
+from fedveil.simulations.attacks.lab.observation import Known, Observation, Parameters
 
 MADE_UP = 512  # examples to ask the network about, where there are none like the clients'
 ROUNDS = 50  # of counts and probabilities that follow from each other

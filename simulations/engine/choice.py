@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from joblib import cpu_count
 
-from fedveil.core.encodings import INT8
 from fedveil.core.errors import SettingsError
-from fedveil.core.experiment import Experiment
-from fedveil.models.batched import Chain, batched
-from fedveil.models.layers import Recurrent, layers
-from fedveil.models.networks import example
+from fedveil.core.settings.experiment import Experiment
+from fedveil.models.networks.build import example
+from fedveil.models.vectorized.batched import Chain, batched
+from fedveil.models.vectorized.rules import layers
+from fedveil.models.vectorized.text_layers import Recurrent
 from fedveil.server.federation import Federation
 from fedveil.simulations.engine.ray import check_ray
 from fedveil.simulations.engine.workers import can_fork
 
 ASKED = "as its settings say"
-REMEMBERED = 2**31  # bytes of int8's residuals, all of which every checkpoint writes
 
 
 def choose(federation: Federation) -> tuple[str, str]:
@@ -25,7 +24,6 @@ def choose(federation: Federation) -> tuple[str, str]:
     record no graph and multiply once for many clients; on a CPU an LSTM, and whatever has no such rules, one by one.
     """
     experiment, device = federation.experiment, federation.device.type
-    _check_residuals(federation)
     asked = experiment.engine
     if asked == "ray":
         check_ray(experiment.workers)
@@ -47,19 +45,6 @@ def choose(federation: Federation) -> tuple[str, str]:
         return "batched", "dense layers train faster with all clients at once"
     kind = "an LSTM trains" if isinstance(how, Chain) else "layers of your own train"
     return one_by_one, f"on a CPU {kind} as fast one by one"
-
-
-def _check_residuals(federation: Federation) -> None:
-    """Raise SettingsError where one process cannot well remember what int8 loses of every client's updates."""
-    experiment = federation.experiment
-    clients, weights = experiment.data.clients, sum(value.numel() for value in federation.network.parameters())
-    if experiment.communication.encoding == INT8 and 4 * clients * weights > REMEMBERED:
-        raise SettingsError(
-            f"communication.encoding = 'int8': each client remembers what rounding lost of its updates, and a simulation has all "
-            f"of it in memory and in its checkpoint: {4 * clients * weights / 2**30:,.1f} GiB for data.clients = {clients:,} with "
-            f"{weights:,} weights, where {REMEMBERED / 2**30:g} GiB are the most; use fewer clients, a smaller network, or "
-            "communication.encoding = 'float16'"
-        )
 
 
 def count_workers(experiment: Experiment, device: str) -> int:

@@ -1,34 +1,33 @@
 """A Flower grid that computes a whole cohort: all clients of a round at once, or over worker processes.
 
-The strategy sends and receives Flower messages as on any grid. Those of one model and one stage are taken
-together, cut into jobs by a rule that does not know the workers, and answered with arrays that nobody serialises.
+The strategy sends and receives Flower messages as on any grid. Those of one model and one stage are taken together, cut
+into chunks by a rule that does not know the workers, and answered by the client's own steps (`client/learning/pipeline.py`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import replace
+from itertools import groupby
 from typing import Any, cast
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 
-from fedveil.client.app import app, costs, evaluation_reply, refusal, training_reply
-from fedveil.client.guard import guard
-from fedveil.client.masked import seal_cohort
-from fedveil.client.protect import Sealed, Seen, Witness
-from fedveil.client.work import Workplace
+from fedveil.client.app import client_app
+from fedveil.client.learning.contribution import Contributions, Instructions, Parameters, join, split
+from fedveil.client.learning.pipeline import Step, Where, execute, load, steps_of, store
+from fedveil.client.learning.protection import receive
+from fedveil.client.learning.replies import evaluation_reply, refusal, training_reply
+from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.core.errors import ProtectionError
-from fedveil.core.experiment import LATTICES
-from fedveil.core.messages import ARRAYS, CONFIG, INBOX, REFERENCE, ROUND, RUN, from_arrays, to_sealed, write_update
-from fedveil.models.batches import cut
+from fedveil.core.wire.messages import ARRAYS, CONFIG, INBOX, ROUND, RUN
+from fedveil.models.local.batches import cut
 from fedveil.simulations.engine.grid import InProcessGrid
-from fedveil.simulations.engine.workers import Job, Outcome, Workers
+from fedveil.simulations.engine.workers import Job, Workers
 
-# position, client, weights, examples, and what makes its reply of the masked update
-Waiting = tuple[int, int, dict[str, np.ndarray], int, Callable[[Sealed | ProtectionError], Message]]
 EVALUATED_AT_ONCE = 8  # clients a job: enough to hide what a job costs, few enough to share out
+Chunk = tuple[int, Contributions]  # the row of the first client's weights
 
 
 class CohortGrid(InProcessGrid):
@@ -36,23 +35,19 @@ class CohortGrid(InProcessGrid):
 
     def __init__(
         self,
-        place: Workplace,
+        runtime: ClientRuntime,
         workers: Workers,
         run_config: dict[str, Any],
         *,
         watch: Callable[[int, int], None] = lambda _done, _total: None,
-        witness: Witness | None = None,
-        residuals: dict[int, np.ndarray] | None = None,
     ) -> None:
-        """`watch` is told how many of the messages at hand are done; `witness` sees what clients made, in the clear.
-
-        residuals: as `InProcessGrid` has them
-        """
-        super().__init__(app, place.experiment.data.clients, run_config, watch=watch, residuals=residuals)
-        self._place, self._workers, self._show, self._witness = place, workers, watch, witness
-        self._seen: Seen | None = None  # the newest aggregate that clients of this process used
+        """`watch` is told how many of the messages at hand are done."""
+        app = client_app(lambda _context: runtime)
+        super().__init__(app, runtime.experiment.data.clients, run_config, watch=watch)
+        assert runtime.states is not None  # a simulation's clients keep their state in one store
+        self._runtime, self._workers, self._show, self._states_of_all = runtime, workers, watch, runtime.states
         self._row = 0  # of the results that the next client's weights go to
-        self._numbers_in_model = sum(parameter.numel() for parameter in place.network.parameters())
+        self._numbers_in_model = sum(parameter.numel() for parameter in runtime.network.parameters())
 
     def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
         """Train or evaluate the clients of the messages; raise as `Workers.run` does."""
@@ -82,147 +77,120 @@ class CohortGrid(InProcessGrid):
 
     def _train(self, messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
         """Replies to messages with one model and one set of settings, as each is made."""
-        clients = np.array([message.metadata.dst_node_id - 1 for message in messages])
-        config: dict[str, Any] = dict(cast(ConfigRecord, messages[0].content[CONFIG]))
+        runtime, config = self._runtime, dict(cast(ConfigRecord, messages[0].content[CONFIG]))
         try:
-            arrays = self._receive(messages[0], config, int(config[ROUND]) - 1)
+            instructions = Instructions.read(config, runtime.experiment)
         except ProtectionError as error:
-            yield from ((i, refusal(message, error, self._place.keys)) for i, message in enumerate(messages))
+            yield from ((i, refusal(message, error, runtime.keys)) for i, message in enumerate(messages))
             return
-        open_seconds = self._place.take_open_seconds(int(clients[0])) / len(messages)
-        jobs: list[Job] = []
-        order: list[int] = []  # positions in `messages`, as their clients follow one another in the jobs
-        encrypted = self._place.experiment.privacy.protection in LATTICES
+        given, refused = self._receive(messages, instructions.round - 1, instructions.run)
+        yield from refused
+        if given is None:
+            return
+        able = [i for i in range(len(messages)) if i not in dict(refused)]
+        clients = np.array([_client(messages[i]) for i in able])
+        open_seconds = runtime.take_open_seconds(int(clients[0])) / len(able)
+        chunks: list[Chunk] = []
         for chunk in self._cut(clients):
-            jobs.append(
-                Job(
-                    [int(k) for k in clients[chunk]],
-                    int(config[ROUND]),
-                    self._row + len(order),
-                    float(config["learning-rate"]),
-                    config.get("proximal-mu"),
-                    bool(config.get("report-global-loss", False)),
-                    int(config[REFERENCE]) if encrypted else None,
-                    config.get(RUN, b""),
-                )
+            positions = [able[i] for i in chunk]
+            made = Contributions(
+                [int(k) for k in clients[chunk]], instructions, given, positions=positions, open_seconds=open_seconds
             )
-            order += [int(i) for i in chunk]
-        masked = self._place.experiment.privacy.protection == "secagg"
-        waiting: list[Waiting] = []  # for the last of the cohort: each pair's mask is made once for both
-        first = self._row
-        self._row += len(messages)
-        for job, outcome in self._workers.run(arrays, jobs):
-            assert job.first is not None
-            for j, client in enumerate(job.clients):
-                i = order[job.first + j - first]
-                weights = {name: rows[job.first + j] for name, rows in self._workers.results.items()}
-                examples = int(outcome.examples[j])  # type: ignore[index]
-                if self._witness is not None:
-                    self._witness.saw(client, weights, examples)
-                make = partial(
-                    self._reply,
-                    messages[i],
-                    client,
-                    outcome,
-                    j,
-                    outcome.seconds / len(job.clients),
-                    open_seconds,
+            if runtime.experiment.privacy.shows == "mean":
+                made.brought = [dict(cast(ConfigRecord, messages[i].content[INBOX])) for i in positions]
+            chunks.append((self._row, made))
+            self._row += len(positions)
+        for _, made in self._contribute(chunks, given):
+            for k, i in enumerate(made.positions):
+                yield i, training_reply(messages[i], runtime, made, k, made.seconds / len(made.clients))
+
+    def _contribute(self, chunks: Sequence[Chunk], given: Parameters) -> Iterator[Chunk]:
+        """Do the client's steps for all chunks, each where it may run; yield each chunk when it is done."""
+        steps = steps_of(self._runtime)
+        stream: Iterator[Chunk] = iter(chunks)
+        start = 0
+        for where, some in groupby(steps, key=lambda step: step.where):
+            end = start + len(list(some))
+            stream = self._execute(where, (start, end), steps[start:end], stream, given)
+            start = end
+        return stream
+
+    def _execute(
+        self, where: Where, span: tuple[int, int], steps: Sequence[Step], chunks: Iterator[Chunk], given: Parameters
+    ) -> Iterator[Chunk]:
+        """Do neighbouring steps that run in the same place; `span`: which of the runtime's steps they are."""
+        runtime, states = self._runtime, self._states_of_all
+        if where == "anywhere":
+            waiting = dict(chunks)
+            for made in waiting.values():
+                load(steps, made, states)
+            jobs = [Job(replace(made, given={}, weights={}), first, span) for first, made in waiting.items()]
+            for job, outcome in self._workers.run(given, jobs):
+                assert outcome.contributions is not None  # it is a job of steps
+                done = replace(
+                    outcome.contributions, given=given, weights=self._rows(job.first, len(job.contributions.clients))
                 )
-                if masked:
-                    waiting.append((i, client, weights, examples, make))
-                else:
-                    yield i, make(outcome.sealed[j] if outcome.sealed else self._write(client, weights, arrays))
-        if waiting:
-            yield from self._mask(messages, waiting, config, arrays)
+                done.seconds += outcome.seconds
+                store(steps, done, states)
+                yield job.first, done
+        elif where == "home":
+            for first, made in chunks:
+                execute(runtime, steps, made, states)
+                yield first, made
+        else:
+            parts = sorted(chunks, key=lambda chunk: chunk[0])
+            all_made = [made for _, made in parts]
+            whole = join(all_made, self._rows(parts[0][0], sum(len(made.clients) for made in all_made)))
+            execute(runtime, steps, whole, states)
+            split(whole, all_made)
+            yield from parts
 
-    def _reply(
-        self,
-        message: Message,
-        client: int,
-        outcome: Outcome,
-        j: int,
-        seconds: float,
-        open_seconds: float,
-        update: Sealed | ArrayRecord | ProtectionError,
-    ) -> Message:
-        """The reply of the j-th client of a job."""
-        if isinstance(update, ProtectionError):
-            return refusal(message, update, self._place.keys)
-        protection = self._place.experiment.privacy.protection
-        sealed = update if isinstance(update, Sealed) else None
-        return training_reply(
-            message,
-            client,
-            to_sealed(update.blob, protection) if isinstance(update, Sealed) else update,
-            None if outcome.loss is None else float(outcome.loss[j]),
-            int(outcome.examples[j]),  # type: ignore[index]
-            None if outcome.steps is None else int(outcome.steps[j]),
-            outcome.global_loss[j] if outcome.global_loss else None,
-            seconds,
-            costs(sealed, open_seconds),
-        )
+    def _rows(self, first: int, number: int) -> Parameters:
+        """The weights of clients whose rows follow one another."""
+        return {name: rows[first : first + number] for name, rows in self._workers.results.items()}
 
-    def _write(
-        self, client: int, weights: dict[str, np.ndarray], given: dict[str, np.ndarray]
-    ) -> ArrayRecord | ProtectionError:
-        """A client's update in the clear, or why it cannot be written, which is no reason to stop the others."""
-        encoding = self._place.experiment.communication.encoding
-        try:
-            guard(self._place, client, given, weights)
-            update, lost = write_update(weights, given, encoding, self._residuals.get(client))
-        except ProtectionError as error:
-            return error
-        if lost is not None:
-            self._residuals[client] = lost
-        return update
-
-    def _mask(
-        self,
-        messages: Sequence[Message],
-        waiting: Sequence[Waiting],
-        config: dict[str, Any],
-        given: dict[str, np.ndarray],
-    ) -> Iterator[tuple[int, Message]]:
-        """Mask the updates of the whole cohort at once."""
-        members = []
-        for i, client, weights, examples, _ in waiting:
-            state = self._states.setdefault(client + 1, RecordDict())
-            members.append((client, weights, examples, cast(ConfigRecord, messages[i].content[INBOX]), state))
-        sealed = seal_cohort(self._place.masked, members, config, given, self._place.keys)
-        for (i, *_, make), update in zip(waiting, sealed, strict=True):
-            yield i, make(update)
-
-    def _receive(self, message: Message, config: dict[str, Any], number: int) -> dict[str, np.ndarray]:
-        """The model of a message, which is that of round `number`, decrypted once for all clients of this process."""
-        record = cast(ArrayRecord, message.content[ARRAYS])
-        side = self._place.lattice(message.metadata.dst_node_id - 1)
-        if side is None:
-            return from_arrays(record)
-        given, self._seen = side.receive(record, config.get(RUN, b""), number, self._seen)
-        return given
+    def _receive(
+        self, messages: Sequence[Message], number: int, run: bytes
+    ) -> tuple[Parameters | None, list[tuple[int, Message]]]:
+        """The model of the messages, which is that of round `number`, opened once; and the replies of who must not use it."""
+        record = cast(ArrayRecord, messages[0].content[ARRAYS])
+        given, refused = None, []
+        for i, message in enumerate(messages):
+            try:
+                given = receive(self._runtime, _client(message), record, number, run, self._states_of_all)
+            except ProtectionError as error:
+                refused.append((i, refusal(message, error, self._runtime.keys)))
+        return given, refused
 
     def _cut(self, clients: np.ndarray) -> list[np.ndarray]:
-        """Positions of the clients of each job."""
-        if self._place.experiment.engine != "batched":
+        """Positions of the clients of each chunk."""
+        runtime = self._runtime
+        if runtime.experiment.engine != "batched":
             return np.split(np.arange(len(clients)), len(clients))
-        sizes = self._place.federated.sizes(clients)
-        shape = self._place.federated.dataset.task.shape
-        settings, device = self._place.experiment.training, self._place.device
-        return cut(sizes, settings, self._numbers_in_model, math.prod(shape), device)
+        sizes = runtime.federated.sizes(clients)
+        numbers = runtime.federated.dataset.task.numbers
+        return cut(sizes, runtime.experiment.training, self._numbers_in_model, numbers, runtime.device)
 
     def _evaluate(self, messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
-        config: dict[str, Any] = dict(cast(ConfigRecord, messages[0].content[CONFIG]))
-        try:
-            arrays = self._receive(messages[0], config, int(config.get(ROUND, 0)))
-        except ProtectionError as error:
-            yield from ((i, refusal(message, error, self._place.keys)) for i, message in enumerate(messages))
+        config = dict(cast(ConfigRecord, messages[0].content[CONFIG]))
+        number = int(cast(int, config.get(ROUND, 0)))
+        run = config.get(RUN, b"")
+        given, refused = self._receive(messages, number, cast(bytes, run))
+        yield from refused
+        if given is None:
             return
-        clients = [message.metadata.dst_node_id - 1 for message in messages]
-        starts = range(0, len(clients), EVALUATED_AT_ONCE)
-        jobs = [Job(clients[start : start + EVALUATED_AT_ONCE], int(config.get(ROUND, 0))) for start in starts]
-        position = {client: i for i, client in enumerate(clients)}
-        for job, outcome in self._workers.run(arrays, jobs):
-            assert outcome.scores is not None
-            for client, scores in zip(job.clients, outcome.scores, strict=True):
-                i = position[client]
-                yield i, evaluation_reply(messages[i], client, scores, outcome.seconds / len(job.clients))
+        able = [i for i in range(len(messages)) if i not in dict(refused)]
+        instructions = Instructions(number, 0.0, None, False, b"", 0, {})
+        jobs = []
+        for start in range(0, len(able), EVALUATED_AT_ONCE):
+            positions = able[start : start + EVALUATED_AT_ONCE]
+            clients = [_client(messages[i]) for i in positions]
+            jobs.append(Job(Contributions(clients, instructions, {}, positions=positions)))
+        for job, outcome in self._workers.run(given, jobs):
+            asked = job.contributions
+            for i, client, scores in zip(asked.positions, asked.clients, outcome.scores, strict=True):
+                yield i, evaluation_reply(messages[i], client, scores, outcome.seconds / len(asked.clients))
+
+
+def _client(message: Message) -> int:
+    return message.metadata.dst_node_id - 1

@@ -12,15 +12,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.core.errors import FedveilError, Interrupted, TrainingError
-from fedveil.core.messages import keep_residual, residual_of
+from fedveil.core.wire.flower import act_as, identify
+from fedveil.simulations.flower import Run
 
 RUN_ID = 1
 
@@ -36,18 +34,12 @@ class InProcessGrid(Grid):
         *,
         stop: Callable[[], bool] = lambda: False,
         watch: Callable[[int, int], None] = lambda _done, _total: None,
-        residuals: dict[int, np.ndarray] | None = None,
     ) -> None:
-        """`stop` is asked before each message; `watch` is told how many of the messages at hand are done.
-
-        residuals: what int8 has lost of each client's updates before now, which is kept up to date (`State.residuals`)
-        """
-        # Flower's messages read who sends them from here; its own runtimes set it once a process
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 0, 1
+        """`stop` is asked before each message; `watch` is told how many of the messages at hand are done."""
+        act_as(RUN_ID, 0, 1)
         self._app, self._clients, self._config = app, clients, run_config
         self._stop, self._watch = stop, watch
         self._states: dict[int, RecordDict] = {}  # of the clients that keep any
-        self._residuals = {} if residuals is None else residuals
         self._replies: dict[str, Message] = {}
         self._numbers = count(1)
 
@@ -99,18 +91,16 @@ class InProcessGrid(Grid):
         """The messages, each with an id that its reply will name; Flower gives it when a message is sent."""
         sent = list(messages)
         for message in sent:
-            message.metadata.__dict__["_message_id"] = str(next(self._numbers))
+            identify(message, str(next(self._numbers)))
         return sent
 
     def _context(self, node: int) -> Context:
         """What the client of a node is given beside the message."""
-        state = self._states.get(node, RecordDict())
-        keep_residual(state, node - 1, self._residuals.get(node - 1))
         return Context(
             run_id=RUN_ID,
             node_id=node,
             node_config={"partition-id": node - 1, "num-partitions": self._clients},
-            state=state,
+            state=self._states.get(node, RecordDict()),
             run_config=self._config,
         )
 
@@ -124,9 +114,6 @@ class InProcessGrid(Grid):
         except Exception as error:
             # in one process a client's exception is a mistake in the experiment, not a fault of a machine
             raise TrainingError(f"client {node - 1} failed: {type(error).__name__}: {error}{where(error)}") from error
-        residual = residual_of(context.state, node - 1)
-        if residual is not None:
-            self._residuals[node - 1] = residual
         if context.state:
             self._states[node] = context.state
         return reply

@@ -16,20 +16,22 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
 
-import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message, MessageType
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from joblib import cpu_count
 
 from fedveil.client.app import app
+from fedveil.client.learning.pipeline import durable_keys
+from fedveil.client.learning.runtime import ClientRuntime
+from fedveil.client.learning.states import ClientStates, ContextStates, StateKey, lend, take_back
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError, TrainingError
-from fedveil.core.messages import CLIENT, CONFIG, RESIDUALS, keep_residual, residual_of
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
+from fedveil.core.wire.flower import ErrorCode
+from fedveil.core.wire.messages import CLIENT, CONFIG
 from fedveil.server.federation import Federation, federate
 from fedveil.server.nodes import ClientGrid
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.engine.grid import where
 
 POLL = 0.02  # seconds between looks for replies
@@ -53,27 +55,28 @@ def run_on_ray(
     federation: Federation,
     record: Record,
     hooks: Hooks,
-    workers: int | None,
-    keys: str = "",
+    runtime: ClientRuntime,
     *,
     stop: Callable[[], bool] = lambda: False,
     client_done: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> None:
     """Run the rounds that are left on Flower's Simulation Runtime, and leave no process of it behind.
 
-    workers: processors of this machine that Ray may use, each for one client at a time; None: all of this machine,
-        or of the cluster that RAY_ADDRESS names
-    keys: the folder of the clients' keys, where the run has any
+    runtime: of the clients, with the store of their states; `workers` of its experiment are processors of this machine that
+        Ray may use, each for one client at a time; None: all of this machine, or of the cluster that RAY_ADDRESS names
     stop: is asked while clients work; client_done: is told how many of the messages at hand are answered
     Raises what `check_ray` and `federate` raise; FedveilError where Ray cannot start or breaks down.
     """
-    check_ray(workers)
     experiment = federation.experiment
+    check_ray(experiment.workers)
     # a node for each client of a round: Flower gives a node one message at a time
     nodes = min(experiment.data.clients, max(experiment.federation.cohort, experiment.evaluation.cohort or 1))
-    config = {"experiment": experiment.toml(), "keys": str(Path(keys).resolve()) if keys else ""}
-    with _runtime(config, nodes, workers, federation.device.type == "cuda") as runtime:
-        lent = _LentGrid(runtime, stop, client_done, federation.state.residuals)
+    config = {"experiment": experiment.toml(), "keys": str(Path(runtime.keys).resolve()) if runtime.keys else ""}
+    kept = durable_keys(runtime)
+    client = _Client(config, kept)
+    with _runtime(client, nodes, experiment.workers, federation.device.type == "cuda") as flower:
+        assert runtime.states is not None  # a simulation's clients keep their state in one store
+        lent = _LentGrid(flower, stop, client_done, runtime.states, kept)
         federate(federation, ClientGrid(lent, experiment.data.clients, timeout=600.0), record, hooks)
 
 
@@ -88,7 +91,7 @@ class _Runtime:
 
 
 @contextmanager
-def _runtime(config: dict[str, Any], nodes: int, workers: int | None, gpu: bool) -> Iterator[_Runtime]:
+def _runtime(client: ClientApp, nodes: int, workers: int | None, gpu: bool) -> Iterator[_Runtime]:
     """Flower's Simulation Runtime, up; down again afterwards, with Ray."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no message leaves a machine unless a user sends it
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of this, its coming default
@@ -104,7 +107,7 @@ def _runtime(config: dict[str, Any], nodes: int, workers: int | None, gpu: bool)
 
     def serve() -> None:
         try:
-            run_simulation(server, _Client(config), nodes, backend_config=_backend(workers, gpu))
+            run_simulation(server, client, nodes, backend_config=_backend(workers, gpu))
         except BaseException as error:
             runtime.error = error
         runtime.grids.put(None)
@@ -148,22 +151,24 @@ def _backend(workers: int | None, gpu: bool) -> dict[str, Any]:
 class _Client(ClientApp):
     """FedVeil's client app in a Ray process: Flower's Python interface gives clients no run config, so it brings it along."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], keys: Sequence[StateKey]) -> None:
+        """`keys`: of the states that come with a message and go back with its reply."""
         super().__init__()
-        self._config = config
+        self._config, self._keys = config, keys
 
     def __call__(self, message: Message, context: Context) -> Message:
         inner = Context(context.run_id, context.node_id, context.node_config, context.state, self._config)
-        if RESIDUALS in message.content:
-            inner.state[RESIDUALS] = message.content[RESIDUALS]
+        states = ContextStates(inner.state)
+        trains = message.metadata.message_type == MessageType.TRAIN
+        if trains:
+            take_back(message.content, _client(message), self._keys, states)
         try:
             reply = app(message, inner)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}{where(error)}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-        kept = inner.state.pop(RESIDUALS, None)
-        if kept is not None and reply.has_content():
-            reply.content[RESIDUALS] = kept
+        if trains and reply.has_content():
+            take_back(inner.state, _client(message), self._keys, ContextStates(reply.content))
         context.state = inner.state
         return reply
 
@@ -176,8 +181,8 @@ def _client(message: Message) -> int:
 class _LentGrid(Grid):
     """Flower's grid, asked in such a way that a stop, a failing client and a dead runtime are noticed.
 
-    What int8 has lost of clients' updates stays on this side, where a checkpoint can hold it; it travels with the messages,
-    as Flower's own state of a node does.
+    What clients keep stays on this side, where a checkpoint can hold it; it travels with the messages, as Flower's own state
+    of a node does.
     """
 
     def __init__(
@@ -185,9 +190,10 @@ class _LentGrid(Grid):
         runtime: _Runtime,
         stop: Callable[[], bool],
         client_done: Callable[[int, int], None],
-        residuals: dict[int, np.ndarray],
+        states: ClientStates,
+        keys: Sequence[StateKey],
     ) -> None:
-        self._runtime, self._grid, self._residuals = runtime, runtime.grid, residuals
+        self._runtime, self._grid, self._states, self._keys = runtime, runtime.grid, states, keys
         self._stop, self._client_done = stop, client_done
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -198,7 +204,7 @@ class _LentGrid(Grid):
         """As `send_and_receive`, each reply as it arrives, with the position of its message."""
         for message in messages:
             if message.metadata.message_type == MessageType.TRAIN:
-                keep_residual(message.content, _client(message), self._residuals.get(_client(message)))
+                lend(self._states, _client(message), self._keys, message.content)
         waiting = {sent: i for i, sent in enumerate(self._grid.push_messages(messages))}
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
         while waiting and time.monotonic() < deadline:
@@ -210,10 +216,9 @@ class _LentGrid(Grid):
                 index = waiting.pop(reply.metadata.reply_to_message_id)
                 if reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION:
                     raise TrainingError(f"client {_client(messages[index])} failed: {reply.error.reason}")
-                if reply.has_content() and RESIDUALS in reply.content:
-                    client = _client(messages[index])
-                    self._residuals[client] = cast(np.ndarray, residual_of(reply.content, client))
-                    del reply.content[RESIDUALS]
+                trains = messages[index].metadata.message_type == MessageType.TRAIN
+                if trains and reply.has_content():
+                    take_back(reply.content, _client(messages[index]), self._keys, self._states)
                 yield index, reply
                 self._client_done(len(messages) - len(waiting), len(messages))
             time.sleep(POLL)

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -24,20 +24,12 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from fedveil.client.protect import Sealed
-from fedveil.client.work import Workplace, score, train
-from fedveil.core.errors import (
-    DataError,
-    FedveilError,
-    Interrupted,
-    ProtectionError,
-    SettingsError,
-    TrainingError,
-)
-from fedveil.core.randomness import Stream
-from fedveil.models.evaluation import Scores
-from fedveil.models.parameters import from_numpy
-from fedveil.privacy.defences import defend
+from fedveil.client.learning.contribution import Contributions
+from fedveil.client.learning.local import score
+from fedveil.client.learning.pipeline import compute, steps_of
+from fedveil.client.learning.runtime import ClientRuntime
+from fedveil.core.errors import DataError, FedveilError, Interrupted, SettingsError, TrainingError
+from fedveil.core.metrics import Scores
 from fedveil.simulations.engine.grid import where
 
 Arrays = dict[str, np.ndarray]
@@ -45,39 +37,28 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does at a time: train some clients, or evaluate them.
+    """What one process does at a time: some steps for a chunk of clients, or their evaluation.
 
-    first: the row of the shared results that the first client's weights go to; None to evaluate
-    global_loss: also give the loss of the received model on each client's training part
-    reference: encrypt each client's weights, as a share of so many examples; None to leave them as they are
-    run: 16 bytes that name the run, for the encryption
+    contributions: of the chunk, without their arrays
+    first: the row of the shared results that holds the first client's weights; the others follow
+    steps: the first of the runtime's steps to do, and the one after the last; None to evaluate
     """
 
-    clients: Sequence[int]
-    round: int
-    first: int | None = None
-    learning_rate: float = 0.0
-    proximal_mu: float | None = None
-    global_loss: bool = False
-    reference: int | None = None
-    run: bytes = b""
+    contributions: Contributions
+    first: int = 0
+    steps: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job gave, a value a client, and the seconds it took.
+    """What a job gave, and the seconds it took.
 
-    loss, examples, steps: of training, as clients tell them; global_loss: where the job asked for it; scores: of evaluation
-    sealed: encrypted weights where the job asked for them, or why they could not be encrypted
+    contributions: after the steps, without their arrays; scores: of evaluation, one a client
     """
 
     seconds: float
-    loss: np.ndarray | None = None
-    examples: np.ndarray | None = None
-    steps: np.ndarray | None = None
-    global_loss: Sequence[float] | None = None
-    scores: Sequence[Scores] | None = None
-    sealed: Sequence[Sealed | ProtectionError] | None = None
+    contributions: Contributions | None = None
+    scores: Sequence[Scores] = ()
 
 
 def can_fork() -> bool:
@@ -93,10 +74,10 @@ class Workers:
     """
 
     def __init__(
-        self, place: Workplace, like: Mapping[str, np.ndarray], rows: int, number: int, stop: Callable[[], bool]
+        self, runtime: ClientRuntime, like: Mapping[str, np.ndarray], rows: int, number: int, stop: Callable[[], bool]
     ) -> None:
         """`like`: arrays of the model's shapes; `stop` is asked while jobs run."""
-        self._place, self._rows, self._number, self._stop = place, rows, number, stop
+        self._runtime, self._rows, self._number, self._stop = runtime, rows, number, stop
         self._shapes = {name: array.shape for name, array in like.items()}
         self._processes: list[multiprocessing.process.BaseProcess] = []
         self._pipes: list[Connection] = []
@@ -119,7 +100,7 @@ class Workers:
             for _ in range(self._number):
                 here, there = fork.Pipe()
                 self._pipes.append(here)
-                arguments = (self._place, self._given, self.results, there, list(self._pipes))
+                arguments = (self._runtime, self._given, self.results, there, list(self._pipes))
                 process = fork.Process(target=_serve, args=arguments, daemon=True)
                 process.start()
                 self._processes.append(process)
@@ -157,7 +138,7 @@ class Workers:
             for job in jobs:
                 if self._stop():
                     raise Interrupted("stopped")
-                outcome = _attempt(self._place, self._given, self.results, job)
+                outcome = _attempt(self._runtime, self._given, self.results, job)
                 if isinstance(outcome, FedveilError):
                     raise outcome
                 yield job, outcome
@@ -225,7 +206,9 @@ def _memory(shapes: Mapping[str, tuple[int, ...]], rows: int, shared: bool) -> A
         ) from None
 
 
-def _serve(place: Workplace, given: Arrays, results: Arrays, pipe: Connection, others: Sequence[Connection]) -> None:
+def _serve(
+    runtime: ClientRuntime, given: Arrays, results: Arrays, pipe: Connection, others: Sequence[Connection]
+) -> None:
     """Do jobs until nobody sends any: the parent is done, or gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -236,59 +219,34 @@ def _serve(place: Workplace, given: Arrays, results: Arrays, pipe: Connection, o
         while True:
             try:
                 job = pipe.recv()
-                pipe.send(_attempt(place, given, results, job))
+                pipe.send(_attempt(runtime, given, results, job))
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 return
 
 
-def _attempt(place: Workplace, given: Arrays, results: Arrays, job: Job) -> Outcome | FedveilError:
+def _attempt(runtime: ClientRuntime, given: Arrays, results: Arrays, job: Job) -> Outcome | FedveilError:
     """Do a job; what goes wrong in it is returned, to be raised in the process that runs the rounds."""
     try:
-        return _do(place, given, results, job)
+        return _do(runtime, given, results, job)
     except FedveilError as error:
         return error
     except Exception as error:
         # in a simulation a client's exception is a mistake in the experiment, not a fault of a machine
-        who = f"client {job.clients[0]}" if len(job.clients) == 1 else f"one of clients {_names(job.clients)}"
+        clients = job.contributions.clients
+        who = f"client {clients[0]}" if len(clients) == 1 else f"one of clients {_names(clients)}"
         return TrainingError(f"{who} failed: {type(error).__name__}: {error}{where(error)}")
 
 
-def _do(place: Workplace, given: Arrays, results: Arrays, job: Job) -> Outcome:
+def _do(runtime: ClientRuntime, given: Arrays, results: Arrays, job: Job) -> Outcome:
     started = time.perf_counter()
-    if job.first is None:
-        scores = [score(place, client, given, held_out=True) for client in job.clients]
+    contributions = job.contributions
+    if job.steps is None:
+        scores = [score(runtime, client, given, held_out=True) for client in contributions.clients]
         return Outcome(time.perf_counter() - started, scores=scores)
-    losses = [score(place, k, given, held_out=False).loss for k in job.clients] if job.global_loss else None
-    rows = slice(job.first, job.first + len(job.clients))
-    into = {name: array[rows] for name, array in results.items()}
-    here = from_numpy(into) if place.device.type == "cpu" else None
-    trained = train(place, job.clients, job.round, given, job.learning_rate, job.proximal_mu, here)
-    if here is None:
-        for name, tensor in trained.parameters.items():
-            torch.from_numpy(into[name]).copy_(tensor)
-    privacy = place.experiment.privacy
-    for i, client in enumerate(job.clients if privacy.defends else ()):
-        own = {name: array[i] for name, array in into.items()}
-        stream = Stream(place.experiment.seed, job.round, client)
-        for name, value in defend(privacy, given, own, stream, secret=False).items():
-            into[name][i] = value
-    examples = np.ones_like(trained.examples) if privacy.noisy else trained.examples
-    loss, steps = (None, None) if privacy.noisy else (trained.loss, trained.steps)
-    sealed = None if job.reference is None else [_seal(place, into, job, i, int(n)) for i, n in enumerate(examples)]
-    return Outcome(time.perf_counter() - started, loss, examples, steps, losses, sealed=sealed)
-
-
-def _seal(place: Workplace, rows: Arrays, job: Job, i: int, examples: int) -> Sealed | ProtectionError:
-    """The i-th client's weights, encrypted; or why they cannot be, which is no reason to stop the others."""
-    client = job.clients[i]
-    try:
-        side = place.lattice(client)
-        assert side is not None
-        assert job.reference is not None
-        weights = {name: array[i] for name, array in rows.items()}
-        return side.seal(weights, client, examples, job.round, job.run, job.reference)
-    except ProtectionError as error:
-        return error
+    rows = slice(job.first, job.first + len(contributions.clients))
+    whole = replace(contributions, given=given, weights={name: array[rows] for name, array in results.items()})
+    compute(runtime, steps_of(runtime)[slice(*job.steps)], whole)
+    return Outcome(time.perf_counter() - started, replace(whole, given={}, weights={}))
 
 
 def _names(clients: Sequence[int]) -> str:

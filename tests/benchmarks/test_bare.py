@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import bare, contest, jobs
 from fedveil import run
-from fedveil.benchmarks import bare, contest, jobs
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import load
-from fedveil.models.networks import build
+from fedveil.models.networks.build import build
 
 SMALL_MLP = replace(jobs.JOBS["j1"], population=3, cohort=3, batch_size=7, examples=24, rounds=0)
 SMALL_LSTM = replace(jobs.JOBS["j4"], population=2, cohort=2, batch_size=5, examples=12, rounds=0)

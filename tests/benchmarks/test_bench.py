@@ -1,4 +1,4 @@
-"""`fedveil bench`, through real processes, and the page it writes."""
+"""`python -m benchmarks`, through real processes, and the page it writes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fedveil.benchmarks import growth, report
-from fedveil.benchmarks.stages import NAMES
+import fedveil
+from benchmarks import ROOT, contest, growth, jobs, report
+from benchmarks.against import entry
+from benchmarks.stages import NAMES
 from fedveil.core.errors import SettingsError
 
 PROMISED = """
@@ -23,8 +25,8 @@ PAGE = "before\n<!-- jobs -->\nold\n<!-- end of jobs -->\nbetween\n<!-- growth -
 
 def bench(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "fedveil", "bench", *map(str, words)],
-        cwd=cwd, capture_output=True, text=True, timeout=240, check=False, env=dict(os.environ),
+        [sys.executable, "-P", "-m", "benchmarks", *map(str, words)],
+        cwd=cwd, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 
 
@@ -49,11 +51,15 @@ def test_a_job_prints_one_object_with_all_that_is_promised(tmp_path) -> None:
     [
         (["j9"], "there is no job 'j9'; did you mean"),
         (["--flower", "nowhere/python"], "--flower nowhere/python: is no Python"),
-        (["--engine", "warp"], "engine = 'warp'"),
+        (["j1", "--engine", "warp"], "engine = 'warp'"),
+        (["--engine", "batched"], "--engine: deployed clients are processes of their own"),
+        (["growth", "--against", sys.executable], "'growth' is no job that two versions run"),
+        (["--against", "nowhere/python"], "--against nowhere/python: is no Python"),
+        (["--against", sys.executable, "--write", "none.md"], "no --flower, --pfl or --write goes with it"),
         (["--write", "none.md"], "--write none.md: must be a page with the lines <!-- jobs -->"),
         (["j1", "--write", "none.md"], "--write none.md: the page holds all jobs"),
     ],
-    ids=["job", "peer", "engine", "page", "one-job"],
+    ids=["job", "peer", "engine", "deployed", "two-versions", "other-python", "other-page", "page", "one-job"],
 )
 def test_what_cannot_be_measured_is_refused_in_one_message(words, message, tmp_path) -> None:
     answer = bench(*words, cwd=tmp_path)
@@ -87,7 +93,7 @@ def row(name: str, peers: bool) -> dict:
 def test_the_page_gets_its_figures_and_keeps_its_words(tmp_path) -> None:
     page = tmp_path / "performance.md"
     page.write_text(PAGE)
-    around = report.surroundings(["fedveil", "bench"])
+    around = report.surroundings(["python", "-m", "benchmarks"])
     text = report.jobs_section([row("j1", True), row("j2", False)], ["flower: not measured"], around, 3)
     report.write_section(page, "jobs", text)
     report.write_section(page, "jobs", text)  # again: replaced, not added
@@ -127,7 +133,7 @@ def test_growth_is_measured_over_cohort_and_population_and_drawn(tmp_path, monke
     picture = tmp_path / "images" / "growth.png"
     growth.draw(rows, picture)
     assert 10_000 < picture.stat().st_size < 200_000
-    section = report.growth_section(rows, report.surroundings(["fedveil", "bench", "growth"]))
+    section = report.growth_section(rows, report.surroundings(["python", "-m", "benchmarks", "growth"]))
     assert "(images/growth.png)" in section
     assert "| 100 | 100 | " in section
 
@@ -136,3 +142,26 @@ def test_the_documented_page_can_be_measured_again() -> None:
     page = Path(__file__).parents[2] / "docs" / "performance.md"
     report.check_page(page, "jobs")
     report.check_page(page, "growth")
+
+
+def test_a_version_is_as_fast_as_itself_and_makes_the_same_model(tmp_path) -> None:
+    answer = bench("j4", "--against", sys.executable, "--repeats", 1, "--engine", "sequential", "--json", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    (found,) = json.loads(answer.stdout)["against"]
+    assert found["job"] == "j4"
+    assert found["same_model"] is True
+    assert found["versions"][0] == found["versions"][1]
+    assert found["installed"] == [str(Path(fedveil.__file__).parent)] * 2
+    assert found["ratio"] == found["ms_per_client"] / found["against_ms_per_client"] > 0
+    assert "1/1  here" in answer.stderr
+    assert "1/1  there" in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_version_trains_on_the_examples_of_the_jobs(tmp_path) -> None:
+    """So that a comparison of versions measures what the jobs measure: both ways give one model."""
+    job = jobs.JOBS["j4"]
+    experiment = jobs.experiment(job).override({"engine": "sequential"})
+    own = contest.run_once(contest.fedveil(experiment))
+    other = contest.run_once(entry(job, {"engine": "sequential"}, Path(sys.executable)))
+    assert own["model_sha256"] == other["model_sha256"]

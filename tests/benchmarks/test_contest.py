@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedveil.benchmarks import contest, jobs
+from benchmarks import contest, jobs
 from fedveil.core.errors import FedveilError, SettingsError
 
 JOB = jobs.JOBS["j1"]

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
-import deployed_claims
+import claims.deployed as deployed_claims
 import numpy as np
 import pytest
 import torch
@@ -25,18 +25,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fedveil.benchmarks import bench, deployment, deployment_report, report
-from fedveil.benchmarks.bare_app import BareRun
-from fedveil.benchmarks.deployed import Deployed, round_ends
-from fedveil.benchmarks.deployment import CLIENTS, JOBS, PARTS, bare_figures, figures, judge, own_parts, side_by_side
-from fedveil.benchmarks.memory import Watch
-from fedveil.benchmarks.party import ARRIVED, CALL, PUSHED, RECEIVED, TRAINED, Note
-from fedveil.benchmarks.peers import flower_app
-from fedveil.benchmarks.traffic import Meter
+from benchmarks import bench, deployment, deployment_report, report
+from benchmarks.bare_app import BareRun
+from benchmarks.deployed import Deployed, round_ends
+from benchmarks.deployment import CLIENTS, JOBS, PARTS, bare_figures, figures, judge, own_parts, side_by_side
+from benchmarks.memory import Watch
+from benchmarks.party import ARRIVED, CALL, PUSHED, RECEIVED, TRAINED, Note
+from benchmarks.peers import flower_app
+from benchmarks.traffic import Meter
 from fedveil.core.errors import FedveilError, SettingsError
 from fedveil.core.examples import Task
 from fedveil.core.randomness import Stream
-from fedveil.models.networks import build
+from fedveil.models.networks.build import build
 
 SECONDS = st.floats(0.001, 100)
 
@@ -269,7 +269,7 @@ def test_the_table_and_the_page_say_it(found, tmp_path, monkeypatch, capsys) -> 
     monkeypatch.setattr(deployment, "measure", lambda *_: found)
     page = tmp_path / "performance.md"
     page.write_text("before\n<!-- deployment -->\nold\n<!-- end of deployment -->\nafter\n")
-    bench.bench("deployment", settings={}, peers={}, repeats=3, as_json=True, write=page)
+    bench.bench(["deployment"], settings={}, peers={}, repeats=3, as_json=True, write=page)
     printed = json.loads(capsys.readouterr().out)
     assert {"rows", "targets", "clients", "machine", "command", "date", "repeats"} <= set(printed)
     written = page.read_text()
@@ -286,7 +286,7 @@ def test_the_table_and_the_page_say_it(found, tmp_path, monkeypatch, capsys) -> 
 
 def test_settings_of_an_engine_are_refused(tmp_path) -> None:
     with pytest.raises(SettingsError, match="--workers: deployed clients are processes of their own"):
-        bench.bench("deployment", settings={"workers": 2}, peers={})
+        bench.bench(["deployment"], settings={"workers": 2}, peers={})
 
 
 def test_the_documented_page_can_be_measured_again() -> None:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedveil.benchmarks import bench, encryption, encryption_report, report, whole_runs
-from fedveil.benchmarks.own_ways import SharedMaskClient, SharedMaskServer
-from fedveil.benchmarks.peers import flower_secagg, tenseal_ways
-from fedveil.benchmarks.remote import Remote, cohort
-from fedveil.core.experiment import Privacy
-from fedveil.privacy import masked, wire
+from benchmarks import bench, encryption, encryption_report, report, whole_runs
+from benchmarks.own_ways import SharedMaskClient, SharedMaskServer
+from benchmarks.peers import flower_secagg, tenseal_ways
+from benchmarks.remote import Remote, cohort
+from fedveil.core.settings.sections import Privacy
+from fedveil.privacy.homomorphic import wire
 from fedveil.privacy.plan import make_plan
+from fedveil.privacy.secagg import vectors as masked
 
 SIZE, CLIENTS, MANY = 20_000, 3, 5
 MASKED_SIZE, MASKED_CLIENTS = 600, 12
@@ -127,7 +128,7 @@ def test_the_table_and_the_page_say_it(found, tmp_path, monkeypatch, capsys) -> 
     monkeypatch.setattr(encryption, "measure", lambda *_: found)
     page = tmp_path / "performance.md"
     page.write_text("before\n<!-- encryption -->\nold\n<!-- end of encryption -->\nafter\n")
-    bench.bench("encryption", settings={}, peers={}, repeats=1, as_json=True, write=page)
+    bench.bench(["encryption"], settings={}, peers={}, repeats=1, as_json=True, write=page)
     printed = json.loads(capsys.readouterr().out)
     assert {"ms_per_client", "naive_ms_per_client", "flare_ms_per_client", "machine", "command", "date"} <= set(printed)
     assert "tenseal" in printed["versions"]

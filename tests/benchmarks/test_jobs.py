@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from fedveil.benchmarks import jobs
+from benchmarks import jobs
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import load
-from fedveil.models.networks import build
+from fedveil.models.networks.build import build
 
 ARGUMENTS = {  # POPULATION COHORT BATCH EXAMPLES ROUNDS
     "j1": (100, 10, 64, 600, 11),

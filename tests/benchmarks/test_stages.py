@@ -9,16 +9,16 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks import contest, jobs
+from benchmarks.stages import NAMES, REST, StageClock
 from fedveil import run
-from fedveil.benchmarks import contest, jobs
-from fedveil.benchmarks.stages import NAMES, REST, StageClock
 
 TINY = replace(jobs.JOBS["j1"], population=4, cohort=2, batch_size=5, examples=10, rounds=3)
 
 
 def test_time_counts_once_for_the_innermost_stage(monkeypatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("fedveil.benchmarks.stages.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("benchmarks.stages.time.perf_counter", lambda: now[0])
 
     def spend(seconds: float) -> None:
         now[0] += seconds
@@ -72,7 +72,7 @@ def test_memory_counts_worker_processes() -> None:
     child = "x = bytearray(200_000_000); print(flush=True); input()"
     code = (
         "import json, subprocess, sys\n"
-        "from fedveil.benchmarks.memory import peak_mb\n"
+        "from benchmarks.memory import peak_mb\n"
         "alone = peak_mb()\n"
         f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
         "child.stdout.readline()\n"

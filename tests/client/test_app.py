@@ -11,13 +11,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil import DataError, Experiment
 from fedveil.client.app import app
-from fedveil.core.messages import from_arrays, to_arrays
 from fedveil.core.randomness import Stream
+from fedveil.core.wire.messages import from_arrays, to_arrays
 from fedveil.datasets.federated import load
-from fedveil.models.evaluation import evaluate
-from fedveil.models.networks import build
+from fedveil.models.local.evaluation import evaluate
+from fedveil.models.local.training import train_clients
+from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
-from fedveil.models.training import train_clients
 from fedveil.simulations.engine.grid import InProcessGrid
 
 SETTINGS = Experiment.preset("digits").override({"data.validation_fraction": 0.25, "training.epochs": 1})
@@ -75,7 +75,7 @@ def test_evaluation_counts_on_the_part_the_client_holds_out(network) -> None:
     wanted = evaluate(network, None, held_out, "cross_entropy")
     assert (metrics["num-examples"], metrics["correct"], metrics["loss"]) == (
         len(held_out),
-        wanted.correct,
+        wanted.sums["correct"],
         wanted.loss,
     )
 
@@ -120,6 +120,6 @@ def test_weights_that_float16_cannot_hold_are_refused(network) -> None:
 
 
 def test_weights_of_another_model_are_refused(network) -> None:
-    other = build(load(SETTINGS.data, 0).dataset.task, SETTINGS.model.model_copy(update={"hidden": (3,)}), Stream(0))
+    other = build(load(SETTINGS.data, 0).dataset.task, SETTINGS.override({"model.hidden": [3]}).model, Stream(0))
     with pytest.raises(DataError, match="these weights are not of this network"):
         ask("train", 0, other, **{"server-round": 1, "learning-rate": 0.2})

@@ -7,8 +7,8 @@ import logging
 import pytest
 
 from fedveil import Experiment, SettingsError, TrainingError, run
-from fedveil.client.guard import guard
-from fedveil.client.work import workplace
+from fedveil.client.learning.runtime import client_runtime
+from fedveil.client.learning.transforms import guard
 from fedveil.core.errors import ProtectionError
 from fedveil.models.parameters import get, to_numpy
 
@@ -46,16 +46,16 @@ def test_an_update_covered_by_noise_passes(tmp_path) -> None:
 
 
 def test_the_stricter_of_settings_and_owner_goes() -> None:
-    place = workplace(experiment().toml())
-    given = to_numpy(get(place.network))
+    lax, strict = (client_runtime(experiment().toml(), leak_guard=least) for least in ("off", "refuse"))
+    given = to_numpy(get(lax.network))
     weights = {name: value.copy() for name, value in given.items()}
-    guard(place, 0, given, weights, "refuse")  # nothing moved, nothing is revealed
-    examples = place.federated.client(0)[0]
+    guard(strict, 0, given, weights)  # nothing moved, nothing is revealed
+    examples = lax.federated.client(0)[0]
     weights["dense1.weight"] += examples.features.reshape(1, -1) * 0.5
     weights["dense1.bias"] += 0.5
-    guard(place, 0, given, weights)
+    guard(lax, 0, given, weights)
     with pytest.raises(ProtectionError, match="leak_guard = 'refuse'"):
-        guard(place, 0, given, weights, "refuse")
+        guard(strict, 0, given, weights)
 
 
 def test_a_guard_over_ciphertexts_is_refused() -> None:

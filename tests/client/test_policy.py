@@ -6,14 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.client.policy import Policy
+from fedveil.client.node.policy import Policy
+from fedveil.core.catalog import PROTECTIONS
 from fedveil.core.errors import ProtectionError, SettingsError
-from fedveil.core.experiment import Experiment
-from fedveil.core.parts import PROTECTIONS
+from fedveil.core.settings.experiment import Experiment
 
 
 def asked(**settings) -> Experiment:
     return Experiment().override({key.replace("__", "."): value for key, value in settings.items()})
+
+
+def sent(**settings: str) -> Experiment:
+    """What a server sends, which may name code that nobody has."""
+    return Experiment.received("".join(f"{key.replace('__', '.')} = {value!r}\n" for key, value in settings.items()))
 
 
 def refusal(policy: Policy, experiment: Experiment) -> str:
@@ -47,21 +52,26 @@ def test_models_that_are_not_named_are_refused() -> None:
 
 @pytest.mark.parametrize("models", [(), ("lstm", "mlp"), ("my_models:other",)])
 def test_code_that_the_owner_did_not_name_is_never_called(models) -> None:
-    experiment = asked(model__name="my_models:wide")
+    experiment = sent(model__name="my_models:wide")
     Policy(models=("my_models:wide",)).check(experiment)
     assert "model.name = 'my_models:wide' names code" in refusal(Policy(models=models), experiment)
-    divided = asked(data__partition="my_data:divide")
+    divided = sent(data__partition="my_data:divide")
     assert "data.partition = 'my_data:divide' names code" in refusal(Policy(models=models), divided)
+    told = {"evaluation__metrics": ["my_metrics:top3"], "data__validation_fraction": 0.2}
+    assert "evaluation.metrics names 'my_metrics:top3', which is code" in refusal(
+        Policy(models=("my_models:wide", "mlp")), asked(**told, evaluation__federated=True)
+    )
+    Policy().check(asked(**told))  # clients that do not evaluate call none
 
 
 @given(least=st.integers(1, 12), run=st.integers(3, 10), protection=st.sampled_from(["ckks", "bfv", "secagg"]))
 def test_a_protected_run_is_refused_just_where_it_may_add_up_fewer_clients(least, run, protection) -> None:
-    experiment = asked(privacy__protection=protection, privacy__min_clients=run)
+    experiment = asked(privacy__protection=protection, privacy__protection__min_clients=run)
     policy = Policy(min_clients=least)
     if run >= least:
         policy.check(experiment)
     else:
-        assert f"privacy.min_clients = {run}, and it allows {least} or more" in refusal(policy, experiment)
+        assert f"privacy.protection.min_clients = {run}, and it allows {least} or more" in refusal(policy, experiment)
 
 
 def test_a_cohort_smaller_than_the_policy_asks_for_is_refused() -> None:
@@ -117,7 +127,7 @@ def test_noise_that_the_server_promises_is_no_noise_of_the_clients_own() -> None
 
 def test_a_defence_that_names_code_is_never_called() -> None:
     Policy().check(asked(privacy__defence="prune"))
-    said = refusal(Policy(), asked(privacy__defence="my_defences:mine"))
+    said = refusal(Policy(), sent(privacy__defence="my_defences:mine"))
     assert "privacy.defence = 'my_defences:mine' names code" in said
 
 

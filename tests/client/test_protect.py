@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from fedveil import Experiment
-from fedveil.client.masked import MaskedSide
-from fedveil.client.protect import LatticeSide
+from fedveil.client.learning.homomorphic import HomomorphicClient
+from fedveil.client.learning.secagg import SecAggClients
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import to_arrays, to_sealed
-from fedveil.privacy.keys import SERVER, load_server, write_keys
-from fedveil.privacy.lattice import Adder
-from fedveil.privacy.packing import Layout
+from fedveil.core.wire.messages import to_arrays, to_sealed
+from fedveil.privacy.fixed_point import Layout
+from fedveil.privacy.homomorphic.keys import SERVER, load_server, write_keys
+from fedveil.privacy.homomorphic.lattice import Adder
+from fedveil.privacy.homomorphic.wire import expect, read, write
 from fedveil.privacy.plan import make_lattice
-from fedveil.privacy.wire import expect, read, write
 
 RNG = np.random.default_rng(5)
 WEIGHTS = {
@@ -32,14 +32,14 @@ def settings(protection: str) -> Experiment:
 
 
 @pytest.fixture(params=["bfv", "ckks"])
-def side(request, tmp_path) -> LatticeSide:
+def side(request, tmp_path) -> HomomorphicClient:
     """The clients' side of three that share a key, in the folder "keys"."""
     experiment = settings(request.param)
     write_keys(tmp_path / "keys", make_lattice(experiment.privacy), 1)
-    return LatticeSide(experiment, LAYOUT, tmp_path / "keys" / "client-1" / "client.key")
+    return HomomorphicClient(experiment, LAYOUT, tmp_path / "keys" / "client-1" / "client.key")
 
 
-def aggregate(side: LatticeSide, folder: Path, weights: dict[str, np.ndarray]) -> bytes:
+def aggregate(side: HomomorphicClient, folder: Path, weights: dict[str, np.ndarray]) -> bytes:
     """The aggregate of round 1, of three clients that send the same weights, each with 10 examples."""
     context = load_server(folder / "keys" / "server" / SERVER)
     adder = Adder(context, side.plan)
@@ -73,7 +73,7 @@ def test_the_newest_aggregate_is_not_taken_for_the_next_rounds(side, tmp_path) -
 
 
 def test_the_order_in_which_weights_are_named_changes_nothing_that_is_masked() -> None:
-    side = MaskedSide(settings("secagg"), LAYOUT, [])
+    side = SecAggClients(settings("secagg"), LAYOUT)
     numbers, _ = side.numbers(WEIGHTS, 10, 30)
     turned, _ = side.numbers(dict(reversed(WEIGHTS.items())), 10, 30)
     np.testing.assert_array_equal(numbers, turned)
@@ -85,7 +85,7 @@ def test_what_is_not_finite_is_not_encrypted_and_the_tensor_named(side, number) 
     with pytest.raises(ProtectionError, match=rf"first\.bias holds a number that is not finite \({number}\)"):
         side.seal(bad, 0, 10, 1, RUN, 30)
     with pytest.raises(ProtectionError, match=rf"first\.bias holds a number that is not finite \({number}\)"):
-        MaskedSide(settings("secagg"), LAYOUT, []).numbers(bad, 10, 30)
+        SecAggClients(settings("secagg"), LAYOUT).numbers(bad, 10, 30)
 
 
 @pytest.mark.parametrize("examples", [0, -3, 31])

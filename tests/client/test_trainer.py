@@ -11,14 +11,14 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedveil.client.trainer import Errand, Office, Outcome, answer, command, reply_to
-from fedveil.core.children import Child, wait_for
-from fedveil.core.experiment import Experiment
-from fedveil.core.messages import from_parcel, to_arrays, to_parcel
+from fedveil.client.node.trainer import ClientProfile, TrainerReply, TrainerRequest, answer, command, reply_to
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.subprocesses import Child, wait_for
+from fedveil.core.wire.messages import from_parcel, to_arrays, to_parcel
 from fedveil.datasets.federated import load
 from fedveil.models.computing import one_thread
-from fedveil.models.networks import build
+from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
 
 SETTINGS = Experiment.preset("digits").override({"data.clients": 3, "federation.cohort": 3, "federation.rounds": 2})
@@ -31,36 +31,39 @@ def _in_a_run(monkeypatch) -> None:
         monkeypatch.setattr(TaskIdentity, name, value)
 
 
-def errand(kind: str, config: dict[str, Any], experiment: Experiment = SETTINGS, **others: Any) -> Errand:
+def request(kind: str, config: dict[str, Any], experiment: Experiment = SETTINGS, **others: Any) -> TrainerRequest:
     """A message of a server, with its model."""
     network = build(load(SETTINGS.data, 0).dataset.task, SETTINGS.model, Stream(0))
     content = {"arrays": to_arrays(to_numpy(get(network))), "config": ConfigRecord(config)}
     parcel = to_parcel(RecordDict({**content, **others}))
     message = Message(parcel, dst_node_id=7, message_type=kind)
     message.metadata.__dict__["_message_id"] = "m1"
-    return Errand(message, RecordDict(), {"experiment": experiment.toml(), "words": ""}, 1, 7)
+    return TrainerRequest(message, RecordDict(), {"experiment": experiment.toml(), "words": ""}, 1, 7)
 
 
-OFFICE = Office(1, "digits:2/3")
+PROFILE = ClientProfile(1, "digits:2/3")
 
 
 def test_training_here_is_training_in_a_simulation() -> None:
-    outcome = answer(errand(MessageType.TRAIN, RATE), OFFICE)
+    outcome = answer(request(MessageType.TRAIN, RATE), PROFILE)
     assert outcome.error == (0, "")
     content = from_parcel(outcome.content)  # type: ignore[arg-type]
     assert content["metrics"]["client"] == 1
-    from fedveil.client.work import train, workplace
+    from fedveil.client.learning.contribution import Contributions, Instructions
+    from fedveil.client.learning.local import train
+    from fedveil.client.learning.runtime import client_runtime
 
-    place = workplace(SETTINGS.toml())
-    given = to_numpy(get(build(place.federated.dataset.task, SETTINGS.model, Stream(0))))
+    runtime = client_runtime(SETTINGS.toml())
+    given = to_numpy(get(build(runtime.federated.dataset.task, SETTINGS.model, Stream(0))))
+    expected = Contributions([1], Instructions.read(RATE, SETTINGS), given)
     with one_thread():  # as clients compute
-        expected = train(place, [1], 1, given, 0.1, None)
+        train(runtime, expected)
     for name, array in content["arrays"].items():
-        assert np.array_equal(array.numpy(), expected.parameters[name][0].numpy())
+        assert np.array_equal(array.numpy(), expected.of(0)[name])
 
 
 def test_hello_says_what_the_client_brings_and_nothing_of_its_data() -> None:
-    outcome = answer(errand(MessageType.QUERY, {}), OFFICE)
+    outcome = answer(request(MessageType.QUERY, {}), PROFILE)
     content = from_parcel(outcome.content)  # type: ignore[arg-type]
     assert set(content) == {"metrics", "config"}
     assert set(content["metrics"]) == {"client", "num-examples"}
@@ -77,25 +80,25 @@ def test_hello_says_what_the_client_brings_and_nothing_of_its_data() -> None:
     ],
 )
 def test_what_a_server_may_not_ask_is_refused_and_said_on_both_sides(changed, said) -> None:
-    outcome = answer(errand(MessageType.TRAIN, changed), OFFICE)
+    outcome = answer(request(MessageType.TRAIN, changed), PROFILE)
     assert outcome.content is None
     assert said in outcome.error[1]
     assert any(said in text for text in outcome.said)
 
 
 def test_a_message_without_a_model_or_that_is_no_parcel_is_refused() -> None:
-    bare = errand(MessageType.TRAIN, RATE)
+    bare = request(MessageType.TRAIN, RATE)
     bare.message.content = to_parcel(RecordDict({"config": ConfigRecord(RATE), "arrays": ConfigRecord({})}))
-    assert "no ArrayRecord 'arrays'" in answer(bare, OFFICE).error[1]
+    assert "no ArrayRecord 'arrays'" in answer(bare, PROFILE).error[1]
     bare.message.content = RecordDict({"config": ConfigRecord(RATE), "arrays": ArrayRecord()})
-    assert "no parcel" in answer(bare, OFFICE).error[1]
+    assert "no parcel" in answer(bare, PROFILE).error[1]
 
 
 def test_data_that_does_not_fit_is_named_to_the_client_alone(tmp_path) -> None:
     path = tmp_path / "private-name.csv"
     path.write_text("label,text\nham,my secret words\nodd-label,hello\n")
     spam = Experiment.preset("spam-demo").override({"data.vocabulary": "hashed"})
-    outcome = answer(errand(MessageType.QUERY, {}, spam), Office(0, str(path)))
+    outcome = answer(request(MessageType.QUERY, {}, spam), ClientProfile(0, str(path)))
     assert outcome.error[1] == "its data does not fit the run; the client's own log says where"
     assert any("odd-label" in text and "private-name.csv" in text for text in outcome.said)
 
@@ -106,8 +109,8 @@ def test_a_fault_of_the_app_tells_the_server_its_kind_and_nothing_it_quotes(monk
     def broken(*_given: Any, **_others: Any) -> None:
         raise ValueError("row 7: my secret words")
 
-    monkeypatch.setattr(app, "train", broken)
-    outcome = answer(errand(MessageType.TRAIN, RATE), OFFICE)
+    monkeypatch.setattr(app, "contribute", broken)
+    outcome = answer(request(MessageType.TRAIN, RATE), PROFILE)
     assert outcome.error[1] == "its app failed (ValueError); the client's own log says where"
     assert "my secret words" in capsys.readouterr().err
 
@@ -115,20 +118,20 @@ def test_a_fault_of_the_app_tells_the_server_its_kind_and_nothing_it_quotes(monk
 def test_a_policy_is_asked_before_any_data_is_read(tmp_path) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text("max_rounds = 1\n")
-    outcome = answer(errand(MessageType.QUERY, {}), Office(1, str(tmp_path / "gone.csv"), "", str(policy)))
+    outcome = answer(request(MessageType.QUERY, {}), ClientProfile(1, str(tmp_path / "gone.csv"), "", str(policy)))
     assert "this client's policy refuses the run: federation.rounds = 2" in outcome.error[1]
 
 
 def test_a_trainer_process_answers_over_its_line_and_ends_when_it_is_closed(tmp_path) -> None:
     ours, theirs = Pipe()
     with theirs:
-        child = Child("trainer", command(theirs.fileno(), OFFICE), tmp_path / "t.log", pass_fds=(theirs.fileno(),))
+        child = Child("trainer", command(theirs.fileno(), PROFILE), tmp_path / "t.log", pass_fds=(theirs.fileno(),))
     wait_for(lambda: ours.poll(0) and ours.recv() == "ready", child, 60, "the trainer")
-    ours.send(errand(MessageType.QUERY, {}))
+    ours.send(request(MessageType.QUERY, {}))
     outcome = ours.recv()
-    assert isinstance(outcome, Outcome)
-    message = errand(MessageType.QUERY, {}).message
+    assert isinstance(outcome, TrainerReply)
+    message = request(MessageType.QUERY, {}).message
     assert reply_to(message, outcome).has_content()
-    assert reply_to(message, Outcome(None, (3, "no"), RecordDict())).error.reason == "no"
+    assert reply_to(message, TrainerReply(None, (3, "no"), RecordDict())).error.reason == "no"
     ours.close()
     assert child.process.wait(30) == 0

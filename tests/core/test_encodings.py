@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedveil.core.encodings import READERS, from_float16, from_int8, from_npy, to_float16, to_int8
 from fedveil.core.errors import ProtectionError
+from fedveil.core.wire.encodings import READERS, from_float16, from_int8, from_npy, to_float16, to_int8
 
 shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
 numbers = st.floats(-(2.0**100), 2.0**100, width=32)  # the smallest that float32 has among them

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil import Experiment, SettingsError
-from fedveil.core import parts
-from fedveil.core.experiment import _NEEDS, known_keys, parse_assignments
+from fedveil.core import catalog
+from fedveil.core.settings.experiment import known_keys, parse_assignments
 
 
 def refused(*assignments: str) -> str:
@@ -17,14 +17,14 @@ def refused(*assignments: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", list(parts.PRESETS))
+@pytest.mark.parametrize("name", list(catalog.PRESETS))
 def test_every_preset_is_valid_and_survives_toml(name: str) -> None:
     experiment = Experiment.preset(name)
     assert experiment.name == name
     assert Experiment.parse(experiment.toml()) == experiment
 
 
-@pytest.mark.parametrize("name", list(parts.PRESETS))
+@pytest.mark.parametrize("name", list(catalog.PRESETS))
 def test_every_preset_opens_with_a_comment_that_says_what_to_expect(name: str) -> None:
     from importlib import resources
 
@@ -100,14 +100,15 @@ def test_protected_updates_have_no_other_encoding(protection, encoding) -> None:
 
 
 def test_a_setting_asked_for_that_would_change_nothing_is_refused() -> None:
-    assert "has no effect with data.partition = 'iid'; it needs data.partition = 'dirichlet'" in refused(
-        "data.partition_alpha=0.1"
+    assert "has no effect with training.schedule = 'constant'; it needs training.schedule = 'step' or" in refused(
+        "training.schedule_rounds=3"
     )
+    assert "has no effect with privacy.noise_multiplier = 0.0; it needs noise" in refused("privacy.delta=0.001")
     assert "it needs data.dataset = 'own'" in refused("data.path=foo.csv")
     assert "takes its place" in refused("training.epochs=3", "training.steps=5")
-    settings = parse_assignments(["data.partition_alpha=0.1", "data.partition=dirichlet"])
-    assert Experiment().override(settings).data.partition_alpha == 0.1
-    assert set(_NEEDS) | {other for other, _ in _NEEDS.values()} <= set(known_keys())
+    assert "it needs privacy.protection.profile = 'own'" in refused(
+        "privacy.protection=ckks", "privacy.protection.degree=8192"
+    )
 
 
 def test_nothing_after_the_sign_gives_the_default_back() -> None:
@@ -160,7 +161,7 @@ def test_an_experiment_cannot_be_changed() -> None:
 
 
 def test_the_names_that_scripts_rely_on_are_there() -> None:
-    names = """data.dataset data.clients data.partition data.partition_alpha data.partition_classes data.vocabulary
+    names = """data.dataset data.clients data.partition data.partition.alpha data.partition.classes data.vocabulary
     data.labels model.name training.epochs training.batch_size training.learning_rate training.optimizer
     training.schedule federation.rounds federation.cohort federation.strategy federation.target_accuracy
     privacy.protection communication.encoding evaluation.every seed engine device"""

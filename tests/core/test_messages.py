@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -14,12 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import (
-    LazyArray,
+from fedveil.core.wire.flower import LazyArray
+from fedveil.core.wire.messages import (
     from_arrays,
-    keep_residual,
     read_update,
-    residual_of,
     to_arrays,
     wire_bytes,
     write_update,
@@ -150,15 +146,3 @@ def test_arrays_of_this_process_are_checked_too() -> None:
         with pytest.raises(ProtectionError, match="its 'b'"):
             read_update(to_arrays(WEIGHTS | {"b": wrong}), MODEL, "float32")
     assert read_update(to_arrays(WEIGHTS), MODEL, "float32")["w"] is WEIGHTS["w"]  # not copied
-
-
-def test_a_node_remembers_what_int8_lost_for_each_client_it_stands_for() -> None:
-    state = RecordDict()
-    keep_residual(state, 3, None)
-    assert not state
-    for client, value in ((3, 1.0), (7, 2.0), (3, 5.0)):
-        keep_residual(state, client, np.full(2, value, np.float32))
-    for found in (state, sent(state), pickle.loads(pickle.dumps(state))):
-        assert residual_of(found, 3).tolist() == [5, 5]
-        assert residual_of(found, 7).tolist() == [2, 2]
-        assert residual_of(found, 4) is None

@@ -14,7 +14,7 @@ import pytest
 
 from fedveil import Experiment, SettingsError
 from fedveil.core.errors import FedveilError
-from fedveil.core.record import Record, newest, write_atomically, write_in_turn
+from fedveil.core.record.record import Record, newest, write_atomically, write_in_turn
 
 
 def test_a_new_record_holds_settings_and_environment(tmp_path) -> None:
@@ -57,7 +57,7 @@ ROWS = [{"round": number, "loss": number / 3, "stage": "a, b", "accuracy": None}
 
 def filled(folder, carried: int, monkeypatch) -> tuple[Record, bytes]:
     """A record with some rows, settled after each; and the bytes of its table."""
-    monkeypatch.setattr("fedveil.core.record.CARRIED", carried)
+    monkeypatch.setattr("fedveil.core.record.record.CARRIED", carried)
     record = Record(folder)
     for row in ROWS:
         record.append("metrics.csv", [row])
@@ -102,7 +102,7 @@ def test_rows_that_do_not_fit_on_the_disk_leave_no_half_line(tmp_path) -> None:
     record.append("metrics.csv", ROWS[:1])
     before = record.path("metrics.csv").read_bytes()
     program = (
-        "import resource, signal, pathlib; from fedveil.core.record import Record, Table\n"
+        "import resource, signal, pathlib; from fedveil.core.record.record import Record, Table\n"
         f"record = Record(pathlib.Path({str(tmp_path)!r})); record.tables['metrics.csv'] = Table({len(before)}, 0)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "record.append('metrics.csv', [{'round': 1, 'text': 'x' * 100}] * 1000)\n"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Data
+from fedveil.core.settings.sections import Data
 from fedveil.datasets import federated
 from fedveil.datasets.dataset import DataSet
 
@@ -121,7 +121,7 @@ def test_a_client_that_does_not_exist_is_refused():
 def test_another_partition_seed_or_number_of_clients_does_not_load_the_data_again():
     first = federated.load(Data(), 0)
     assert federated.load(Data(), 0) is first
-    changed = [Data(clients=3), Data(partition="dirichlet", partition_alpha=3.0), Data(validation_fraction=0.5)]
+    changed = [Data(clients=3), Data(partition={"name": "dirichlet", "alpha": 3.0}), Data(validation_fraction=0.5)]
     assert all(federated.load(data, 0).dataset is first.dataset for data in changed)
     assert federated.load(Data(), 1).dataset is first.dataset
     assert federated.load(Data(test_fraction=0.5), 0).dataset is not first.dataset

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fedveil.core.errors import DataError
-from fedveil.core.experiment import Data
-from fedveil.datasets import images
+from fedveil.core.settings.sections import Data
+from fedveil.datasets.published import images
 
 
 def idx(values: np.ndarray) -> bytes:

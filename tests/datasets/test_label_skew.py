@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from scipy import stats
 
-from fedveil.core.experiment import Data
-from fedveil.datasets import label_skew, partitions
-from fedveil.datasets.partitions import divide
+from fedveil.core.settings.sections import Data
+from fedveil.datasets.partition import label_skew
+from fedveil.datasets.partition.dirichlet import Dirichlet, dirichlet
+from fedveil.datasets.partition.division import Pool, divide
 
 
 def spied(patch: pytest.MonkeyPatch) -> list[tuple]:
@@ -67,7 +68,7 @@ def test_dirichlet_goes_on_with_the_mix_a_client_began_with(monkeypatch):
     passes = spied(monkeypatch)
     labels = np.arange(600) % 10
     rng = np.random.default_rng(0)
-    counts = partitions.dirichlet(labels, 20, rng, Data(partition_alpha=1.0)).counts(labels, 10)
+    counts = dirichlet(Pool(labels, 20), Dirichlet(alpha=1.0), rng).counts(labels, 10)
     assert len(passes) > 2
     for client, label, prior, *_ in passes:
         for k in np.unique(client):
@@ -80,14 +81,14 @@ def test_dirichlet_goes_on_with_the_mix_a_client_began_with(monkeypatch):
 def test_dirichlet_fills_contested_classes_as_the_plain_passes_do():
     """How concentrated the clients end, on average, and that the first client fares no better than the last."""
     labels = np.arange(300) % 5
-    data, clients, runs = Data(partition_alpha=2.0), 10, 400
+    settings, clients, runs = Dirichlet(alpha=2.0), 10, 400
 
     def concentration(held):  # sum of squared shares of each client
         return ((held / 30.0) ** 2).sum(axis=1)
 
     plain = [concentration(plain_fill(labels, clients, 30, 2.0, np.random.default_rng(i))) for i in range(runs)]
     ours = [
-        concentration(partitions.dirichlet(labels, clients, np.random.default_rng(i), data).counts(labels, 5))
+        concentration(dirichlet(Pool(labels, clients), settings, np.random.default_rng(i)).counts(labels, 5))
         for i in range(runs)
     ]
     assert stats.ttest_ind(np.mean(plain, axis=1), np.mean(ours, axis=1)).pvalue > 1e-4
@@ -110,7 +111,7 @@ def test_dirichlet_draws_after_a_class_ran_out_follow_the_rest_of_the_mix():
 def test_dirichlet_sizes_differ_by_at_most_one(clients, n, alpha):
     if clients <= n:
         labels = np.arange(n) % 7
-        data = Data(clients=clients, partition="dirichlet", partition_alpha=alpha)
+        data = Data(clients=clients, partition={"name": "dirichlet", "alpha": alpha})
         sizes = divide(labels, None, (), data, 0).sizes()
         assert sizes.max() - sizes.min() <= 1
 
@@ -119,7 +120,7 @@ def test_dirichlet_is_iid_for_large_alpha_and_one_class_a_client_for_small():
     labels = np.arange(10_000) % 10
     mixes = {}
     for alpha in (1e-6, 1e6):
-        data = Data(clients=10, partition="dirichlet", partition_alpha=alpha)
+        data = Data(clients=10, partition={"name": "dirichlet", "alpha": alpha})
         mixes[alpha] = divide(labels, None, (), data, 0).counts(labels, 10)
     assert abs(mixes[1e6] - 100).max() < 60
     # The first to draw a class empties it; a client holds whole classes and what is left over.
@@ -130,7 +131,7 @@ def test_dirichlet_gives_no_client_a_class_that_is_used_up(monkeypatch):
     """One class has one example: only one client can hold it, and everybody is filled in at most as many passes as classes."""
     calls = spied(monkeypatch)
     labels = np.array([0] + [1] * 500 + [2] * 499)
-    partition = divide(labels, None, (), Data(clients=100, partition="dirichlet", partition_alpha=0.01), 3)
+    partition = divide(labels, None, (), Data(clients=100, partition={"name": "dirichlet", "alpha": 0.01}), 3)
     assert partition.sizes().tolist() == [10] * 100
     assert 1 <= len(calls) <= 3
 
@@ -140,7 +141,7 @@ def test_dirichlet_needs_no_more_passes_than_classes(labels, given_data, alpha):
     clients = given_data.draw(st.integers(1, len(labels)))
     with pytest.MonkeyPatch.context() as patch:
         passes = spied(patch)
-        partitions.dirichlet(labels, clients, np.random.default_rng(0), Data(partition_alpha=alpha))
+        dirichlet(Pool(labels, clients), Dirichlet(alpha=alpha), np.random.default_rng(0))
     assert len(passes) <= len(np.unique(labels))
 
 

@@ -13,16 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fedveil.core.catalog import DATASETS
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Data, Model
-from fedveil.core.parts import DATASETS
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import FOREIGN, Model
+from fedveil.core.settings.sections import Data
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import Federated, load
-from fedveil.datasets.local import TASKS, Source, differences, local, parse_source, schema
+from fedveil.datasets.own.local import TASKS, Source, differences, local, parse_source, schema
 from fedveil.datasets.text import SPECIAL, hashed, tokenise
-from fedveil.models.networks import build, example
+from fedveil.models.networks.build import build, example
 
 WORDS = (*SPECIAL, "win", "now", "see", "you", "0")
 TEXT = 'label,text\nspam,"Win, now!"\nham,see you at 9\nspam,"Win, now!"\nham,\n'
@@ -113,10 +114,10 @@ def test_a_share_of_a_users_own_loader_is_named_as_the_loader_is():
 
 SHARES = {
     "digits": Data(clients=5, validation_fraction=0.2),
-    "digits, skewed": Data(clients=7, partition="dirichlet", partition_alpha=0.3),
+    "digits, skewed": Data(clients=7, partition={"name": "dirichlet", "alpha": 0.3}),
     "made up texts, words of all": Data(dataset="spam-demo", clients=4, vocabulary="train"),
     "clients that make their own": Data(
-        dataset="synthetic", clients=6, partition="natural", examples_per_client=20, validation_fraction=0.5
+        dataset={"name": "synthetic", "examples": 20}, clients=6, partition="natural", validation_fraction=0.5
     ),
 }
 
@@ -136,7 +137,7 @@ def promised(alone: Federated, data: Data, seed: int, client: int) -> None:
 def test_a_share_is_what_a_simulation_gives_to_the_byte(name):
     data = SHARES[name]
     for client in range(data.clients):
-        promised(local(data, 3, Source(None, data.dataset, client + 1, data.clients), client), data, 3, client)
+        promised(local(data, 3, Source(None, data.dataset.name, client + 1, data.clients), client), data, 3, client)
 
 
 def test_a_share_of_real_messages_is_what_a_simulation_gives_to_the_byte(real_data):
@@ -287,7 +288,7 @@ def test_data_labels_name_the_classes_in_their_order_where_the_data_is_nobody_el
 def test_without_named_classes_the_run_is_refused(tmp_path, dataset):
     path = written(tmp_path / "my.csv", TEXT)
     with pytest.raises(DataError, match=r"^data\.labels: must name the classes, in order"):
-        local(Data(dataset=dataset, path=str(path)), 0, at(path), 0)
+        local(Data.model_validate({"dataset": dataset, "path": str(path)}, context=FOREIGN), 0, at(path), 0)
 
 
 def test_other_classes_than_the_data_set_of_the_run_has_are_refused(tmp_path):
@@ -464,6 +465,8 @@ def test_a_schema_says_in_words_what_must_agree():
         "vocabulary": f"SHA-256 {digest[:16]}",
     }
     assert schema(text, None)["vocabulary"] == "hashed"
+    tokens = schema(Task("text", (9,), (), text.vocabulary_size, "next_token"), WORDS)
+    assert (tokens["predicts"], "classes" in tokens) == ("next_token", False)
 
 
 def test_texts_of_another_length_agree():

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedveil.core.errors import DataError, FedveilError, SettingsError
-from fedveil.core.experiment import Data
-from fedveil.datasets.own import own
+from fedveil.core.settings.sections import Data
+from fedveil.datasets.own.own import own
 
 
 def settings(path, **more) -> Data:

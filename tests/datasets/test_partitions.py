@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from fedveil.core.catalog import PARTITIONS
 from fedveil.core.errors import SettingsError
-from fedveil.core.experiment import Data
-from fedveil.core.parts import PARTITIONS
-from fedveil.datasets import partitions
-from fedveil.datasets.partitions import Partition, divide, hold_out
+from fedveil.core.settings.section import NoSettings
+from fedveil.core.settings.sections import Data
+from fedveil.datasets.hold_out import hold_out
+from fedveil.datasets.partition.division import Partition, Pool, divide
+from fedveil.datasets.partition.natural import natural
 
 
 @st.composite
@@ -24,13 +26,16 @@ def problems(draw):
     labels = draw(npst.arrays(np.int64, n, elements=st.integers(0, draw(st.integers(0, 12)))))
     names = tuple(f"g{i}" for i in range(draw(st.integers(1, 12))))
     groups = draw(npst.arrays(np.int64, n, elements=st.integers(0, len(names) - 1)))
+    name = draw(st.sampled_from(list(PARTITIONS)))
+    own = {
+        "dirichlet": {"alpha": st.sampled_from([5e-324, 1e-300, 1e-3, 0.1, 1.0, 10.0, 1e300]) | st.floats(0.01, 100)},
+        "classes": {"classes": st.integers(1, 4)},
+        "shards": {"shards": st.integers(1, 4)},
+        "quantity": {"exponent": st.sampled_from([0.0, 1.0, 1e9]) | st.floats(0, 5)},
+    }.get(name, {})
     data = Data(
         clients=draw(st.integers(1, n + 2)),
-        partition=draw(st.sampled_from(list(PARTITIONS))),
-        partition_alpha=draw(st.sampled_from([5e-324, 1e-300, 1e-3, 0.1, 1.0, 10.0, 1e300]) | st.floats(0.01, 100)),
-        partition_classes=draw(st.integers(1, 4)),
-        partition_shards=draw(st.integers(1, 4)),
-        partition_exponent=draw(st.sampled_from([0.0, 1.0, 1e9]) | st.floats(0, 5)),
+        partition={"name": name, **{key: draw(values) for key, values in own.items()}},
         min_examples=draw(st.integers(1, 3)),
     )
     return labels, groups, names, data
@@ -87,24 +92,24 @@ def test_too_small_a_client_is_refused_with_the_numbers():
         assert part in str(refused.value)
 
 
-def lost(labels, clients, rng, data, groups, group_names):
-    return Partition(np.arange(len(labels) - 1), np.linspace(0, len(labels) - 1, clients + 1).astype(np.int64))
+def lost(pool, settings, rng):
+    return Partition(np.arange(len(pool) - 1), np.linspace(0, len(pool) - 1, pool.clients + 1).astype(np.int64))
 
 
-def repeated(labels, clients, rng, data, groups, group_names):
-    return Partition(np.zeros(len(labels), np.int64), np.linspace(0, len(labels), clients + 1).astype(np.int64))
+def repeated(pool, settings, rng):
+    return Partition(np.zeros(len(pool), np.int64), np.linspace(0, len(pool), pool.clients + 1).astype(np.int64))
 
 
-def too_few(labels, clients, rng, data, groups, group_names):
-    return Partition.of(np.zeros(len(labels), np.int64), clients - 1)
+def too_few(pool, settings, rng):
+    return Partition.of(np.zeros(len(pool), np.int64), pool.clients - 1)
 
 
-def lists(labels, clients, rng, data, groups, group_names):
+def lists(pool, settings, rng):
     return [[0], [1]]
 
 
-def halves(labels, clients, rng, data, groups, group_names):
-    return Partition.of(np.arange(len(labels)) * clients // len(labels), clients)
+def halves(pool, settings, rng):
+    return Partition.of(np.arange(len(pool)) * pool.clients // len(pool), pool.clients)
 
 
 @pytest.fixture
@@ -150,7 +155,7 @@ def test_shards_of_one_label_each_give_a_client_at_most_that_many_labels(clients
     """With whole shards of a label, as in McMahan et al. 2017: 2 shards are at most 2 digits."""
     number = clients * each
     labels = np.repeat(np.arange(number) % classes, size)
-    partition = divide(labels, None, (), Data(clients=clients, partition="shards", partition_shards=each), 0)
+    partition = divide(labels, None, (), Data(clients=clients, partition={"name": "shards", "shards": each}), 0)
     assert set(partition.sizes().tolist()) == {each * size}
     counts = partition.counts(labels, classes)
     assert (counts % size == 0).all()
@@ -159,13 +164,13 @@ def test_shards_of_one_label_each_give_a_client_at_most_that_many_labels(clients
 
 def test_more_shards_than_examples_are_refused():
     with pytest.raises(SettingsError, match="5 clients need 15 shards, and there are 14 training examples"):
-        divide(np.zeros(14, np.int64), None, (), Data(clients=5, partition="shards", partition_shards=3), 0)
+        divide(np.zeros(14, np.int64), None, (), Data(clients=5, partition={"name": "shards", "shards": 3}), 0)
 
 
 @given(st.integers(1, 40), st.integers(0, 400), st.floats(0, 6), st.integers(1, 5))
 def test_quantity_sizes_are_largest_remainders_of_a_power_law(clients, rest, exponent, least):
     n = clients * least + rest
-    data = Data(clients=clients, partition="quantity", partition_exponent=exponent, min_examples=least)
+    data = Data(clients=clients, partition={"name": "quantity", "exponent": exponent}, min_examples=least)
     sizes = np.sort(divide(np.zeros(n, np.int64), None, (), data, 0).sizes())[::-1]
     weights = [r**-exponent for r in range(1, clients + 1)]
     shares = [rest * weight / sum(weights) for weight in weights]
@@ -190,9 +195,9 @@ def test_quantity_without_enough_for_the_minimum_is_refused():
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 12), st.integers(0, 2**32))
 def test_classes_are_distinct_balanced_and_dealt_evenly(clients, each, classes, seed):
     labels = np.concatenate([np.full(40 + 3 * c, 2 * c) for c in range(classes)])  # odd labels do not occur
-    data = Data(clients=clients, partition="classes", partition_classes=each)
+    data = Data(clients=clients, partition={"name": "classes", "classes": each})
     if each > classes or clients * each < classes:
-        with pytest.raises(SettingsError, match=r"data\.partition_classes"):
+        with pytest.raises(SettingsError, match=r"data\.partition\.classes"):
             divide(labels, None, (), data, seed)
         return
     counts = divide(labels, None, (), data, seed).counts(labels, 2 * classes)[:, ::2]
@@ -216,7 +221,7 @@ def test_classes_are_distinct_balanced_and_dealt_evenly(clients, each, classes, 
 def test_classes_that_cannot_be_dealt_are_refused_with_the_numbers(clients, each, found):
     labels = np.concatenate([[0, 0, 0], np.repeat([1, 2, 3, 4], 50)])
     with pytest.raises(SettingsError, match=found):
-        divide(labels, None, (), Data(clients=clients, partition="classes", partition_classes=each), 0)
+        divide(labels, None, (), Data(clients=clients, partition={"name": "classes", "classes": each}), 0)
 
 
 def plain_natural(groups, number, clients):
@@ -232,7 +237,7 @@ def plain_natural(groups, number, clients):
 def test_natural_keeps_groups_whole_and_clients_alike(problem):
     labels, groups, names, _ = problem
     for clients in range(1, len(names) + 1):
-        partition = partitions.natural(labels, clients, np.random.default_rng(0), Data(), groups, names)
+        partition = natural(Pool(labels, clients, 1, groups, names), NoSettings(), np.random.default_rng(0))
         owners = [{k for k in range(clients) if g in groups[partition.indices(k)]} for g in range(len(names))]
         assert all(len(who) <= 1 for who in owners)
         if clients == len(names):
@@ -276,6 +281,7 @@ def test_holding_out_divides_a_clients_examples_and_keeps_both_parts_alive(indic
 def test_a_hundred_thousand_clients_are_divided(name):
     labels = np.arange(250_000) % 10
     groups = np.arange(250_000) % 100_000
-    data = Data(clients=100_000, partition=name, partition_alpha=0.1)
+    own = {"alpha": 0.1} if name == "dirichlet" else {}
+    data = Data(clients=100_000, partition={"name": name, **own})
     partition = divide(labels, groups, tuple(map(str, range(100_000))), data, 0)
     assert partition.sizes().min() >= 1

@@ -7,14 +7,15 @@ import io
 import socket
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from fedveil.core.errors import DataError, SettingsError
-from fedveil.datasets import downloads, sources
-from fedveil.datasets.downloads import Digest, digest
-from fedveil.datasets.sources import KnownFile
+from fedveil.datasets.published import downloads, sources
+from fedveil.datasets.published.downloads import digest
+from fedveil.datasets.published.sources import KnownFile
 
 PLAIN = b"some published bytes, " * 400
 PACKED = gzip.compress(PLAIN, mtime=1)
@@ -23,7 +24,7 @@ PACKED = gzip.compress(PLAIN, mtime=1)
 @pytest.fixture
 def one_file(monkeypatch, site):
     """`mnist` is one small made-up file, offered by the local server."""
-    file = KnownFile("mnist/numbers.gz", digest([PLAIN]), digest([PACKED]))
+    file = KnownFile("mnist/numbers.gz", digest(PLAIN), digest(PACKED))
     monkeypatch.setitem(sources.KNOWN, "mnist", (file,))
     monkeypatch.setitem(sources.URLS, "mnist", (site.offer("/numbers.gz", PACKED),))
     return file
@@ -45,13 +46,13 @@ def test_the_table_holds_the_real_files(real_data):
         assert set(found) == {file.name for file in files}
         for file in files:
             raw = found[file.name].read_bytes()
-            assert digest([gzip.decompress(raw) if found[file.name].suffix == ".gz" else raw]) == file.content
+            assert digest(gzip.decompress(raw) if found[file.name].suffix == ".gz" else raw) == file.content
         assert all(result.problem == "" for result in sources.check(dataset))
 
 
 def test_data_sets_without_files_need_none(empty):
     assert sources.find("digits") == {}
-    assert sources.fetch("spam-demo") == {}
+    assert sources.find("spam-demo") == {}
     assert sources.check("digits") == []
 
 
@@ -114,7 +115,7 @@ def test_a_wrong_file_is_refused_with_both_digests_and_left_alone(empty, one_fil
         str(path),
         expected.sha256,
         f"{expected.size:,} bytes",
-        digest([content]).sha256,
+        digest(content).sha256,
         f"{len(content):,} bytes",
     ):
         assert part in str(refused.value)
@@ -139,22 +140,23 @@ def test_check_says_what_is_missing_and_downloads_nothing(empty, one_file, site)
 
 def test_a_missing_file_is_downloaded_once_to_the_cache(empty, one_file, site, capsys):
     path = empty.cache / "data" / "mnist" / "numbers.gz"
-    assert sources.fetch("mnist") == {"numbers": path}
+    assert sources.find("mnist") == {"numbers": path}
     assert path.read_bytes() == PACKED
     assert leftovers(empty.cache) == [path]
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    sources.fetch("mnist")
+    sources.find("mnist")
     assert site.requests == ["/numbers.gz"]
 
 
 def test_on_a_terminal_progress_goes_to_standard_error(empty, one_file, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    sources.fetch("mnist")
+    sources.find("mnist")
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "numbers.gz" in captured.err
+    assert "100%" in captured.err
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_where_a_download_fails_the_error_says_how_to_help_oneself(empty, one_fi
             listener.close()
         url = f"{site.address}/nothing.gz" if failure == "404" else f"http://127.0.0.1:{port}/numbers.gz"
         monkeypatch.setitem(sources.URLS, "mnist", (url,))
-        monkeypatch.setattr(sources, "receive", lambda url: downloads.receive(url, timeout=0.2))
+        monkeypatch.setattr(sources, "download", partial(downloads.download, timeout=0.2))
         with pytest.raises(DataError) as refused:
             sources.find("mnist")
     message = str(refused.value)
@@ -207,10 +209,11 @@ def test_a_cache_that_cannot_be_written_is_an_error_that_names_it(empty, one_fil
 
 def test_storing_over_an_existing_file_replaces_it_whole_or_not_at_all(tmp_path):
     path = put(tmp_path / "file", b"old")
-    with pytest.raises(DataError, match="not the published file"):
-        downloads.store(path, [b"ne", b"w!"], Digest(3, "0" * 64), "somewhere")
+    with pytest.raises(TypeError):
+        downloads.store(path, "no bytes")
     assert path.read_bytes() == b"old"
-    downloads.store(path, [b"ne", b"w"], digest([b"new"]), "somewhere")
+    assert leftovers(tmp_path) == [path]
+    downloads.store(path, b"new")
     assert path.read_bytes() == b"new"
     assert leftovers(tmp_path) == [path]
 
@@ -224,7 +227,7 @@ def zipped(name: str, content: bytes) -> bytes:
 
 
 def test_text_messages_are_taken_out_of_the_published_zip(empty, site, monkeypatch):
-    monkeypatch.setitem(sources.KNOWN, "sms", (KnownFile("sms/SMSSpamCollection", digest([PLAIN])),))
+    monkeypatch.setitem(sources.KNOWN, "sms", (KnownFile("sms/SMSSpamCollection", digest(PLAIN)),))
     monkeypatch.setitem(sources.URLS, "sms", (site.offer("/sms.zip", zipped("SMSSpamCollection", PLAIN)),))
     assert sources.find("sms")["SMSSpamCollection"].read_bytes() == PLAIN
     assert leftovers(empty.cache) == [empty.cache / "data" / "sms" / "SMSSpamCollection"]
@@ -240,7 +243,7 @@ def test_text_messages_are_taken_out_of_the_published_zip(empty, site, monkeypat
     ids=["no zip", "another member", "other content"],
 )
 def test_a_wrong_zip_is_refused(empty, site, monkeypatch, content, reason):
-    monkeypatch.setitem(sources.KNOWN, "sms", (KnownFile("sms/SMSSpamCollection", digest([PLAIN])),))
+    monkeypatch.setitem(sources.KNOWN, "sms", (KnownFile("sms/SMSSpamCollection", digest(PLAIN)),))
     monkeypatch.setitem(sources.URLS, "sms", (site.offer("/sms.zip", content),))
     with pytest.raises(DataError, match=reason):
         sources.find("sms")
@@ -266,9 +269,9 @@ def test_a_message_becomes_one_line():
     assert downloads.one_line(b"Subject: a\r\nb\nc\x0bd\te\x7f\x94") == b"Subject: a b c d\te \x94 \n"
 
 
-def test_messages_follow_the_numbers_of_their_files_beyond_four_digits():
+def test_messages_follow_the_numbers_of_their_files_beyond_four_digits(tmp_path):
     many = {"ham": [b"%d" % i for i in range(10_002)], "spam": []}
-    lines = downloads.enron_lines(io.BytesIO(archive("enron1", many)), "here")
+    lines = downloads.enron_lines(put(tmp_path / "enron1.tar.gz", archive("enron1", many)), "here")
     assert lines["ham"] == [b"%d \n" % i for i in range(10_002)]
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from fedveil.core.experiment import Data
-from fedveil.datasets import spam_demo
+from fedveil.core.settings.sections import Data
+from fedveil.datasets.published import spam_demo
 from fedveil.datasets.text import tokenise
 
 
@@ -26,7 +26,7 @@ def test_there_are_2000_different_messages_and_they_are_said_to_be_made_up():
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_the_messages_are_the_same_in_every_process(hash_seed):
-    code = "from fedveil.datasets.spam_demo import messages; print(*messages()[1], sep=chr(10))"
+    code = "from fedveil.datasets.published.spam_demo import messages; print(*messages()[1], sep=chr(10))"
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONIOENCODING": "utf-8"}
     printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
     assert printed.decode().splitlines() == spam_demo.messages()[1]

@@ -11,16 +11,17 @@ from hypothesis import strategies as st
 
 from fedveil import Experiment
 from fedveil.core.errors import SettingsError
-from fedveil.core.experiment import Data
+from fedveil.core.settings.sections import Data
 from fedveil.datasets import federated
 from fedveil.datasets.federated import Federated, load
-from fedveil.datasets.synthetic import Synthetic, splitmix
+from fedveil.datasets.published.synthetic import Synthetic, splitmix
 
-FORMS = [{"partition": "iid"}, {"partition": "natural"}, {"partition": "natural", "synthetic_rule": "shared"}]
+FORMS = [{"partition": "iid"}, {"partition": "natural"}, {"partition": "natural", "rule": "shared"}]
 
 
 def made(seed: int = 0, **data: object) -> Federated:
-    return load(Data(**{"dataset": "synthetic", "clients": 1_000, **data}), seed)
+    own = {key: data.pop(key) for key in ("examples", "spread", "beta", "rule") if key in data}
+    return load(Data(**{"dataset": {"name": "synthetic", **own}, "clients": 1_000, **data}), seed)
 
 
 def pooled(loaded: Federated, clients: range) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +52,7 @@ def test_a_client_makes_the_same_examples_whenever_it_is_asked_whatever_the_popu
 @settings(max_examples=30, deadline=None)
 def test_sizes_are_what_clients_train_on(form, mean, spread, least, fraction) -> None:
     least = min(least, mean)
-    data = {"examples_per_client": mean, "examples_spread": spread, "min_examples": least}
+    data = {"examples": mean, "spread": spread, "min_examples": least}
     loaded = made(clients=1_000_000, validation_fraction=fraction, **data, **form)
     asked = np.random.default_rng(mean).integers(0, 1_000_000, 20)
     clients = [loaded.client(int(k)) for k in asked]
@@ -64,7 +65,7 @@ def test_sizes_are_what_clients_train_on(form, mean, spread, least, fraction) ->
 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 2.0])
 def test_sizes_have_the_mean_and_the_spread_that_the_settings_say(spread) -> None:
-    sizes = made(clients=200_000, examples_per_client=1_000, examples_spread=spread).sizes(np.arange(200_000))
+    sizes = made(clients=200_000, examples=1_000, spread=spread).sizes(np.arange(200_000))
     assert sizes.mean() == pytest.approx(1_000, rel=0.02)
     assert np.log(sizes).std() == pytest.approx(spread, rel=0.01)
     assert sizes.max() <= 1_000 * np.exp(3.7 * spread)  # the tail ends: no client of a million fills the memory
@@ -78,7 +79,7 @@ def test_the_numbers_behind_sizes_are_those_of_splitmix64() -> None:
 
 def test_features_and_labels_follow_the_recipe() -> None:
     """Against the recipe's own words, step by step: v_k from its hyperprior, Sigma, and a linear rule."""
-    loaded = made(partition="natural", examples_per_client=4_000, examples_spread=0.0, synthetic_beta=2.0)
+    loaded = made(partition="natural", examples=4_000, spread=0.0, beta=2.0)
     features, labels = loaded.client(3)[0].features, loaded.client(3)[0].labels
     variances = np.arange(1, 61) ** -1.2
     np.testing.assert_allclose(features.var(axis=0), variances, rtol=0.15)
@@ -100,7 +101,7 @@ def test_features_and_labels_follow_the_recipe() -> None:
 def test_iid_clients_are_alike_and_natural_ones_are_not() -> None:
     classes = {}
     for name, form in zip(("iid", "own", "shared"), FORMS, strict=True):
-        counts = made(examples_per_client=200, examples_spread=0.0, **form).counts(np.arange(100))
+        counts = made(examples=200, spread=0.0, **form).counts(np.arange(100))
         classes[name] = float((counts > 0).sum(axis=1).mean())
         if name == "iid":
             share = counts.sum(axis=0) / counts.sum()
@@ -116,7 +117,7 @@ def test_what_one_model_can_learn_of_other_clients(form, low, high) -> None:
     """Pooled logistic regression: a shared rule carries over to clients never seen; rules of their own do not."""
     from sklearn.linear_model import LogisticRegression
 
-    loaded = made(clients=1_000_000, examples_per_client=20, **form)
+    loaded = made(clients=1_000_000, examples=20, **form)
     features, labels = pooled(loaded, range(1, 1_001))
     test = loaded.dataset.test
     score = LogisticRegression(C=100, max_iter=40).fit(features, labels).score(test.features, test.labels)
@@ -158,15 +159,18 @@ def test_a_million_clients_take_the_memory_of_a_thousand() -> None:
     ("change", "said"),
     [
         ({"data.partition": "shards"}, "data.partition = 'shards': there is nothing to divide"),
-        ({"data.partition": "my_parts:deal"}, "there is nothing to divide"),
-        ({"data.partition_alpha": 0.1}, "data.partition_alpha = 0.1: has no effect"),
+        ({"data.partition": "math:sqrt"}, "there is nothing to divide"),
+        (
+            {"data.partition.alpha": 0.1},
+            "data.partition.alpha: unknown setting of data.partition = 'iid'; alpha is a setting of",
+        ),
         ({"data.test_fraction": 0.1}, "data.test_fraction = 0.1: has no effect with data.dataset = 'synthetic'"),
-        ({"data.synthetic_beta": 0.5}, "has no effect with data.partition = 'iid'"),
-        ({"data.synthetic_rule": "shared"}, "has no effect with data.partition = 'iid'"),
-        ({"data.dataset": "digits", "data.examples_per_client": 9}, "it needs data.dataset = 'synthetic'"),
-        ({"data.dataset": "digits", "data.examples_spread": 0.5}, "it needs data.dataset = 'synthetic'"),
-        ({"data.dataset": "digits", "data.synthetic_beta": 0.5}, "it needs data.dataset = 'synthetic'"),
-        ({"data.examples_spread": 3.5}, "data.examples_spread = 3.5: must be less than or equal to 3"),
+        ({"data.dataset.beta": 0.5}, "has no effect with data.partition = 'iid'"),
+        ({"data.dataset.rule": "shared"}, "has no effect with data.partition = 'iid'"),
+        ({"data.dataset": "digits", "data.dataset.examples": 9}, "is a setting of data.dataset = 'synthetic'"),
+        ({"data.dataset": "digits", "data.dataset.spread": 0.5}, "is a setting of data.dataset = 'synthetic'"),
+        ({"data.dataset": "digits", "data.dataset.beta": 0.5}, "is a setting of data.dataset = 'synthetic'"),
+        ({"data.dataset.spread": 3.5}, "data.dataset.spread = 3.5: must be less than or equal to 3"),
         ({"data.min_examples": 101}, "data.min_examples = 101: larger than the average"),
         ({"data.synthetic_alpha": 1.0}, "data.synthetic_alpha: unknown setting"),
     ],
@@ -181,9 +185,9 @@ def test_natural_takes_its_settings_and_lone_examples_cannot_be_held_out(tmp_pat
     from fedveil import run
 
     settings = Experiment(
-        data={"dataset": "synthetic", "partition": "natural", "examples_per_client": 2, "validation_fraction": 0.5},
+        data={"dataset": {"name": "synthetic", "examples": 2}, "partition": "natural", "validation_fraction": 0.5},
         evaluation={"federated": True},
-    ).override({"data.synthetic_beta": 0.5, "data.synthetic_rule": "shared"})
+    ).override({"data.dataset.beta": 0.5, "data.dataset.rule": "shared"})
     with pytest.raises(SettingsError, match=r"of 10 clients hold one example.*data.min_examples = 2"):
         run(settings, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

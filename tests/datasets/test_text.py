@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.core.errors import DataError
-from fedveil.core.experiment import Data
+from fedveil.core.settings.sections import Data
 from fedveil.datasets import splits, text
 from fedveil.datasets.text import PADDING, SPECIAL, UNKNOWN, encode, hashed, listed, tokenise
 

@@ -21,9 +21,9 @@ from zlib import crc32
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedveil.client import join, trainer
-from fedveil.client.trainer import Errand, Office, Outcome
-from fedveil.core.messages import ARRAYS, BLOB, CONFIG, METRICS, PARCEL, ROUND
+from fedveil.client.node import join, trainer
+from fedveil.client.node.trainer import ClientProfile, TrainerReply, TrainerRequest
+from fedveil.core.wire.messages import ARRAYS, BLOB, CONFIG, METRICS, PARCEL, ROUND
 
 HOLDING = 300.0  # seconds that a client may be held; a test that forgot it must end
 LARGE = 24 << 20  # bytes of an update that is too large
@@ -120,7 +120,7 @@ DEEDS: dict[str, Callable[[RecordDict, int], RecordDict]] = {
     "no examples": with_metric("num-examples", 0),
     "another client": with_metric("client", 0),
     "replayed": replayed,
-    # offsets: the table in privacy/wire.py
+    # offsets: the table in privacy/homomorphic/wire.py
     "another key": forged(56, 16),
     "another run": forged(72, 16),
     "another round": forged(136, 1),
@@ -160,11 +160,13 @@ def told(number: int) -> str:
     return ""
 
 
-def act(errand: Errand, office: Office, honest: Callable[[Errand, Office], Outcome]) -> Outcome:
+def act(
+    request: TrainerRequest, profile: ClientProfile, honest: Callable[[TrainerRequest, ClientProfile], TrainerReply]
+) -> TrainerReply:
     """Answer a message as told."""
-    if errand.message.metadata.message_type != "train":
-        return honest(errand, office)
-    number = int(errand.message.content[CONFIG][ROUND])  # type: ignore[arg-type, call-overload, index]
+    if request.message.metadata.message_type != "train":
+        return honest(request, profile)
+    number = int(request.message.content[CONFIG][ROUND])  # type: ignore[arg-type, call-overload, index]
     deed = told(number)
     if deed == "hold":
         hold(number)
@@ -174,7 +176,7 @@ def act(errand: Errand, office: Office, honest: Callable[[Errand, Office], Outco
     elif deed == "stand still":
         leave("held", number)
         os.kill(os.getpid(), signal.SIGSTOP)
-    outcome = honest(errand, office)
+    outcome = honest(request, profile)
     if outcome.content is not None:
         earlier[number] = outcome.content
         if deed in DEEDS:
@@ -184,15 +186,15 @@ def act(errand: Errand, office: Office, honest: Callable[[Errand, Office], Outco
     return outcome
 
 
-def command(descriptor: int, office: Office) -> list[str]:
+def command(descriptor: int, profile: ClientProfile) -> list[str]:
     """How to start this trainer in the place of the honest one."""
-    return [sys.executable, __file__, "trainer", str(descriptor), json.dumps(asdict(office))]
+    return [sys.executable, __file__, "trainer", str(descriptor), json.dumps(asdict(profile))]
 
 
 def main() -> None:
     if sys.argv[1] == "trainer":
         honest, pack = trainer.handle, trainer.to_parcel
-        trainer.handle = lambda errand, office: act(errand, office, honest)
+        trainer.handle = lambda request, profile: act(request, profile, honest)
         trainer.to_parcel = lambda content: SPOILS[spoil.pop()](pack(content)) if spoil else pack(content)
         del sys.argv[1]
         trainer.main()

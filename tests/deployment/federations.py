@@ -13,13 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from machines import END, START, Network, Program, eventually, fedveil, need_root
+from helpers.machines import END, START, Network, Program, eventually, fedveil, need_root
 
 from fedveil import Experiment
-from fedveil.core.experiment import LATTICES, Privacy
-from fedveil.privacy.keys import write_keys
-from fedveil.privacy.parties import new_parties
+from fedveil.core.settings.sections import Privacy
+from fedveil.privacy.homomorphic.keys import write_keys
 from fedveil.privacy.plan import make_lattice
+from fedveil.privacy.trust.key_folders import new_parties
 from fedveil.remote import Server
 
 PORT, CONTROL = 9092, 9093  # nobody else is in a namespace
@@ -31,7 +31,7 @@ ACTOR = Path(__file__).parent / "actor.py"
 def new_keys(folder: Path, clients: int, host: str, protection: str = "none") -> None:
     """Make what `fedveil keys new FOLDER --host HOST --clients N --set privacy.protection=...` makes."""
     privacy = Privacy(protection=protection)  # type: ignore[arg-type]
-    lattice = make_lattice(privacy) if protection in LATTICES else None
+    lattice = make_lattice(privacy) if privacy.shows == "sum" else None
     write_keys(folder, lattice, clients, new_parties(clients, privacy, [host]))
 
 
@@ -224,11 +224,11 @@ class Federation:
         eventually(there, seconds, lambda: f"clients {numbers} are connected: {self.ask('/status')['clients']}")
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The answer of the server's desk, asked on its own machine."""
+        """The answer of the server's control interface, asked on its own machine."""
         return self.at.call(lambda: Server("localhost").ask(path, body))
 
     def order(self, settings: Mapping[str, Any], preset: str = "digits") -> Run:
-        """Start a run, as `fedveil run PRESET --on localhost` does on the server's machine."""
+        """Start a run, as `fedveil submit PRESET --on localhost` does on the server's machine."""
         experiment = self.experiment(settings, preset)
         name = self.at.call(lambda: Server("localhost").start(experiment, lambda _text: None))
         self.runs.append(Run(self, name))

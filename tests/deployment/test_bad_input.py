@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from deployment.federations import CONTROL, PORT, Federation, Run, federated
-from machines import Program, fedveil
+from helpers.machines import Program, fedveil
 
 OWN = {
     "data.dataset": "own", "data.labels": ["calm", "storm"], "federation.rounds": 2, "federation.quorum": 2,
@@ -118,7 +118,9 @@ def test_a_run_for_more_clients_than_are_connected_ends_and_says_how_many_are(
 ) -> None:
     settings = {"federation.deadline": 5}
     (tmp_path / "three.toml").write_text(federation.experiment(settings).toml())
-    program = Program(federation.at, fedveil("run", tmp_path / "three.toml", "--on", "localhost"), tmp_path, "run")
+    program = Program(
+        federation.at, fedveil("submit", tmp_path / "three.toml", "--on", "localhost"), tmp_path, "submit"
+    )
     assert program.ends() == 1
     said = " ".join(program.said.split())
     assert "the run needs 3 clients, and " in said

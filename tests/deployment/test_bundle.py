@@ -17,9 +17,9 @@ from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from machines import eventually
+from helpers.machines import eventually
 
-from fedveil.core.bundle import code
+from fedveil.core.wire.bundle import code
 
 SERVER = """
 import json

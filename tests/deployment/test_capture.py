@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from captures import DISTINCT, WINDOW, other_than_tls, shared, streams, walked
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+from helpers.captures import DISTINCT, WINDOW, other_than_tls, shared, streams, walked
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from fedveil.server.gate import HELLO
+from fedveil.server.serving.node_gateway import HELLO
 
-PORT = 9092  # of the gate
+PORT = 9092  # of the gateway
 OWN_WORDS = (b"anastasia", b"boniface", b"chidiebere")  # in a client's messages, and no words that everybody knows
 SETTINGS = (b"ham, spam", b"winner", b"station", HELLO.encode(), FLEET_HTTP_PUBLIC_KEY_HEADER.encode())
 SIDES = (("192.0.2.2", 40000, "192.0.2.1", PORT), ("192.0.2.1", PORT, "192.0.2.2", 40000))

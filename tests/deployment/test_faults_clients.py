@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from deployment.federations import Federation, Run, federated
-from machines import END, eventually
+from helpers.machines import END, eventually
 
 DEADLINE = 90.0
 SHORT = 15.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from deployment.federations import Federation, Run, federated
-from machines import END, Host, eventually
+from helpers.machines import END, Host, eventually
 
 SHORT = 15.0
 

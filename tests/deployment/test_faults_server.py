@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from deployment.federations import Federation, Run, federated
-from machines import END
+from helpers.machines import END
 
 import fedveil
 

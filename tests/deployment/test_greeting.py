@@ -20,14 +20,14 @@ from unittest import mock
 
 import pytest
 from deployment.federations import CONTROL, PORT, Federation, federated, new_keys
-from machines import END, Host, Program, eventually, fedveil
+from helpers.machines import END, Host, Program, eventually, fedveil
 
-from fedveil.client import greeting
-from fedveil.client.greeting import HELLO, Address, greet
-from fedveil.core.bundle import ROOMS, code
+from fedveil.client.node import greeting
+from fedveil.client.node.greeting import HELLO, Address, greet
 from fedveil.core.errors import DeploymentError
-from fedveil.privacy import certificates
-from fedveil.privacy.identity import new_identity
+from fedveil.core.wire.bundle import ROOMS, code
+from fedveil.privacy.trust import certificates
+from fedveil.privacy.trust.identity import new_identity
 from fedveil.remote import Server
 
 ELSEWHERE = "10.77.0.250"  # an address of the server's that its certificate does not name

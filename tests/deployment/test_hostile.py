@@ -12,9 +12,9 @@ import httpx
 import pytest
 from deployment.federations import PORT, Federation, Run, federated
 from flwr.proto.message_pb2 import PushObjectRequest
-from machines import END
+from helpers.machines import END
 
-from fedveil.client import greeting
+from fedveil.client.node import greeting
 
 LIMIT = 8.0  # MiB that a client may send for one message
 # What client 3 does to its update, and what the record says of it.
@@ -32,7 +32,7 @@ REFUSED = {
     "no metrics": "no number",
     "no examples": "where a whole number from 1 belongs",
     "another client": "calls itself client",
-    "cut parcel": "its message is cut",
+    "cut parcel": "no parcel of FedVeil: Error while deserializing",
     "noise": "no parcel of FedVeil",
     "no parcel": "its message is no parcel of FedVeil",
 }

@@ -66,7 +66,7 @@ def test_a_round_goes_on_without_one_of_four_and_never_with_two(federation: Fede
         assert run.failure(2, 4) == "no answer in time"
     assert run.round == silent[3] - 1
     assert f"round {silent[3]}" in run.error
-    assert ("privacy.min_clients = 3" if ciphertexts else "from 2 of 4 clients, and it takes 3") in run.error
+    assert ("privacy.protection.min_clients = 3" if ciphertexts else "from 2 of 4 clients, and it takes 3") in run.error
     assert f"kept: the model and metrics of rounds up to {run.round}" in run.error
     assert {row["round"] for row in run.table("clients.csv")} == {str(number) for number in range(1, run.round + 1)}
     run.counted_once()

@@ -14,21 +14,23 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from captures import begin, end, left_over, other_than_tls, shared, walked
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
-from machines import eventually, need_root
+from helpers.captures import begin, end, left_over, other_than_tls, shared, walked
+from helpers.machines import eventually, need_root
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from fedveil.cli import app
 from fedveil.client.app import STAGES, evaluation_reply, training_reply
-from fedveil.client.policy import Policy
-from fedveil.core.messages import METRICS
-from fedveil.models.evaluation import Scores
-from fedveil.privacy.keys import load_client
+from fedveil.client.node.policy import Policy
+from fedveil.core.examples import Task
+from fedveil.core.metrics import MetricSet, Scores
+from fedveil.core.wire.messages import METRICS
+from fedveil.datasets.own.local import TASKS
+from fedveil.privacy.homomorphic.keys import load_client
 from fedveil.simulations.engine.grid import InProcessGrid
 
 CHECKOUT = Path(__file__).parents[2]
@@ -65,7 +67,9 @@ def test_the_walk_ends_as_it_says_and_neither_the_network_nor_the_server_sees_th
     lines = [line for line in walk.said.splitlines() if re.match(r"(server|operator|client-\d)\$ ", line)]
     assert all(understood(line.partition("$ ")[2].split(" | ")[0]) for line in lines if "$ fedveil" in line)
     assert re.search(rf"^{walk.record.name} +stopped *$", walk.said, re.MULTILINE)
-    assert walk.said.count(f"{walk.record.name} stops; go on with: fedveil run --on localhost --resume") == 1
+    assert (
+        walk.said.count(f"{walk.record.name} stops; go on with: fedveil resume {walk.record.name} --on localhost") == 1
+    )
     assert list(pd.read_csv(walk.record / "metrics.csv")["round"]) == list(range(ROUNDS + 1))
     updates = pd.read_csv(walk.record / "clients.csv").query("stage == 'train'")
     assert sorted(zip(updates["round"], updates["client"], strict=True)) == [
@@ -169,10 +173,11 @@ def test_the_page_names_every_number_that_a_client_replies_with() -> None:
     InProcessGrid(ClientApp(), 1, {})  # messages belong to a run
     message = Message(RecordDict(), dst_node_id=1, message_type="train")
     costs = {"clipped": 0, "seal-seconds": 0.0, "open-seconds": 0.0}
-    scores = Scores(**dict.fromkeys(Scores.__dataclass_fields__, 0))
+    tasks = [TASKS["sms"], Task("text", (8,), (), 50, "next_token")]
+    told = [Scores(1, 0.0, dict.fromkeys(MetricSet.of(task).whole, 0)) for task in tasks]
     replies = [
         training_reply(message, 0, ArrayRecord(), 0.0, 1, 1, 0.0, 0.0, costs),
-        evaluation_reply(message, 0, scores, 0.0),
+        *(evaluation_reply(message, 0, scores, 0.0) for scores in told),
     ]
     names = {name for reply in replies for name in reply.content[METRICS]}
     said = section("What leaves a client's machine")

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fedveil.cli import app
+from fedveil.core.catalog import ATTACKS
 from fedveil.core.errors import SettingsError
-from fedveil.core.parts import ATTACKS
 
 METRICS = {"words": ("recall", "precision"), "images": ("psnr",), "labels": ("accuracy",), "loss": ("auc",)}
 

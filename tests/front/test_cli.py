@@ -83,9 +83,11 @@ def test_show_prints_settings_that_run_again_from_a_file(tmp_path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("kind", ["presets", "datasets", "partitions", "models", "strategies", "protections"])
+@pytest.mark.parametrize(
+    "kind", ["presets", "datasets", "partitions", "metrics", "models", "strategies", "protections"]
+)
 def test_list_names_every_part(kind, tmp_path) -> None:
-    from fedveil.cli import TABLES
+    from fedveil.catalog import TABLES
 
     answer = fedveil("list", kind, cwd=tmp_path)
     assert all(name in answer.stdout for name in TABLES[kind])
@@ -117,8 +119,8 @@ def test_ctrl_c_stops_after_the_message_in_flight_and_resume_ends_at_the_same_by
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "go on with: fedveil run --resume cut" in errors
-    resumed = json.loads(fedveil("run", "--resume", "cut", "--json", cwd=tmp_path).stdout)
+    assert "go on with: fedveil resume cut" in errors
+    resumed = json.loads(fedveil("resume", "cut", "--json", cwd=tmp_path).stdout)
     assert resumed["model_sha256"] == whole["model_sha256"]
     assert rows.read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
 
@@ -139,13 +141,20 @@ BAD_SETTINGS = [
     (["run", "--device", "tpu"], "device = 'tpu'"),
     (["run", "--set", "data.clients=5000"], "data.clients = 5,000: more clients than the 1,438 training examples"),
     (["run", "--set", "data.min_examples=999"], "data.min_examples"),
-    (["run", "--set", "model.name=lstm"], "reads text, and the data are images"),
+    (
+        ["run", "--set", "model.name=lstm"],
+        "is for classification of text, and the task of the data is classification of images",
+    ),
     (["run", "--set", "model.normalization=batch"], "Use 'layer'"),
-    (["run", "--resume", "nowhere"], "is not the folder of a run"),
+    (["resume", "nowhere"], "is not the folder of a run"),
+    (["resume", "nowhere", "--on", "localhost", "--rounds", "3"], "not with --on"),
+    (["show", "partition", "iid"], "did you mean 'partitions'"),
+    (["show", "partitions", "idd"], "did you mean 'iid'"),
+    (["app", "nowhere"], "is not the folder of a Flower app"),
     (["run", "--data-dir", "nowhere"], "is not a folder"),
     (["run", "--set", "privacy.protection=mine:secret"], "no protection is called 'mine:secret'"),
     (["run", "--set", "model.name=nowhere:factory"], "cannot be loaded (ModuleNotFoundError"),
-    (["run", "digits", "--resume", "nowhere"], "of the others only --workers"),
+    (["run", "digits", "--resume", "nowhere"], "digits: not with `fedveil resume`"),
     (["data", "show", "--out", "picture.foo"], "must end in .png"),
     (["list", "model"], "did you mean 'models'"),
     (["data", "fetch", "mnits"], "did you mean 'mnist'"),
@@ -287,7 +296,7 @@ def test_a_killed_run_leaves_a_readable_record_and_goes_on_to_the_same_bytes(tmp
     process.wait()
     assert len(pd.read_csv(rows)) >= 4
     assert load_file(tmp_path / "cut" / "model.safetensors")
-    resumed = json.loads(fedveil("run", "--resume", "cut", "--json", cwd=tmp_path).stdout)
+    resumed = json.loads(fedveil("resume", "cut", "--json", cwd=tmp_path).stdout)
     assert resumed["model_sha256"] == whole["model_sha256"]
     assert rows.read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
 
@@ -299,3 +308,122 @@ def test_an_unpacked_data_set_is_as_good_as_a_packed_one(real_data, tmp_path) ->
         (folder / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
     answer = fedveil("data", "show", "mnist-mlp", "--data-dir", folder.parent, cwd=tmp_path)
     assert "60,000 training examples" in answer.stdout, answer.stderr
+
+
+def test_the_old_spelling_of_the_benchmarks_says_the_new_one(tmp_path) -> None:
+    assert "run: python -m benchmarks j1 --json" in refused("bench", "j1", "--json", cwd=tmp_path)
+    assert "bench" not in fedveil("--help", cwd=tmp_path).stdout
+
+
+def test_the_old_spellings_do_the_same_and_say_the_new_ones(tmp_path) -> None:
+    assert fedveil("run", *FAST, "--out", "short", "--quiet", cwd=tmp_path).returncode == 0
+    answer = fedveil("run", "--resume", "short", "--json", "--quiet", cwd=tmp_path)
+    assert answer.stderr == "note     `fedveil run --resume` is now: fedveil resume short\n"
+    assert json.loads(answer.stdout) == json.loads(fedveil("resume", "short", "--json", cwd=tmp_path).stdout)
+    app = Path(__file__).parents[1] / "apps" / "plain_flower"
+    words = ["--set", f"output={tmp_path / 'out.json'}", "--clients", 2, "--json"]
+    answer = fedveil("run", "--app", app, *words, cwd=tmp_path)
+    assert f"`fedveil run --app` is now: fedveil app {app}" in answer.stderr
+    assert json.loads(answer.stdout)["clients"] == 2
+    nobody = "127.0.0.1:9"
+    said = refused("run", "digits", "--on", nobody, cwd=tmp_path, code=1)
+    assert f"`fedveil run --on` is now: fedveil submit digits --on {nobody}" in said
+    assert "no server answers there" in said
+    said = refused("run", "--on", nobody, "--resume", "digits-1", cwd=tmp_path, code=1)
+    assert f"is now: fedveil resume digits-1 --on {nobody}" in said
+    helped = fedveil("run", "--help", cwd=tmp_path).stdout
+    assert not any(word in helped for word in ("--resume", "--app", "--on ", "--clients"))
+
+
+def test_a_finished_run_is_lengthened_and_its_record_says_so(tmp_path) -> None:
+    short = ["--set", "federation.rounds=2", "--quiet"]
+    assert fedveil("run", *short, "--out", "short", cwd=tmp_path).returncode == 0
+    whole = json.loads(fedveil("run", "--set", "federation.rounds=4", "--out", "whole", "--json", cwd=tmp_path).stdout)
+    longer = json.loads(fedveil("resume", "short", "--rounds", 4, "--json", cwd=tmp_path).stdout)
+    assert longer["rounds"] == 4
+    assert longer["model_sha256"] == whole["model_sha256"]
+    same = [(tmp_path / folder / "experiment.toml").read_text() for folder in ("short", "whole")]
+    assert same[0] == same[1]
+    (resumed,) = json.loads((tmp_path / "short" / "environment.json").read_text())["resumes"]
+    assert (resumed["after"], resumed["rounds"]) == (2, [2, 4])
+    assert resumed["command"] == ["fedveil", "resume", "short", "--rounds", "4", "--json"]
+    assert {"started", "versions", "commit"} <= set(resumed)
+
+
+def test_submit_shows_its_settings_and_asks_a_server(tmp_path) -> None:
+    shown = fedveil("submit", "digits", "--set", "seed=4", "--show", cwd=tmp_path).stdout
+    assert shown == fedveil("run", "digits", "--seed", 4, "--show", cwd=tmp_path).stdout
+    assert "no server answers there" in refused("submit", "--on", "127.0.0.1:9", cwd=tmp_path, code=1)
+
+
+@pytest.mark.parametrize("kind", ["presets", "datasets", "models", "attacks"])
+def test_list_as_json_is_every_name_with_its_line(kind, tmp_path) -> None:
+    from fedveil.catalog import TABLES
+
+    assert json.loads(fedveil("list", kind, "--json", cwd=tmp_path).stdout) == dict(TABLES[kind])
+    assert json.loads(fedveil("list", "--json", cwd=tmp_path).stdout)[kind] == dict(TABLES[kind])
+
+
+def test_show_tells_a_parts_settings_with_their_defaults_and_ranges(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from typing import Literal\n"
+        "from pydantic import Field\n"
+        "from fedveil.core.declaration import part\n"
+        "from fedveil.core.settings.section import Section\n\n"
+        "class Trim(Section):\n"
+        "    fraction: float = Field(0.2, ge=0, lt=0.5, description='cut off at each end')\n"
+        "    side: Literal['both', 'top'] = 'both'\n"
+        "    least: int | None = None\n\n"
+        "@part(Trim, needs='each', tasks=('classification',))\n"
+        "def trimmed(settings): ...\n"
+    )
+    lines = [
+        " ".join(line.split())
+        for line in fedveil("show", "strategies", "mine:trimmed", cwd=tmp_path).stdout.splitlines()
+    ]
+    assert lines == [
+        "mine:trimmed your own",
+        "needs each",
+        "tasks classification",
+        "settings of its own",
+        "fraction 0.2 a number at least 0, below 0.5 cut off at each end",
+        'side "both" "both", "top"',
+        "least null a whole number or nothing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("strategies", "krum", "the one update closest to its neighbours"),
+        ("protections", "none", "updates travel in the clear"),
+        ("attacks", "words", "cites  Trask 2019"),
+        ("presets", "digits", "[federation]"),
+    ],
+)
+def test_show_tells_what_a_part_is(kind, name, said, tmp_path) -> None:
+    answer = fedveil("show", kind, name, cwd=tmp_path)
+    assert answer.stdout.startswith(f"{name}  ")
+    assert said in answer.stdout
+
+
+def test_the_schema_has_every_setting_with_its_type_default_and_description(tmp_path) -> None:
+    from fedveil.core.settings.experiment import known_keys
+
+    found = json.loads(fedveil("schema", cwd=tmp_path).stdout)
+    for key, description in known_keys().items():
+        *sections, name = key.split(".")
+        where = found
+        for section in sections:
+            where = found["$defs"][where["properties"][section]["$ref"].rpartition("/")[2]]
+        setting = where["properties"][name]
+        assert setting.get("description", "") == description
+        assert "default" in setting
+        assert {"type", "anyOf", "enum", "$ref"} & set(setting), key
+
+
+def test_version_names_what_computes(tmp_path) -> None:
+    from fedveil import __version__
+
+    assert fedveil("version", cwd=tmp_path).stdout.startswith(f"fedveil {__version__}\n")
+    assert set(json.loads(fedveil("version", "--json", cwd=tmp_path).stdout)) >= {"fedveil", "python", "flwr", "torch"}

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from fedveil.core.errors import DataError, DeploymentError, Interrupted, ProtectionError, SettingsError, TrainingError
-from fedveil.core.experiment import Experiment, Privacy
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.settings.sections import Privacy
 from fedveil.remote import Server, as_agreed, vocabulary
 
 
@@ -67,7 +68,7 @@ def test_a_run_that_is_not_done_raises_why(status, kind) -> None:
 
 def test_the_agreed_privacy_is_taken_over_and_said() -> None:
     said: list[str] = []
-    agreed = Privacy(protection="bfv", min_clients=4)
+    agreed = Privacy(protection={"name": "bfv", "min_clients": 4})
     experiment = as_agreed(Experiment.preset("digits"), agreed, said.append)
     assert experiment.privacy == agreed
     assert said == ["privacy  bfv, as agreed when the federation's keys were made"]

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.core.experiment import Training
 from fedveil.core.randomness import Stream
-from fedveil.models.augmentation import augment, rotate, shift
+from fedveil.core.settings.sections import Training
+from fedveil.models.local.augmentation import augment, rotate, shift
 
 
 def images(n: int = 6, channels: int = 2, height: int = 7, width: int = 5) -> torch.Tensor:

@@ -14,17 +14,19 @@ from torch import Tensor, nn
 
 from fedveil.core.errors import TrainingError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
-from fedveil.models import training as training_module
-from fedveil.models.batched import Chain, batched
-from fedveil.models.batches import cut, plan, steps_of
-from fedveil.models.functional import Functional
-from fedveil.models.layers import layers
-from fedveil.models.networks import build, example
-from fedveil.models.training import Trained, train_clients
-from fedveil.models.words import PooledWords, Words
+from fedveil.models.local import training as training_module
+from fedveil.models.local.batches import cut, plan, steps_of
+from fedveil.models.local.correction import Correction
+from fedveil.models.local.training import Trained, train_clients
+from fedveil.models.networks.build import build, example
+from fedveil.models.networks.words import PooledWords, Words
+from fedveil.models.vectorized.batched import Chain, batched
+from fedveil.models.vectorized.functional import Functional
+from fedveil.models.vectorized.rules import layers
 
 FEATURES = Task("features", (6,), ("a", "b", "c"))
 PAIR = Task("features", (6,), ("a", "b"))
@@ -59,8 +61,9 @@ def both(
     assert not isinstance(how, str), how
     arguments = (network, start, clients, training, training.learning_rate, streams)
     classes = len(task.classes)
-    plain = train_clients(*arguments, classes=classes, proximal_mu=mu)
-    return plain, train_clients(*arguments, classes=classes, proximal_mu=mu, together=how), start
+    pull = None if mu is None else Correction(mu)
+    plain = train_clients(*arguments, classes=classes, correction=pull)
+    return plain, train_clients(*arguments, classes=classes, correction=pull, together=how), start
 
 
 def assert_same(plain: Trained, together: Trained, tolerance: float) -> None:
@@ -100,9 +103,12 @@ def models(draw: st.DrawFn) -> tuple[Task, Model]:
         pooling = draw(st.sampled_from(["mean", "last" if name == "lstm" else "sum"]))
         layers = draw(st.integers(1, 2)) if not dropout else 1
         size = draw(st.sampled_from([1, 3]))
-        return task, Model(
-            name=name, pooling=pooling, layers=layers, embedding=size, units=4, hidden=(5,), dropout=dropout
-        )
+        own = {
+            "lstm": {"layers": layers, "units": 4, "dropout": dropout},
+            "bag": {},
+            "mlp": {"hidden": (5,), "dropout": dropout},
+        }
+        return task, Model(name=name, pooling=pooling, embedding=size, **own[name])
     return task, Model(
         hidden=draw(st.sampled_from([(), (5,), (5, 4)])),
         activation=draw(st.sampled_from(["relu", "leaky_relu", "prelu", "elu", "sigmoid", "tanh"])),
@@ -127,7 +133,7 @@ def test_all_at_once_is_the_plain_loop(model, training, sizes, seed):
 def test_in_float32_the_two_agree_to_the_stated_tolerance(task, optimizer):
     """1e-5; for adam, which divides by gradients however small they are, a hundredth of the learning rate a step."""
     training = Training(epochs=2, batch_size=4, optimizer=optimizer, learning_rate=0.1 if optimizer == "sgd" else 0.01)
-    network = build(task, Model(name="lstm" if task is TEXT else "mlp", units=6, hidden=(8, 8)), Stream(1))
+    network = build(task, Model(name="lstm", units=6) if task is TEXT else Model(hidden=(8, 8)), Stream(1))
     plain, together, _ = both(network, task, [17, 5, 9], training, kind=np.float32)
     assert_same(plain, together, 1e-5 if optimizer == "sgd" else 0.01 * 0.01 * int(plain.steps.max()))
 

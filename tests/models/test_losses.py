@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.models.losses import loss
+from fedveil.models.local.losses import loss
 
 
 @settings(deadline=None, max_examples=50)

@@ -6,6 +6,7 @@ import math
 import sys
 import types
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fedveil.core.declaration import part
 from fedveil.core.errors import SettingsError
 from fedveil.core.examples import Task
-from fedveil.core.experiment import Model
 from fedveil.core.randomness import Stream
-from fedveil.models.networks import build
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.section import Section
+from fedveil.models.networks.build import build
 
 IMAGES = Task("images", (1, 6, 5), ("a", "b", "c"))
 FEATURES = Task("features", (7,), ("no", "yes"))
@@ -26,7 +29,7 @@ TEXT = Task("text", (9,), ("ham", "spam"), vocabulary_size=40)
 STREAM = Stream(3)
 
 
-def own(monkeypatch: pytest.MonkeyPatch, factory: Callable[[Task, Model], object]) -> Model:
+def own(monkeypatch: pytest.MonkeyPatch, factory: Callable[[Task, Any], object]) -> Model:
     """Settings that name `factory` as a user's own network."""
     module = types.ModuleType("users_networks")
     module.factory = factory
@@ -87,7 +90,9 @@ def test_parameter_names_are_stable() -> None:
 @pytest.mark.parametrize("pooling", ["mean", "sum"])
 @pytest.mark.parametrize("name", ["bag", "mlp"])
 def test_a_bag_pools_the_vectors_of_real_words(name: str, pooling: str) -> None:
-    network = build(TEXT, Model(name=name, embedding=6, hidden=(), pooling=pooling), STREAM)
+    network = build(
+        TEXT, Model(name=name, embedding=6, pooling=pooling, **({"hidden": ()} if name == "mlp" else {})), STREAM
+    )
     w = {key: p.detach().numpy() for key, p in network.named_parameters()}
     ids = texts([9, 3, 1, 0], 9)
     outputs = network(ids).detach().numpy()
@@ -223,15 +228,20 @@ def test_stacked_lstm_layers_have_dropout_between_them() -> None:
 def test_a_users_own_network_is_called_with_task_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     given_to: list[object] = []
 
-    def factory(task: Task, model: Model) -> nn.Module:
-        given_to.extend([task, model])
-        return nn.Linear(7, 1)
+    class Own(Section):
+        bias: bool = True
+
+    @part(Own)
+    def factory(task: Task, settings: Own) -> nn.Module:
+        given_to.extend([task, settings])
+        return nn.Linear(7, 1, settings.bias)
 
     model = own(monkeypatch, factory)
     network = build(FEATURES, model, STREAM)
     assert isinstance(network, nn.Linear)
     assert network.training
-    assert given_to == [FEATURES, model]
+    build(FEATURES, Model(name=model.name, bias=False), STREAM)
+    assert given_to == [FEATURES, Own(), FEATURES, Own(bias=False)]
 
 
 class Counting(nn.Module):
@@ -268,7 +278,7 @@ def broken(task: Task, model: Model) -> nn.Module:
     ],
 )
 def test_a_network_that_cannot_work_is_refused_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch, factory: Callable[[Task, Model], object], said: str
+    monkeypatch: pytest.MonkeyPatch, factory: Callable[[Task, Any], object], said: str
 ) -> None:
     with pytest.raises(SettingsError, match=said):
         build(FEATURES, own(monkeypatch, factory), STREAM)
@@ -281,18 +291,26 @@ def test_a_buffer_that_training_leaves_alone_is_accepted(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("task", "model", "said"),
+    ("task", "settings", "said"),
     [
-        (IMAGES, Model(name="lstm"), "'lstm': reads text, and the data are images; take 'mlp'"),
-        (FEATURES, Model(name="bag"), "'bag': reads text, and the data are features"),
-        (TEXT, Model(name="lstm", pooling="sum"), "model.pooling = 'sum'.*'mean' or 'last'"),
-        (TEXT, Model(name="bag", pooling="last"), "model.pooling = 'last'.*'mean' or 'sum'"),
-        (TEXT, Model(name="mlp", pooling="last"), "model.pooling = 'last'.*'mean' or 'sum'"),
-        (FEATURES, Model(normalization="batch"), "'norm1' keeps statistics.*model.normalization = 'layer'"),
-        (FEATURES, Model(name="mpl"), "model.name: no model is called 'mpl'; did you mean 'mlp'"),
-        (FEATURES, Model(name="nowhere:factory"), "model.name: 'nowhere:factory' cannot be loaded"),
+        (
+            IMAGES,
+            {"name": "lstm"},
+            "'lstm': is for classification of text, and the task of the data is classification of images; take 'mlp'",
+        ),
+        (
+            FEATURES,
+            {"name": "bag"},
+            "'bag': is for classification of text, and the task of the data is classification of features",
+        ),
+        (TEXT, {"name": "lstm", "pooling": "sum"}, "model.pooling = 'sum'.*'mean' or 'last'"),
+        (TEXT, {"name": "bag", "pooling": "last"}, "model.pooling = 'last'.*'mean' or 'sum'"),
+        (TEXT, {"name": "mlp", "pooling": "last"}, "model.pooling = 'last'.*'mean' or 'sum'"),
+        (FEATURES, {"normalization": "batch"}, "model.normalization = 'batch': batch norm keeps running.*Use 'layer'"),
+        (FEATURES, {"name": "mpl"}, "model.name: no model is called 'mpl'; did you mean 'mlp'"),
+        (FEATURES, {"name": "nowhere:factory"}, "model.name: 'nowhere:factory' cannot be loaded"),
     ],
 )
-def test_settings_that_do_not_fit_the_task_are_refused(task: Task, model: Model, said: str) -> None:
+def test_settings_that_do_not_fit_the_task_are_refused(task: Task, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
-        build(task, model, STREAM)
+        build(task, Model(**settings), STREAM)

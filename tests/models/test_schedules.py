@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.core.experiment import Training
-from fedveil.models.schedules import Schedule, replay
+from fedveil.core.settings.sections import Training
+from fedveil.models.local.schedules import Schedule, replay
 
 ROUNDS = 23
 

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
-from fedveil.models.evaluation import evaluate
-from fedveil.models.losses import loss
-from fedveil.models.networks import build
-from fedveil.models.training import check_training, train_clients
+from fedveil.models.local.correction import Correction
+from fedveil.models.local.evaluation import evaluate
+from fedveil.models.local.losses import loss
+from fedveil.models.local.training import check_training, train_clients
+from fedveil.models.networks.build import build
 
 FEATURES = Task("features", (6,), ("a", "b", "c"))
 TEXT = Task("text", (8,), ("ham", "spam"), vocabulary_size=50)
@@ -343,12 +345,13 @@ def test_a_clipped_step_is_as_long_as_the_bound() -> None:
     assert float(length) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_a_proximal_mu_that_is_passed_comes_before_the_settings() -> None:
+def test_a_correction_that_is_passed_comes_before_the_settings() -> None:
     network, start, clients, streams = cohort()
 
     def train(mu: float, passed: float | None) -> Tensor:
         training = Training(batch_size=3, proximal_mu=mu)
-        trained = train_clients(network, start, clients[:1], training, 0.1, streams[:1], classes=3, proximal_mu=passed)
+        pull = None if passed is None else Correction(passed)
+        trained = train_clients(network, start, clients[:1], training, 0.1, streams[:1], classes=3, correction=pull)
         return trained.parameters["output.weight"]
 
     assert torch.equal(train(0.0, 2.0), train(2.0, None))

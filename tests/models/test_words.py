@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedveil.models.words import PooledWords, Words, own_rows, tables, trim
+from fedveil.models.networks.words import PooledWords, Words, own_rows, tables, trim
 
 
 @given(

@@ -8,10 +8,18 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from fuzzing import name_parsers
+from helpers.fuzzing import name_parsers
 
-from fedveil.core.experiment import Privacy
-from fedveil.privacy.keys import CLIENT, SERVER, ClientKey, ServerContext, load_client, load_server, write_keys
+from fedveil.core.settings.sections import Privacy
+from fedveil.privacy.homomorphic.keys import (
+    CLIENT,
+    SERVER,
+    ClientKey,
+    ServerContext,
+    load_client,
+    load_server,
+    write_keys,
+)
 from fedveil.privacy.plan import Plan, make_plan
 
 

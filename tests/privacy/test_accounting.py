@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm as normal
 
 from fedveil import Experiment
-from fedveil.privacy.accounting import (
+from fedveil.privacy.dp.accounting import (
     Shown,
     epsilons,
     explain,
@@ -139,7 +139,7 @@ def test_an_epsilon_is_said_with_its_unit_and_above_20_with_what_it_is_worth() -
 def test_the_accountant_is_imported_only_where_there_is_noise() -> None:
     code = (
         "import sys\nfrom fedveil import Experiment\n"
-        "from fedveil.privacy.accounting import Shown, epsilons\n"
+        "from fedveil.privacy.dp.accounting import Shown, epsilons\n"
         "assert epsilons(Experiment(privacy={'clip': 1.0}), Shown(1, 1, 10, 10, 10)) == {}\n"
         "print([m for m in sys.modules if m.startswith('dp_accounting')])"
     )

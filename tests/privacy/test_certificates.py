@@ -14,12 +14,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
-from fuzzing import parses
+from helpers.fuzzing import parses
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.core.errors import ProtectionError, SettingsError
-from fedveil.privacy import certificates
+from fedveil.privacy.trust import certificates
 
 NOW = datetime.now(UTC)
 HOSTS = ["server.example", "192.0.2.7", "2001:db8::7"]

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedveil import Experiment
+from fedveil.core.declaration import part
 from fedveil.core.errors import SettingsError
-from fedveil.core.experiment import Privacy
 from fedveil.core.randomness import Stream
-from fedveil.privacy.defences import defend, find_defence, prune
-from fedveil.privacy.noise import norm
+from fedveil.core.settings.sections import Privacy
+from fedveil.privacy.defences import Prune, defend, find_defence, prune
+from fedveil.privacy.dp.noise import norm
 
 STREAM = Stream(3, 2, 1)
 GIVEN = {"weight": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3), "bias": np.zeros(4, np.float32)}
@@ -43,7 +44,7 @@ updates = st.fixed_dictionaries({
 
 @given(updates, st.floats(0, 0.99))
 def test_pruning_sets_the_smallest_numbers_to_zero_and_leaves_the_rest(update, fraction) -> None:
-    pruned = prune(update, np.random.default_rng(0), fraction=fraction)
+    pruned = prune(update, Prune(fraction=fraction), np.random.default_rng(0))
     flat = [float(x) for value in update.values() for x in value.reshape(-1)]
     smallest = sorted(range(len(flat)), key=lambda i: (abs(flat[i]), i))[: int(fraction * len(flat) + 1e-9)]
     wanted = [0.0 if i in set(smallest) else x for i, x in enumerate(flat)]
@@ -52,7 +53,7 @@ def test_pruning_sets_the_smallest_numbers_to_zero_and_leaves_the_rest(update, f
 
 
 def test_a_share_of_numbers_is_counted_without_loss() -> None:
-    pruned = prune({"a": np.arange(1.0, 101.0)}, np.random.default_rng(0), fraction=0.29)
+    pruned = prune({"a": np.arange(1.0, 101.0)}, Prune(fraction=0.29), np.random.default_rng(0))
     assert np.count_nonzero(pruned["a"] == 0) == 29
 
 
@@ -134,10 +135,13 @@ def test_a_defence_that_gives_no_update_is_refused(own, gives, said) -> None:
     ("settings", "said"),
     [
         ({"privacy.defence": "pruned"}, "privacy.defence: no defence is called 'pruned'; did you mean 'prune'?"),
-        ({"privacy.prune_fraction": 0.5}, "privacy.prune_fraction = 0.5: has no effect with privacy.defence = 'none'"),
         (
-            {"privacy.defence": "prune", "privacy.prune_fraction": 1.0},
-            "privacy.prune_fraction = 1.0: must be less than 1",
+            {"privacy.defence.fraction": 0.5},
+            "unknown setting of privacy.defence = 'none'; fraction is a setting of privacy.defence = 'prune'",
+        ),
+        (
+            {"privacy.defence": "prune", "privacy.defence.fraction": 1.0},
+            "privacy.defence.fraction = 1.0: must be less than 1",
         ),
     ],
 )
@@ -149,4 +153,15 @@ def test_settings_that_cannot_be_are_refused(settings, said) -> None:
 
 def test_a_defence_that_cannot_be_loaded_is_refused_by_name() -> None:
     with pytest.raises(SettingsError, match=r"privacy\.defence: 'my_missing:x' cannot be loaded"):
-        find_defence(Privacy(defence="my_missing:x"))
+        Experiment().override({"privacy.defence": "my_missing:x"})
+
+
+def test_a_defence_that_takes_other_arguments_is_refused_before_a_run(own) -> None:
+    own.alone = lambda update: update
+    with pytest.raises(SettingsError, match=r"'my_defences:alone': must be a function \(update, generator\)"):
+        find_defence(Privacy(defence="my_defences:alone"))
+    own.declared = part(Prune)(lambda update, generator: update)
+    with pytest.raises(
+        SettingsError, match=r"'my_defences:declared': must be a function \(update, settings, generator\)"
+    ):
+        find_defence(Privacy(defence="my_defences:declared"))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
 from fedveil.core.errors import SettingsError
-from fedveil.privacy import graph
-from fedveil.privacy.graph import choose_degree, neighbours
+from fedveil.privacy.secagg import graph
+from fedveil.privacy.secagg.graph import choose_degree, neighbours
 
 # (clients, colluders, drop-outs): degree, threshold; google-parfait/federated-compute,
 # fcp/secagg/server/graph_parameter_finder_test.cc: the analysis of Bell et al. 2020, honest-but-curious server, 2^-40, 2^-20
@@ -142,7 +142,9 @@ def test_shares_of_a_cohort_are_counted_as_a_person_would() -> None:
 
 
 def test_what_cannot_be_is_refused_with_what_to_change() -> None:
-    with pytest.raises(SettingsError, match=r"10 clients: 6 must stay.*5 may drop out.*privacy.drop_outs = 0.5"):
+    with pytest.raises(
+        SettingsError, match=r"10 clients: 6 must stay.*5 may drop out.*privacy.protection.drop_outs = 0.5"
+    ):
         choose_degree(10, 0.5, 0.3)
     with pytest.raises(SettingsError, match=r"federation\.cohort"):
         choose_degree(1, 0, 0)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import tenseal.sealapi as sealapi
 
-from fedveil.privacy import seal
-from fedveil.privacy.keys import ClientKey
-from fedveil.privacy.lattice import Adder, Encryptor
-from fedveil.privacy.packing import dequantize
+from fedveil.privacy.fixed_point import dequantize
+from fedveil.privacy.homomorphic import seal
+from fedveil.privacy.homomorphic.keys import ClientKey
+from fedveil.privacy.homomorphic.lattice import Adder, Encryptor
 
 CLIENTS, EXAMPLES = 10, 100
 REFERENCE = CLIENTS * EXAMPLES

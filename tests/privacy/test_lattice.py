@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import tenseal
 import tenseal.sealapi as sealapi
-from fuzzing import parses
+from helpers.fuzzing import parses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.core.errors import ProtectionError, SettingsError
-from fedveil.core.experiment import Privacy
-from fedveil.privacy import lattice as lattice_module
-from fedveil.privacy import seal
-from fedveil.privacy.keys import ClientKey, load_client, load_server, write_keys
-from fedveil.privacy.lattice import Adder, Encryptor, Form
+from fedveil.core.settings.sections import Privacy
+from fedveil.privacy.homomorphic import lattice as lattice_module
+from fedveil.privacy.homomorphic import seal
+from fedveil.privacy.homomorphic.keys import ClientKey, load_client, load_server, write_keys
+from fedveil.privacy.homomorphic.lattice import Adder, Encryptor, Form
 from fedveil.privacy.plan import make_plan
 
 WAYS = [("ckks", True), ("ckks", False), ("bfv", True), ("bfv", False)]
@@ -255,7 +255,7 @@ def test_an_overflow_or_what_lies_outside_the_range_shows_on_decryption(parties,
 def test_too_few_or_too_many_clients_are_refused_by_name(parties, encryptors):
     p, encryptor = parties("ckks"), encryptors("ckks", True)
     for clients in (0, 1, 2, p.plan.clients + 1):
-        with pytest.raises(ProtectionError, match=r"privacy\.min_clients = 3"):
+        with pytest.raises(ProtectionError, match=r"privacy\.protection\.min_clients = 3"):
             encryptor.decrypt(b"", 1, 30, clients)
 
 
@@ -399,12 +399,12 @@ def slots_by_sealapi(key: ClientKey, chunk: bytes, scale_bits: int, folder) -> l
 def test_another_degree_and_modulus_work_alike(tmp_path_factory):
     """The user's own parameters: nothing is tied to the profiles' degree or bytes a coefficient."""
     for settings_ in (
-        {"protection": "ckks", "profile": "conservative"},
-        {"protection": "ckks", "profile": "own", "degree": 8192, "primes": (54, 60)},
-        {"protection": "ckks", "profile": "own", "degree": 4096, "primes": (60, 40), "range": 2.0},
-        {"protection": "bfv", "profile": "own", "degree": 8192, "primes": (60, 50), "plain_bits": 46},
+        {"name": "ckks", "profile": "conservative"},
+        {"name": "ckks", "profile": "own", "degree": 8192, "primes": (54, 60)},
+        {"name": "ckks", "profile": "own", "degree": 4096, "primes": (60, 40), "range": 2.0},
+        {"name": "bfv", "profile": "own", "degree": 8192, "primes": (60, 50), "plain_bits": 46},
     ):
-        plan = make_plan(Privacy(**settings_), 3)
+        plan = make_plan(Privacy(protection=settings_), 3)
         folder = tmp_path_factory.mktemp("own") / "keys"
         write_keys(folder, plan.lattice, 1)
         client, server = load_client(folder / "client-1/client.key"), load_server(folder / "server/server.ctx")

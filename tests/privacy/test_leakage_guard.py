@@ -7,11 +7,12 @@ import pytest
 from torch import nn
 
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
-from fedveil.models.networks import build
-from fedveil.models.training import train_clients
+from fedveil.models.local.training import train_clients
+from fedveil.models.networks.build import build
 from fedveil.privacy.leakage.guard import Revealed, reveals
 
 TEXT = Task("text", (20,), ("ham", "spam"), vocabulary_size=300)

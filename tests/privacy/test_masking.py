@@ -8,19 +8,19 @@ from itertools import chain, combinations
 
 import numpy as np
 import pytest
-from aggregations import ADVERT, ALL, CONFIRMATION, NOTHING, SHARES, VECTOR, Aggregation, numbers, session
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from helpers.aggregations import ADVERT, ALL, CONFIRMATION, NOTHING, SHARES, VECTOR, Aggregation, numbers, session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from fedveil.core.errors import ProtectionError
-from fedveil.privacy import rosters
-from fedveil.privacy.graph import choose_degree
-from fedveil.privacy.masking import Masker, Revealed, mask_cohort
-from fedveil.privacy.rosters import Kind
-from fedveil.privacy.unmasking import Unmasker
+from fedveil.privacy.secagg import messages as rosters
+from fedveil.privacy.secagg.client import Masker, Revealed, mask_cohort
+from fedveil.privacy.secagg.graph import choose_degree
+from fedveil.privacy.secagg.messages import Kind
+from fedveil.privacy.secagg.server import Unmasker
 
 PRIME = 2**256 + 297
 

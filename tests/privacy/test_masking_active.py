@@ -10,17 +10,19 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from aggregations import Aggregation, identities, numbers, session
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from fuzzing import inputs
+from helpers.aggregations import Aggregation, identities, numbers, session
+from helpers.fuzzing import inputs
 
 from fedveil.core.errors import ProtectionError
-from fedveil.privacy import identity, rosters, streams
-from fedveil.privacy.identity import Signer, load_signer, new_identity, verify
-from fedveil.privacy.masking import Masker, Revealed
-from fedveil.privacy.rosters import Kind, Session
-from fedveil.privacy.unmasking import Unmasker
+from fedveil.privacy.secagg import messages as rosters
+from fedveil.privacy.secagg import streams
+from fedveil.privacy.secagg.client import Masker, Revealed
+from fedveil.privacy.secagg.messages import Kind, Session
+from fedveil.privacy.secagg.server import Unmasker
+from fedveil.privacy.trust import identity
+from fedveil.privacy.trust.identity import Signer, load_signer, new_identity, verify
 
 
 def listing(session: Session, clients: list[int]) -> bytes:

@@ -13,7 +13,7 @@ from scipy.stats import kstest
 from scipy.stats import norm as normal
 
 from fedveil.core.randomness import Stream
-from fedveil.privacy.noise import add_noise, clip, norm, secret_normal
+from fedveil.privacy.dp.noise import add_noise, clip, norm, secret_normal
 
 numbers = st.floats(-(2.0**100), 2.0**100, width=32)
 updates = st.fixed_dictionaries({

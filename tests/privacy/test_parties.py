@@ -17,10 +17,12 @@ from typer.testing import CliRunner
 
 from fedveil.cli import app
 from fedveil.core.errors import FedveilError, ProtectionError, SettingsError
-from fedveil.core.experiment import Privacy
-from fedveil.privacy import certificates, keys
-from fedveil.privacy.identity import load_node_key, new_identity, verify
-from fedveil.privacy.parties import (
+from fedveil.core.settings.sections import Privacy
+from fedveil.privacy.homomorphic import keys
+from fedveil.privacy.plan import PROFILES, Lattice
+from fedveil.privacy.trust import certificates
+from fedveil.privacy.trust.identity import load_node_key, new_identity, verify
+from fedveil.privacy.trust.key_folders import (
     check_agreed,
     check_client_folder,
     check_server_folder,
@@ -29,7 +31,6 @@ from fedveil.privacy.parties import (
     new_parties,
     renew_certificate,
 )
-from fedveil.privacy.plan import PROFILES, Lattice
 
 COMMON = {"registry.json", "privacy.toml"}
 PLAIN = Privacy(protection="none")

@@ -9,17 +9,21 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from aggregations import session
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from fuzzing import parses
+from helpers.aggregations import session
+from helpers.fuzzing import parses
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.core.errors import ProtectionError
-from fedveil.privacy import identity, parties, rosters, seal, shamir, streams, wire
-from fedveil.privacy.lattice import Encryptor
-from fedveil.privacy.masked import BEFORE, read_masked, write_masked
-from fedveil.privacy.rosters import Kind
+from fedveil.privacy.homomorphic import seal, wire
+from fedveil.privacy.homomorphic.lattice import Encryptor
+from fedveil.privacy.secagg import messages as rosters
+from fedveil.privacy.secagg import shamir, streams
+from fedveil.privacy.secagg.messages import Kind
+from fedveil.privacy.secagg.vectors import BEFORE, read_masked, write_masked
+from fedveil.privacy.trust import identity
+from fedveil.privacy.trust import key_folders as parties
 
 SESSION = session(size=20)
 BYTES = st.binary(max_size=200)

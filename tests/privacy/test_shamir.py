@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from fedveil.core.errors import ProtectionError
-from fedveil.privacy.shamir import PRIME, SECRET, SHARE, combine, split
+from fedveil.privacy.secagg.shamir import PRIME, SECRET, SHARE, combine, split
 
 secrets_of_32 = st.one_of(
     st.binary(min_size=SECRET, max_size=SECRET), st.sampled_from([bytes(SECRET), b"\xff" * SECRET])

@@ -9,14 +9,14 @@ from zlib import crc32
 import numpy as np
 import pytest
 import tenseal
-from fuzzing import parses
+from helpers.fuzzing import parses
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.core.errors import ProtectionError
-from fedveil.privacy import wire
-from fedveil.privacy.lattice import Adder, Encryptor
-from fedveil.privacy.packing import Grid, Layout
+from fedveil.privacy.fixed_point import Grid, Layout
+from fedveil.privacy.homomorphic import wire
+from fedveil.privacy.homomorphic.lattice import Adder, Encryptor
 
 LAYOUT = Layout((("weight", (90, 100)), ("bias", (50,))))
 RUN = bytes(range(16))
@@ -115,7 +115,7 @@ def test_what_is_not_expected_is_refused_by_name(parties, messages, scheme):
         "special prime": replace(base, ring=replace(ring, special=97)),
         "plain modulus": replace(base, ring=replace(ring, plain=97)),
         "scale, in bits": replace(base, scale_bits=20),
-        r"privacy\.range 6\.0, where privacy\.range 2\.0": replace(base, limit=2.0),
+        r"privacy\.protection\.range 6\.0, where privacy\.protection\.range 2\.0": replace(base, limit=2.0),
         "grid, in bits": replace(base, bits=3),
         "layout of tensors": replace(base, layout=bytes(16)),
         "size 9050, where size 9051": replace(base, size=9051),

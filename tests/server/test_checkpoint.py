@@ -7,15 +7,18 @@ import shutil
 import hypothesis
 import numpy as np
 import pytest
+from flwr.serverapp.strategy import FedAvg
+from helpers.support import GLOBAL, SHAPES, experiment, play_round
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from support import GLOBAL, SHAPES, experiment, play_round
 
 from fedveil import SettingsError
-from fedveil.core.messages import from_arrays, to_arrays
-from fedveil.core.record import Record
-from fedveil.server.checkpoint import FILE, State, begun, load_state, put_back, restore, save_state
+from fedveil.algorithms.algorithm import Cohort, Contribution
+from fedveil.core.record.record import Record
+from fedveil.core.wire.messages import from_arrays, to_arrays
+from fedveil.server.checkpoint import FILE, State, begun, load_state, put_back, save_state
+from fedveil.server.flower_strategies import FlowerStrategy
 from fedveil.server.strategies import make
 
 
@@ -46,23 +49,23 @@ def state() -> State:
 def test_a_strategy_goes_on_as_if_it_had_never_stopped(name: str, record) -> None:
     settings = experiment(name)
     strategy = make(settings)
-    arrays = to_arrays(GLOBAL)
+    model = GLOBAL
     for number in (1, 2):
-        arrays, _ = play_round(strategy, number, arrays)
+        model, _ = play_round(strategy, number, model)
     save_state(record, settings, state(), strategy)
     other = make(settings)
     _, kept = load_state(record)
-    restore(other, kept)
-    models = [play_round(s, 3, arrays)[0] for s in (strategy, other)]
+    other.restore(kept)
+    models = [play_round(s, 3, model)[0] for s in (strategy, other)]
     for key in SHAPES:
-        np.testing.assert_array_equal(from_arrays(models[0])[key], from_arrays(models[1])[key])
+        np.testing.assert_array_equal(models[0][key], models[1][key])
 
 
 def test_the_state_comes_back_whole(record) -> None:
     settings = experiment("fedavg")
     save_state(record, settings, state(), make(settings))
     back, kept = load_state(record)
-    assert kept["weighted_by_key"] == "num-examples"
+    assert kept == {}
     wanted = state()
     for field in ("parameters", "best_parameters"):
         assert list(getattr(back, field)) == list(SHAPES)
@@ -82,16 +85,19 @@ def test_the_state_comes_back_whole(record) -> None:
         assert getattr(back, field) == getattr(wanted, field)
 
 
-def test_what_int8_lost_comes_back_and_takes_no_room_where_there_is_none(record) -> None:
+def test_where_clients_states_are_comes_back_and_takes_no_room_where_there_are_none(record) -> None:
+    class Store:
+        def commit(self) -> dict[str, np.ndarray]:
+            return {"residuals/slots": np.array([[7, 0], [12, 2]])}
+
     settings, now = experiment("fedavg"), state()
     save_state(record, settings, now, make(settings))
-    assert not [key for key in load_file(record.path(FILE)) if key.startswith("residuals")]
-    assert load_state(record)[0].residuals == {}
-    now.residuals = {7: np.float32([0.5, -1e-30]), 0: np.float32([3, 4]), 12: np.float32([0, -0.0])}
+    assert not [key for key in load_file(record.path(FILE)) if key.startswith("clients/")]
+    assert load_state(record)[0].client_index == {}
+    now.clients = Store()
     save_state(record, settings, now, make(settings))
-    back = load_state(record)[0].residuals
-    assert set(back) == {0, 7, 12}
-    assert all(back[client].tobytes() == value.tobytes() for client, value in now.residuals.items())
+    back = load_state(record)[0].client_index
+    assert back["residuals/slots"].tolist() == [[7, 0], [12, 2]]
 
 
 @pytest.fixture
@@ -150,7 +156,7 @@ def test_a_checkpoint_of_another_format_is_refused(saved, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("fedveil.server.checkpoint.FORMAT", 99)
         save_state(saved, settings, state(), make(settings))
-    with pytest.raises(SettingsError, match=r"another version of FedVeil \(format 99; this version reads 2\)"):
+    with pytest.raises(SettingsError, match=r"another version of FedVeil \(format 99; this version reads 3\)"):
         load_state(saved)
 
 
@@ -189,15 +195,20 @@ def test_a_killed_run_gets_back_tables_and_models_of_its_last_whole_round(saved)
         assert all((best[name] == value).all() for name, value in state().best_parameters.items())
 
 
+def flowers_own() -> tuple[FedAvg, FlowerStrategy]:
+    """A Flower strategy of a user's own, and how a round sees it."""
+    strategy = FedAvg(weighted_by_key="num-examples")
+    return strategy, FlowerStrategy("fedavg", strategy)
+
+
 @pytest.mark.parametrize("kind", ["bool", "uint8", "int64", "float16", "float32", "float64"])
 def test_a_strategys_arrays_of_every_kind_and_shape_come_back(kind, record) -> None:
-    settings = experiment("fedavg")
-    strategy, other = make(settings), make(settings)
+    (strategy, step), (other, other_step) = flowers_own(), flowers_own()
     strategy.mine = {
         "none": np.zeros((0, 3), kind), "one": np.array(1, kind), "many": np.arange(24).astype(kind).reshape(2, 3, 4).T
     }  # fmt: skip
-    save_state(record, settings, state(), strategy)
-    restore(other, load_state(record)[1])
+    save_state(record, experiment("fedavg"), state(), step)
+    other_step.restore(load_state(record)[1])
     for name, value in strategy.mine.items():
         back = other.mine[name]
         assert (back.dtype, back.shape) == (value.dtype, value.shape)
@@ -207,18 +218,35 @@ def test_a_strategys_arrays_of_every_kind_and_shape_come_back(kind, record) -> N
 
 def test_a_users_own_strategy_keeps_what_it_needs_and_is_told_what_cannot_be_kept(record) -> None:
     settings = experiment("fedavg")
-    strategy, other = make(settings), make(settings)
+    (strategy, step), (other, other_step) = flowers_own(), flowers_own()
     control = {"client-3": np.arange(3.0), "client-1": np.ones((2, 2))}
     strategy.control, strategy.count, strategy.t, strategy.mean = control, 7, [1, 2], np.float32([0.5])
-    save_state(record, settings, state(), strategy)
-    restore(other, load_state(record)[1])
+    strategy.arrays = to_arrays(GLOBAL)
+    save_state(record, settings, state(), step)
+    kept = load_state(record)[1]
+    assert kept["weighted_by_key"] == "num-examples"
+    other_step.restore(kept)
     assert list(other.control) == list(control)
     assert all((other.control[key] == control[key]).all() for key in control)
+    assert all((from_arrays(other.arrays)[key] == value).all() for key, value in GLOBAL.items())
     assert (other.count, other.t, other.mean.tolist()) == (7, [1, 2], [0.5])
     for unfit in ({1, 2}, np.array([1j]), [np.array("text")]):
         strategy.seen = unfit
         with pytest.raises(SettingsError, match=r"fedavg.seen is a (set|ndarray|list), which no checkpoint can hold"):
-            save_state(record, settings, state(), strategy)
+            save_state(record, settings, state(), step)
+
+
+def test_an_algorithms_state_of_numbers_without_a_shape_comes_back(record) -> None:
+    """NumPy makes a number of an array of no dimension wherever it computes with one."""
+    settings, strategy = experiment("fedadam"), make(experiment("fedadam"))
+    scale = {"scale": np.array(2, np.float32)}
+    strategy.aggregate(1, Cohort(scale, [Contribution(0, {"scale": np.array(3, np.float32)}, 1)], 0.1, 1))
+    save_state(record, settings, state(), strategy)
+    other, kept = make(settings), load_state(record)[1]
+    other.restore(kept)
+    assert kept["t"] == 1
+    cohort = Cohort(scale, [Contribution(0, {"scale": np.array(5, np.float32)}, 1)], 0.1, 1)
+    assert strategy.aggregate(2, cohort) == other.aggregate(2, cohort)
 
 
 def test_the_models_lie_beside_the_checkpoint_after_every_round(record) -> None:

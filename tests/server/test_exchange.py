@@ -10,7 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedveil.core.messages import ARRAYS, to_sealed
+from fedveil.core.wire.messages import ARRAYS, to_sealed
 from fedveil.server.exchange import AT_ONCE, exchange
 from fedveil.simulations.engine.grid import InProcessGrid
 

@@ -18,10 +18,8 @@ import pytest
 import tenseal
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from searching import Found, Search, files
-from watched import (
+from helpers.searching import Found, Search, files
+from helpers.watched import (
     AFTER_ROUND,
     AFTER_TWO,
     AT_END,
@@ -36,19 +34,22 @@ from watched import (
     secret_key,
     serving,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedveil import run
-from fedveil.client.work import forget, workplace
+from fedveil.client.learning.runtime import client_runtime
 from fedveil.core.errors import FedveilError
-from fedveil.privacy import seal, streams
-from fedveil.privacy.identity import Registry, Signer, load_signer
-from fedveil.privacy.keys import CLIENT, load_client, load_server, write_keys
-from fedveil.privacy.keys import SERVER as SERVER_FILE
-from fedveil.privacy.lattice import Adder, Encryptor
-from fedveil.privacy.masking import Masker, Revealed
-from fedveil.privacy.parties import load_identity, new_parties
+from fedveil.privacy.homomorphic import seal
+from fedveil.privacy.homomorphic.keys import CLIENT, load_client, load_server, write_keys
+from fedveil.privacy.homomorphic.keys import SERVER as SERVER_FILE
+from fedveil.privacy.homomorphic.lattice import Adder, Encryptor
 from fedveil.privacy.plan import make_lattice, make_plan
-from fedveil.privacy.rosters import Session
+from fedveil.privacy.secagg import streams
+from fedveil.privacy.secagg.client import Masker, Revealed
+from fedveil.privacy.secagg.messages import Session
+from fedveil.privacy.trust.identity import Registry, Signer, load_signer
+from fedveil.privacy.trust.key_folders import load_identity, new_parties
 from fedveil.simulations.display import Display
 from fedveil.simulations.holder import Holder
 
@@ -160,11 +161,11 @@ def test_what_holds_a_secret_does_not_show_it(keys) -> None:
     signer, registry = load_identity(mine, 0)
     assert signer is not None
     assert registry is not None
-    place, masker = workplace(protected.toml(), str(keys)), begun(0, signer, registry)
+    runtime, masker = client_runtime(protected.toml(), str(keys)), begun(0, signer, registry)
     compact, public = Encryptor(key, plan), Encryptor(key, plan, compact=False)
-    side = place.lattice(0)
+    side = runtime.homomorphic(0)
     holders = [
-        key, compact, compact._cipher, public, public._cipher, side, place, signer, masker, place.masked,
+        key, compact, compact._cipher, public, public._cipher, side, runtime, signer, masker, runtime.secagg,
         load_server(keys / "server" / SERVER_FILE), Holder(None, None, side, None), Revealed(),
     ]  # fmt: skip
     search = showing(
@@ -176,7 +177,6 @@ def test_what_holds_a_secret_does_not_show_it(keys) -> None:
     for raw in (key.secret[1000:1040], masker._seed):
         for text in (repr(raw), raw.hex(), str(list(raw)), base64.b64encode(raw).decode()):
             assert found_in(search, f"{{'key': {text}}}")
-    forget()
 
 
 def test_a_refusal_shows_no_secret(keys, tmp_path) -> None:
@@ -272,7 +272,7 @@ def test_the_search_finds_what_comparing_every_window_finds(seed, start, at, len
     piece = secret[start : start + length]
     data = data[:at] + piece + data[at:]
     search = Search({"other": other, "secret": secret})
-    with mock.patch("searching.PIECE", 128):
+    with mock.patch("helpers.searching.PIECE", 128):
         found = list(search.inside("data", data))
         windows = [begin for begin in range(len(secret) - 63) if secret[begin : begin + 64] in data]
         assert bool(found) == bool(windows)

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAvg, Strategy
-from support import CLIENTS, EXAMPLES, GLOBAL, LOCAL, LOSSES, SHAPES, experiment, play_round
+from flwr.serverapp.strategy import FedAvg
+from helpers.support import CLIENTS, EXAMPLES, GLOBAL, LOCAL, LOSSES, SHAPES, experiment, play_round
 
 from fedveil import Experiment
-from fedveil.core import parts
-from fedveil.core.messages import from_arrays, to_arrays
+from fedveil.core import catalog
 from fedveil.core.randomness import Stream, global_random
+from fedveil.core.wire.messages import to_arrays
 from fedveil.server.nodes import ClientGrid
+from fedveil.server.rounds.strategy import Strategy
 from fedveil.server.strategies import make
 from fedveil.simulations.engine.grid import InProcessGrid
 
@@ -24,10 +25,10 @@ WEIGHTS = EXAMPLES / EXAMPLES.sum()
 
 def rounds(settings: Experiment, count: int = 1) -> tuple[list[dict[str, np.ndarray]], list[dict]]:
     """The global models after each of `count` rounds, and the configs sent."""
-    strategy, arrays, models, configs = make(settings), to_arrays(GLOBAL), [], []
+    strategy, model, models, configs = make(settings), GLOBAL, [], []
     for number in range(1, count + 1):
-        arrays, config = play_round(strategy, number, arrays)
-        models.append(from_arrays(arrays))
+        model, config = play_round(strategy, number, model)
+        models.append(model)
         configs.append(config)
     return models, configs
 
@@ -130,13 +131,11 @@ def test_the_cohort_is_exact_where_fractions_would_round(population: int) -> Non
     for cohort in (1, 7, 29, population):
         settings = Experiment(data={"clients": population}, federation={"cohort": min(cohort, population)})
         strategy = make(settings)
-        messages = list(
-            strategy.configure_train(1, to_arrays(GLOBAL), ConfigRecord(), InProcessGrid(ClientApp(), population, {}))
-        )
+        messages = strategy.train_messages(1, to_arrays(GLOBAL), {}, numbered(population), Stream(3, 5))
         assert len({m.metadata.dst_node_id for m in messages}) == min(cohort, population)
 
 
-ALL = list(parts.STRATEGIES)
+ALL = list(catalog.STRATEGIES)
 
 
 def numbered(population: int) -> InProcessGrid:
@@ -155,21 +154,32 @@ def settings_for(strategy: str, population: int, cohort: int) -> Experiment:
 def drawn(strategy: Strategy, population: int) -> list[list[int]]:
     """The node ids that a strategy sends to, to train and to evaluate, in order."""
     asked = []
-    for configure in (strategy.configure_train, strategy.configure_evaluate):
-        with global_random(Stream(3, 5), "sampling"):
-            config = ConfigRecord({"learning-rate": 0.5})
-            messages = configure(1, to_arrays(GLOBAL), config, numbered(population))
-            asked.append([m.metadata.dst_node_id for m in messages])
-            assert config["server-round"] == 1
+    for messages_of in (strategy.train_messages, strategy.evaluate_messages):
+        messages = messages_of(1, to_arrays(GLOBAL), {"learning-rate": 0.5}, numbered(population), Stream(3, 5))
+        asked.append([m.metadata.dst_node_id for m in messages])
+        assert messages[0].content["config"]["server-round"] == 1
+        assert len({id(m.content["config"]) for m in messages}) == 1  # what engines compute together shares it
+    return asked
+
+
+def drawn_by_flower(population: int, cohort: int) -> list[list[int]]:
+    """The node ids that Flower's own FedAvg draws, with Python's global generator set from the same streams."""
+    strategy = FedAvg(cohort / population, (cohort + 1) / population, cohort, cohort + 1, population)
+    asked = []
+    for configure, purpose in (
+        (strategy.configure_train, "sampling"), (strategy.configure_evaluate, "evaluation sampling"),
+    ):  # fmt: skip
+        with global_random(Stream(3, 5), purpose):
+            messages = configure(1, to_arrays(GLOBAL), ConfigRecord({}), numbered(population))
+        asked.append([m.metadata.dst_node_id for m in messages])
     return asked
 
 
 @pytest.mark.parametrize("strategy", ALL)
 @pytest.mark.parametrize(("population", "cohort"), [(12, 9), (12, 11), (5_000, 9)])
 def test_the_clients_drawn_are_those_that_flowers_fedavg_draws(strategy: str, population: int, cohort: int) -> None:
-    flowers = FedAvg(cohort / population, (cohort + 1) / population, cohort, cohort + 1, population)
     ours = drawn(make(settings_for(strategy, population, cohort)), population)
-    assert ours == drawn(flowers, population)
+    assert ours == drawn_by_flower(population, cohort)
     assert [len(set(nodes)) for nodes in ours] == [cohort, cohort + 1]
 
 
@@ -192,7 +202,7 @@ def test_clients_over_flowers_nodes_are_drawn_without_listing_them_too() -> None
     tracemalloc.start()
     grid = ClientGrid(OneNode(ClientApp(), 1, {}), 10**6)
     strategy = make(settings_for("fedavg", 10**6, 9))
-    messages = list(strategy.configure_train(1, to_arrays(GLOBAL), ConfigRecord(), grid))
+    messages = strategy.train_messages(1, to_arrays(GLOBAL), {}, grid, Stream(3, 5))
     list(grid.send_and_receive(messages))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

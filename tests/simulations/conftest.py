@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from protected import Observed, Watched, ended, observe
+from helpers.protected import Observed, Watched, ended, observe
 
 from fedveil import Experiment
 

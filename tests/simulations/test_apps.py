@@ -51,7 +51,7 @@ def make_app(folder: Path, code: str, config: str = "", more: str = "") -> Path:
 
 
 def fedveil(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fedveil", "run", *map(str, words)]
+    command = [sys.executable, "-m", "fedveil", "app", *map(str, words)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -64,7 +64,7 @@ def test_an_unmodified_app_gives_what_flowers_own_runtime_gives(superlink, tmp_p
     )  # fmt: skip
     assert theirs.exists(), answer.stdout[-3000:] + answer.stderr + (tmp_path / "superlink.log").read_text()[-3000:]
 
-    own = fedveil("--app", PLAIN, "--clients", 4, "--set", f"output={ours}", "--json", cwd=tmp_path)
+    own = fedveil(PLAIN, "--clients", 4, "--set", f"output={ours}", "--json", cwd=tmp_path)
     assert own.returncode == 0, own.stderr
     summary = json.loads(own.stdout)
     assert (summary["clients"], summary["messages"], summary["failures"]) == (4, 24, 0)
@@ -166,7 +166,7 @@ def test_an_app_of_flowers_older_interface_runs(tmp_path) -> None:
 
         server = ServerApp(server_fn=components)
     """, more="[tool.flwr.federations]\ndefault = 'here'\n[tool.flwr.federations.here]\noptions.num-supernodes = 5\n")  # fmt: skip
-    answer = fedveil("--app", app, cwd=tmp_path)
+    answer = fedveil(app, cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert "model 2 [4.0, 4.0]" in answer.stdout  # twice the mean of 0 to 4
     assert "done     20 messages to 5 clients" in answer.stdout
@@ -322,7 +322,7 @@ def test_how_an_app_that_fails_ends(statement, code, message, tmp_path) -> None:
         def main(grid, context):
             {statement}
     """)  # fmt: skip
-    answer = fedveil("--app", app, "--quiet", cwd=tmp_path)
+    answer = fedveil(app, "--quiet", cwd=tmp_path)
     assert answer.returncode == code
     assert answer.stdout == ""
     assert "Traceback" not in answer.stderr
@@ -334,19 +334,19 @@ def test_how_an_app_that_fails_ends(statement, code, message, tmp_path) -> None:
 
 def test_options_that_do_not_fit_an_app_are_refused(tmp_path) -> None:
     for words in (["digits"], ["--engine", "auto"], ["--device", "cpu"], ["--out", "x"], ["--resume", "x"], ["--show"]):
-        answer = fedveil("--app", PLAIN, *words, cwd=tmp_path)
+        command = [sys.executable, "-m", "fedveil", "run", "--app", str(PLAIN), *words]
+        answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
         assert answer.returncode == 2
-        assert f"error {words[0]}: not with --app" in answer.stderr
-    answer = fedveil("--clients", 4, cwd=tmp_path)
+        assert f"error {words[0]}: not with `fedveil app`" in answer.stderr
+    command = [sys.executable, "-m", "fedveil", "run", "--clients", "4"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert answer.returncode == 2
-    assert "--clients 4: only with --app; use --set data.clients=4" in answer.stderr
+    assert "--clients 4: only with `fedveil app`; use --set data.clients=4" in answer.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_app_that_waits_for_more_clients_than_there_are_is_ended(tmp_path) -> None:
-    answer = fedveil(
-        "--app", PLAIN, "--clients", 1, "--quiet", "--set", f"output={tmp_path / 'out.json'}", cwd=tmp_path
-    )
+    answer = fedveil(PLAIN, "--clients", 1, "--quiet", "--set", f"output={tmp_path / 'out.json'}", cwd=tmp_path)
     assert answer.returncode == 1
     assert "the app's server waits for more clients, and there are 1; give it more with --clients" in answer.stderr
 
@@ -362,7 +362,7 @@ def test_an_app_of_which_every_client_fails_is_a_failure(tmp_path) -> None:
             messages = [Message(RecordDict(), dst_node_id=node, message_type="train") for node in grid.get_node_ids()]
             print(len(list(grid.send_and_receive(messages))), "replies")
     """)  # fmt: skip
-    answer = fedveil("--app", app, "--clients", 2, cwd=tmp_path)
+    answer = fedveil(app, "--clients", 2, cwd=tmp_path)
     assert answer.returncode == 1
     assert "2 replies" in answer.stdout
     assert answer.stderr.count("failed: ValueError: never") == 2

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from flwr.app import Message
-from protected import Sent, assert_goes_on, assert_same, assert_sums, blob_of, ended, small
+from helpers.protected import Sent, assert_goes_on, assert_same, assert_sums, blob_of, ended, small
 
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import BLOB, CONFIG
+from fedveil.core.wire.messages import BLOB, CONFIG
 
 
 def silent(stage: str, clients: Iterable[int], number: int = 2, attempts: Iterable[int] = (0, 1, 2)) -> Any:
@@ -32,7 +32,7 @@ def test_an_aggregate_of_two_is_not_made(protection, engine, watched, honest) ->
     seen = watched(experiment, home=silent("train", [1]))
     assert isinstance(seen.error, ProtectionError)
     assert str(seen.error).splitlines() == [
-        "round 2: 2 clients sent an update that could be used, and an aggregate of fewer than privacy.min_clients = 3 is not made",
+        "round 2: 2 clients sent an update that could be used, and an aggregate of fewer than privacy.protection.min_clients = 3 is not made",
         "  client 1: no answer in time",
         f"  kept: the model and metrics of rounds up to 1, in {seen.folder}",
     ]

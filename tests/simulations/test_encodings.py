@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +12,24 @@ import pandas as pd
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message
-from kills import content
+from helpers.experiments import digits
+from helpers.kills import content
+from helpers.ray_runs import on_ray
 from safetensors.numpy import load_file
 
-from fedveil import Experiment, SettingsError, TrainingError, run
+from fedveil import Experiment, TrainingError, run
+from fedveil.client.learning.protection import RESIDUALS
+from fedveil.core.catalog import STRATEGIES
 from fedveil.core.errors import Interrupted
-from fedveil.core.messages import ARRAYS, RESIDUALS, to_arrays
-from fedveil.core.parts import STRATEGIES
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
+from fedveil.core.wire.messages import ARRAYS, to_arrays
 from fedveil.server.checkpoint import FILE
 from fedveil.server.federation import prepare, resolve
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.display import Display
-from fedveil.simulations.engine.choice import choose
-from fedveil.simulations.engine.grid import InProcessGrid
+from fedveil.simulations.engine.cohort import CohortGrid
+from fedveil.simulations.engine.states import DiskStates
+from fedveil.simulations.run import CLIENTS
 
 SMALL = {
     "data.clients": 6,
@@ -47,13 +51,23 @@ def no_plots(monkeypatch) -> None:
 
 
 def small(encoding: str, **settings) -> Experiment:
-    changes = {"communication.encoding": encoding} | {k.replace("__", "."): v for k, v in settings.items()}
-    return Experiment.preset("digits").override(SMALL | changes)
+    return digits(SMALL | {"communication.encoding": encoding}, **settings)
 
 
 def kept(folder: Path) -> dict[str, bytes]:
-    """All that the next round takes from the ones before it."""
-    return {name: value.tobytes() for name, value in load_file(folder / FILE).items() if not name.startswith("rows/")}
+    """All that the next round takes from the ones before it, what each client keeps among it."""
+    arrays = load_file(folder / FILE)
+    found = {name: value.tobytes() for name, value in arrays.items() if not name.startswith(("rows/", "clients/"))}
+    return found | {f"residuals/{client}": value.tobytes() for client, value in residuals(folder).items()}
+
+
+def residuals(folder: Path) -> dict[int, np.ndarray]:
+    """What int8 lost of each client's updates, float32 [P]."""
+    arrays = load_file(folder / FILE)
+    index = {name.removeprefix("clients/"): value for name, value in arrays.items() if name.startswith("clients/")}
+    states = DiskStates(folder / CLIENTS, index)
+    clients = index.get("residuals/slots", np.zeros((0, 2), np.int64))[:, 0]
+    return {int(client): states.get(int(client), RESIDUALS)["lost"] for client in clients}
 
 
 class StopAfter(Display):
@@ -121,18 +135,9 @@ def test_a_run_that_forgot_what_int8_lost_would_end_elsewhere(tmp_path, monkeypa
     whole = run(experiment, out=tmp_path / "whole")
     with pytest.raises(Interrupted):
         run(experiment, out=tmp_path / "cut", display=StopAfter(8))
-    monkeypatch.setattr(InProcessGrid, "_context", _forgetful(InProcessGrid._context))
+    monkeypatch.setattr(DiskStates, "get", lambda self, client, key: None)
     resumed = run(experiment, resume=tmp_path / "cut")
     assert resumed.summary["model_sha256"] != whole.summary["model_sha256"]
-
-
-def _forgetful(make):
-    def context(self, node):
-        found = make(self, node)
-        found.state.pop(RESIDUALS, None)
-        return found
-
-    return context
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -169,15 +174,15 @@ BAD = {
 
 @pytest.mark.parametrize("said", BAD)
 def test_a_client_that_sends_what_is_no_int8_is_left_out_and_named(said, monkeypatch, tmp_path) -> None:
-    answer = InProcessGrid._run_client
+    answers = CohortGrid.answers
 
-    def lying(self, message: Message) -> Message:
-        reply = answer(self, message)
-        if message.metadata.dst_node_id == 3 and message.content["config"]["server-round"] == 2:
-            reply.content[ARRAYS] = BAD[said](reply.content[ARRAYS])
-        return reply
+    def lying(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
+        for i, reply in answers(self, messages, timeout):
+            if messages[i].metadata.dst_node_id == 3 and messages[i].content["config"]["server-round"] == 2:
+                reply.content[ARRAYS] = BAD[said](reply.content[ARRAYS])
+            yield i, reply
 
-    monkeypatch.setattr(InProcessGrid, "_run_client", lying)
+    monkeypatch.setattr(CohortGrid, "answers", lying)
     result = run(small("int8", engine="sequential", federation__cohort=6, federation__rounds=3), out=tmp_path / "run")
     ledger = pd.read_csv(tmp_path / "run" / "ledger.csv")
     (failed,) = ledger[ledger.failure.notna()].itertuples()
@@ -195,19 +200,17 @@ def test_training_that_diverges_ends_with_the_reason(encoding, engine, tmp_path)
         run(experiment, out=tmp_path / "run")
 
 
-def test_more_than_a_simulation_can_remember_is_refused_before_anything_is_written(tmp_path) -> None:
-    experiment = Experiment.preset("million").override({"communication.encoding": "int8"})
-    with pytest.raises(SettingsError, match=r"'int8': each client remembers .* GiB for data.clients = 1,000,000 with"):
-        run(experiment, out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    assert choose(prepare(resolve(experiment.override({"communication.encoding": "float16"}))))[0] == "batched"
+def test_a_million_clients_keep_what_those_that_took_part_wrote(tmp_path) -> None:
+    changes = {"communication.encoding": "int8", "federation.rounds": 2, "federation.cohort": 5}
+    run(Experiment.preset("million").override(changes), out=tmp_path / "run")
+    weights = sum(value.size for value in load_file(tmp_path / "run/model.safetensors").values())
+    assert 5 < len(residuals(tmp_path / "run")) <= 10
+    assert (tmp_path / "run" / CLIENTS / "residuals").stat().st_size <= 16 * 4 * weights
 
 
 def test_flowers_simulation_remembers_what_int8_lost_before_it_and_in_it(tmp_path, monkeypatch) -> None:
     """Rounds 1 and 2 in this process, 3 and 4 on Ray."""
     pytest.importorskip("ray")
-    from fedveil.simulations.engine.ray import run_on_ray
-
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # Ray keeps sockets there, whose paths must be short
     whole = run(small("int8", engine="sequential"), out=tmp_path / "whole")
     with pytest.raises(Interrupted):
@@ -215,7 +218,7 @@ def test_flowers_simulation_remembers_what_int8_lost_before_it_and_in_it(tmp_pat
     record = Record(tmp_path / "cut")
     federation = prepare(resolve(small("int8", engine="sequential")), record)
     assert federation.state.round == 2
-    run_on_ray(federation, record, Hooks(lambda _row, _state: None, federation.evaluate), 1)
+    on_ray(federation, record, Hooks(lambda _row, _state: None, federation.evaluate), 1)
     assert record.sha256("model.safetensors") == whole.summary["model_sha256"]
     assert kept(tmp_path / "cut") == kept(tmp_path / "whole")
     assert federation.state.bytes_up == whole.summary["bytes_up"]

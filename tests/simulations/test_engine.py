@@ -16,12 +16,16 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
+from helpers.experiments import digits
 from torch import nn
 
-from fedveil.client.work import workplace
+from fedveil.client.learning.contribution import Contributions, Instructions
+from fedveil.client.learning.pipeline import steps_of
+from fedveil.client.learning.runtime import client_runtime
+from fedveil.client.learning.states import ContextStates
 from fedveil.core.errors import DataError, Interrupted, SettingsError, TrainingError
-from fedveil.core.experiment import Experiment
-from fedveil.core.messages import from_arrays, to_arrays
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.messages import from_arrays, to_arrays
 from fedveil.models.parameters import get, to_numpy
 from fedveil.server.federation import prepare, resolve
 from fedveil.simulations.engine.choice import choose
@@ -40,7 +44,7 @@ TEXT = {"data.clients": 4, "federation.cohort": 3, "federation.rounds": 1, "trai
 
 
 def small(**settings) -> Experiment:
-    return Experiment.preset("digits").override(SMALL | {k.replace("__", "."): v for k, v in settings.items()})
+    return digits(SMALL, **settings)
 
 
 def tables(folder: Path) -> bytes:
@@ -174,13 +178,16 @@ def test_a_client_whose_code_fails_is_named_in_any_process(engine, workers, monk
 @pytest.fixture
 def place():
     settings = small(engine="batched").toml()
-    found = workplace(settings)
-    assert found.together is not None
+    found = client_runtime(settings, states=ContextStates(RecordDict()))
+    assert found.vectorized is not None
+    assert steps_of(found)[1].name == "train"
     return found
 
 
 def jobs(rate: float = 0.1) -> list[Job]:
-    return [Job([0, 1, 2], 1, 0, rate), Job([3, 4], 1, 3, rate), Job([5], 1, 5, rate)]
+    instructions = Instructions(1, rate, None, False, b"", 0, {})
+    chunks = {0: [0, 1, 2], 3: [3, 4], 5: [5]}
+    return [Job(Contributions(clients, instructions, {}), first, (0, 2)) for first, clients in chunks.items()]
 
 
 @pytest.mark.parametrize("number", [1, 3])
@@ -211,7 +218,7 @@ def test_a_larger_cohort_than_was_foreseen_gets_its_memory(place) -> None:
     workers = Workers(place, like, 2, 2, lambda: False)
     try:
         workers.make_room(6)
-        assert sum(len(job.clients) for job, _ in workers.run(like, jobs())) == 6
+        assert sum(len(job.contributions.clients) for job, _ in workers.run(like, jobs())) == 6
         assert len(next(iter(workers.results.values()))) == 6
     finally:
         workers.close()
@@ -335,11 +342,11 @@ def personal(_experiment, shared):
 @pytest.mark.parametrize("engine", ["batched", "processes"])
 def test_a_model_for_each_client_trains_as_it_does_one_by_one(engine, monkeypatch, tmp_path) -> None:
     monkeypatch.setitem(sys.modules, "tests_remembering", sys.modules[__name__])
+    settings = {"federation__strategy": "tests_remembering:personal"}
+    alone = run(small(engine="sequential", **settings), out=tmp_path / "alone")
     begun = []
     real = Workers._begin
     monkeypatch.setattr(Workers, "_begin", lambda self: (begun.append(1), real(self)))
-    settings = {"federation__strategy": "tests_remembering:personal"}
-    alone = run(small(engine="sequential", **settings), out=tmp_path / "alone")
     found = run(small(engine=engine, workers=2, **settings), out=tmp_path / engine)
     for name, weight in alone.model.state_dict().items():
         torch.testing.assert_close(found.model.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
@@ -439,7 +446,7 @@ def long_run(tmp_path):
 
 def test_a_run_that_still_goes_on_cannot_be_resumed_beside_itself(long_run) -> None:
     process, folder = long_run
-    words = [sys.executable, "-m", "fedveil", "run", "--resume", str(folder)]
+    words = [sys.executable, "-m", "fedveil", "resume", str(folder)]
     answer = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert answer.returncode == 2
     assert f"another process (pid {process.pid}) is writing this run; wait for it to end, or stop it" in answer.stderr
@@ -451,5 +458,5 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(long_run) -> None:
     process.terminate()
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert f"go on with: fedveil run --resume {folder}" in said
+    assert f"go on with: fedveil resume {folder}" in said
     assert not (folder / ".lock").exists()

@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from fedveil.core.errors import Interrupted, TrainingError
-from fedveil.core.messages import to_arrays
+from fedveil.core.wire.messages import to_arrays
 from fedveil.simulations.engine.grid import InProcessGrid
 
 

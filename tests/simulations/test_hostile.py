@@ -22,7 +22,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
-from protected import (
+from helpers.protected import (
     HELD_OUT,
     Observed,
     Outward,
@@ -43,17 +43,17 @@ from protected import (
 
 from fedveil import Experiment
 from fedveil.core.errors import ProtectionError
-from fedveil.core.messages import ARRAYS, CONFIG, METRICS, to_arrays, to_sealed
 from fedveil.core.randomness import Stream
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
+from fedveil.core.wire.messages import ARRAYS, CONFIG, METRICS, to_arrays, to_sealed
 from fedveil.datasets.federated import load
-from fedveil.models.networks import build
+from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
-from fedveil.privacy.keys import load_server, write_keys
-from fedveil.privacy.lattice import Adder
-from fedveil.privacy.packing import Layout
+from fedveil.privacy.fixed_point import Layout
+from fedveil.privacy.homomorphic.keys import load_server, write_keys
+from fedveil.privacy.homomorphic.lattice import Adder
+from fedveil.privacy.homomorphic.wire import expect, read, write
 from fedveil.privacy.plan import make_lattice, make_plan
-from fedveil.privacy.wire import expect, read, write
 from fedveil.server.checkpoint import load_state
 
 LATTICES = ("bfv", "ckks")
@@ -183,7 +183,7 @@ ANYWHERE: dict[str, tuple[Change, str]] = {
     "no reply": (no_reply, r"no answer in time"),
     "an error": (an_error, r"out of memory"),
 }
-# offsets of fields as privacy/wire.py lays them out
+# offsets of fields as privacy/homomorphic/wire.py lays them out
 OF_LATTICES: dict[str, tuple[Change, str]] = {
     "of another protocol": (blob(lambda update: b"XXXX" + update[4:]), r"does not start as one"),
     "of another format": (blob(lambda update: forged(update, 4, "H", 9)), r"in format 9, and this FedVeil reads 1"),
@@ -192,7 +192,7 @@ OF_LATTICES: dict[str, tuple[Change, str]] = {
     "of another degree": (blob(lambda update: forged(update, 12, "I", 8192)), r"with degree 8192, where degree 4096"),
     "of another prime": (blob(lambda update: forged(update, 16, "Q", 2**40 - 87)), r"with data prime 1099511627689, where"),
     "of another grid": (blob(lambda update: forged(update, 42, "h", 9)), r"with grid, in bits, 9, where"),
-    "of another range": (blob(lambda update: forged(update, 48, "d", 60.0)), r"with privacy.range 60.0, where privacy.range 6.0"),
+    "of another range": (blob(lambda update: forged(update, 48, "d", 60.0)), r"with privacy.protection.range 60.0, where privacy.protection.range 6.0"),
     "with another key's id": (blob(lambda update: forged(update, 56, "Q", 0)), r"with key 0000-0000-0000-0000, where key"),
     "of another run": (blob(lambda update: forged(update, 72, "Q", 0)), r"with run 0000-0000-0000-0000, where run"),
     "of another network": (blob(lambda update: forged(update, 88, "Q", 0)), r"with layout of tensors 0000"),
@@ -408,7 +408,7 @@ def added(folder: Path, uploads: Sequence[bytes], number: int, told: int | None 
 
 
 REFUSED = {
-    "told of two clients": (lambda model: forged(model, 144, "I", 2), "an aggregate of 2 clients is not used: privacy.min_clients = 3"),
+    "told of two clients": (lambda model: forged(model, 144, "I", 2), "an aggregate of 2 clients is not used: privacy.protection.min_clients = 3"),
     "of another round": (lambda model: forged(model, 136, "I", 7), "with round 7, where round 2 was expected"),
     "of another run": (lambda model: forged(model, 72, "Q", 1), "with run 0100-0000-0000-0000, where run"),
     "an upload": (lambda model: forged(model, 6, "B", 0), "an encrypted upload, where an encrypted aggregate was expected"),

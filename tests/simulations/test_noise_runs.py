@@ -11,25 +11,25 @@ import numpy as np
 import pandas as pd
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from kills import content
+from helpers.kills import content
 from safetensors.numpy import load_file
 
 from fedveil import Experiment, Result, SettingsError, run
 from fedveil.client.app import app, fit
 from fedveil.core.errors import Interrupted
-from fedveil.core.messages import to_arrays
 from fedveil.core.randomness import Stream
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
+from fedveil.core.wire.messages import to_arrays
 from fedveil.datasets.federated import load
-from fedveil.models.networks import build
+from fedveil.models.local.training import train_clients
+from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
-from fedveil.models.training import train_clients
-from fedveil.privacy.accounting import gaussian_epsilon
-from fedveil.privacy.noise import norm
-from fedveil.server.captures import read_captures
+from fedveil.privacy.dp.accounting import gaussian_epsilon
+from fedveil.privacy.dp.noise import norm
 from fedveil.server.checkpoint import load_state
 from fedveil.server.federation import federate, prepare, resolve
-from fedveil.server.rounds import Hooks
+from fedveil.server.rounds.captures import read_captures
+from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.engine.grid import InProcessGrid
 
 NOISY = {"privacy.clip": 1.0, "privacy.noise_multiplier": 0.05}
@@ -122,7 +122,9 @@ def test_clients_weigh_alike_whatever_they_hold(protection, noise_at, tmp_path) 
 
 
 def test_the_server_clips_what_came_longer_than_it_should(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("fedveil.client.app.defend", lambda _privacy, _given, weights, _stream, secret: weights)
+    monkeypatch.setattr(
+        "fedveil.client.learning.transforms.defend", lambda _privacy, _given, weights, _stream, secret: weights
+    )
     settings = {"privacy.clip": 0.01, "privacy.noise_multiplier": 1e-6, "privacy.noise_at": "server"}
     experiment = small(**settings, **{"federation.rounds": 1})
     made = change(model(run(experiment, out=tmp_path / "run")), first(experiment))

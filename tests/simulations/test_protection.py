@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from kills import content
-from protected import HELD_OUT, Made, Observed, Sent, Watched, Weights, assert_same, by_hand, ended, kill, small
+from helpers.kills import content
+from helpers.protected import HELD_OUT, Made, Observed, Sent, Watched, Weights, assert_same, by_hand, ended, kill, small
 from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
 
@@ -22,14 +22,14 @@ from fedveil.core.errors import Interrupted, ProtectionError
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import load
 from fedveil.models.computing import one_thread
-from fedveil.models.evaluation import evaluate
-from fedveil.models.networks import build
-from fedveil.models.training import train_clients
-from fedveil.privacy import keys
-from fedveil.privacy.keys import write_keys
+from fedveil.models.local.evaluation import evaluate
+from fedveil.models.local.training import train_clients
+from fedveil.models.networks.build import build
+from fedveil.privacy.homomorphic import keys
+from fedveil.privacy.homomorphic.keys import write_keys
 from fedveil.privacy.plan import make_lattice, make_plan
-from fedveil.server import rounds
 from fedveil.server.federation import prepare, resolve
+from fedveil.server.rounds import observers
 from fedveil.simulations.holder import open_record
 
 LATTICES = ("bfv", "ckks")
@@ -121,7 +121,7 @@ def test_a_strategy_on_the_server_makes_of_the_masked_mean_what_it_makes_of_the_
 
 @pytest.mark.parametrize("protection", PROTECTIONS)
 def test_clients_whose_weights_differ_a_thousandfold_add_up_exactly(protection, watched) -> None:
-    experiment = small(protection, data__partition="quantity", data__partition_exponent=8.0)
+    experiment = small(protection, data__partition="quantity", data__partition__exponent=8.0)
     seen = ended(watched(experiment))
     sizes = [examples for _, examples in seen.made[0].values()]
     assert max(sizes) >= 1000 * min(sizes)
@@ -138,7 +138,7 @@ def test_weights_that_are_all_zero_stay_zero(protection, watched) -> None:
 @pytest.mark.parametrize("engine", ["sequential", "batched"])
 @pytest.mark.parametrize("protection", PROTECTIONS)
 def test_weights_out_of_range_are_clipped_counted_and_reported(protection, engine, watched) -> None:
-    experiment = small(protection, engine=engine, privacy__range=0.25)
+    experiment = small(protection, engine=engine, privacy__protection__range=0.25)
     seen = ended(watched(experiment))
     beyond = [
         sum(int((np.abs(value) > 0.25).sum()) for value in weights.values())
@@ -169,7 +169,7 @@ def test_clients_score_a_ciphertext_as_the_opened_model_scores(protection, engin
     last = clients[(clients["round"] == 2) & (clients.stage == "evaluate")]
     assert last.validation_loss.tolist() == [score.loss for score in scores]
     assert last.validation_accuracy.tolist() == [score.accuracy for score in scores]
-    right, of = sum(score.correct for score in scores), sum(score.examples for score in scores)
+    right, of = sum(score.sums["correct"] for score in scores), sum(score.examples for score in scores)
     assert summary(seen)["validation_accuracy"] == right / of
     assert summary(seen)["test_accuracy"] == central.accuracy
 
@@ -179,7 +179,7 @@ def test_clients_score_a_ciphertext_as_the_opened_model_scores(protection, engin
 
 def killed(watched: Watched, experiment: Experiment, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     """Run in another process, in the folder "cut", and kill it at a moment."""
-    save, write = rounds.save_state, keys._write
+    save, write = observers.save_state, keys._write
 
     def save_and_die(record: Any, settings: Any, state: Any, strategy: Any) -> None:
         save(record, settings, state, strategy)
@@ -199,7 +199,7 @@ def killed(watched: Watched, experiment: Experiment, monkeypatch: pytest.MonkeyP
     def child() -> None:
         torch.set_num_threads(1)  # threads of the parent's pools are not there
         threadpool_limits(1)
-        monkeypatch.setattr(rounds, "save_state", save_and_die)
+        monkeypatch.setattr(observers, "save_state", save_and_die)
         monkeypatch.setattr(keys, "_write", write_and_die)
         watched(experiment, "cut", home=reply_and_die)
 
@@ -306,34 +306,34 @@ def test_a_server_does_not_start_with_a_secret_key(tmp_path) -> None:
     [
         *((kind, {"federation.strategy": name}, f"federation.strategy = '{name}': cannot work with privacy.protection = '{kind}'")
           for kind in PROTECTIONS
-          for name in ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan", "qfedavg", "my_own:strategy")),
+          for name in ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan", "qfedavg", "math:sqrt")),
         *((kind, {"federation.strategy": name}, "it computes with the mean of the weights, which is a ciphertext here")
           for kind in LATTICES for name in ("fedavgm", "fedadam", "fedyogi", "fedadagrad")),
-        *((kind, {"federation.cohort": 2}, "federation.cohort = 2: an aggregate of fewer than privacy.min_clients = 3")
+        *((kind, {"federation.cohort": 2}, "federation.cohort = 2: an aggregate of fewer than privacy.protection.min_clients = 3")
           for kind in PROTECTIONS),
-        *((kind, {"privacy.min_clients": 2}, "privacy.min_clients = 2: must be greater than or equal to 3")
+        *((kind, {"privacy.protection.min_clients": 2}, "privacy.protection.min_clients = 2: must be greater than or equal to 3")
           for kind in PROTECTIONS),
-        ("secagg", {"privacy.min_clients": 6}, "federation.cohort = 5: an aggregate of fewer than privacy.min_clients = 6"),
-        ("bfv", {"privacy.profile": "fast"}, "privacy.profile = 'fast': is none of bfv's"),
-        ("ckks", {"privacy.profile": "exact-small"}, "privacy.profile = 'exact-small': is none of ckks's"),
-        ("secagg", {"privacy.profile": "fast"}, "privacy.profile = 'fast': has no effect"),
-        ("ckks", {"privacy.profile": "own", "privacy.degree": 2048}, "100 bits together are insecure with privacy.degree = 2048"),
-        ("ckks", {"privacy.profile": "own", "privacy.primes": [30, 30]}, "leaves no room for weights"),
-        ("bfv", {"privacy.profile": "own", "privacy.primes": [50, 50], "privacy.plain_bits": 50}, "privacy.plain_bits = 50"),
-        ("bfv", {"privacy.range": 5000.0}, "privacy.range = 5000: for 5 clients a 45-bit plain modulus leaves a grid of"),
-        ("ckks", {"privacy.range": 2e4}, "privacy.range = 20000: for 5 clients a 40-bit modulus leaves a grid of"),
-        ("secagg", {"privacy.range": 1e6}, "leaves a grid of 2^-11, coarser than 2^-12"),
+        ("secagg", {"privacy.protection.min_clients": 6}, "federation.cohort = 5: an aggregate of fewer than privacy.protection.min_clients = 6"),
+        ("bfv", {"privacy.protection.profile": "fast"}, "privacy.protection.profile = 'fast': must be 'exact-small' or 'own'"),
+        ("ckks", {"privacy.protection.profile": "exact-small"}, "privacy.protection.profile = 'exact-small': must be 'fast', 'conservative' or 'own'"),
+        ("secagg", {"privacy.protection.profile": "fast"}, "profile is a setting of privacy.protection = 'ckks' or 'bfv'"),
+        ("ckks", {"privacy.protection.profile": "own", "privacy.protection.degree": 2048}, "100 bits together are insecure with privacy.protection.degree = 2048"),
+        ("ckks", {"privacy.protection.profile": "own", "privacy.protection.primes": [30, 30]}, "leaves no room for weights"),
+        ("bfv", {"privacy.protection.profile": "own", "privacy.protection.primes": [50, 50], "privacy.protection.plain_bits": 50}, "privacy.protection.plain_bits = 50"),
+        ("bfv", {"privacy.protection.range": 5000.0}, "privacy.protection.range = 5000: for 5 clients a 45-bit plain modulus leaves a grid of"),
+        ("ckks", {"privacy.protection.range": 2e4}, "privacy.protection.range = 20000: for 5 clients a 40-bit modulus leaves a grid of"),
+        ("secagg", {"privacy.protection.range": 1e6}, "leaves a grid of 2^-11, coarser than 2^-12"),
         ("bfv", {"data.dataset": "synthetic", "data.clients": 2000, "federation.cohort": 2000}, "adds at most "),
         ("ckks", {"data.dataset": "synthetic", "data.clients": 10**7, "federation.cohort": 10**7}, "coarser than 2^-12"),
-        ("secagg", {"privacy.drop_outs": 0.6, "privacy.colluders": 0.6}, "4 must stay"),
-        ("none", {"privacy.range": 3.0}, "privacy.range = 3.0: has no effect with privacy.protection = 'none'"),
-        ("none", {"privacy.profile": "fast"}, "privacy.profile = 'fast': has no effect"),
-        ("none", {"privacy.min_clients": 4}, "privacy.min_clients = 4: has no effect"),
-        ("bfv", {"privacy.drop_outs": 0.1}, "privacy.drop_outs = 0.1: has no effect with privacy.protection = 'bfv'"),
-        ("bfv", {"privacy.colluders": 0.1}, "privacy.colluders = 0.1: has no effect"),
-        ("bfv", {"privacy.degree": 8192}, "privacy.degree = 8192: has no effect"),
-        ("bfv", {"privacy.plain_bits": 40}, "privacy.plain_bits = 40: has no effect"),
-        ("ckks", {"privacy.profile": "own", "privacy.plain_bits": 40}, "privacy.plain_bits = 40: has no effect"),
+        ("secagg", {"privacy.protection.drop_outs": 0.6, "privacy.protection.colluders": 0.6}, "4 must stay"),
+        ("none", {"privacy.protection.range": 3.0}, "range: unknown setting of privacy.protection = 'none'; range is a setting of"),
+        ("none", {"privacy.protection.profile": "fast"}, "profile is a setting of privacy.protection = 'ckks' or 'bfv'"),
+        ("none", {"privacy.protection.min_clients": 4}, "min_clients is a setting of privacy.protection = 'ckks' or 'bfv' or 'secagg'"),
+        ("bfv", {"privacy.protection.drop_outs": 0.1}, "of privacy.protection = 'bfv'; drop_outs is a setting of privacy.protection = 'secagg'"),
+        ("bfv", {"privacy.protection.colluders": 0.1}, "colluders is a setting of privacy.protection = 'secagg'"),
+        ("bfv", {"privacy.protection.degree": 8192}, "privacy.protection.degree = 8192: has no effect"),
+        ("bfv", {"privacy.protection.plain_bits": 40}, "privacy.protection.plain_bits = 40: has no effect"),
+        ("ckks", {"privacy.protection.profile": "own", "privacy.protection.plain_bits": 40}, "plain_bits is a setting of privacy.protection = 'bfv'"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_work_are_refused_before_anything_is_written(protection, settings, said, tmp_path) -> None:

@@ -12,13 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from helpers.ray_runs import on_ray
 
 from fedveil import Experiment, run
 from fedveil.core.errors import Interrupted, SettingsError, TrainingError
-from fedveil.core.record import Record
+from fedveil.core.record.record import Record
 from fedveil.server.federation import Federation, prepare, resolve
-from fedveil.server.rounds import Hooks
-from fedveil.simulations.engine.ray import check_ray, run_on_ray
+from fedveil.server.rounds.context import Hooks
+from fedveil.simulations.engine.ray import check_ray
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra fedveil[ray]")
 
@@ -65,14 +66,14 @@ def test_stopped_and_gone_on_with_it_ends_at_the_bytes_of_one_process(tmp_path, 
     federation, record = ready(tmp_path / "ray")
     rounds, answered, seen = [], [], []
     with pytest.raises(Interrupted):
-        run_on_ray(
+        on_ray(
             federation, record, Hooks(lambda row, _: rounds.append(row["round"]), federation.evaluate), 2,
             stop=lambda: rounds[-1:] == [1], client_done=lambda done, total: (answered.append((done, total)), seen.extend(living(mark))),
         )  # fmt: skip
     assert rounds == [0, 1]
     assert any("raylet" in command for command in seen)
     assert answered[-3:] == [(1, 3), (2, 3), (3, 3)]
-    run_on_ray(
+    on_ray(
         federation, record, Hooks(lambda row, _: rounds.append(row["round"]), federation.evaluate), 1
     )  # another number of workers
     assert rounds == [0, 1, 2, 3]
@@ -103,7 +104,7 @@ def test_a_clients_exception_ends_the_run_as_in_one_process(tmp_path, mark, monk
     with pytest.raises(
         TrainingError, match=r"round 1: client \d failed: ValueError: this one cannot learn.*broken_net"
     ):
-        run_on_ray(federation, record, Hooks(lambda _row, _state: None, federation.evaluate), 1)
+        on_ray(federation, record, Hooks(lambda _row, _state: None, federation.evaluate), 1)
     assert outliving(mark) == []
     sys.modules.pop("broken_net", None)
 
@@ -113,7 +114,7 @@ def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
     with pytest.raises(SettingsError, match=r"engine = 'ray': needs Ray.*pip install 'fedveil\[ray\]'"):
-        run_on_ray(federation, record, Hooks(lambda _row, _state: None, federation.evaluate), None)
+        on_ray(federation, record, Hooks(lambda _row, _state: None, federation.evaluate), None)
 
 
 @needs_ray
@@ -121,7 +122,7 @@ def test_workers_are_refused_where_a_cluster_is_named(tmp_path, monkeypatch) -> 
     federation, record = ready(tmp_path / "ray")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(SettingsError, match="workers = 3: has no effect with RAY_ADDRESS set"):
-        run_on_ray(federation, record, Hooks(lambda _row, _state: None, federation.evaluate), 3)
+        on_ray(federation, record, Hooks(lambda _row, _state: None, federation.evaluate), 3)
 
 
 def test_more_workers_than_this_machine_has_processors_are_refused(monkeypatch) -> None:

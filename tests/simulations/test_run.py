@@ -9,15 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.experiments import digits
 from safetensors.numpy import load_file
 
 from fedveil import DataError, Experiment, Result, SettingsError, TrainingError, run
 from fedveil.core.errors import Interrupted
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import load
-from fedveil.models.evaluation import evaluate
-from fedveil.models.networks import build
-from fedveil.models.training import train_clients
+from fedveil.models.local.evaluation import evaluate
+from fedveil.models.local.training import train_clients
+from fedveil.models.networks.build import build
 from fedveil.simulations.display import Display
 
 SMALL = {
@@ -38,7 +39,7 @@ def no_plots(request, monkeypatch):
 
 
 def small(**settings) -> Experiment:
-    return Experiment.preset("digits").override(SMALL | {k.replace("__", "."): v for k, v in settings.items()})
+    return digits(SMALL, **settings)
 
 
 def csv(folder: Path) -> bytes:
@@ -121,7 +122,7 @@ class StopAfter(Display):
 def test_a_stopped_run_goes_on_to_the_same_bytes(settings, clients, engine, tmp_path) -> None:
     settings = settings | {"engine": engine}
     whole = run(small(**settings), out=tmp_path / "whole")
-    with pytest.raises(Interrupted, match="go on with: fedveil run --resume"):
+    with pytest.raises(Interrupted, match="go on with: fedveil resume"):
         run(small(**settings), out=tmp_path / "cut", display=StopAfter(clients))
     resumed = run(small(**settings), resume=tmp_path / "cut")
     assert resumed.summary["model_sha256"] == whole.summary["model_sha256"]
@@ -177,7 +178,7 @@ def test_federated_evaluation_adds_up_what_clients_count_on_their_own_part(tmp_p
     weights = {name: value.detach() for name, value in result.model.named_parameters()}
     parts = [federated.client(k)[1] for k in range(6)]
     scores = [evaluate(network, weights, part, "cross_entropy") for part in parts]
-    correct, examples = sum(s.correct for s in scores), sum(s.examples for s in scores)
+    correct, examples = sum(s.sums["correct"] for s in scores), sum(s.examples for s in scores)
     assert result.metrics.validation_accuracy.iloc[-1] == pytest.approx(correct / examples)
     last = result.clients[(result.clients["round"] == 3) & (result.clients.stage == "evaluate")]
     np.testing.assert_allclose(last.validation_accuracy, [s.accuracy for s in scores])
@@ -216,7 +217,7 @@ def test_the_best_model_is_kept_by_validation_where_there_is_one(tmp_path) -> No
 
 def test_divergence_names_client_and_round_and_keeps_what_was_there(tmp_path) -> None:
     settings = small(training__learning_rate=1e30, model__activation="leaky_relu")
-    with pytest.raises(TrainingError, match=r"training diverged: client \d in round 1") as caught:
+    with pytest.raises(TrainingError, match=r"round 1: training diverged: client \d") as caught:
         run(settings, out=tmp_path / "run")
     assert str(tmp_path / "run") in str(caught.value)
     kept = load_file(tmp_path / "run" / "model.safetensors")
@@ -247,7 +248,10 @@ def test_a_clients_exception_names_the_client(tmp_path, monkeypatch) -> None:
     ("settings", "said"),
     [
         ({"data__clients": 2000}, "more clients than"),
-        ({"model__name": "lstm"}, "reads text, and the data are images"),
+        (
+            {"model__name": "lstm"},
+            "is for classification of text, and the task of the data is classification of images",
+        ),
         ({"training__noise": 0.1, "data__dataset": "spam-demo", "model__name": "bag"}, "training.noise"),
         ({"data__min_examples": 1000}, "data.min_examples"),
     ],

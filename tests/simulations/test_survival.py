@@ -13,12 +13,13 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from kills import command, content, run_killed, stateful
+from helpers.kills import command, content, run_killed, stateful
 
-from fedveil import Experiment, SettingsError, run
-from fedveil.core import record as record_module
+from fedveil import Experiment, SettingsError, resume, run
 from fedveil.core.errors import FedveilError
-from fedveil.core.experiment import resumable
+from fedveil.core.record.record import Record
+from fedveil.core.record.record import record as record_module
+from fedveil.core.settings.experiment import resumable
 
 ENGINES = ("sequential", "batched")  # the disk is written by the process that runs the rounds, whoever trains
 STOPS = {"federation.rounds": 6, "federation.patience": 3}  # after round 4, with a lower learning rate in it
@@ -251,7 +252,7 @@ def test_a_run_on_a_full_disk_keeps_whole_rounds_and_goes_on_once_there_is_room(
             folder = tmp_path / "disk" / f"run-{size}"
             error = failure(experiment, out=folder)
             if error and folder.exists():
-                assert f"go on with: fedveil run --resume {folder}" in str(error)
+                assert f"go on with: fedveil resume {folder}" in str(error)
                 tables = [path.read_text() for path in folder.glob("*.csv")]
                 assert all(text.endswith("\n") for text in tables)  # no half-written line
                 rounds.add(len((folder / "metrics.csv").read_text().splitlines()) if tables else 0)
@@ -282,11 +283,9 @@ def test_a_full_disk_ends_in_one_message_that_says_how_to_go_on(tmp_path) -> Non
         assert said[0].startswith(f"error {folder}/")
         assert said[0].endswith("cannot be written: No space left on device")
         assert said[1].endswith(f"are kept in {folder}")
-        assert said[2:] == [f"  make room, and go on with: fedveil run --resume {folder}"]
+        assert said[2:] == [f"  make room, and go on with: fedveil resume {folder}"]
         resize(2000)
-        answer = subprocess.run(
-            command("run", "--resume", folder, "--json"), capture_output=True, text=True, check=False
-        )
+        answer = subprocess.run(command("resume", folder, "--json"), capture_output=True, text=True, check=False)
         assert answer.returncode == 0, answer.stderr
         assert json.loads(answer.stdout)["rounds"] == 3
         assert content(folder) == content(tmp_path / "whole")
@@ -356,7 +355,7 @@ def test_what_cannot_be_resumed_is_refused_and_left_alone(damage, said, tmp_path
     before = files(folder)
     with pytest.raises(SettingsError) as caught:
         run(resumable(folder), resume=folder)
-    assert str(caught.value).startswith(f"--resume {folder}: ")
+    assert str(caught.value).startswith(f"fedveil resume {folder}: ")
     assert said in str(caught.value)
     assert files(folder) == before
 
@@ -377,7 +376,7 @@ def test_a_run_on_a_gpu_cannot_go_on_where_there_is_none(finished) -> None:
 def test_a_finished_run_says_so_and_prints_its_summary(finished) -> None:
     before = content(finished)
     answers = [
-        subprocess.run(command("run", "--resume", finished, *words), capture_output=True, text=True, check=True)
+        subprocess.run(command("resume", finished, *words), capture_output=True, text=True, check=True)
         for words in ((), ("--json",))
     ]
     assert "finished already: no round is left to run" in answers[0].stdout
@@ -386,3 +385,92 @@ def test_a_finished_run_says_so_and_prints_its_summary(finished) -> None:
     summary = json.loads(answers[1].stdout)
     assert (summary["rounds"], summary["run_dir"]) == (3, str(finished))
     assert content(finished) == before
+
+
+# --- another number of rounds
+
+
+def lengthened(folder: Path, rounds: int) -> FedveilError | None:
+    """What `resume` to so many rounds fails with; None where it does not."""
+    try:
+        resume(folder, rounds=rounds)
+    except FedveilError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_lengthened_run_ends_at_the_bytes_of_one_that_was_as_long_from_the_start(engine, tmp_path, no_plots) -> None:
+    run(stateful(engine, workers=1, rounds=5), out=tmp_path / "whole")
+    run(stateful(engine, workers=1, rounds=2), out=tmp_path / "run")
+    resume(tmp_path / "run", rounds=3)
+    resume(tmp_path / "run", rounds=5)
+    assert content(tmp_path / "run") == content(tmp_path / "whole")
+    told = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert [entry["rounds"] for entry in told["resumes"]] == [[2, 3], [3, 5]]
+    assert resumable(tmp_path / "run").federation.rounds == 5
+
+
+@pytest.mark.parametrize("cut", ["replace_settings", "append"])
+def test_a_run_killed_while_it_was_lengthened_goes_on(cut, tmp_path, no_plots, monkeypatch) -> None:
+    """Before experiment.toml has the new number, and after it, when the checkpoint still names the old one."""
+    run(stateful("sequential", rounds=4), out=tmp_path / "whole")
+    run(stateful("sequential", rounds=2), out=tmp_path / "run")
+
+    def killed(*_given: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, cut, killed)
+        with pytest.raises(SystemExit):
+            resume(tmp_path / "run", rounds=4)
+    begun = resumable(tmp_path / "run").federation.rounds == 4
+    assert begun == (cut == "append")
+    resume(tmp_path / "run", rounds=None if begun else 4)
+    assert content(tmp_path / "run") == content(tmp_path / "whole")
+
+
+def test_a_number_of_rounds_that_cannot_be_is_refused_and_the_run_left_alone(finished) -> None:
+    before = files(finished)
+    for rounds in (1, 2):
+        error = lengthened(finished, rounds)
+        assert isinstance(error, SettingsError)
+        assert f"fedveil resume {finished} --rounds {rounds}: 3 rounds are done already" in str(error)
+    assert files(finished) == before
+    assert lengthened(finished, 3) is None  # what it has: its result again
+
+
+def test_a_schedule_over_all_rounds_is_not_stretched_once_a_round_is_done(tmp_path, no_plots) -> None:
+    run(
+        stateful("sequential", rounds=2, **{"training.schedule": "cosine", "training.schedule_rounds": None}),
+        out=tmp_path / "run",
+    )
+    before = files(tmp_path / "run")
+    error = lengthened(tmp_path / "run", 4)
+    assert isinstance(error, SettingsError)
+    assert "training.schedule = 'cosine' spread the learning rate over 2 rounds" in str(error)
+    assert files(tmp_path / "run") == before
+
+
+def test_a_run_that_ended_by_itself_is_not_lengthened(tmp_path, no_plots) -> None:
+    run(stateful("sequential", rounds=5, **{"federation.target_accuracy": 0.01}), out=tmp_path / "run")
+    error = lengthened(tmp_path / "run", 9)
+    assert isinstance(error, SettingsError)
+    assert "the run ended by itself (target accuracy 0.01 reached in round 1)" in str(error)
+
+
+def test_settings_edited_by_hand_are_refused_after_a_run_was_lengthened_too(tmp_path, no_plots) -> None:
+    run(stateful("sequential", rounds=2), out=tmp_path / "run")
+    resume(tmp_path / "run", rounds=3)
+    replace(tmp_path / "run" / "experiment.toml", "rounds = 3", "rounds = 4")
+    with pytest.raises(SettingsError, match=r"experiment.toml is not the one that the checkpoint was made with"):
+        resume(tmp_path / "run")
+
+
+def test_a_damaged_environment_is_named(finished) -> None:
+    (finished / "environment.json").write_text("{")
+    with pytest.raises(SettingsError, match=r"environment.json is damaged"):
+        resume(finished, rounds=9)
+    (finished / "environment.json").unlink()
+    resume(finished, rounds=4)
+    assert json.loads((finished / "environment.json").read_text())["resumes"][0]["rounds"] == [3, 4]

@@ -6,19 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from claims.slow_attacks import decibels, fresh, imprint, observe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_attacks import decibels, fresh, imprint, observe
 
 from fedveil.core.errors import SettingsError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
-from fedveil.models.networks import build
-from fedveil.simulations.attacks.attack import launch, refusal
-from fedveil.simulations.attacks.imprint import IMPRINT, craft
-from fedveil.simulations.attacks.observation import Known
+from fedveil.models.networks.build import build
+from fedveil.simulations.attacks.images.imprint import IMPRINT, craft
+from fedveil.simulations.attacks.lab.attack import launch, refusal
+from fedveil.simulations.attacks.lab.observation import Known
 
 TASK = Task("images", (1, 8, 8), ("a", "b", "c"))
 ONE_STEP = Training(batch_size="full", learning_rate=0.1)

@@ -10,12 +10,12 @@ import pytest
 from torch import nn
 
 from fedveil import Experiment, SettingsError, run
-from fedveil.simulations.attacks import lab
-from fedveil.simulations.attacks.attack import LACKS, Attack, launch, refusal
-from fedveil.simulations.attacks.lab import attack
-from fedveil.simulations.attacks.observation import Known, Observation
-from fedveil.simulations.attacks.observers import OBSERVERS, observe
-from fedveil.simulations.attacks.trials import victims
+from fedveil.simulations.attacks.lab import lab
+from fedveil.simulations.attacks.lab.attack import LACKS, Attack, launch, refusal
+from fedveil.simulations.attacks.lab.lab import attack
+from fedveil.simulations.attacks.lab.observation import Known, Observation
+from fedveil.simulations.attacks.lab.observers import OBSERVERS, observe
+from fedveil.simulations.attacks.lab.trials import victims
 
 DIGITS = Experiment.preset("digits").override({"training.optimizer": "sgd", "model.hidden": [16]})
 SEEN: list[tuple[Observation, Known]] = []

@@ -6,18 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fast_attacks import STEP, labels, mean
+from claims.fast_attacks import STEP, labels, mean
+from claims.slow_attacks import fresh, observe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_attacks import fresh, observe
 
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
-from fedveil.models.networks import build
-from fedveil.simulations.attacks.attack import launch, refusal
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
+from fedveil.models.networks.build import build
+from fedveil.simulations.attacks.lab.attack import launch, refusal
+from fedveil.simulations.attacks.lab.observation import Known
 from fedveil.simulations.attacks.labels import LABELS, step_length
-from fedveil.simulations.attacks.observation import Known
 
 TASK = Task("images", (1, 6, 6), ("a", "b", "c"))
 TEXT = Task("text", (6,), ("ham", "spam"), vocabulary_size=50)

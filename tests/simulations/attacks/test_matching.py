@@ -7,37 +7,31 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from claims.slow_attacks import decibels, deep_leakage, fresh, matching, mean_of, observe
+from helpers.pictures import TASK, made_up
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_attacks import decibels, deep_leakage, fresh, matching, mean_of, observe
 from torch import nn
 
-from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
+from fedveil.core.examples import Task
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
-from fedveil.models.batches import orders
-from fedveil.models.networks import build
-from fedveil.simulations.attacks import dlg
-from fedveil.simulations.attacks import matching as room
-from fedveil.simulations.attacks.attack import launch, refusal
-from fedveil.simulations.attacks.dlg import DLG, IDLG
-from fedveil.simulations.attacks.matching import MATCHING, replay, run_many, span, variation, work_of
-from fedveil.simulations.attacks.observation import Known
+from fedveil.models.local.batches import orders
+from fedveil.models.networks.build import build
+from fedveil.simulations.attacks.images import dlg
+from fedveil.simulations.attacks.images import matching as room
+from fedveil.simulations.attacks.images.dlg import DLG, IDLG
+from fedveil.simulations.attacks.images.matching import MATCHING, replay, run_many, span, variation, work_of
+from fedveil.simulations.attacks.lab.attack import launch, refusal
+from fedveil.simulations.attacks.lab.observation import Known
 
-TASK = Task("images", (1, 6, 6), ("a", "b", "c"))
 TINY = Model(hidden=(16, 8))
 
 
-def made_up(seed: int, n: int, task: Task = TASK) -> Examples:
-    """Images that are dark in places, as photographs of digits are."""
-    rng = np.random.default_rng(seed)
-    pixels = np.clip(rng.normal(0, 0.6, (n, *task.shape)), 0, 1).astype(np.float32)
-    return Examples(pixels, rng.integers(0, len(task.classes), n))
-
-
 def known_of(model: Model = TINY, network: nn.Module | None = None) -> Known:
-    return Known(TASK, model, network or build(TASK, model, Stream(0)), auxiliary=made_up(99, 200))
+    return Known(TASK, model, network or build(TASK, model, Stream(0)), auxiliary=made_up(200, 99))
 
 
 def test_an_image_and_a_batch_are_found_in_the_update_of_a_fresh_network(real_data):
@@ -62,7 +56,7 @@ def test_deep_leakage_is_exact_through_sigmoid_and_finds_nothing_through_relu(re
     loss=st.sampled_from(["cross_entropy", "squared_error"]), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_replayed_steps_on_the_true_images_change_weights_as_training_does(n, epochs, batch, rate, loss, seed):
-    known, client = known_of(), made_up(seed, n)
+    known, client = known_of(), made_up(n, seed)
     epochs = epochs if batch >= n else 1  # a later epoch's order is another
     training = Training(epochs=epochs, batch_size=batch, learning_rate=rate, loss=loss)
     before = fresh(known, seed)
@@ -81,7 +75,7 @@ def test_replayed_steps_on_the_true_images_change_weights_as_training_does(n, ep
 @settings(max_examples=20, deadline=None)
 @given(n=st.integers(1, 6), epochs=st.integers(1, 3), seed=st.integers(0, 99))
 def test_the_directions_searched_hold_all_images(n, epochs, seed):
-    known, client = known_of(), made_up(seed, n)
+    known, client = known_of(), made_up(n, seed)
     (seen,) = observe(known, fresh(known, seed), [client], Training(epochs=epochs, batch_size="full"), seed)
     base = span(seen, known)
     images = client.features.reshape(n, -1).astype(np.float64)
@@ -91,7 +85,7 @@ def test_the_directions_searched_hold_all_images(n, epochs, seed):
 
 
 def test_an_update_with_more_in_it_than_images_is_searched_pixel_by_pixel():
-    known, client = known_of(), made_up(0, 3)
+    known, client = known_of(), made_up(3, 0)
     (seen,) = observe(known, fresh(known, 0), [client], Training(batch_size="full"), 0)
     rng = np.random.default_rng(0)
     noisy = {name: array + rng.normal(0, 0.1 * array.std(), array.shape) for name, array in seen.update.items()}
@@ -114,7 +108,7 @@ def test_many_observations_of_any_kind_give_each_its_own_images_again_and_again(
     monkeypatch.setattr(room, "TOGETHER", 2)
     known = known_of()
     before = fresh(known, 3)
-    clients = [made_up(seed, n) for seed, n in enumerate([1, 3, 1, 1])]
+    clients = [made_up(n, seed) for seed, n in enumerate([1, 3, 1, 1])]
     seen = [observe(known, before, [client], Training(batch_size="full"), 3)[0] for client in clients]
     streams = [Stream(3, 1, k) for k in range(len(clients))]
     found = run_many(seen, known, streams)
@@ -129,7 +123,7 @@ def test_two_classes_with_one_logit_are_searched_too(monkeypatch):
     task = Task("images", (1, 6, 6), ("ham", "spam"))
     layers = [nn.Flatten(), nn.Linear(36, 16), nn.Sigmoid(), nn.Linear(16, 1)]
     known = Known(task, Model(activation="sigmoid"), nn.Sequential(*layers))
-    client = made_up(4, 1, task)
+    client = made_up(1, 4, task)
     (seen,) = observe(known, weights.get(known.network), [client], Training(batch_size="full"), 4)
     for attack in (MATCHING, DLG, IDLG):
         assert decibels(launch("it", attack, seen, known, Stream(4)), client).min() > 20
@@ -141,7 +135,7 @@ def test_two_classes_with_one_logit_are_searched_too(monkeypatch):
 
 @pytest.mark.parametrize("clients", [1, 3])
 def test_the_gradient_behind_an_update_is_that_of_autograd(clients):
-    known, parts = known_of(), [made_up(seed, 4) for seed in range(clients)]
+    known, parts = known_of(), [made_up(4, seed) for seed in range(clients)]
     before = fresh(known, 0)
     training = Training(batch_size="full", learning_rate=0.05)
     seen = observe(known, before, parts, training, 0)
@@ -175,14 +169,14 @@ def test_total_variation_is_the_mean_difference_of_neighbours():
     ids=["adam", "many images", "many steps", "momentum", "order", "unknown training", "fine"],
 )
 def test_what_spoils_a_search_is_said_before_it(training, n, said):
-    known, client = known_of(), made_up(0, n)
+    known, client = known_of(), made_up(n, 0)
     (seen,) = observe(known, fresh(known, 0), [client], training or Training(), 0)
     warning = MATCHING.warn(replace(seen, training=training), known)
     assert warning is None if said is None else said in warning
 
 
 def test_a_search_is_refused_without_what_it_needs():
-    known, client = known_of(), made_up(0, 1)
+    known, client = known_of(), made_up(1, 0)
     (seen,) = observe(known, fresh(known, 0), [client], Training(), 0)
     assert "how many examples" in refusal(MATCHING, replace(seen, examples=None), known)
     assert "how clients train" in refusal(DLG, replace(seen, training=None), known)

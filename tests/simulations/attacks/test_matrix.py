@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from fedveil import Interrupted, SettingsError
 from fedveil.cli import app
-from fedveil.simulations.attacks import matrix
-from fedveil.simulations.attacks.attack import Attack
-from fedveil.simulations.attacks.matrix import COLUMNS, ROWS, as_csv, legend, measure, picture, table
-from fedveil.simulations.attacks.observation import Known, Observation
+from fedveil.simulations.attacks.lab import matrix
+from fedveil.simulations.attacks.lab.attack import Attack
+from fedveil.simulations.attacks.lab.matrix import COLUMNS, ROWS, as_csv, legend, measure, picture, table
+from fedveil.simulations.attacks.lab.observation import Known, Observation
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -100,9 +100,9 @@ def test_settings_that_do_not_go_together_are_a_cell_that_says_why(monkeypatch) 
 
 def test_a_stop_ends_it_and_is_no_cell(monkeypatch, tmp_path) -> None:
     def stopped(*_words: Any, **_options: Any) -> None:
-        raise Interrupted("in round 1; go on with: fedveil run --resume")
+        raise Interrupted("in round 1; go on with: fedveil resume")
 
-    monkeypatch.setattr("fedveil.simulations.attacks.trials.run", stopped)
+    monkeypatch.setattr("fedveil.simulations.attacks.lab.trials.run", stopped)
     with pytest.raises(Interrupted, match=r"^the attack was stopped; nothing of it is kept$"):
         measure(quick=True)
 

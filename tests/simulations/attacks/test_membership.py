@@ -8,26 +8,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from claims.slow_attacks import MEMBERSHIP, MLP, OVERFIT, coverage, fresh, images, mean, mean_of, members, observe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 from scipy.stats import norm
-from slow_attacks import MEMBERSHIP, MLP, OVERFIT, coverage, fresh, images, mean, mean_of, members, observe
 from torch import nn
 
 from fedveil.core.errors import SettingsError
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
-from fedveil.models.losses import loss
-from fedveil.models.networks import build
-from fedveil.simulations.attacks import lira
-from fedveil.simulations.attacks.attack import launch, refusal
-from fedveil.simulations.attacks.coverage import COVERAGE, chance
-from fedveil.simulations.attacks.lira import LIRA, LIRA_OFFLINE, confidence
-from fedveil.simulations.attacks.membership import COSINE, LOSS, LOSS_DIFFERENCE, after, losses
-from fedveil.simulations.attacks.observation import Known
+from fedveil.models.local.losses import loss
+from fedveil.models.networks.build import build
+from fedveil.simulations.attacks.lab.attack import launch, refusal
+from fedveil.simulations.attacks.lab.observation import Known
+from fedveil.simulations.attacks.membership.coverage import COVERAGE, chance
+from fedveil.simulations.attacks.membership.lira import LIRA, LIRA_OFFLINE, confidence
+from fedveil.simulations.attacks.membership.membership import COSINE, LOSS, LOSS_DIFFERENCE, after, lira, losses
 
 TASK = Task("features", (5,), ("a", "b", "c"))
 TEXT = Task("text", (6,), ("ham", "spam"), 30)

@@ -6,16 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fast_attacks import LAST, LSTM, POOLED, STEP, sentences
-from slow_attacks import fresh, observe
+from claims.fast_attacks import LAST, LSTM, POOLED, STEP, sentences
+from claims.slow_attacks import fresh, observe
 
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model, Training
 from fedveil.core.randomness import Stream
-from fedveil.models.networks import build
-from fedveil.simulations.attacks.attack import launch, refusal
-from fedveil.simulations.attacks.observation import Known, Observation
-from fedveil.simulations.attacks.order import ORDER, Trial, _moves
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.sections import Training
+from fedveil.models.networks.build import build
+from fedveil.simulations.attacks.lab.attack import launch, refusal
+from fedveil.simulations.attacks.lab.observation import Known, Observation
+from fedveil.simulations.attacks.words.order import ORDER, Trial, _moves
 
 TEXT = Task("text", (8,), ("ham", "spam"), vocabulary_size=60)
 SMALL = Model(name="lstm", embedding=8, units=12, pooling="last")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedveil.core.examples import Examples, Task
-from fedveil.simulations.attacks.scoring import (
+from fedveil.simulations.attacks.lab.scoring import (
     BEST,
     Truth,
     matched,

@@ -6,26 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fast_attacks import MLP, STEP, pictures, together
+from claims.fast_attacks import MLP, STEP, pictures, together
+from claims.slow_attacks import fresh, observe
+from helpers.pictures import TASK, made_up
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_attacks import fresh, observe
 from torch import nn
 
-from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Model
 from fedveil.core.randomness import Stream
-from fedveil.models.networks import build
-from fedveil.simulations.attacks.attack import launch, refusal
-from fedveil.simulations.attacks.observation import Known
-from fedveil.simulations.attacks.spear import SPEAR, Layer, batch
-
-TASK = Task("images", (1, 6, 6), ("a", "b", "c"))
-
-
-def made_up(n: int) -> Examples:
-    rng = np.random.default_rng(0)
-    return Examples(np.clip(rng.normal(0, 0.6, (n, 1, 6, 6)), 0, 1).astype(np.float32), rng.integers(0, 3, n))
+from fedveil.core.settings.choice import Model
+from fedveil.models.networks.build import build
+from fedveil.simulations.attacks.images.spear import SPEAR, Layer, batch
+from fedveil.simulations.attacks.lab.attack import launch, refusal
+from fedveil.simulations.attacks.lab.observation import Known
 
 
 @pytest.mark.parametrize(("size", "share"), [(4, 0.8), (8, 0.8)])

@@ -6,12 +6,12 @@ import pytest
 import tenseal
 
 from fedveil import Experiment, run
-from fedveil.privacy.keys import load_server
-from fedveil.server.captures import read_captures
-from fedveil.simulations.attacks.lab import attack
-from fedveil.simulations.attacks.observers import observe
-from fedveil.simulations.attacks.scoring import words_of
-from fedveil.simulations.attacks.trials import Bench
+from fedveil.privacy.homomorphic.keys import load_server
+from fedveil.server.rounds.captures import read_captures
+from fedveil.simulations.attacks.lab.lab import attack
+from fedveil.simulations.attacks.lab.observers import observe
+from fedveil.simulations.attacks.lab.scoring import words_of
+from fedveil.simulations.attacks.lab.trials import Bench
 
 TEXT = Experiment.preset("spam-demo").override({
     "model.name": "mlp", "model.hidden": [16], "training.batch_size": 1, "training.epochs": 1, "data.clients": 60,

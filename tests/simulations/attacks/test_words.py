@@ -6,21 +6,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fast_attacks import LAST, LSTM, POOLED, STEP, mean, victims, words
-from slow_attacks import draw, fresh, mean_of, messages, observe
+from claims.fast_attacks import LAST, LSTM, POOLED, STEP, mean, victims, words
+from claims.slow_attacks import draw, fresh, mean_of, messages, observe
 from torch import Tensor
 
 from fedveil.core.examples import Examples, Task
-from fedveil.core.experiment import Data, Experiment, Model, Training
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import Model
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.settings.sections import Data, Training
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.text import enron, tokenise
 from fedveil.models import parameters as weights
-from fedveil.models.networks import build
-from fedveil.simulations.attacks.attack import launch, refusal
-from fedveil.simulations.attacks.observation import Known, Observation
-from fedveil.simulations.attacks.scoring import Truth, score_words
-from fedveil.simulations.attacks.words import WORDS
+from fedveil.models.networks.build import build
+from fedveil.simulations.attacks.lab.attack import launch, refusal
+from fedveil.simulations.attacks.lab.observation import Known, Observation
+from fedveil.simulations.attacks.lab.scoring import Truth, score_words
+from fedveil.simulations.attacks.words.words import WORDS
 
 BOOK = ("my", "computer", "password", "is", "pizza")
 TEXT = Task("text", (6,), ("ham", "spam"), vocabulary_size=50)

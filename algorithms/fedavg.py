@@ -1,0 +1,42 @@
+"""FedAvg: McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data", algorithm 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedveil.algorithms.algorithm import Algorithm, Arrays, Cohort
+from fedveil.core.declaration import part
+from fedveil.core.settings.section import NoSettings
+
+
+def weighted_mean(weights: Sequence[Arrays], examples: Sequence[float]) -> Arrays:
+    """Return sum_k n_k w_k / sum_k n_k, float32, summed in the given order; n_k = examples[k].
+
+    One array of each shape serves for all the products n_k w_k / n, since a cohort's products would fill a second memory.
+    """
+    total = sum(examples)
+    mean: dict[str, np.ndarray] = {}
+    product: dict[str, np.ndarray] = {}
+    for arrays, count in zip(weights, examples, strict=True):
+        share = count / total
+        if not mean:
+            mean = {name: array * share for name, array in arrays.items()}
+            product = {name: np.empty_like(array) for name, array in mean.items()}
+            continue
+        for name, array in arrays.items():
+            np.multiply(array, share, out=product[name])
+            mean[name] += product[name]
+    return mean
+
+
+def mean(cohort: Cohort) -> Arrays:
+    """Return the mean of the clients' weights by their examples."""
+    return weighted_mean(cohort.weights, cohort.examples)
+
+
+@part(needs="sum")
+def fedavg(_: NoSettings) -> Algorithm:
+    """FedAvg: the mean of the weights, each client's by its examples."""
+    return Algorithm(rule=mean)

@@ -1,0 +1,165 @@
+"""What the server asks of clients in a round, and what K of them contribute to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord
+
+from fedveil.client.learning.states import State
+from fedveil.core.errors import ProtectionError
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.messages import ATTEMPT, REFERENCE, ROUND, RUN
+
+Parameters = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """One client's protected update.
+
+    blob: what travels; clipped: numbers that lay outside the range; seconds: processor time of protecting it
+    """
+
+    blob: bytes
+    clipped: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """What a training message asks of its clients.
+
+    round: its number, from 1; learning_rate: of local training
+    proximal_mu: in place of `training.proximal_mu`, where the strategy sends one
+    report_global_loss: also tell the loss of the received model on the client's training part
+    run: 16 bytes that name a protected run; reference: the examples announced for its cohort
+    settings: the message's config as it came, to which masks are bound
+    """
+
+    round: int
+    learning_rate: float
+    proximal_mu: float | None
+    report_global_loss: bool
+    run: bytes
+    reference: int
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any], experiment: Experiment) -> Instructions:
+        """Read a message's config; raise ProtectionError where the server left something out or asks for too much."""
+        privacy = experiment.privacy
+        round_number = int(number(config, ROUND))
+        rounds = experiment.federation.rounds
+        if round_number > rounds:
+            raise ProtectionError(
+                f"the server asks for round {round_number} of a run with federation.rounds = {rounds}"
+            )
+        if privacy.protected and not isinstance(config.get(RUN), bytes):
+            raise ProtectionError("the server's message does not name its run")
+        if privacy.shows == "mean":
+            number(config, ATTEMPT)
+        return cls(
+            round=round_number,
+            learning_rate=number(config, "learning-rate"),
+            proximal_mu=number(config, "proximal-mu") if "proximal-mu" in config else None,
+            report_global_loss=bool(config.get("report-global-loss", False)),
+            run=config.get(RUN, b""),
+            reference=int(number(config, REFERENCE)) if privacy.protected else 0,
+            settings=config,
+        )
+
+
+def number(config: Mapping[str, Any], key: str) -> float:
+    """Return a number among a message's settings; raise ProtectionError where the server sent none."""
+    value = config.get(key)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ProtectionError(f"the server's message has no number '{key}'")
+    return float(value)
+
+
+@dataclass
+class Contributions:
+    """K clients' contributions to a round, from the same model, as the steps make them.
+
+    clients: their numbers; positions: of their messages among the round's
+    given: the model they received, float32 by name; weights: theirs, each [K, ...], on the CPU
+    brought: what each one's message brings for it alone
+    examples: int64 [K]; loss: float64 [K] of training; steps: int64 [K]; None is what clients do not tell
+    global_loss: float64 [K] of the received model, where the server asks for it
+    updates: what each sends; refusals: why one sends nothing
+    states: of each, by the name of its key
+    seconds: that the work took; open_seconds: a client's share of opening the model, processor time
+    """
+
+    clients: list[int]
+    instructions: Instructions
+    given: Parameters
+    weights: Parameters = field(default_factory=dict)
+    positions: list[int] = field(default_factory=list)
+    brought: list[Mapping[str, Any]] = field(default_factory=list)
+    examples: np.ndarray | None = None
+    loss: np.ndarray | None = None
+    steps: np.ndarray | None = None
+    global_loss: np.ndarray | None = None
+    updates: list[ArrayRecord | Sealed | None] = field(default_factory=list)
+    refusals: list[ProtectionError | None] = field(default_factory=list)
+    states: dict[str, list[State | None]] = field(default_factory=dict)
+    seconds: float = 0.0
+    open_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.updates = self.updates or [None] * len(self.clients)
+        self.refusals = self.refusals or [None] * len(self.clients)
+
+    def standing(self) -> list[tuple[int, int]]:
+        """The position and number of each client that has refused nothing."""
+        return [(k, client) for k, client in enumerate(self.clients) if self.refusals[k] is None]
+
+    def of(self, k: int) -> Parameters:
+        """The k-th client's weights, as views."""
+        return {name: rows[k] for name, rows in self.weights.items()}
+
+    def counts(self) -> np.ndarray:
+        """The clients' examples, int64 [K]."""
+        assert self.examples is not None  # training is the first step
+        return self.examples
+
+
+def join(parts: Sequence[Contributions], weights: Parameters) -> Contributions:
+    """The contributions of several chunks as one; `weights`: of all their clients, in this order, each [K, ...]."""
+    first = parts[0]
+    joined = Contributions(
+        clients=[client for part in parts for client in part.clients],
+        instructions=first.instructions,
+        given=first.given,
+        weights=weights,
+        positions=[i for part in parts for i in part.positions],
+        brought=[item for part in parts for item in part.brought],
+        updates=[update for part in parts for update in part.updates],
+        refusals=[refusal for part in parts for refusal in part.refusals],
+        seconds=sum(part.seconds for part in parts),
+        open_seconds=first.open_seconds,
+    )
+    for name in _ARRAYS:
+        values = [getattr(part, name) for part in parts]
+        setattr(joined, name, None if values[0] is None else np.concatenate(values))
+    return joined
+
+
+def split(joined: Contributions, parts: Sequence[Contributions]) -> None:
+    """Give each of the chunks that were joined what became of its clients."""
+    end = 0
+    for part in parts:
+        start, end = end, end + len(part.clients)
+        part.updates, part.refusals = joined.updates[start:end], joined.refusals[start:end]
+        for name in _ARRAYS:
+            values = getattr(joined, name)
+            setattr(part, name, None if values is None else values[start:end])
+
+
+_ARRAYS = ("examples", "loss", "steps", "global_loss")

@@ -1,0 +1,61 @@
+"""Steps of local training, and evaluation: what a client does with a model on its own examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from fedveil.client.learning.contribution import Contributions
+from fedveil.client.learning.runtime import ClientRuntime
+from fedveil.core.metrics import Scores
+from fedveil.core.randomness import Stream
+from fedveil.models.local.correction import Correction
+from fedveil.models.local.evaluation import evaluate
+from fedveil.models.local.training import train_clients
+from fedveil.models.parameters import from_numpy
+
+
+def measure(runtime: ClientRuntime, contributions: Contributions) -> None:
+    """Measure the loss of the received model on each client's training part, where the server asks for it."""
+    if contributions.instructions.report_global_loss:
+        contributions.global_loss = np.array(
+            [score(runtime, client, contributions.given, held_out=False).loss for client in contributions.clients]
+        )
+
+
+def train(runtime: ClientRuntime, contributions: Contributions) -> None:
+    """Train the received model on each client's training part; the weights go where the engine wants them, if it says."""
+    instructions, clients = contributions.instructions, contributions.clients
+    if not contributions.weights:
+        contributions.weights = {
+            name: np.empty((len(clients), *value.shape), np.float32) for name, value in contributions.given.items()
+        }
+    on_cpu = runtime.device.type == "cpu"
+    mu = instructions.proximal_mu
+    trained = train_clients(
+        runtime.network,
+        from_numpy(contributions.given, runtime.device),
+        [runtime.federated.client(client)[0] for client in clients],
+        runtime.experiment.training,
+        instructions.learning_rate,
+        [Stream(runtime.experiment.seed, instructions.round, client) for client in clients],
+        classes=runtime.federated.dataset.task.labels,
+        correction=None if mu is None else Correction(mu),
+        together=runtime.vectorized,
+        into=from_numpy(contributions.weights) if on_cpu else None,
+    )
+    if not on_cpu:
+        for name, tensor in trained.parameters.items():
+            torch.from_numpy(contributions.weights[name]).copy_(tensor)
+    contributions.examples, contributions.loss, contributions.steps = trained.examples, trained.loss, trained.steps
+
+
+def score(runtime: ClientRuntime, client: int, arrays: Mapping[str, np.ndarray], *, held_out: bool) -> Scores:
+    """Evaluate a model on the part that the client holds out, or on the one that it trains on."""
+    training, validation = runtime.federated.client(client)
+    examples = validation if held_out else training
+    kind, parameters = runtime.experiment.training.loss, from_numpy(arrays, runtime.device)
+    statistics = runtime.metrics.statistics if held_out else ()  # of the training part the loss alone is asked for
+    return evaluate(runtime.network, parameters, examples, kind, statistics=statistics)

@@ -1,0 +1,95 @@
+"""Steps of protection, and of receiving: how a model is opened, and how an update is written to be sent."""
+
+from __future__ import annotations
+
+import numpy as np
+from flwr.app import ArrayRecord
+
+from fedveil.client.learning.contribution import Contributions, Parameters
+from fedveil.client.learning.runtime import ClientRuntime
+from fedveil.client.learning.states import ClientStates, State, StateKey
+from fedveil.core.errors import ProtectionError
+from fedveil.core.wire.messages import from_arrays, write_update
+
+RESIDUALS = StateKey("residuals")  # what an encoding has lost of a client's updates so far
+NEWEST = StateKey("newest-aggregate", durable=False)
+
+
+def receive(
+    runtime: ClientRuntime, client: int, record: ArrayRecord, number: int, run: bytes, states: ClientStates
+) -> Parameters:
+    """Open the model that a client was sent, which is that of round `number`.
+
+    Raise ProtectionError where the client must not use it, or its keys were made for other settings.
+    """
+    runtime.check_agreed(client)
+    side = runtime.homomorphic(client)
+    if side is None:
+        return from_arrays(record)
+    state = states.get(client, NEWEST)
+    seen = None if state is None else (int(state["round"]), state["sha256"].tobytes())
+    given, newest = side.receive(record, run, number, seen)
+    if newest is not None:
+        states.put(client, NEWEST, {"round": np.array(newest[0]), "sha256": np.frombuffer(newest[1], np.uint8)})
+    return given
+
+
+def encrypts(runtime: ClientRuntime) -> bool:
+    """Whether updates are ciphertexts."""
+    return runtime.experiment.privacy.shows == "sum"
+
+
+def masks(runtime: ClientRuntime) -> bool:
+    """Whether updates are masked."""
+    return runtime.experiment.privacy.shows == "mean"
+
+
+def sends_clear(runtime: ClientRuntime) -> bool:
+    """Whether the server sees each update."""
+    return not runtime.experiment.privacy.protected
+
+
+def encrypt(runtime: ClientRuntime, contributions: Contributions) -> None:
+    """Encrypt each client's weights, weighted by its share of the announced examples."""
+    instructions, examples = contributions.instructions, contributions.counts()
+    for k, client in contributions.standing():
+        try:
+            side = runtime.homomorphic(client)
+            assert side is not None  # else the step is not active
+            contributions.updates[k] = side.seal(
+                contributions.of(k),
+                client,
+                int(examples[k]),
+                instructions.round,
+                instructions.run,
+                instructions.reference,
+            )
+        except ProtectionError as error:  # no reason to stop the others
+            contributions.refusals[k] = error
+
+
+def mask(runtime: ClientRuntime, contributions: Contributions) -> None:
+    """Mask the cohort's weights, so that only their sum can be read."""
+    runtime.secagg.mask(contributions)
+
+
+def show(runtime: ClientRuntime, contributions: Contributions) -> None:
+    """Let a simulation's witness see what protection hides."""
+    assert runtime.witness is not None  # else the step is not active
+    for k, client in contributions.standing():
+        runtime.witness.saw(client, contributions.of(k), int(contributions.counts()[k]))
+
+
+def encode(runtime: ClientRuntime, contributions: Contributions) -> None:
+    """Write each client's weights as `communication.encoding` says; what int8 loses goes with the client's next update."""
+    encoding, residuals = runtime.experiment.communication.encoding, contributions.states[RESIDUALS.name]
+    for k, _client in contributions.standing():
+        before: State | None = residuals[k]
+        try:
+            contributions.updates[k], lost = write_update(
+                contributions.of(k), contributions.given, encoding, None if before is None else before["lost"]
+            )
+        except ProtectionError as error:  # no reason to stop the others
+            contributions.refusals[k] = error
+            continue
+        residuals[k] = None if lost is None else {"lost": lost}

@@ -1,0 +1,160 @@
+"""What clients of one process need for all rounds of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fedveil.client.learning.contribution import Contributions
+from fedveil.client.learning.homomorphic import HomomorphicClient
+from fedveil.client.learning.secagg import SecAggClients
+from fedveil.client.learning.states import ClientStates
+from fedveil.client.learning.witness import Witness
+from fedveil.core.errors import ProtectionError, SettingsError
+from fedveil.core.metrics import MetricSet
+from fedveil.core.randomness import Stream
+from fedveil.core.settings.experiment import Experiment
+from fedveil.datasets.federated import Federated, load
+from fedveil.datasets.own.local import local, parse_source
+from fedveil.models.computing import find_device
+from fedveil.models.networks.build import build, example
+from fedveil.models.vectorized.batched import Chain, batched
+from fedveil.models.vectorized.functional import Functional
+from fedveil.privacy.fixed_point import Layout
+from fedveil.privacy.homomorphic.keys import find_client_key
+from fedveil.privacy.trust.key_folders import check_agreed
+
+Adversary = Callable[[Contributions], None]
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """The data of a client on a machine of its own.
+
+    source: what `--data` names; client: its number; words: the vocabulary that the run brings, a line each
+    """
+
+    source: str
+    client: int
+    words: str
+
+    def state(self) -> tuple[tuple[str, int, int], ...]:
+        """Return the name, size and time of each file of the source: they tell whether the data changed."""
+        path = parse_source(self.source).path
+        if path is None:
+            return ()
+        files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
+        return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
+@dataclass(frozen=True)
+class ClientRuntime:
+    """An experiment, its data and its network, ready for the clients of this process.
+
+    keys: the folder of clients' keys, empty where there is none
+    deployed: the client is on a machine of its own, and its server is somebody else
+    leak_guard: the least that the client's owner asks of `privacy.leak_guard`
+    states: of a simulation, the store of all clients' state; None where each node's context is the store
+    witness: of a simulation, sees what clients made before it was protected
+    adversary: of a simulation, sees and may change all contributions of a cohort between training and protection
+    """
+
+    experiment: Experiment
+    federated: Federated
+    network: nn.Module
+    device: torch.device
+    keys: str = ""
+    deployed: bool = False
+    leak_guard: str = "off"
+    states: ClientStates | None = None
+    witness: Witness | None = None
+    adversary: Adversary | None = None
+    _homomorphic: dict[Path, HomomorphicClient] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def vectorized(self) -> Chain | Functional | None:
+        """How clients are trained all at once; None where the experiment computes them one by one."""
+        if self.experiment.engine != "batched":
+            return None
+        how = batched(self.network, example(self.federated.dataset.task).to(self.device))
+        if isinstance(how, str):
+            raise SettingsError(f"engine = 'batched': {how}; use engine = 'processes' or 'sequential'")
+        return how
+
+    @cached_property
+    def metrics(self) -> MetricSet:
+        """What clients tell of an evaluation."""
+        own = self.experiment.evaluation.metrics or ()
+        return MetricSet.of(self.federated.dataset.task, own, f"data.dataset = '{self.experiment.data.dataset}'")
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The tensors of the network's weights."""
+        return Layout(tuple((name, tuple(value.shape)) for name, value in self.network.named_parameters()))
+
+    def homomorphic(self, client: int) -> HomomorphicClient | None:
+        """How a client encrypts and decrypts; None where the experiment's models are no ciphertexts.
+
+        Raise ProtectionError where the client has no key.
+        """
+        privacy = self.experiment.privacy
+        if privacy.shows != "sum":
+            return None
+        if not self.keys:
+            raise ProtectionError(
+                f"privacy.protection = '{privacy.protection}': the client needs client.key, and no folder of keys is named; name it in "
+                "the node's configuration: keys = 'DIR'"
+            )
+        path = find_client_key(Path(self.keys), client)
+        if path not in self._homomorphic:
+            self._homomorphic[path] = HomomorphicClient(self.experiment, self.layout, path)
+        return self._homomorphic[path]
+
+    @cached_property
+    def secagg(self) -> SecAggClients:
+        """How clients of this process take part in secure aggregation."""
+        return SecAggClients(self.experiment, self.layout, self.keys)
+
+    def check_agreed(self, client: int) -> None:
+        """Raise ProtectionError where a client's keys were made for another `[privacy]` than the run's, which the server names."""
+        if self.keys:
+            check_agreed(self.experiment.privacy, Path(self.keys), client)
+
+    def take_open_seconds(self, client: int) -> float:
+        """Return the processor time of decryption in this process since this was last asked."""
+        side = self.homomorphic(client)
+        return 0.0 if side is None else side.take_open_seconds()
+
+
+def client_runtime(
+    settings: str,
+    keys: str = "",
+    own: DataSource | None = None,
+    *,
+    leak_guard: str = "off",
+    states: ClientStates | None = None,
+    witness: Witness | None = None,
+    adversary: Adversary | None = None,
+) -> ClientRuntime:
+    """Make the runtime of an experiment, given as TOML text or a preset's name.
+
+    own: the data of a client on its own machine; without it a share of what the settings name
+    the others: as `ClientRuntime` has them
+    Raise SettingsError or DataError where it cannot be made.
+    """
+    experiment = Experiment.received(settings)
+    if own is None:
+        federated = load(experiment.data, experiment.seed)
+    else:
+        words = own.words.split("\n") if own.words else None
+        federated = local(experiment.data, experiment.seed, parse_source(own.source), own.client, words)
+    device = find_device(experiment.device)
+    network = build(federated.dataset.task, experiment.model, Stream(experiment.seed)).to(device)
+    return ClientRuntime(
+        experiment, federated, network, device, keys, own is not None, leak_guard, states, witness, adversary
+    )

@@ -1,0 +1,134 @@
+"""Clients under secure aggregation: the stages of `fedveil.privacy.secagg.client` on Flower's messages.
+
+What a client knows between stages lies in its state: on a node every message may be a new process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedveil.client.learning.contribution import Contributions, Sealed
+from fedveil.client.learning.homomorphic import vector
+from fedveil.client.learning.states import ClientStates, StateKey, from_state, to_state
+from fedveil.core.errors import ProtectionError
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.messages import ATTEMPT, BLOB, CLIENT, CONFIRMATIONS, ROUND, RUN
+from fedveil.privacy.fixed_point import Layout, quantize
+from fedveil.privacy.plan import RESERVED, make_plan
+from fedveil.privacy.secagg.client import Masker, Revealed, mask_cohort
+from fedveil.privacy.secagg.graph import choose_degree
+from fedveil.privacy.secagg.messages import Session
+from fedveil.privacy.secagg.vectors import shown, to_ring, write_masked
+from fedveil.privacy.trust.identity import Registry, Signer
+from fedveil.privacy.trust.key_folders import load_identity
+
+STAGES: dict[str, tuple[str, ...]] = {  # beside training, and what the message of each brings
+    "advertise": (), "share": (BLOB,), "confirm": (BLOB,), "reveal": (BLOB, CONFIRMATIONS)
+}  # fmt: skip
+SESSION = StateKey("secagg-session", durable=False)  # secrets, which end with the session
+REVEALED = StateKey("secagg-revealed", durable=False)
+
+
+@dataclass(frozen=True)
+class SecAggClients:
+    """The clients of a process in secure aggregation; keys: the folder with their identities, empty where they have none."""
+
+    experiment: Experiment
+    layout: Layout
+    keys: str = ""
+
+    def session(self, config: Mapping[str, Any], active: bool) -> Session:
+        """Return the session that a message is of: all but run, round and attempt from the client's own settings.
+
+        A threshold that the server may choose protects from no server; it still chooses the cohort, whose size the threshold
+        follows from, and privacy.protection.min_clients bounds. active: the server may lie
+        """
+        privacy, cohort = self.experiment.privacy, self.experiment.federation.cohort
+        _, threshold = choose_degree(cohort, privacy.protection.drop_outs, privacy.protection.colluders, active)
+        size = RESERVED + self.layout.size
+        return Session(config[RUN], int(config[ROUND]), int(config[ATTEMPT]), size, threshold, privacy.least, active)
+
+    def numbers(self, weights: Mapping[str, np.ndarray], examples: int, reference: int) -> tuple[np.ndarray, int]:
+        """Return what is masked, uint32 [2 + size], and how many weights were clipped."""
+        plan = make_plan(self.experiment.privacy, self.experiment.federation.cohort)
+        values, clipped = quantize(vector(weights, self.layout), examples, reference, plan.grid, self.layout)
+        return to_ring(values, examples), clipped
+
+    def answer(
+        self,
+        stage: str,
+        client: int,
+        config: Mapping[str, Any],
+        brought: Mapping[str, Any],
+        states: ClientStates,
+    ) -> bytes:
+        """Answer a stage before or after the vector; `brought`: what the message carries for this client alone.
+
+        Raise ProtectionError where the client must not answer.
+        """
+        if missing := [key for key in STAGES[stage] if key not in brought]:
+            raise ProtectionError(f"the server's message of the stage '{stage}' lacks '{missing[0]}'")
+        if stage == "advertise":
+            signer, registry = self._identity(client)
+            masker = Masker.begin(self.session(config, registry is not None), client, signer, registry)
+            blob = masker.advertise()
+        else:
+            masker = self._load(client, config, states.get(client, SESSION))
+            if stage == "reveal":
+                memory = from_state(states.get(client, REVEALED))
+                revealed = Revealed() if memory is None else Revealed.load(memory)
+                blob = masker.reveal(brought[BLOB], revealed, brought[CONFIRMATIONS])
+                states.put(client, REVEALED, to_state(revealed.save()))
+                states.drop(client, SESSION)  # it is over; its secrets go
+                return blob
+            blob = masker.share(brought[BLOB]) if stage == "share" else masker.confirm(brought[BLOB])
+        states.put(client, SESSION, to_state(masker.save()))
+        return blob
+
+    def mask(self, contributions: Contributions) -> None:
+        """Mask the updates of many clients of one process; each pair's mask is made once."""
+        started = time.process_time()
+        instructions, examples = contributions.instructions, contributions.counts()
+        sessions = contributions.states[SESSION.name]
+        able: list[tuple[int, Masker, np.ndarray, int]] = []
+        for k, client in contributions.standing():
+            try:
+                masker = self._load(client, instructions.settings, sessions[k])
+                masker.receive(contributions.brought[k][BLOB])
+                numbers, clipped = self.numbers(contributions.of(k), int(examples[k]), instructions.reference)
+                able.append((k, masker, numbers, clipped))
+            except ProtectionError as error:
+                contributions.refusals[k] = error
+        rows = np.stack([numbers for _, _, numbers, _ in able]) if able else np.zeros((0, 0), np.uint32)
+        settings = {key: value for key, value in instructions.settings.items() if key != CLIENT}
+        mask_cohort([masker for _, masker, _, _ in able], rows, shown(contributions.given, self.layout, settings))
+        seconds = (time.process_time() - started) / max(len(able), 1)
+        for (k, masker, _, clipped), row in zip(able, rows, strict=True):
+            sessions[k] = to_state(masker.save())
+            contributions.updates[k] = Sealed(write_masked(masker.session, masker.client, row), clipped, seconds)
+
+    def _load(self, client: int, config: Mapping[str, Any], state: Mapping[str, np.ndarray] | None) -> Masker:
+        """The client as it was after the last stage; raise ProtectionError where it has none in this session."""
+        signer, registry = self._identity(client)
+        kept = from_state(state)
+        if kept is None:
+            raise ProtectionError(
+                f"client {client} has not begun a secure aggregation here; it may have been started anew"
+            )
+        masker = Masker.load(kept, signer, registry)
+        if masker.session != self.session(config, registry is not None):
+            raise ProtectionError(
+                f"client {client} is in round {masker.session.round}, attempt {masker.session.attempt} of secure aggregation, and "
+                f"the message is of round {config[ROUND]}, attempt {config[ATTEMPT]}, or of other settings"
+            )
+        return masker
+
+    def _identity(self, client: int) -> tuple[Signer | None, Registry | None]:
+        """A client's registered key and everybody's public ones; none where the server is trusted to follow the protocol."""
+        return load_identity(Path(self.keys), client) if self.keys else (None, None)

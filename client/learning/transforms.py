@@ -1,0 +1,70 @@
+"""Steps between training and protection: what changes an update, and who looks at it, before it is sent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedveil.client.learning.contribution import Contributions
+from fedveil.client.learning.runtime import ClientRuntime
+from fedveil.core.errors import ProtectionError
+from fedveil.core.randomness import Stream
+from fedveil.privacy.defences import defend
+from fedveil.privacy.leakage.guard import reveals
+
+log = logging.getLogger("fedveil.guard")  # not Flower's, which simulations keep quiet
+GUARDS = ("off", "warn", "refuse")
+
+
+def corrupt(runtime: ClientRuntime, contributions: Contributions) -> None:
+    """Let the simulation's adversary see and change the cohort's contributions."""
+    assert runtime.adversary is not None  # else the step is not active
+    runtime.adversary(contributions)
+
+
+def transform(runtime: ClientRuntime, contributions: Contributions) -> None:
+    """Change each update by the defence, then clip it, then add noise, as the settings say."""
+    privacy, instructions = runtime.experiment.privacy, contributions.instructions
+    for k, client in contributions.standing():
+        stream = Stream(runtime.experiment.seed, instructions.round, client)
+        changed = defend(privacy, contributions.given, contributions.of(k), stream, secret=runtime.deployed)
+        for name, value in changed.items():
+            contributions.weights[name][k] = value
+
+
+def withhold(runtime: ClientRuntime, contributions: Contributions) -> None:
+    """Tell nothing of the data but the noisy update: each client weighs 1, and its loss and steps stay with it."""
+    contributions.examples = np.ones_like(contributions.counts())
+    contributions.loss = contributions.steps = None
+
+
+def look(runtime: ClientRuntime, contributions: Contributions) -> None:
+    """Keep back, or warn of, what reveals a client's examples, as the settings and its owner say."""
+    for k, client in contributions.standing():
+        try:
+            guard(runtime, client, contributions.given, contributions.of(k))
+        except ProtectionError as error:
+            contributions.refusals[k] = error
+
+
+def guard(
+    runtime: ClientRuntime, client: int, given: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]
+) -> None:
+    """Attack what would be sent with the attacks that take milliseconds; what it reveals is told to the operator alone.
+
+    given: the model that the client was sent; weights: those that it would send, after whatever covers them
+    Raise ProtectionError where they must not be sent.
+    """
+    how = max(runtime.experiment.privacy.leak_guard, runtime.leak_guard, key=GUARDS.index)
+    if how == "off":
+        return
+    found = reveals(given, weights, runtime.federated.client(client)[0], runtime.federated.dataset.task)
+    if not found.anything:
+        return
+    log.warning("client %d: %s%s", client, found, "; it is not sent" if how == "refuse" else "")
+    if how == "refuse":
+        raise ProtectionError(
+            "leak_guard = 'refuse': the client's own guard kept its update back, as it reveals examples"
+        )

@@ -1,0 +1,167 @@
+"""What a client's owner allows, whatever the server asks: `fedveil client --policy policy.toml`.
+
+    protections = ["ckks", "secagg"]
+    min_clients = 5
+    max_epochs = 2
+
+The settings of a run come from the server; a run that asks for more than the policy allows is refused.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from fedveil.core.catalog import MODELS, PROTECTIONS
+from fedveil.core.errors import ProtectionError, SettingsError, nearest
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.settings.section import Count, NonNegative, Section
+
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class Policy(Section):
+    """The limits of one client. What is left out, or an empty list, limits nothing; code is named by the owner or not at all.
+
+    It judges what a run's settings ask for, one run at a time: a server may start another run.
+    """
+
+    protections: Names = Field((), description="protections of updates that the client takes part in")
+    models: Names = Field((), description="networks it trains; your package.module:factory is named in full")
+    min_clients: Count = Field(
+        1, description="the fewest clients whose updates may be added up; above 1 asks for a protection"
+    )
+    max_epochs: Count | None = Field(None, description="the most passes over the client's examples in a round")
+    max_rounds: Count | None = Field(None, description="the most rounds of a run")
+    min_noise: NonNegative = Field(
+        0.0, description="the least privacy.noise_multiplier, of noise that clients add to their own updates"
+    )
+    leak_guard: Literal["off", "warn", "refuse"] = Field(
+        "off",
+        description="what the client does about a telling update in the clear, where privacy.leak_guard asks for less",
+    )
+
+    def __init__(self, /, **limits: Any) -> None:
+        """Raise SettingsError that names every key that cannot be used."""
+        try:
+            super().__init__(**limits)
+        except ValidationError as error:
+            raise SettingsError(_explain(error)) from None
+        for key, table in (("protections", PROTECTIONS), ("models", MODELS)):
+            for name in getattr(self, key):
+                table.check(name, key)
+
+    @classmethod
+    def read(cls, path: Path) -> Policy:
+        """The policy in a TOML file; raise SettingsError that names the file and the key where it cannot be used."""
+        try:
+            limits = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise SettingsError(f"cannot read the policy {path}: {error.strerror}") from None
+        except ValueError as error:  # not UTF-8, or not TOML
+            raise SettingsError(f"the policy {path} is not valid TOML: {error}") from None
+        try:
+            return cls(**limits)
+        except SettingsError as error:
+            raise SettingsError(f"the policy {path}: {error}") from None
+
+    def check(self, experiment: Experiment) -> None:
+        """Raise ProtectionError with all that a run asks for and this policy does not allow."""
+        problems = self._protection(experiment) + self._work(experiment)
+        if problems:
+            raise ProtectionError("this client's policy refuses the run: " + "; ".join(problems))
+
+    def _protection(self, experiment: Experiment) -> list[str]:
+        privacy, problems = experiment.privacy, []
+        asked = f"privacy.protection = '{privacy.protection}'"
+        if self.protections and privacy.protection.name not in self.protections:
+            problems.append(f"{asked}, and it allows {', '.join(self.protections)}")
+        if self.min_clients > 1 and not privacy.protected:
+            problems.append(
+                f"{asked}, and it allows aggregates of {self.min_clients} clients or more (min_clients): the server of an "
+                "unprotected run sees each update by itself"
+            )
+        elif privacy.least < self.min_clients:  # no cohort is smaller than privacy.protection.min_clients
+            problems.append(
+                f"privacy.protection.min_clients = {privacy.least}, and it allows {self.min_clients} or more (min_clients)"
+            )
+        if privacy.noise_multiplier < self.min_noise:
+            problems.append(
+                f"privacy.noise_multiplier = {privacy.noise_multiplier:g}, and it allows {self.min_noise:g} or more (min_noise)"
+            )
+        elif self.min_noise > 0 and privacy.noise_at != "client":
+            problems.append(
+                f"privacy.noise_at = '{privacy.noise_at}', and it asks for noise of its own (min_noise): what the server adds, or "
+                "does not, is out of a client's hands"
+            )
+        return problems
+
+    def _work(self, experiment: Experiment) -> list[str]:
+        training, rounds, problems = experiment.training, experiment.federation.rounds, []
+        # a name with a colon is any object that can be imported here, which is then called
+        if experiment.model.is_own and experiment.model.name not in self.models:
+            problems.append(
+                f"model.name = '{experiment.model.name}' names code, and it does not allow that code (models)"
+            )
+        elif self.models and experiment.model.name not in self.models:
+            problems.append(f"model.name = '{experiment.model.name}', and it allows {', '.join(self.models)}")
+        if self.max_rounds is not None and rounds > self.max_rounds:
+            problems.append(f"federation.rounds = {rounds}, and it allows {self.max_rounds} at most (max_rounds)")
+        if experiment.data.partition.is_own:
+            problems.append(
+                f"data.partition = '{experiment.data.partition}' names code, which a server must not choose"
+            )
+        if experiment.privacy.defence.is_own:
+            problems.append(
+                f"privacy.defence = '{experiment.privacy.defence}' names code, which a server must not choose"
+            )
+        problems += [
+            f"evaluation.metrics names '{name}', which is code that a server must not choose"
+            for name in experiment.evaluation.metrics or ()
+            if ":" in name and experiment.evaluation.federated
+        ]
+        most = self.max_epochs
+        if most is None:
+            return problems
+        if training.steps is None:
+            if training.epochs > most:
+                problems.append(f"training.epochs = {training.epochs}, and it allows {most} at most (max_epochs)")
+        elif training.batch_size != "full":
+            problems.append(
+                f"training.steps = {training.steps}, and it allows {most} epoch(s) at most (max_epochs): how many epochs that is "
+                "depends on how many examples a client has; training.epochs can be compared"
+            )
+        elif training.steps > most:  # of all examples: an epoch each
+            problems.append(
+                f"training.steps = {training.steps} of all examples, and it allows {most} epoch(s) at most (max_epochs)"
+            )
+        return problems
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for each key that cannot be used."""
+    lines = {}
+    for problem in error.errors():
+        key = str(problem["loc"][0])
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(Policy.model_fields)
+            lines[key] = f"{key}: unknown key{nearest(key, Policy.model_fields)}\n  known: {known}"
+        else:
+            message = problem["msg"].removeprefix("Input should be ")
+            lines[key] = f"{key} = {problem['input']!r}: must be {_WORDS.get(problem['type'], message)}"
+    return "\n".join(lines.values())
+
+
+# pydantic's words for what a policy's author would call otherwise
+_WORDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "literal_error": "'off', 'warn' or 'refuse'",
+    "string_type": "a name, as in 'ckks'",
+    "tuple_type": "a list of names, as in ['ckks', 'secagg']",
+}

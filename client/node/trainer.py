@@ -1,0 +1,144 @@
+"""The process of a deployed client that holds its data and keys, and computes: kept warm from round to round.
+
+It is started by `fedveil client` with one end of a socket pair, which nobody else can reach, and asked one message at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Any, cast
+
+from flwr.app import Context, Error, Message, RecordDict
+
+from fedveil.core.errors import ProtectionError
+from fedveil.core.wire.flower import ErrorCode, act_as
+from fedveil.core.wire.messages import from_parcel, to_parcel
+
+
+@dataclass(frozen=True)
+class ClientProfile:
+    """What a client brings to every run.
+
+    client: its number, counted from 0; data: where its examples come from (`datasets/own/local.py`)
+    keys: its folder, or none; policy: the file of what its owner allows, or none
+    """
+
+    client: int
+    data: str
+    keys: str = ""
+    policy: str = ""
+
+    def node_config(self) -> dict[str, str | int | float | bool]:
+        """As the client's app finds it in its Flower context."""
+        return {"partition-id": self.client, "data": self.data, "keys": self.keys, "policy": self.policy}
+
+
+@dataclass(frozen=True)
+class TrainerRequest:
+    """A message for the client's app, and the context it is handled in."""
+
+    message: Message
+    state: RecordDict
+    run_config: dict[str, Any]
+    run_id: int
+    node_id: int
+
+
+@dataclass(frozen=True)
+class TrainerReply:
+    """What came of a request: the content of a reply, or the code and reason of an error; and the state to keep.
+
+    said: warnings for this client's operator, which may quote its data and go to nobody else
+    """
+
+    content: RecordDict | None
+    error: tuple[int, str]
+    state: RecordDict
+    said: tuple[str, ...] = ()
+
+
+class _Warnings(logging.Handler):
+    """Keeps what the app warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+def handle(request: TrainerRequest, profile: ClientProfile) -> TrainerReply:
+    """Let the installed app of this FedVeil answer a message."""
+    from fedveil.client.app import app
+
+    act_as(request.run_id, request.node_id, request.run_id)
+    context = Context(
+        run_id=request.run_id,
+        node_id=request.node_id,
+        node_config=profile.node_config(),
+        state=request.state,
+        run_config=request.run_config,
+    )
+    try:
+        reply = app(request.message, context)
+    except Exception as error:  # the client goes on
+        traceback.print_exc()
+        # the words of an error may quote the client's data: they stay in its own log
+        what = f"its app failed ({type(error).__name__}); the client's own log says where"
+        return TrainerReply(None, (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, what), context.state)
+    if reply.has_error():
+        return TrainerReply(None, (reply.error.code, reply.error.reason or ""), context.state)
+    return TrainerReply(reply.content, (0, ""), context.state)
+
+
+def answer(request: TrainerRequest, profile: ClientProfile) -> TrainerReply:
+    """`handle` for a message whose content travels as a parcel."""
+    try:
+        content = from_parcel(request.message.content)
+    except ProtectionError as error:
+        return TrainerReply(None, (ErrorCode.MOD_FAILED_PRECONDITION, f"refused: {error}"), request.state)
+    request.message.content = content
+    heard, log = _Warnings(), logging.getLogger("flwr")
+    log.addHandler(heard)
+    try:
+        outcome = handle(request, profile)
+    finally:
+        log.removeHandler(heard)
+    parcel = None if outcome.content is None else to_parcel(outcome.content)
+    return replace(outcome, content=parcel, said=tuple(heard.said))
+
+
+def reply_to(message: Message, outcome: TrainerReply) -> Message:
+    """The reply that an outcome means."""
+    if outcome.content is None:
+        return Message(Error(*outcome.error), reply_to=message)
+    return Message(outcome.content, reply_to=message)
+
+
+def command(descriptor: int, profile: ClientProfile) -> list[str]:
+    """How to start a trainer that answers on an inherited file descriptor."""
+    # not -m: what travels is named by this module, and there it would be called __main__
+    start = "from fedveil.client.node.trainer import main; main()"
+    return [sys.executable, "-c", start, str(descriptor), json.dumps(asdict(profile))]
+
+
+def main() -> None:
+    """Answer requests until the other end is closed."""
+    descriptor, settings = sys.argv[1:]
+    profile = ClientProfile(**json.loads(settings))
+    with Connection(int(descriptor)) as connection:
+        import_module("fedveil.client.app")  # the seconds this takes are not a round's
+        connection.send("ready")
+        while True:
+            try:
+                request = cast(TrainerRequest, connection.recv())
+            except EOFError:
+                return
+            connection.send(answer(request, profile))

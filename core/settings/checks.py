@@ -1,0 +1,158 @@
+"""Combinations of settings that cannot work: refused before anything starts, by the keys and what could be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fedveil.core.catalog import METRICS, PROTECTIONS, STRATEGIES
+from fedveil.core.errors import SettingsError
+from fedveil.core.settings.sections import Settings
+
+ORDER = ("sum", "mean", "each")  # what an aggregation may need to see, less first
+
+
+def check_combinations(e: Settings, foreign: bool = False) -> None:
+    """Refuse what each setting allows by itself and together cannot work.
+
+    foreign: the settings come from another machine; no code that they name is imported
+    """
+    STRATEGIES.check(e.federation.strategy, "federation.strategy")
+    for name in e.evaluation.metrics or ():
+        METRICS.check(name, "evaluation.metrics")
+    training, federation = e.training, e.federation
+
+    def refuse(when: bool, message: str) -> None:
+        if when:
+            raise SettingsError(message)
+
+    refuse(
+        federation.cohort > e.data.clients,
+        f"federation.cohort = {federation.cohort}: larger than the population; data.clients = {e.data.clients}",
+    )
+    refuse(
+        training.optimizer != "sgd" and training.momentum > 0,
+        f"training.momentum = {training.momentum}: only sgd takes momentum; training.optimizer = '{training.optimizer}' has its own",
+    )
+    refuse(
+        training.nesterov and (training.optimizer != "sgd" or training.momentum == 0),
+        "training.nesterov = true: needs training.optimizer = 'sgd' and training.momentum above 0",
+    )
+    refuse(
+        training.schedule in ("cosine", "cyclic", "plateau") and training.schedule_minimum >= training.learning_rate,
+        f"training.schedule_minimum = {training.schedule_minimum}: must be smaller than "
+        f"training.learning_rate = {training.learning_rate}, the highest of the schedule",
+    )
+    refuse(
+        federation.strategy == "fedprox" and training.proximal_mu == 0,
+        "federation.strategy = 'fedprox': with training.proximal_mu = 0 it is fedavg; set training.proximal_mu, 0.01 say",
+    )
+    liars = federation.malicious
+    least = {"krum": 2 * liars + 3, "multikrum": 2 * liars + 3, "bulyan": 4 * liars + 3}.get(federation.strategy, 0)
+    refuse(
+        federation.cohort < least,
+        f"federation.cohort = {federation.cohort}: {federation.strategy} with federation.malicious = {liars} needs at least {least}",
+    )
+    refuse(
+        federation.strategy == "multikrum" and (federation.selected or 1) > federation.cohort - liars - 2,
+        f"federation.selected = {federation.selected}: multikrum can select at most cohort - malicious - 2 = "
+        f"{federation.cohort - liars - 2} updates",
+    )
+    refuse(
+        e.evaluation.federated and e.data.validation_fraction == 0,
+        "evaluation.federated = true: clients need a part to evaluate on; set data.validation_fraction, 0.1 say",
+    )
+    refuse(
+        (e.evaluation.cohort or 1) > e.data.clients,
+        f"evaluation.cohort = {e.evaluation.cohort}: larger than the population; data.clients = {e.data.clients}",
+    )
+    _check_protection(e, refuse)
+    _check_noise(e, refuse)
+    if not (foreign and STRATEGIES.is_own(e.federation.strategy)):
+        _check_shown(e, refuse)
+    for choice in (e.data.dataset, e.data.partition, e.model, e.privacy.protection, e.privacy.defence):
+        check = choice.declaration.check if choice.resolved else None
+        if check is not None:
+            check(choice.settings, e)
+
+
+def _check_protection(e: Settings, refuse: Callable[[bool, str], None]) -> None:
+    """Refuse what cannot work on sums of protected updates."""
+    if not e.privacy.protected:
+        return
+    protection = e.privacy.protection.name
+    refuse(
+        e.communication.encoding != "float32",
+        f"communication.encoding = '{e.communication.encoding}': cannot work with privacy.protection = '{protection}', whose "
+        "updates have a form of their own; leave it at 'float32'",
+    )
+    refuse(
+        e.privacy.leak_guard != "off",
+        f"privacy.leak_guard = '{e.privacy.leak_guard}': looks at updates in the clear, and privacy.protection = '{protection}' "
+        "sends none",
+    )
+    refuse(
+        e.federation.cohort < e.privacy.protection.min_clients,
+        f"federation.cohort = {e.federation.cohort}: an aggregate of fewer than privacy.protection.min_clients = "
+        f"{e.privacy.protection.min_clients} says too much about each of them; {protection} needs a larger cohort",
+    )
+
+
+def _check_shown(e: Settings, refuse: Callable[[bool, str], None]) -> None:
+    """Refuse a strategy that needs to see more of the updates than their protection and noise allow."""
+    strategy, privacy, shows = e.federation.strategy, e.privacy, e.privacy.shows
+    most = "mean" if privacy.noisy and shows == "each" else shows  # noise is accounted for the plain mean
+    if most == "each":
+        return  # every strategy can work, and none is imported
+    declared = STRATEGIES.declared(strategy, "federation.strategy")
+    if ORDER.index(declared.needs) <= ORDER.index(most):
+        return
+    able = ", ".join(
+        name
+        for name in STRATEGIES
+        if ORDER.index(STRATEGIES.declared(name, "federation.strategy").needs) <= ORDER.index(most)
+    )
+    start = f"federation.strategy = '{strategy}': cannot work with "
+    refuse(
+        shows == "each",
+        f"{start}privacy.noise_multiplier = {privacy.noise_multiplier:g}, which is accounted for the plain mean of updates\n"
+        f"  can: {able}",
+    )
+    why = f"{declared.why}, and the server sees only their sum"
+    if not declared.why:
+        why = "FedVeil cannot know that it needs no more than their sum"
+    elif declared.needs == "mean":
+        opening = [name for name in PROTECTIONS if PROTECTIONS.declared(name, "privacy.protection").needs == "mean"]
+        named = " or ".join(f"'{name}'" for name in opening)
+        why = f"{declared.why}, which is a ciphertext here; privacy.protection = {named} opens the mean"
+    refuse(True, f"{start}privacy.protection = '{privacy.protection}': {why}\n  can: {able}")
+
+
+def _check_noise(e: Settings, refuse: Callable[[bool, str], None]) -> None:
+    """Refuse noise that could not guarantee what is accounted for it."""
+    privacy = e.privacy
+    if not privacy.noisy:
+        return
+    asked = f"privacy.noise_multiplier = {privacy.noise_multiplier:g}"
+    refuse(
+        privacy.clip is None,
+        f"{asked}: noise hides an update only up to its norm, which nothing bounds; set privacy.clip, 1.0 say",
+    )
+    refuse(
+        privacy.noise_at == "server" and privacy.shows == "sum",
+        f"privacy.noise_at = 'server': the server of privacy.protection = '{privacy.protection}' only adds up ciphertexts that it "
+        "cannot read; use privacy.noise_at = 'client', whose noise adds up under encryption",
+    )
+    refuse(
+        privacy.delta * e.data.clients >= 1,
+        f"privacy.delta = {privacy.delta:g}: must be smaller than 1 / data.clients = {1 / e.data.clients:g}; a larger one would "
+        "allow showing all of one client's data",
+    )
+    refuse(
+        e.training.schedule == "plateau",
+        f"training.schedule = 'plateau': follows the clients' training losses, which they do not tell with {asked}",
+    )
+    refuse(
+        e.evaluation.federated,
+        f"evaluation.federated = true: clients' scores travel without noise, and {asked} would not cover what they tell; "
+        "evaluate on the server",
+    )

@@ -1,0 +1,190 @@
+"""A part chosen by name, with its own settings: `dirichlet`, or `{name = "dirichlet", alpha = 0.3}`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from fedveil.core.catalog import DATASETS, DEFENCES, MODELS, PARTITIONS, PROTECTIONS, Table
+from fedveil.core.declaration import Declaration
+from fedveil.core.errors import SettingsError, nearest
+from fedveil.core.settings.explanations import SAID, explain
+from fedveil.core.settings.section import Section
+
+FOREIGN = {"foreign": True}  # validation context: the settings come from elsewhere, and what they name is not imported
+
+
+class Choice:
+    """A part of one kind, by name, and its settings as the part declares them; frozen, equal and hashable by value.
+
+    Attributes that are none of the choice's are the part's settings: `data.partition.alpha`.
+    table: the parts of this kind; key: the setting that names the part; prefix: of the keys of the part's settings
+    """
+
+    table: ClassVar[Table]
+    key: ClassVar[str]
+    prefix: ClassVar[str]
+    default: ClassVar[str]
+    name: str
+    _settings: Section | None
+    _table: dict[str, Any]  # what it is equal and hashed by, which does not change when a received part is imported
+
+    def __init__(self, name: str | None = None, **settings: Any) -> None:
+        """Choose a part, the default one without a name; raise SettingsError where it or a setting cannot be used."""
+        try:
+            self._fill(self.default if name is None else name, settings, foreign=False)
+        except ValidationError as error:
+            raise SettingsError(explain(error, (), (self.prefix,), self.prefix)) from None
+        except PydanticCustomError as error:
+            raise SettingsError(str(error)) from None
+
+    def _fill(self, name: str, given: Mapping[str, Any], foreign: bool) -> None:
+        later = foreign and self.table.is_own(name)
+        try:
+            settings = None if later else self._validated(name, given)
+        except SettingsError as error:
+            raise _said(str(error)) from None
+        told = given if settings is None else settings.model_dump(exclude_none=True)
+        table = {"name": name, **told}
+        self.__dict__.update(name=name, _settings=settings, _table=table)
+
+    @classmethod
+    def _validated(cls, name: str, given: Mapping[str, Any]) -> Section:
+        declared = cls.table.declared(name, cls.key).settings
+        unknown = [cls.unknown(name, key, declared) for key in given if key not in declared.model_fields]
+        if unknown:
+            raise SettingsError("\n".join(unknown))
+        return declared.model_validate(dict(given))
+
+    @classmethod
+    def unknown(cls, name: str, key: str, declared: type[Section]) -> str:
+        """Say that a part has no such setting; name the nearest that it has, and who has one of that name."""
+        full = f"{cls.prefix}.{key}: unknown setting of {cls.key} = '{name}'"
+        others = [
+            other
+            for other in cls.table
+            if other != name and key in cls.table.declared(other, cls.key).settings.model_fields
+        ]
+        close = nearest(key, declared.model_fields, f"{cls.prefix}.")
+        if not others:
+            return full + close
+        wanted = " or ".join(f"'{other}'" for other in others)
+        return f"{full}; {key} is a setting of {cls.key} = {wanted}{close}"
+
+    @property
+    def settings(self) -> Any:
+        """The part's own settings, of the model that it declares; raise SettingsError where they cannot be used."""
+        if self._settings is None:
+            self.__dict__["_settings"] = type(self)(**self._table)._settings
+        return self._settings
+
+    @property
+    def declaration(self) -> Declaration:
+        """What the part says of itself."""
+        return self.table.declared(self.name, self.key)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the part is a user's own, `package.module:object`."""
+        return self.table.is_own(self.name)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the part was imported; one that another machine's settings name is not before it is used."""
+        return self._settings is not None
+
+    def load(self) -> Any:
+        """Import and return the part."""
+        return self.table.load(self.name, self.key)
+
+    def dump(self) -> dict[str, Any]:
+        """The name and every setting that has a value, as a table of TOML holds them."""
+        return dict(self._table)
+
+    def __getattr__(self, key: str) -> Any:
+        """The part's setting called `key`."""
+        if key.startswith("_"):
+            raise AttributeError(key)
+        try:
+            return getattr(self.settings, key)
+        except AttributeError:
+            raise AttributeError(f"{self.prefix}.{key}: {self.key} = '{self.name}' has no such setting") from None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        raise AttributeError(f"{self.prefix}.{key}: settings are frozen; Experiment.override makes a copy with others")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Choice) and type(other) is type(self) and self._table == other._table
+
+    def __hash__(self) -> int:
+        if "_hash" not in self.__dict__:
+            self.__dict__["_hash"] = hash((type(self).__name__, repr(self._table)))
+        return int(self.__dict__["_hash"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the hash, which is another one in every process."""
+        return {key: value for key, value in self.__dict__.items() if key != "_hash"}
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        settings = "".join(f", {key}={value!r}" for key, value in self.dump().items() if key != "name")
+        return f"{type(self).__name__}({self.name!r}{settings})"
+
+    @classmethod
+    def _read(cls, given: Any, info: core_schema.ValidationInfo) -> Self:
+        """A choice from a name, or from a table of a name and settings."""
+        if isinstance(given, cls):
+            return given
+        table = {"name": given} if isinstance(given, str) else given
+        if not isinstance(table, Mapping) or not isinstance(table.get("name", ""), str):
+            raise PydanticCustomError("choice", "a name, or a table of a name and the part's settings")
+        choice = cls.__new__(cls)
+        settings = {key: value for key, value in table.items() if key != "name"}
+        choice._fill(table.get("name", cls.default), settings, foreign=bool(info.context))
+        return choice
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Tell pydantic how a choice is read and written."""
+        return core_schema.with_info_plain_validator_function(
+            cls._read, serialization=core_schema.plain_serializer_function_ser_schema(cls.dump)
+        )
+
+
+def _said(message: str) -> PydanticCustomError:
+    return PydanticCustomError(SAID, "{said}", {"said": message})
+
+
+class DatasetChoice(Choice):
+    """`data.dataset`: a data set, and its own settings."""
+
+    table, key, prefix, default = DATASETS, "data.dataset", "data.dataset", "digits"
+
+
+class PartitionChoice(Choice):
+    """`data.partition`: how the data is divided."""
+
+    table, key, prefix, default = PARTITIONS, "data.partition", "data.partition", "iid"
+
+
+class Model(Choice):
+    """`[model]`: the network, and its own settings."""
+
+    table, key, prefix, default = MODELS, "model.name", "model", "mlp"
+
+
+class ProtectionChoice(Choice):
+    """`privacy.protection`: how updates are protected on their way."""
+
+    table, key, prefix, default = PROTECTIONS, "privacy.protection", "privacy.protection", "none"
+
+
+class DefenceChoice(Choice):
+    """`privacy.defence`: what a client does to its own update."""
+
+    table, key, prefix, default = DEFENCES, "privacy.defence", "privacy.defence", "none"

@@ -1,0 +1,173 @@
+"""The settings of an experiment: one frozen, validated object, written as TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from fedveil.core.catalog import PRESETS
+from fedveil.core.errors import SettingsError, nearest
+from fedveil.core.settings import legacy
+from fedveil.core.settings.changes import changed
+from fedveil.core.settings.checks import check_combinations
+from fedveil.core.settings.choice import FOREIGN, Choice
+from fedveil.core.settings.effects import check_effect
+from fedveil.core.settings.explanations import explain
+from fedveil.core.settings.keys import choices, plain_keys
+from fedveil.core.settings.section import Section
+from fedveil.core.settings.sections import Settings
+
+
+class Experiment(Settings):
+    """All settings of an experiment. Make one with `Experiment.preset`, `.load`, `.parse`, or keyword arguments.
+
+    >>> Experiment.preset("digits").override({"federation.rounds": 3}).federation.rounds
+    3
+    """
+
+    def __init__(self, /, **settings: Any) -> None:
+        """Raise SettingsError that names every setting that cannot be used."""
+        self._fill(legacy.read(settings), foreign=False)
+
+    def _fill(self, settings: Mapping[str, Any], foreign: bool) -> None:
+        try:
+            self.__pydantic_validator__.validate_python(
+                settings, self_instance=self, context=FOREIGN if foreign else None
+            )
+        except ValidationError as error:
+            known = plain_keys(Experiment)
+            sections = [name for name in Experiment.model_fields if name not in known]
+            raise SettingsError(explain(error, known, choices(Experiment), sections=sections)) from None
+        check_combinations(self, foreign)
+
+    @classmethod
+    def preset(cls, name: str) -> Experiment:
+        """The preset called `name` (see `fedveil list presets`); raise SettingsError where there is none."""
+        return cls.parse(_preset(name), f"preset {name}", name=name)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Experiment:
+        """The experiment in a TOML file; its name is the file's where the file gives none."""
+        path = Path(path)
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"cannot read the settings file {path}: {_reason(error)}") from None
+        return cls.parse(text, str(path), name="".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem))
+
+    @classmethod
+    def parse(cls, text: str, source: str = "settings", *, name: str = "experiment") -> Experiment:
+        """The experiment in TOML text; `source` is named in errors."""
+        settings = _read(text, source)
+        try:
+            return cls(**{"name": name, **settings})
+        except SettingsError as error:
+            raise SettingsError(f"{source}: {error}") from None
+
+    @classmethod
+    def received(cls, text: str) -> Experiment:
+        """The experiment that another machine sent, as TOML text or a preset's name.
+
+        No code that it names (`package.module:part`) is imported: whoever received it decides about that first. The settings
+        of such a part are checked when it is used.
+        """
+        preset = "\n" not in text and "=" not in text
+        settings = _read(_preset(text), text) | {"name": text} if preset else _read(text, "settings")
+        experiment = cls.__new__(cls)
+        experiment._fill({"name": "experiment", **settings}, foreign=True)
+        return experiment
+
+    @classmethod
+    def find(cls, name: str) -> Experiment:
+        """The experiment a user names: a preset, a TOML file, or TOML text."""
+        if "\n" in name or "=" in name:
+            return cls.parse(name)
+        return cls.load(name) if name.endswith(".toml") else cls.preset(name)
+
+    def override(self, settings: Mapping[str, Any]) -> Experiment:
+        """A copy with other values: `{"training.epochs": 5}`; None stands for the default.
+
+        A part is chosen by its name, its settings have keys below it, in any order: `{"data.partition": "dirichlet",
+        "data.partition.alpha": 0.3}`. Another part keeps those of the old one's settings that it has too, and that were set.
+        Raise SettingsError where a value cannot be used, or would change nothing.
+        """
+        settings = legacy.renamed(settings)
+        experiment = Experiment(**changed(self.model_dump(exclude_none=True), settings, choices(Experiment)))
+        check_effect(experiment, settings)
+        return experiment
+
+    def toml(self) -> str:
+        """The resolved settings as TOML; `Experiment.parse` of it gives an equal experiment."""
+        tree = {name: _plain(value) for name, value in self if value is not None}
+        return tomli_w.dumps(tree | {"model": self.model.dump()})
+
+
+def _plain(value: Any) -> Any:
+    """A value as TOML holds it: a part without settings is its name."""
+    if isinstance(value, Section):
+        return {name: _plain(each) for name, each in value if each is not None}
+    if isinstance(value, Choice):
+        table = value.dump()
+        return table if len(table) > 1 else value.name
+    return value
+
+
+def _preset(name: str) -> str:
+    if name not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise SettingsError(
+            f"no preset is called '{name}'{nearest(name, PRESETS)}\n  known: {known}; or a file FILE.toml"
+        )
+    return resources.files("fedveil.simulations.presets").joinpath(f"{name}.toml").read_text("utf-8")
+
+
+def _read(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{source} is not valid TOML: {error}") from None
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Read `KEY=VALUE` words as `--set` takes them: VALUE is TOML, or else a plain word; nothing is the default."""
+    settings: dict[str, Any] = {}
+    for word in assignments:
+        key, equals, value = word.partition("=")
+        if not equals or not key.strip():
+            raise SettingsError(f"--set {word}: must be KEY=VALUE, as in --set training.epochs=5")
+        try:
+            settings[key.strip()] = tomllib.loads(f"value = {value}")["value"] if value.strip() else None
+        except tomllib.TOMLDecodeError:
+            settings[key.strip()] = value.strip()
+    return settings
+
+
+def resumable(folder: Path, option: str = "fedveil resume") -> Experiment:
+    """The experiment of the run recorded in a folder; raise SettingsError, naming the option, where there is none."""
+    path = folder / "experiment.toml"
+    if not path.is_file():
+        raise SettingsError(f"{option} {folder}: is not the folder of a run (it has no experiment.toml)")
+    try:
+        return Experiment.load(path)
+    except SettingsError as error:
+        raise SettingsError(
+            f"{option} {folder}: its settings were edited, or written by another version of FedVeil, and this one cannot "
+            f"read them\n  {error}"
+        ) from None
+
+
+def known_keys() -> dict[str, str]:
+    """Every setting's dotted key and its description, those of FedVeil's parts too; imports all of them."""
+    from fedveil.core.settings.keys import all_keys
+
+    return all_keys(Experiment)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

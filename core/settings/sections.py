@@ -1,0 +1,242 @@
+"""The sections of an experiment's settings.
+
+Every setting stands here with its unit and range, but those that a part brings; below, nobody checks them again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedveil.core.declaration import Needs as Shown
+from fedveil.core.settings.choice import DatasetChoice, DefenceChoice, Model, PartitionChoice, ProtectionChoice
+from fedveil.core.settings.marks import Needs, UsedBy
+from fedveil.core.settings.section import Count, Fraction, NonNegative, Positive, Section
+
+
+class Data(Section):
+    """`[data]`: what is learned from, and who holds which part of it."""
+
+    dataset: DatasetChoice = Field(
+        default_factory=DatasetChoice, description="a data set's name, see `fedveil list datasets`"
+    )
+    clients: Count = Field(10, description="the population: how many clients hold the training data")
+    partition: PartitionChoice = Field(
+        default_factory=PartitionChoice, description="how the data is divided, see `fedveil list partitions`"
+    )
+    min_examples: Count = Field(
+        1,
+        description="the least any client holds; a partition that gives less is refused; synthetic: nobody makes fewer",
+    )
+    client_examples: Count | None = Field(
+        None, description="the most a client keeps of what the partition gives it; all without it"
+    )
+    validation_fraction: Fraction = Field(0.0, description="share of its examples each client holds out to evaluate on")
+    drop_duplicates: Annotated[bool, UsedBy("dataset")] = Field(
+        True, description="text: drop exact repeats before splitting off the test part"
+    )
+    vocabulary: Annotated[str, UsedBy("dataset")] = Field(
+        "train", description="text: train, hashed, or a file with a word a line"
+    )
+    vocabulary_size: Annotated[int, Field(ge=3), UsedBy("dataset")] = Field(
+        4000, description="text: word ids, with padding and unknown"
+    )
+    max_tokens: Annotated[Count, UsedBy("dataset")] = Field(
+        64, description="text: longer examples are cut to this many tokens"
+    )
+    path: Annotated[str | None, UsedBy("dataset")] = Field(
+        None, description="own: a CSV file, an .npz file, or a folder of images"
+    )
+    test_path: Annotated[str | None, UsedBy("dataset")] = Field(
+        None, description="own: test data; without it a part of `path` is split off"
+    )
+    test_fraction: Annotated[float, Field(gt=0, lt=1), UsedBy("dataset")] = Field(
+        0.2, description="share split off for testing, where a data set has no test part of its own"
+    )
+    group_column: Annotated[str | None, UsedBy("dataset")] = Field(
+        None, description="own: the column that names each example's source"
+    )
+    labels: Annotated[tuple[str, ...] | None, Field(strict=False), UsedBy("dataset")] = Field(
+        None, description="own: the classes, in order; the second of two is the positive one"
+    )
+
+
+class Training(Section):
+    """`[training]`: the local work of one client in one round."""
+
+    epochs: Annotated[Count, Needs("steps", (None,))] = Field(1, description="passes over the client's examples")
+    steps: Count | None = Field(None, description="local steps instead of epochs")
+    batch_size: Count | Literal["full"] = Field(16, description="examples a step; full: all the client has")
+    learning_rate: Positive = Field(0.1, description="of the local optimiser, before the schedule")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="fresh in every round")
+    momentum: Fraction = Field(0.0, description="sgd: of the local optimiser")
+    nesterov: bool = Field(False, description="sgd: Nesterov's momentum")
+    weight_decay: NonNegative = Field(0.0, description="L2 (sgd, adam) or decoupled (adamw)")
+    loss: Literal["cross_entropy", "squared_error"] = Field(
+        "cross_entropy", description="squared_error: of probabilities"
+    )
+    schedule: Literal["constant", "step", "exponential", "cosine", "cyclic", "plateau"] = Field(
+        "constant", description="of the learning rate, over rounds"
+    )
+    schedule_rounds: Annotated[Count, Needs("schedule", ("step", "cyclic", "plateau"))] = Field(
+        10,
+        description="step: rounds between falls; cyclic: rounds up and down; plateau: rounds without a better training loss",
+    )
+    schedule_factor: Annotated[float, Field(gt=0, lt=1), Needs("schedule", ("step", "exponential", "plateau"))] = Field(
+        0.5, description="step, exponential, plateau: the rate is multiplied by this"
+    )
+    schedule_minimum: Annotated[NonNegative, Needs("schedule", ("cosine", "cyclic", "plateau"))] = Field(
+        0.0, description="cosine, plateau: lowest rate; cyclic: the rate it starts from"
+    )
+    max_grad_norm: Positive | None = Field(
+        None, description="clip each batch's gradient to this L2 norm (not differential privacy)"
+    )
+    proximal_mu: NonNegative = Field(0.0, description="FedProx: mu of the term mu/2 |w - w_global|^2")
+    shift: Annotated[int, Field(ge=0)] = Field(0, description="images: move each by up to this many pixels")
+    rotation: Annotated[float, Field(ge=0, le=180)] = Field(
+        0.0, description="images: turn each by up to this many degrees"
+    )
+    noise: NonNegative = Field(
+        0.0, description="images: add Gaussian noise of this standard deviation (augmentation, not privacy)"
+    )
+
+
+class Federation(Section):
+    """`[federation]`: rounds, who takes part, and how the server combines what it gets."""
+
+    rounds: Count = Field(10, description="of training and aggregation")
+    cohort: Count = Field(10, description="clients that train in a round")
+    strategy: str = Field("fedavg", description="how updates become the next model, see `fedveil list strategies`")
+    server_learning_rate: Annotated[
+        Positive | None, Needs("strategy", ("fedavgm", "fedadam", "fedyogi", "fedadagrad"))
+    ] = Field(None, description="fedavgm (1.0), fedadam, fedyogi, fedadagrad (0.1)")
+    server_momentum: Annotated[Fraction, Needs("strategy", ("fedavgm",))] = Field(0.9, description="fedavgm")
+    beta_1: Annotated[Fraction, Needs("strategy", ("fedadam", "fedyogi"))] = Field(0.9, description="fedadam, fedyogi")
+    beta_2: Annotated[Fraction, Needs("strategy", ("fedadam", "fedyogi"))] = Field(0.99, description="fedadam, fedyogi")
+    tau: Annotated[Positive, Needs("strategy", ("fedadam", "fedyogi", "fedadagrad"))] = Field(
+        1e-3, description="fedadam, fedyogi, fedadagrad: adaptivity"
+    )
+    q: Annotated[NonNegative, Needs("strategy", ("qfedavg",))] = Field(0.1, description="qfedavg: 0 weighs all alike")
+    trim_fraction: Annotated[float, Field(ge=0, lt=0.5), Needs("strategy", ("fedtrimmedavg",))] = Field(
+        0.2, description="fedtrimmedavg: share cut off at each end"
+    )
+    malicious: Annotated[int, Field(ge=0), Needs("strategy", ("krum", "multikrum", "bulyan"))] = Field(
+        0, description="krum, multikrum, bulyan: how many clients may lie"
+    )
+    selected: Annotated[Count | None, Needs("strategy", ("multikrum",))] = Field(
+        None, description="multikrum: updates to average; cohort - malicious - 2 without it"
+    )
+    target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="stop when this is reached")
+    patience: Count | None = Field(None, description="stop after this many evaluations without a better accuracy")
+    deadline: Positive = Field(3600.0, description="seconds that a round waits for its clients")
+    quorum: Count | None = Field(
+        None,
+        description="fewest clients whose updates make a round, else the run stops with what it kept; one without it, and "
+        "all of the cohort to begin",
+    )
+    capture: bool = Field(
+        False,
+        description="keep what the server sees of every round in the record (captures/), for `fedveil attack --against`",
+    )
+
+
+class Privacy(Section):
+    """`[privacy]`: how updates are protected on their way."""
+
+    protection: ProtectionChoice = Field(default_factory=ProtectionChoice, description="see `fedveil list protections`")
+    clip: Positive | None = Field(
+        None, description="the largest L2 norm of a client's update, weights after less before; no guarantee by itself"
+    )
+    noise_multiplier: NonNegative = Field(
+        0.0, description="standard deviation of the noise added to each number of an update, in units of privacy.clip"
+    )
+    noise_at: Annotated[Literal["client", "server"], Needs("noise_multiplier", above=0.0, to_say="noise")] = Field(
+        "client", description="who adds noise: each client to its own update, or the server once to their sum"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1), Needs("noise_multiplier", above=0.0, to_say="noise")] = Field(
+        1e-5, description="noise: the chance, about, that epsilon does not hold; smaller than 1 / data.clients"
+    )
+    defence: DefenceChoice = Field(
+        default_factory=DefenceChoice,
+        description="what a client does to its own update, no guarantee: none, prune, or your package.module:function",
+    )
+    leak_guard: Literal["off", "warn", "refuse"] = Field(
+        "off", description="what a client does about an update in the clear that reveals its examples to simple attacks"
+    )
+
+    @property
+    def shows(self) -> Shown:
+        """The most that the server sees of updates: each, their opened mean, or a sum that it cannot open."""
+        return self.protection.declaration.needs
+
+    @property
+    def protected(self) -> bool:
+        """Whether the server sees less than each update."""
+        return self.shows != "each"
+
+    @property
+    def least(self) -> int:
+        """The fewest clients whose updates are added up: 1 where the server sees each of them."""
+        return int(self.protection.min_clients) if self.protected else 1
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is added; clients then weigh alike, and tell nothing of their data but by their updates."""
+        return self.noise_multiplier > 0
+
+    @property
+    def defends(self) -> bool:
+        """Whether clients change their updates before these are encoded or protected."""
+        return self.defence.name != "none" or self.clip is not None
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the noise in each number, sigma = z C; 0 where none is added."""
+        return self.noise_multiplier * (self.clip or 0.0)
+
+
+class Communication(Section):
+    """`[communication]`: how weights are written on the wire."""
+
+    encoding: Literal["float32", "float16", "int8"] = Field(
+        "float32",
+        description="of the weights that clients send: 4 bytes each, 2, or 1; int8 sends what rounding lost with the next",
+    )
+
+
+class Evaluation(Section):
+    """`[evaluation]`: when and by whom the global model is evaluated."""
+
+    every: Count = Field(1, description="rounds between evaluations; the last round always is evaluated")
+    federated: bool = Field(False, description="clients evaluate on the part they hold out (data.validation_fraction)")
+    cohort: Count | None = Field(None, description="clients that evaluate; federation.cohort without it")
+    metrics: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
+        None, description="metrics of your own, each a package.module:function, beside those of `fedveil list metrics`"
+    )
+
+
+class Settings(Section):
+    """All settings of an experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]{1,80}$")] = Field("experiment", description="of the record's folder")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of every random choice")
+    engine: Literal["auto", "batched", "sequential", "processes", "ray"] = Field(
+        "auto",
+        description="how clients are computed: all at once, one by one, one by one in several processes, or on Flower's "
+        "simulation runtime; auto picks and says why",
+    )
+    workers: Count | None = Field(
+        None, description="processes that compute, all cores without it; changes the time and nothing else"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is the CPU")
+    data: Data = Field(default_factory=Data)
+    model: Model = Field(
+        default_factory=Model,
+        description="a network's name, see `fedveil list models`, or your package.module:factory",
+    )
+    training: Training = Field(default_factory=Training)
+    federation: Federation = Field(default_factory=Federation)
+    privacy: Privacy = Field(default_factory=Privacy)
+    communication: Communication = Field(default_factory=Communication)
+    evaluation: Evaluation = Field(default_factory=Evaluation)

@@ -1,0 +1,110 @@
+"""The bundle that Flower hands to every party of a deployed run: it names FedVeil's apps, and holds no code.
+
+A client runs the FedVeil that is installed on its own machine, and compares the bundle it is sent with the one that
+this FedVeil makes: the same version and the same code give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from functools import cache
+from hashlib import sha256
+from importlib import resources
+from importlib.metadata import version
+from importlib.resources.abc import Traversable
+
+import tomli_w
+
+from fedveil.core.errors import DeploymentError
+
+# rooms whose code decides what a run computes
+ROOMS = ("core", "models", "datasets", "privacy", "algorithms", "client", "server")
+# what a run's configuration may carry, all of it text
+SETTINGS = ("experiment", "words", "record", "control", "resume", "keys")
+_PROJECT, _CONTENT = "pyproject.toml", ".info/CONTENT"
+_LARGEST = 1 << 20  # bytes of a stranger's bundle that are looked at
+
+
+@cache
+def code() -> str:
+    """SHA-256 of the source files of this FedVeil that take part in a run."""
+    found = sha256()
+    for room in ROOMS:
+        for name, content in sorted(_sources(resources.files(f"fedveil.{room}"), room)):
+            found.update(f"{name} {len(content)}\n".encode() + content)
+    return found.hexdigest()
+
+
+def _sources(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
+    """The Python files of a folder and of those in it, by path."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _sources(entry, f"{name}/{entry.name}")
+        elif entry.name.endswith(".py"):
+            yield f"{name}/{entry.name}", entry.read_bytes()
+
+
+@cache
+def bundle() -> bytes:
+    """The bundle of this FedVeil, a Flower App Bundle (FAB)."""
+    project = {
+        "project": {"name": "fedveil", "version": version("fedveil"), "license": "Apache-2.0"},
+        "tool": {
+            "flwr": {
+                "app": {
+                    "publisher": "fedveil",
+                    "components": {"serverapp": "fedveil.server.app:app", "clientapp": "fedveil.client.app:app"},
+                    "config": dict.fromkeys(SETTINGS, ""),
+                }
+            },
+            "fedveil": {"code": code()},
+        },
+    }
+    content = tomli_w.dumps(project).encode()
+    manifest = f"{_PROJECT},{sha256(content).hexdigest()},{8 * len(content)}"
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
+        for name, part in ((_PROJECT, content), (_CONTENT, manifest.encode())):
+            entry = zipfile.ZipInfo(name)  # dated 1980, so that the bytes repeat
+            entry.create_system = 3
+            archive.writestr(entry, part)
+    return whole.getvalue()
+
+
+def check_bundle(content: bytes) -> None:
+    """Raise DeploymentError, naming both versions, where a bundle is not the one that this FedVeil makes.
+
+    Nothing of a stranger's bundle is executed or unpacked to disk; its project table alone is read.
+    """
+    if content == bundle():
+        return
+    ours = f"FedVeil {version('fedveil')} (code {code()[:12]})"
+    theirs = _described(content)
+    if theirs == ours:
+        raise DeploymentError(
+            f"the server's bundle says that it is of {ours}, which this client runs, and is not: it was made by somebody else; "
+            "nothing of it is used"
+        )
+    raise DeploymentError(
+        f"the server's bundle is of {theirs}, and this client runs {ours}; a client runs the code on its own "
+        "machine and no other: install the same FedVeil on both"
+    )
+
+
+def _described(content: bytes) -> str:
+    """What a stranger's bundle says it is."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if archive.getinfo(_PROJECT).file_size > _LARGEST:
+                return "a bundle with an oversized project file"
+            found = tomllib.loads(archive.read(_PROJECT).decode())
+            name, number = str(found["project"]["name"]), str(found["project"]["version"])
+            theirs = found.get("tool", {}).get("fedveil", {}).get("code")
+    except Exception:  # zipfile raises anything over a stranger's bytes; the bundle is refused in any case
+        return "no app that can be read"
+    if name == "fedveil" and isinstance(theirs, str):
+        return f"FedVeil {number[:40]} (code {theirs[:12]})"
+    return f"'{name[:40]}' {number[:40]}, not of FedVeil"

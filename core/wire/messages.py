@@ -1,0 +1,190 @@
+"""Flower's records as FedVeil uses them: lazy arrays, names of keys, and what a message weighs on the wire.
+
+Arrays, metrics and settings travel under the keys that Flower's strategies expect. Outside client, server and
+simulations, this file and `core/wire/flower.py` alone know Flower.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedveil.core.errors import ProtectionError
+from fedveil.core.wire.encodings import FLOAT16, FLOAT32, READERS, to_float16, to_int8
+from fedveil.core.wire.flower import NUMPY, LazyArray, array_record
+from fedveil.core.wire.framing import Piece, pack, unpack
+
+ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
+WEIGHT = "num-examples"  # the key of a client's weight in an average
+CLIENT = "client"  # the number of the partition a client holds: its name in records
+ROUND = "server-round"
+SEALED = "sealed"  # the one array of a protected model or update
+REFERENCE = "reference-examples"  # n_ref: the announced total of a cohort
+RUN = "run"  # 16 bytes that name the run
+ATTEMPT = "attempt"  # at a round of secure aggregation
+INBOX = "inbox"  # what a message of secure aggregation brings for its client alone
+BLOB, CONFIRMATIONS = "blob", "confirmations"  # bytes of its stages
+SCHEMA, VERSION = "schema", "fedveil"  # in a client's first answer: what its data is, and which FedVeil it runs
+PARCEL, PIECE = "fedveil.parcel", 5_000_000  # bytes of one record; Flower cuts arrays into pieces of that size too
+
+
+def to_arrays(parameters: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Parameters by name as an ArrayRecord, without copying or serialising them."""
+    return array_record({name: LazyArray(value) for name, value in parameters.items()})
+
+
+def from_arrays(record: ArrayRecord) -> dict[str, np.ndarray]:
+    """The arrays of a record by name, in the record's order."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def to_sealed(blob: bytes, protection: str) -> ArrayRecord:
+    """A protected model or update as an ArrayRecord; `stype` names the encoding, so that any Flower transport carries it."""
+    array = Array(dtype="uint8", shape=(len(blob),), stype=f"fedveil.{protection}", data=blob)
+    return ArrayRecord({SEALED: array})
+
+
+def from_sealed(record: ArrayRecord, protection: str) -> bytes | None:
+    """The bytes of a protected model or update; None where the record is none, or of another protection."""
+    array = record.get(SEALED)
+    return array.data if array is not None and array.stype == f"fedveil.{protection}" else None
+
+
+def write_update(
+    weights: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], encoding: str, residual: np.ndarray | None
+) -> tuple[ArrayRecord, np.ndarray | None]:
+    """A client's new weights as they travel in the clear, and its next residual, which int8 alone has.
+
+    given: the model that the client was sent; encoding: `communication.encoding`; `stype` names it to Flower
+    residual: float32 [P], of the client's update before; None where it has made none
+    Raise ProtectionError where the encoding cannot hold the weights.
+    """
+    if encoding == FLOAT32:
+        return to_arrays(weights), None
+    lost = None
+    if encoding == FLOAT16:
+        written = to_float16(weights)
+    else:
+        written, lost = to_int8(weights, given, residual)
+    arrays = {name: Array(encoding, weights[name].shape, f"fedveil.{encoding}", data) for name, data in written.items()}
+    return ArrayRecord(arrays), lost
+
+
+def read_update(record: ArrayRecord, given: Mapping[str, np.ndarray], encoding: str) -> dict[str, np.ndarray]:
+    """The weights in a client's reply, float32, by name in the order of `given`, the model that the client was sent.
+
+    Raise ProtectionError where the record is no such model in this encoding.
+    """
+    differing = sorted(set(record) ^ set(given))
+    if differing:
+        name = differing[0]
+        raise ProtectionError(
+            f"its update is not of this model: {_short(name)} is {'missing' if name in given else 'none of its tensors'}"
+        )
+    return {name: _read_array(name, record[name], value, encoding) for name, value in given.items()}
+
+
+def _read_array(name: str, array: Array, given: np.ndarray, encoding: str) -> np.ndarray:
+    kind = NUMPY if encoding == FLOAT32 else f"fedveil.{encoding}"
+    if (array.stype, array.dtype) != (kind, encoding):
+        raise ProtectionError(
+            f"its '{name}' is {_short(array.dtype)} written as {_short(array.stype)}, where communication.encoding = "
+            f"'{encoding}' asks for '{encoding}' written as '{kind}'"
+        )
+    if tuple(array.shape) != given.shape:
+        raise ProtectionError(
+            f"its '{name}' has the shape {_short(tuple(array.shape))}, and the model's has {given.shape}"
+        )
+    if isinstance(array, LazyArray):
+        return array.numpy()
+    return READERS[encoding](name, array.data, given)
+
+
+def _short(value: object) -> str:
+    """What another party wrote, fit to be shown: on one line, and not of any length."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def to_parcel(content: RecordDict) -> RecordDict:
+    """Write a message as one record of bytes or a few: Flower sends every array and record by calls of its own."""
+    pieces: list[Piece] = []
+    for name, record in content.items():
+        if isinstance(record, ArrayRecord):
+            pieces.append(([name, ARRAYS], b""))
+            pieces += [([name, ARRAYS, key, a.dtype, list(a.shape), a.stype], a.data) for key, a in record.items()]
+        else:
+            pieces.append(([name, METRICS if isinstance(record, MetricRecord) else CONFIG], record.deflate()))
+    data = pack(pieces)
+    cut = [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
+    return RecordDict({f"{PARCEL}.{i}": ConfigRecord({BLOB: piece}) for i, piece in enumerate(cut)})
+
+
+def from_parcel(content: RecordDict) -> RecordDict:
+    """Read a message that came as a parcel; raise ProtectionError where that cannot be done, whoever made it."""
+    cut = []
+    for i in range(len(content)):
+        record = content.get(f"{PARCEL}.{i}")
+        piece = record.get(BLOB) if isinstance(record, ConfigRecord) else None
+        if not isinstance(piece, bytes):
+            raise ProtectionError("its message is no parcel of FedVeil")
+        cut.append(piece)
+    found = RecordDict()
+    for description, data in unpack(cut[0] if len(cut) == 1 else b"".join(cut)):
+        try:
+            _read_piece(found, description, data)
+        except Exception as error:  # Flower's readers raise anything over a stranger's bytes
+            raise ProtectionError(
+                f"its message's part {_short(description)} cannot be read: {_short(str(error))}"
+            ) from None
+    return found
+
+
+def _read_piece(found: RecordDict, description: Any, data: bytes) -> None:
+    """Put a record, or one more array of a record of arrays, where it belongs."""
+    name, kind, *array = description
+    if kind != ARRAYS:
+        kinds: dict[str, type[MetricRecord | ConfigRecord]] = {METRICS: MetricRecord, CONFIG: ConfigRecord}
+        found[name] = kinds[kind].inflate(data)
+    elif not array:
+        found[name] = ArrayRecord()
+    else:
+        key, dtype, shape, stype = array
+        if not all(isinstance(text, str) for text in (key, dtype, stype)):
+            raise TypeError("an array without a name or a type")
+        if not all(isinstance(side, int) and 0 <= side < 2**40 for side in shape):
+            raise ValueError("an array without a shape")
+        cast(ArrayRecord, found[name])[key] = Array(dtype=dtype, shape=tuple(shape), stype=stype, data=data)
+
+
+def wire_bytes(content: RecordDict) -> int:
+    """Bytes of the content's arrays, metrics and config as Flower serialises them, without its envelopes (about 1 %)."""
+    total = 0
+    for record in content.values():
+        if isinstance(record, ArrayRecord):
+            total += sum(_array_bytes(array) for array in record.values())
+        elif isinstance(record, MetricRecord | ConfigRecord):
+            total += len(record.deflate())
+    return total
+
+
+def _array_bytes(array: Array) -> int:
+    if isinstance(array, LazyArray):
+        return _npy_bytes(array.dtype, array.shape)
+    return len(array.data)
+
+
+@lru_cache(maxsize=4096)
+def _npy_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Length of the file that `np.save` would write."""
+    kind = np.dtype(dtype)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    )
+    return len(header.getvalue()) + int(np.prod(shape, dtype=np.int64)) * kind.itemsize

@@ -1,0 +1,261 @@
+"""A client's data on its own machine: a file or folder of its own, or for trials its share of a known data set.
+
+The settings of a run come from the server. Of `[data]` a client with its own file takes what its texts become, and the
+names of the classes; it opens no path that the server names, and loads nothing but its own file. A SettingsError from here
+shows nothing of that file; a DataError may quote a line of it and is meant for the client's owner alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from fedveil.core.catalog import DATASETS
+from fedveil.core.errors import DataError, SettingsError
+from fedveil.core.examples import Examples, Task
+from fedveil.core.settings.sections import Data
+from fedveil.datasets.dataset import DataSet
+from fedveil.datasets.federated import Alone, Federated, load
+from fedveil.datasets.own.files import Table, read_table
+from fedveil.datasets.own.own import indices, named_classes
+from fedveil.datasets.published import images, synthetic
+from fedveil.datasets.text import HAM_SPAM, PADDING, SPECIAL, distinct, encode, hashed, listed
+
+# What own files must fit where the settings name a data set of FedVeil's; a text has any number of tokens.
+TASKS = {
+    "digits": Task("images", (1, 8, 8), images.CLASSES),
+    "mnist": Task("images", (1, 28, 28), images.CLASSES),
+    "sms": Task("text", (), HAM_SPAM),
+    "enron": Task("text", (), HAM_SPAM),
+    "spam-demo": Task("text", (), HAM_SPAM),
+    "synthetic": Task("features", (synthetic.FEATURES,), tuple(str(c) for c in range(synthetic.CLASSES))),
+}
+Held = tuple[DataSet, Examples]  # one client's, and the examples it trains on or holds out
+_SHARE = re.compile(r"([^/\\]+):([0-9]{1,9})/([0-9]{1,9})")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a client's data is: its own file or folder, or a share of a data set; made by `parse_source`.
+
+    path: absolute; None for a share
+    dataset, partition, of: the share `partition`, counted from 1, of the `of` clients of a data set
+    """
+
+    path: Path | None = None
+    dataset: str = ""
+    partition: int = 0
+    of: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.dataset}:{self.partition}/{self.of}" if self.path is None else str(self.path)
+
+
+def parse_source(words: str) -> Source:
+    """Read what `--data` takes: the path of a CSV, an .npz or a folder of images, or `DATASET:PARTITION/OF`.
+
+    >>> parse_source("sms:2/5")
+    Source(path=None, dataset='sms', partition=2, of=5)
+
+    Whether a path leads anywhere is seen when it is read. Raise SettingsError where the words are neither.
+    """
+    share = _SHARE.fullmatch(words)
+    if share is None:
+        name = words.partition(":")[0]
+        if not words or (name in DATASETS and not os.path.exists(words)):
+            example = name if name in DATASETS and name != "own" else "sms"
+            raise SettingsError(
+                f"--data {words!r}: give the path of a CSV file, an .npz file or a folder of images; or for trials a share of "
+                f"a data set as DATASET:PARTITION/OF: {example}:1/5 is the first of five clients of {example}"
+            )
+        return Source(Path(os.path.expanduser(words)).absolute())
+    dataset, partition, of = share[1], int(share[2]), int(share[3])
+    DATASETS.check(dataset, f"--data {words}")
+    if dataset == "own":
+        raise SettingsError(f"--data {words}: 'own' stands for a user's own file; give the path of this client's")
+    if not 1 <= partition <= of:
+        raise SettingsError(
+            f"--data {words}: there is no share {partition} of {of}; shares of {of or 'five'} are 1 to {of or 5}"
+        )
+    return Source(None, dataset, partition, of)
+
+
+def local(data: Data, seed: int, source: Source, client: int, words: Sequence[str] | None = None) -> Federated:
+    """What one client of a run holds on its own machine: `client(client)` and its numbers, and nobody else's.
+
+    data, seed: the run's, as the server sent them
+    client: counted from 0
+    words: the word of each id, as in `DataSet.words`, where the settings carry the vocabulary; None where they do not
+
+    A share of a data set is, to the byte, what a simulation gives this client. Of a file of its own all is the client's,
+    but exact repeats among texts where `data.drop_duplicates` says so, and `data.validation_fraction`, held out as in a
+    simulation; there is no test part. Its classes are those of `data.dataset` or else `data.labels`, and it may lack any.
+    Texts are padded to `data.max_tokens`, as the longest of the others' is not known.
+
+    Raise DataError where the data is missing, damaged, or does not fit the settings; SettingsError where the settings do
+    not fit this client.
+    """
+    if not 0 <= client < data.clients:
+        raise SettingsError(
+            f"data.clients = {data.clients}: the run has clients 1 to {data.clients}, and this is client {client + 1}"
+        )
+    made = _share(data, seed, source, client, words) if source.path is None else _own(data, source.path, words)
+    dataset, train = made
+    return Federated(dataset, Alone(train, client), seed, data.validation_fraction)
+
+
+def schema(task: Task, words: Sequence[str] | None, columns: Sequence[str] = ()) -> dict[str, str]:
+    """What two parties must agree on before they train together, in plain words by name: see `differences`.
+
+    words: the word of each id; None where words are hashed or there are none
+    columns: names of the features in order, where they have names
+    How many tokens a text has is left out: no network of FedVeil's depends on it.
+    """
+    found = {"kind": task.kind, "classes": ", ".join(map(_name, task.classes))}
+    if task.predicts != "classification":
+        found = {"kind": task.kind, "predicts": task.predicts}
+    if task.kind != "text":
+        named = {"columns": ", ".join(map(_name, columns))} if columns else {}
+        return {**found, "shape": " x ".join(map(str, task.shape)), **named}
+    vocabulary = "hashed"
+    if words is not None:
+        lines = "\n".join(words)  # no word has a line break
+        vocabulary = f"SHA-256 {hashlib.sha256(lines.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    return {**found, "vocabulary size": str(task.vocabulary_size), "vocabulary": vocabulary}
+
+
+def differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
+    """Where two schemas differ, a line each: `classes: ham, spam here, ham, spam, smishing there`."""
+    keys = dict.fromkeys([*here, *there])
+    return [
+        f"{key}: {here.get(key, 'none')} here, {there.get(key, 'none')} there"
+        for key in keys
+        if here.get(key) != there.get(key)
+    ]
+
+
+def _name(word: str) -> str:
+    """A class's name, in quotes where it could be taken for several."""
+    return json.dumps(word, ensure_ascii=False) if re.search(r'[,"\s]', word) or not word else word
+
+
+def _share(data: Data, seed: int, source: Source, client: int, words: Sequence[str] | None) -> Held:
+    """What client number `client` of the simulation holds, without the others' examples and the test part."""
+    if (data.dataset.name, data.clients) != (source.dataset, source.of):
+        raise DataError(
+            f"--data {source}: is a share of '{source.dataset}' with {source.of} clients, and the run's settings say "
+            f"data.dataset = '{data.dataset}' and data.clients = {data.clients}; they must agree"
+        )
+    if source.partition != client + 1:
+        raise SettingsError(
+            f"--data {source}: is the share of client {source.partition}, and this is client {client + 1}; give it "
+            f"{source.dataset}:{client + 1}/{source.of}"
+        )
+    loaded = load(data, seed)
+    known = loaded.dataset.words
+    if words is not None and known is not None and tuple(words) != known:
+        raise DataError(
+            f"--data {source}: its vocabulary is not the run's ({', '.join(_vocabularies(known, words))}); the server has "
+            "other data, or another version of it"
+        )
+    examples, rows = loaded.holdings.examples(client)
+    train = examples.take(rows)
+    found = loaded.dataset
+    return DataSet(found.name, found.task, train, _nothing(train), words=known, made_up=found.made_up), train
+
+
+def _vocabularies(here: Sequence[str], there: Sequence[str]) -> list[str]:
+    return differences(*(schema(Task("text", (), (), len(words)), words) for words in (here, there)))
+
+
+def _own(data: Data, path: Path, words: Sequence[str] | None) -> Held:
+    """All of a client's own file or folder, as the settings say it is to be read."""
+    known = TASKS.get(data.dataset.name)
+    classes = named_classes(data)
+    if known is not None and classes not in (None, known.classes):
+        raise SettingsError(
+            f"data.labels = {list(classes or ())}: data.dataset = '{data.dataset}' has the classes "
+            f"{', '.join(known.classes)}; leave data.labels out"
+        )
+    classes = known.classes if known is not None else classes
+    if classes is None:
+        raise DataError(
+            "data.labels: must name the classes, in order, in the settings of the run; a client may lack one, so its own "
+            "data cannot tell them"
+        )
+    table = read_table(path, data.group_column, testing=True)
+    if known is not None:
+        _check_fit(table, known, path, data.dataset.name)
+    labels = indices(table, classes, "data.labels" if known is None else f"the classes of '{data.dataset}'")
+    vocabulary = None
+    if table.features is not None:
+        train = Examples(table.features, labels)
+        task = Task(table.kind, table.features.shape[1:], classes)
+    else:
+        train, vocabulary = _texts(table.texts or [], labels, data, words)
+        size = data.vocabulary_size if vocabulary is None else len(vocabulary)
+        task = Task("text", (data.max_tokens,), classes, size)
+    if len(train) < data.min_examples:
+        raise DataError(
+            f"{path}: {len(train):,} example(s) to learn from, fewer than the run's data.min_examples = "
+            f"{data.min_examples:,}"
+        )
+    columns = tuple(table.columns or ())
+    return DataSet("own", task, train, _nothing(train), words=vocabulary, columns=columns), train
+
+
+def _check_fit(table: Table, known: Task, path: Path, name: str) -> None:
+    """Raise DataError where a file holds something else than the data set that the settings name."""
+    shape = () if table.features is None else table.features.shape[1:]
+    if (table.kind, shape) != (known.kind, known.shape):
+        raise DataError(
+            f"{path}: holds {_described(table.kind, shape)}; data.dataset = '{name}', which the run names, has "
+            f"{_described(known.kind, known.shape)}"
+        )
+
+
+def _described(kind: str, shape: tuple[int, ...]) -> str:
+    return f"{kind} of shape {' x '.join(map(str, shape))}" if shape else kind
+
+
+def _texts(
+    texts: list[str], labels: np.ndarray, data: Data, words: Sequence[str] | None
+) -> tuple[Examples, tuple[str, ...] | None]:
+    """A client's own texts with their labels (int64 [n]), and the vocabulary, which all clients share."""
+    vocabulary = None if data.vocabulary == "hashed" else _vocabulary(data, words)
+    ids = partial(hashed, size=data.vocabulary_size) if vocabulary is None else listed(vocabulary)
+    if data.drop_duplicates:
+        kept = distinct(labels.tolist(), texts)
+        texts, labels = [texts[i] for i in kept], labels[kept]
+    encoded = encode(texts, ids, data.max_tokens)  # [n, T]
+    features = np.pad(encoded, ((0, 0), (0, data.max_tokens - encoded.shape[1])), constant_values=PADDING)
+    return Examples(features, labels), vocabulary
+
+
+def _vocabulary(data: Data, words: Sequence[str] | None) -> tuple[str, ...]:
+    """The vocabulary that the run's settings carry; raise DataError where they carry none, or one that cannot be."""
+    if words is None:
+        raise DataError(
+            f"data.vocabulary = '{data.vocabulary}': no words came with the run's settings, and a client cannot know the "
+            "others'; take data.vocabulary = 'hashed', whose buckets are agreed in advance"
+        )
+    vocabulary = tuple(words)
+    if vocabulary[: len(SPECIAL)] != SPECIAL or len(set(vocabulary)) != len(vocabulary):
+        raise DataError(
+            f"data.vocabulary = '{data.vocabulary}': the {len(vocabulary):,} words that came with the run's settings are no "
+            f"vocabulary: it starts with {' and '.join(SPECIAL)}, and no word stands in it twice"
+        )
+    return vocabulary
+
+
+def _nothing(examples: Examples) -> Examples:
+    """No examples, of the same shape: a client has no test part."""
+    return examples.take(np.arange(0))

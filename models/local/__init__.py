@@ -1,0 +1,1 @@
+"""Local training and evaluation: batches, losses, optimisers, schedules, augmentation, the correction of gradients."""

@@ -1,0 +1,60 @@
+"""The local optimisers, fresh for every client and round, on lists of weights.
+
+The functional forms of `torch.optim`, one call for all weights: they keep no state but what is handed to them, which
+lets a batch of clients share one, and, unlike the classes, they do not import PyTorch's compiler (seconds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from fedveil.core.settings.sections import Training
+
+
+class Optimizer:
+    """SGD, Adam or AdamW as `settings` say, with what it remembers of each weight between steps."""
+
+    def __init__(self, settings: Training, learning_rate: float) -> None:
+        self._settings, self._rate = settings, learning_rate
+        self._first: dict[int, Tensor] = {}  # momentum, or the mean of gradients
+        self._second: dict[int, Tensor] = {}  # the mean of squared gradients
+        self._taken: dict[int, Tensor] = {}  # steps
+
+    def step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        """Change `weights` in place; a weight without a gradient stays, as does what is remembered of it.
+
+        Where the first dimension is clients, the first k may go on without the others, who are forgotten.
+        """
+        given = {i: gradient for i, gradient in enumerate(gradients) if gradient is not None}
+        trained = [weights[i] for i in given]
+        settings, slopes = self._settings, list(given.values())
+        first = self._recall(self._first, given) if settings.momentum or settings.optimizer != "sgd" else []
+        if settings.optimizer == "sgd":
+            momentum: list[Tensor | None] = [*first] or [None] * len(given)
+            sgd(
+                trained, slopes, momentum, fused=True, lr=self._rate, momentum=settings.momentum, dampening=0.0,
+                weight_decay=settings.weight_decay, nesterov=settings.nesterov, maximize=False,
+            )  # fmt: skip
+            return
+        second = self._recall(self._second, given)
+        for i, gradient in given.items():
+            self._taken.setdefault(i, torch.zeros((), device=gradient.device))
+        (adam if settings.optimizer == "adam" else adamw)(
+            trained, slopes, first, second, [], [self._taken[i] for i in given], fused=True, amsgrad=False,
+            lr=self._rate, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=settings.weight_decay, maximize=False,
+        )  # fmt: skip
+
+    @staticmethod
+    def _recall(memory: dict[int, Tensor], given: dict[int, Tensor]) -> list[Tensor]:
+        for i, gradient in given.items():
+            if i not in memory:
+                memory[i] = torch.zeros_like(gradient)
+            elif memory[i].shape != gradient.shape:
+                memory[i] = memory[i][: len(gradient)]
+        return [memory[i] for i in given]

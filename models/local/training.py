@@ -1,0 +1,290 @@
+"""The one way a client trains: its own examples, its own random stream, the weights everybody started from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import EllipsisType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedveil.core.errors import DataError, SettingsError, TrainingError
+from fedveil.core.examples import Examples, Task
+from fedveil.core.randomness import Stream, torch_random
+from fedveil.core.settings.sections import Training
+from fedveil.models import parameters as weights
+from fedveil.models.local.augmentation import augment, augments
+from fedveil.models.local.batches import batch_size_of, orders, steps_of
+from fedveil.models.local.correction import Correction, pick, spread
+from fedveil.models.local.inputs import device_of, to_tensor
+from fedveil.models.local.losses import loss
+from fedveil.models.local.optimizers import Optimizer
+from fedveil.models.networks import words
+from fedveil.models.vectorized.batched import Chain, train_together
+from fedveil.models.vectorized.functional import Functional
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What K clients' training gave, in their order.
+
+    parameters: each [K, ...], on the network's device
+    loss: float64 [K], the mean over the predictions seen, each at the time it was seen, without the proximal term
+    examples: int64 [K], how many each client holds
+    steps: int64 [K], optimiser steps each took
+    """
+
+    parameters: dict[str, Tensor]
+    loss: np.ndarray
+    examples: np.ndarray
+    steps: np.ndarray
+
+
+def check_training(task: Task, settings: Training) -> None:
+    """Raise SettingsError where `settings` cannot be used for `task`."""
+    if augments(settings) and task.kind != "images":
+        key = next(key for key in ("shift", "rotation", "noise") if getattr(settings, key) > 0)
+        raise SettingsError(
+            f"training.{key} = {getattr(settings, key)}: changes images, and the data are {task.kind}; remove the setting"
+        )
+
+
+def train_clients(
+    network: nn.Module,
+    parameters: dict[str, Tensor],
+    clients: Sequence[Examples],
+    settings: Training,
+    learning_rate: float,
+    streams: Sequence[Stream],
+    *,
+    classes: int,
+    correction: Correction | None = None,
+    moves: Collection[str] | None = None,
+    together: Chain | Functional | None = None,
+    into: dict[str, Tensor] | None = None,
+) -> Trained:
+    """Train each client on its own examples (McMahan et al. 2017, algorithm 1, ClientUpdate), with four knobs.
+
+    network: where to compute; its own weights and mode are put back afterwards
+    parameters: where clients start, on the network's device, each [...] for all or [K, ...]; they are not changed
+    streams: one for each client: batch order, dropout and augmentation come from it
+    classes: how many there are; labels must lie below
+    correction: what is added to every gradient, mu (w - anchor) + shift; without it the pull to the start that
+        `settings.proximal_mu` asks for (Li et al. 2020, equation 2)
+    moves: names of the weights that training changes; every one that the network trains without it
+    together: computes all clients at once (see `batched.batched`); one after another without it
+    into: where to put the clients' weights, each [K, ...]; new memory without it
+
+    A client's result does not depend on the others, but for the last bits where they are computed together; where a GPU
+    has no room for all at once, they are computed in smaller parts. A loss that is not finite is returned as it is.
+    Raises DataError for a client without examples or with unknown labels, or `parameters` of another network; TrainingError
+    where a GPU has no room for a single client.
+    """
+    correction = Correction(settings.proximal_mu) if correction is None else correction
+    like = dict(network.named_parameters())
+    weights.check_fit(network, {name: _of_one(tensor, like.get(name)) for name, tensor in parameters.items()})
+    for client, stream in zip(clients, streams, strict=True):
+        _check_client(client, stream, classes)
+    results = into or {name: tensor.new_empty(len(clients), *like[name].shape) for name, tensor in parameters.items()}
+    losses, steps = np.zeros(len(clients)), np.zeros(len(clients), dtype=np.int64)
+    with weights.kept(network):
+        network.train()
+        if together is not None:
+            losses, steps = _together(
+                together, network, parameters, results, clients, settings, learning_rate, streams, correction, moves
+            )
+        else:
+            for name, tensor in parameters.items():
+                results[name].copy_(tensor)
+            for k, (client, stream) in enumerate(zip(clients, streams, strict=True)):
+                own = {name: tensor[k] for name, tensor in results.items()}
+                losses[k], steps[k] = _train(
+                    network, own, client, settings, learning_rate, stream, correction.of([k], own), moves
+                )
+    return Trained(results, losses, np.array([len(client) for client in clients], dtype=np.int64), steps)
+
+
+def _together(
+    how: Chain | Functional,
+    network: nn.Module,
+    parameters: dict[str, Tensor],
+    results: dict[str, Tensor],
+    clients: Sequence[Examples],
+    settings: Training,
+    learning_rate: float,
+    streams: Sequence[Stream],
+    correction: Correction,
+    moves: Collection[str] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sort clients by their steps and train them at once, or in halves where a GPU has no room for all."""
+    sizes = [len(client) for client in clients]
+    everybody = list(range(len(clients)))
+    order = sorted(everybody, key=lambda k: (-steps_of(sizes[k], settings), -batch_size_of(sizes[k], settings)))
+    losses, steps = np.zeros(len(clients)), np.zeros(len(clients), dtype=np.int64)
+    waiting = [order]
+    while waiting:
+        part = waiting.pop()
+        own = (
+            results
+            if part == everybody
+            else {name: t.new_empty(len(part), *t.shape[1:]) for name, t in results.items()}
+        )
+        like = {name: tensor[0] for name, tensor in own.items()}
+        for name, tensor in pick(parameters, part, like).items():
+            own[name].copy_(tensor)
+        some, draws, beside = [clients[k] for k in part], [streams[k] for k in part], correction.of(part, like)
+        done = _where_it_fits(how, network, own, some, settings, learning_rate, draws, beside, moves)
+        if done is None:
+            if len(part) == 1:
+                raise TrainingError(
+                    f"client {draws[0].client}: training it alone needs more memory than the GPU has free"
+                )
+            waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+            continue
+        losses[part], steps[part] = done
+        if own is not results:
+            for name, tensor in results.items():
+                tensor[part] = own[name]
+    return losses, steps
+
+
+def _where_it_fits(*arguments: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """`train_together`, or None where a GPU has no room; what it had taken is free again when this returns."""
+    try:
+        return train_together(*arguments)
+    except torch.OutOfMemoryError:
+        return None
+    except RuntimeError as error:
+        if "ALLOC_FAILED" not in str(error):  # cuBLAS's own words for it
+            raise
+        return None
+
+
+def _of_one(tensor: Tensor, weight: Tensor | None) -> Tensor:
+    """One client's part of a tensor that is everybody's or [K, ...]."""
+    return tensor[0] if weight is not None and tensor.dim() == weight.dim() + 1 else tensor
+
+
+def _check_client(client: Examples, stream: Stream, classes: int) -> None:
+    if len(client) == 0:
+        raise DataError(
+            f"client {stream.client} has no examples to train on; set data.min_examples or fewer data.clients"
+        )
+    if client.mask is not None and not client.predictions:
+        raise DataError(f"client {stream.client} has no token to predict: its masks are empty")
+    low, high = int(client.labels.min()), int(client.labels.max())
+    if not 0 <= low <= high < classes:
+        of = f"{classes} classes" if client.mask is None else f"a vocabulary of {classes:,}"
+        raise DataError(
+            f"client {stream.client} has labels from {low} to {high}; with {of} they must be from 0 to {classes - 1}"
+        )
+
+
+def _train(
+    network: nn.Module,
+    own: dict[str, Tensor],
+    client: Examples,
+    settings: Training,
+    learning_rate: float,
+    stream: Stream,
+    correction: Correction,
+    moves: Collection[str] | None,
+) -> tuple[float, int]:
+    """Train one client; `own` holds where it starts and receives its weights. Return its mean loss and steps."""
+    device = device_of(network)
+    features, rows = _place_start(network, own, client.features, settings, correction, moves)
+    inputs, labels = to_tensor(features, device), to_tensor(client.labels, device)
+    named = {
+        name: parameter
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad and (moves is None or name in moves)
+    }
+    trainable = list(named.values())
+    anchor = _anchor(named, correction)
+    shift = {name: spread(value, own[name].unsqueeze(0))[0] for name, value in correction.shift.items()}
+    optimizer = Optimizer(settings, learning_rate)
+    augmentation = stream.generator("augmentation") if augments(settings) else None
+    mask = None if client.mask is None else to_tensor(client.mask, device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    seen = steps = 0
+    with torch_random(stream, "dropout", cuda=device.type == "cuda"):
+        for batch in _batches(len(client), settings, stream, device):
+            chosen = inputs.index_select(0, batch)
+            if augmentation is not None:
+                chosen = augment(chosen, settings, augmentation)
+            for parameter in network.parameters():
+                parameter.grad = None
+            real = None if mask is None else mask.index_select(0, batch)
+            value = loss(network(chosen), labels.index_select(0, batch), settings.loss, real)
+            value.backward()  # type: ignore[no-untyped-call]
+            _correct(named, correction.mu, anchor, shift)
+            if settings.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(trainable, settings.max_grad_norm)
+            optimizer.step([p.data for p in trainable], [p.grad for p in trainable])
+            predictions = len(batch) if real is None else int(real.sum())
+            total.add_(value.detach(), alpha=predictions)
+            seen, steps = seen + predictions, steps + 1
+    for name, parameter in network.named_parameters():
+        own[name][rows[name]] = parameter.detach()
+    return float(total) / seen, steps
+
+
+def _place_start(
+    network: nn.Module,
+    own: dict[str, Tensor],
+    features: np.ndarray,
+    settings: Training,
+    correction: Correction,
+    moves: Collection[str] | None,
+) -> tuple[np.ndarray, dict[str, Tensor | EllipsisType]]:
+    """Give the network its own copy of the weights `own`; of word tables, only the rows that `features` use.
+
+    A copy, as where weights lie in memory can change last bits, and a row of K clients' weights lies anywhere.
+    The other rows have no gradient, and without weight decay no optimiser moves them: neither momentum nor Adam, which
+    start from zero, nor a pull to the start, which is zero there. Returns the features, as indices into the rows
+    kept, and for each weight the rows of `own` it covers.
+    """
+    tables = words.tables(network) if settings.weight_decay == 0 and not correction.moves_all else {}
+    if moves is not None and not tables.keys() <= set(moves):
+        tables = {}
+    rows: dict[str, Tensor | EllipsisType] = dict.fromkeys(own, ...)
+    if tables:
+        vocabulary_size = next(len(own[name]) for name in tables)
+        used, features = words.own_rows(features, vocabulary_size)
+        rows |= dict.fromkeys(tables, to_tensor(used, device_of(network)))
+    weights.place(network, {name: tensor[rows[name]].clone() for name, tensor in own.items()})
+    return features, rows
+
+
+def _batches(n: int, settings: Training, stream: Stream, device: torch.device) -> Iterator[Tensor]:
+    """The examples of each step, int64 [at most batch_size]: a new order each pass, the rest as a smaller batch."""
+    left = steps_of(n, settings)
+    for order in orders(n, settings, stream):
+        batches = torch.split(torch.from_numpy(order).to(device), batch_size_of(n, settings))[:left]
+        left -= len(batches)
+        yield from batches
+
+
+def _anchor(named: Mapping[str, nn.Parameter], correction: Correction) -> dict[str, Tensor]:
+    """Where each weight is pulled to; none where nothing pulls."""
+    if correction.mu == 0:
+        return {}
+    if correction.anchor is None:
+        return {name: parameter.detach().clone() for name, parameter in named.items()}
+    return {name: spread(correction.anchor[name], p.detach().unsqueeze(0))[0] for name, p in named.items()}
+
+
+def _correct(
+    named: Mapping[str, nn.Parameter], mu: float, anchor: Mapping[str, Tensor], shift: Mapping[str, Tensor]
+) -> None:
+    """Add mu (w - anchor) + shift to each gradient; a weight that the loss does not depend on stays where it started."""
+    for name, parameter in named.items():
+        if parameter.grad is None:
+            continue
+        if name in anchor:
+            parameter.grad.add_(parameter.detach() - anchor[name], alpha=mu)
+        if name in shift:
+            parameter.grad.add_(shift[name])

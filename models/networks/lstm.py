@@ -1,0 +1,48 @@
+"""An LSTM on words, for text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from fedveil.core.declaration import part
+from fedveil.core.examples import Task
+from fedveil.core.settings.section import Count, Fraction, Section
+from fedveil.models.networks.fields import EMBEDDING, INITIALIZATION, POOLING, Initialization
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Lstm(Section):
+    """Settings of `lstm`."""
+
+    embedding: Count = Field(32, description=EMBEDDING)
+    units: Count = Field(64, description="size of the hidden state")
+    layers: Count = Field(1, description="stacked layers")
+    dropout: Fraction = Field(0.0, description="share of hidden values set to zero in training")
+    pooling: Literal["mean", "last"] = Field("mean", description=POOLING)
+    initialization: Initialization = Field("he", description=INITIALIZATION)
+
+
+@part(Lstm, tasks=("classification of text",))
+def lstm(task: Task, settings: Lstm) -> nn.Module:
+    """Word vectors, `settings.layers` LSTM layers of `settings.units` (Hochreiter and Schmidhuber 1997), a linear layer.
+
+    Pooling `mean` averages the states over a text's words, `last` takes the state after its last word; the padding
+    behind a text does not count. Recurrent weights start as PyTorch's do: uniform within 1/sqrt(units).
+    """
+    from fedveil.models.networks.initialization import initialized
+    from fedveil.models.networks.recurrent import LSTM
+
+    network = LSTM(
+        task.vocabulary_size,
+        len(task.classes),
+        embedding=settings.embedding,
+        units=settings.units,
+        layers=settings.layers,
+        dropout=settings.dropout,
+        pooling=settings.pooling,
+    )
+    return initialized(network, settings.initialization)

@@ -1,0 +1,1 @@
+"""Differential privacy: clipping, noise, and what both together guarantee."""

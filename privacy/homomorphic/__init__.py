@@ -1,0 +1,1 @@
+"""Homomorphic encryption: sums of ciphertexts under CKKS and BFV, their keys and their bytes."""

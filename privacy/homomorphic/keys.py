@@ -1,0 +1,358 @@
+"""The files of a run's key: `client.key` for those who encrypt and decrypt, `server.ctx` for the one who only adds.
+
+Both are TenSEAL contexts that `tenseal.context_from` opens, with two more fields, which TenSEAL passes over: a checksum, and
+an id of 16 random bytes that the pair shares. `client.key` holds the secret key and nothing else; `server.ctx` holds no key at all.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+from zlib import crc32
+
+import tenseal  # type: ignore[import-untyped]
+
+from fedveil.core.errors import ProtectionError, SettingsError
+from fedveil.privacy.homomorphic.seal import Ring, read_context, read_fields, read_ring, write_field
+from fedveil.privacy.plan import Lattice
+
+CLIENT, SERVER = "client.key", "server.ctx"
+KEY_ID = 16  # bytes
+LARGEST = 2**22  # bytes: four times the secret key of degree 32768
+# fields of a TenSEAL context; the last two are ours, and end the file
+_PARAMETERS, _PUBLIC, _PRIVATE, _KIND, _CHECKSUM, _ID = 1, 2, 3, 4, 1001, 1000
+_SEAL = b"\x5e\xa1\x10"  # how SEAL's objects begin
+_SYMMETRIC = 1  # TenSEAL's kind of encryption that needs no public key
+_FLAGS, _SCALE = 2, 3  # what its public part holds where there is no public, relinearisation or Galois key
+
+
+@dataclass(frozen=True)
+class ClientKey:
+    """A client's key, which opens what all clients of the run send.
+
+    version: of the SEAL in use; context: the file, which TenSEAL opens; secret: the secret key, as SEAL's bytes
+    """
+
+    key_id: bytes
+    ring: Ring
+    version: tuple[int, int]
+    parameters: bytes = field(repr=False)
+    context: bytes = field(repr=False)
+    secret: bytes = field(repr=False)
+
+    @property
+    def lattice(self) -> Lattice:
+        """The parameters the key is made for."""
+        return self.ring.lattice
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    """What a server needs to add ciphertexts: their parameters, and no key.
+
+    version: of the SEAL in use; context: the file, which TenSEAL opens
+    """
+
+    key_id: bytes
+    ring: Ring
+    version: tuple[int, int]
+    context: bytes = field(repr=False)
+
+    @property
+    def lattice(self) -> Lattice:
+        """The parameters the clients' key is made for."""
+        return self.ring.lattice
+
+
+def make_keys(lattice: Lattice) -> tuple[bytes, bytes]:
+    """A new secret key: the content of `client.key` and of `server.ctx`. The randomness is the operating system's.
+
+    The server's part is written without the secret key from the start: a TenSEAL context that is made public afterwards
+    still decrypts. Raise SettingsError where SEAL has no such parameters.
+    """
+    schemes, kinds = tenseal.SCHEME_TYPE, tenseal.ENCRYPTION_TYPE
+    try:
+        context = tenseal.context(
+            schemes.CKKS if lattice.scheme == "ckks" else schemes.BFV,
+            lattice.degree,
+            plain_modulus(lattice.plain_bits, lattice.degree) if lattice.scheme == "bfv" else None,
+            list(lattice.primes),
+            kinds.SYMMETRIC,
+            n_threads=1,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise SettingsError(
+            f"privacy.protection.degree = {lattice.degree} with privacy.protection.primes = {list(lattice.primes)}: SEAL has no such "
+            f"parameters ({error})"
+        ) from None
+    key_id = secrets.token_bytes(KEY_ID)
+    return _sign_off(_serialize(context, secret=True), key_id), _sign_off(_serialize(context, secret=False), key_id)
+
+
+def _sign_off(context: bytes, key_id: bytes) -> bytes:
+    """A file: the context, a checksum, which SEAL's own bytes lack (a changed bit may be another key), and the key's id."""
+    checksum = crc32(key_id, crc32(context)).to_bytes(4, "little")
+    return context + write_field(_CHECKSUM, checksum) + write_field(_ID, key_id)
+
+
+def _serialize(context: Any, secret: bool) -> bytes:
+    kept = context.serialize(
+        save_public_key=False, save_secret_key=secret, save_galois_keys=False, save_relin_keys=False
+    )
+    return bytes(kept)
+
+
+def plain_modulus(bits: int, degree: int) -> int:
+    """The largest prime of so many bits that is 1 modulo 2 degree, so that BFV has slots; raise SettingsError without one.
+
+    SEAL's PlainModulus::Batching, which TenSEAL's public part lacks.
+    """
+    step = 2 * degree
+    number = ((1 << bits) - 2) // step * step + 1
+    while number >> (bits - 1):
+        if _is_prime(number):
+            return number
+        number -= step
+    raise SettingsError(
+        f"privacy.protection.plain_bits = {bits}: no such prime is 1 modulo {step}; take more bits or a smaller degree"
+    )
+
+
+def _is_prime(number: int) -> bool:
+    """Miller and Rabin's test, certain below 3.3 * 10^24 for these bases (Sorenson and Webster 2015)."""
+    bases = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
+    if number < 2 or any(number % base == 0 for base in bases):
+        return number in bases
+    odd, twos = number - 1, 0
+    while odd % 2 == 0:
+        odd, twos = odd // 2, twos + 1
+    for base in bases:
+        power: int = pow(base, odd, number)
+        if power in (1, number - 1):
+            continue
+        for _ in range(twos - 1):
+            power = power * power % number
+            if power == number - 1:
+                break
+        else:
+            return False
+    return True
+
+
+def write_keys(
+    folder: Path, lattice: Lattice | None, clients: int, others: Mapping[str, Mapping[str, bytes]] | None = None
+) -> bytes:
+    """Make a new key and a folder for each party: server/server.ctx, client-1/client.key and so on; return the key's id.
+
+    lattice: None makes no key, and returns nothing; others: more files, by party and name, and so more parties
+    Only the owner can read any of it, from the first byte on; a failure leaves nothing behind.
+    Raise SettingsError where the folder holds something already, or cannot be made.
+    """
+    client, server = (b"", b"") if lattice is None else make_keys(lattice)
+    others = others or {}
+    parties: dict[str, dict[str, bytes]] = {"server": {SERVER: server}}
+    parties |= {f"client-{number}": {CLIENT: client} for number in range(1, clients + 1)}
+    parties |= {party: {} for party in others if party not in parties}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise SettingsError(
+                f"{folder}: exists already and is not empty; a new run needs a new key: name another folder"
+            )
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # mode 0700
+        try:
+            for party, files in parties.items():
+                (unfinished / party).mkdir(mode=0o700)
+                for name, content in {**(files if lattice else {}), **others.get(party, {})}.items():
+                    _write(unfinished / party / name, content)
+            if folder.exists():
+                folder.rmdir()
+            unfinished.rename(folder)
+        except BaseException:
+            rmtree(unfinished)
+            raise
+    except OSError as error:
+        raise SettingsError(f"{folder}: the keys cannot be written there ({error.strerror})") from None
+    return server[-KEY_ID:]
+
+
+def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put new files in the place of old ones in a party's folder, each whole, and its owner's alone; raise SettingsError."""
+    try:
+        unfinished = Path(
+            tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
+        )  # beside it: no folder of keys
+        try:
+            for name, content in files.items():
+                _write(unfinished / name, content)
+            for name in files:
+                (unfinished / name).replace(folder / name)
+        finally:
+            rmtree(unfinished)
+    except OSError as error:
+        raise SettingsError(f"{folder}: the keys cannot be written there ({error.strerror})") from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_client(path: Path) -> ClientKey:
+    """The key in a file; raise ProtectionError where others can read the file, or it is no client's key."""
+    content = read_file(path, private=True)
+    parts, key_id, ring = _parts(path, content)
+    private = [value for value in parts.get(_PRIVATE, ()) if isinstance(value, bytes)]
+    if not private:
+        raise ProtectionError(f"{path}: holds no secret key; it is a server's file: a client needs {CLIENT}")
+    try:
+        keys = [value for number, value in read_fields(private[0]) if number == 1]
+    except ProtectionError:
+        raise _damaged(path, "its private part cannot be read") from None
+    if len(private) != 1 or len(keys) != 1 or not isinstance(keys[0], bytes):
+        raise _damaged(path, "it does not hold one secret key")
+    context = _context(path, content, key_id)
+    if not context.has_secret_key():
+        raise _damaged(path, "TenSEAL finds no secret key in it")
+    parameters = parts[_PARAMETERS][0]
+    assert isinstance(parameters, bytes)  # as _parts found
+    return ClientKey(key_id, ring, _version(context), parameters, content, keys[0])
+
+
+def load_server(path: Path) -> ServerContext:
+    """The server's context in a file; raise ProtectionError where it holds any key, before TenSEAL sees it."""
+    content = read_file(path, private=False)
+    parts, key_id, ring = _parts(path, content)
+    if _PRIVATE in parts:
+        raise ProtectionError(
+            f"{path}: holds a secret key, and a server must not have one; start it with {SERVER}, and remove this "
+            "file from the server's machine"
+        )
+    context = _context(path, content, key_id)
+    if context.has_secret_key():
+        raise ProtectionError(f"{path}: TenSEAL finds a secret key in it, and a server must not have one")
+    return ServerContext(key_id, ring, _version(context), content)
+
+
+def holds_secret(content: bytes) -> bool:
+    """Whether a file is a TenSEAL context with a private part, of any parameters; one that cannot be read whole may be.
+
+    content: its first LARGEST bytes
+    """
+    if _SEAL not in content:
+        return False
+    try:
+        parts = read_context(content)
+    except ProtectionError:  # cut, added to, or larger
+        return content[:1] == write_field(_PARAMETERS, b"")[:1] and _SEAL in content[:8]
+    ours = any(isinstance(value, bytes) and value.startswith(_SEAL) for value in parts.get(_PARAMETERS, ()))
+    return ours and _PRIVATE in parts
+
+
+def read_file(path: Path, private: bool) -> bytes:
+    """The content of a key's file; private: nobody but its owner may be able to read it; raise ProtectionError."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if private and os.name == "posix" and stat.S_IMODE(status.st_mode) & 0o077:
+                raise ProtectionError(f"{path}: others than its owner can read this key; chmod 600 {path}")
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise ProtectionError(
+            f"{path}: cannot be read ({error.strerror}); fedveil keys new makes a folder of keys for each party"
+        ) from None
+    if len(content) > LARGEST:
+        raise _damaged(path, f"it has more than {LARGEST:,} bytes")
+    return content
+
+
+def _parts(path: Path, content: bytes) -> tuple[dict[int, list[int | bytes]], bytes, Ring]:
+    """The fields of a context, the key's id and the ring, from its bytes alone."""
+    try:
+        parts = read_context(content)
+        if any(not isinstance(value, bytes) for number in parts if number != _KIND for value in parts[number]):
+            raise ProtectionError("a part of it is a bare number")
+        parameters, ids = parts.get(_PARAMETERS, [b""])[0], parts.get(_ID, [b""])
+        assert isinstance(parameters, bytes)
+        ring, _ = read_ring(parameters)
+        public = {
+            number for value in parts.get(_PUBLIC, ()) if isinstance(value, bytes) for number, _ in read_fields(value)
+        }
+    except ProtectionError as error:
+        raise _damaged(path, str(error)) from None
+    key_id = ids[0]
+    if len(ids) != 1 or not isinstance(key_id, bytes) or len(key_id) != KEY_ID:
+        raise _damaged(path, "it carries no key id of FedVeil")
+    unknown = sorted(set(parts) - {_PARAMETERS, _PUBLIC, _PRIVATE, _KIND, _CHECKSUM, _ID})
+    if unknown or len(parts[_PARAMETERS]) != 1:
+        raise _damaged(path, f"it holds parts that FedVeil does not write {unknown or ''}".rstrip())
+    if parts.get(_KIND) != [_SYMMETRIC]:
+        raise _damaged(path, "it is not for encryption with the secret key")
+    if public - {_FLAGS, _SCALE}:
+        raise _damaged(path, "it holds a public, relinearisation or Galois key, which FedVeil never makes")
+    return parts, key_id, ring
+
+
+def _context(path: Path, content: bytes, key_id: bytes) -> Any:
+    end = len(_sign_off(b"", key_id))
+    if content != _sign_off(content[:-end], key_id):
+        raise _damaged(path, "its checksum is wrong: it was changed after it was made")
+    try:
+        return tenseal.context_from(content, n_threads=1)
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:
+        raise _damaged(path, f"TenSEAL refuses it ({error})") from None
+
+
+def _version(context: Any) -> tuple[int, int]:
+    """The version of SEAL that TenSEAL brings: the one that it writes now."""
+    parameters = read_context(_serialize(context, secret=False))[_PARAMETERS][0]
+    assert isinstance(parameters, bytes)
+    return read_ring(parameters)[1]
+
+
+def _damaged(path: Path, reason: str) -> ProtectionError:
+    return ProtectionError(f"{path}: not a key file that `fedveil keys new` wrote, or damaged: {reason}")
+
+
+def fingerprint(key_id: bytes) -> str:
+    """The start of a key's id, for people who compare what both sides show: 3f2a-91bc-07d4-55e1."""
+    digits = key_id.hex()
+    return "-".join(digits[start : start + 4] for start in range(0, 16, 4))
+
+
+def find_client_key(folder: Path, client: int) -> Path:
+    """The key for a client, counted from 0: folder/client.key, or its own of a whole run's folder, or the first's.
+
+    All clients of a run hold the same key. Raise ProtectionError, naming the places, where none of them has one.
+    """
+    places = [folder / CLIENT, folder / f"client-{client + 1}" / CLIENT, folder / "client-1" / CLIENT]
+    for place in places:
+        if place.is_file():
+            return place
+    tried = ", ".join(str(place) for place in dict.fromkeys(places))
+    raise ProtectionError(f"no key for client {client}: there is no {tried}; make one with fedveil keys new {folder}")
+
+
+def check_lattice(found: Lattice, wanted: Lattice) -> None:
+    """Raise SettingsError, naming the setting, where a key was made for other parameters than the settings want."""
+    names: dict[str, Callable[[Lattice], object]] = {
+        "privacy.protection": lambda lattice: lattice.scheme,
+        "privacy.protection.degree": lambda lattice: lattice.degree,
+        "privacy.protection.primes": lambda lattice: list(lattice.primes),
+        "privacy.protection.plain_bits": lambda lattice: lattice.plain_bits if lattice.scheme == "bfv" else 0,
+    }
+    for name, of in names.items():
+        if of(found) != of(wanted):
+            raise SettingsError(
+                f"{name}: the key was made for {of(found)}, and the settings want {of(wanted)}; make a key with these "
+                "settings (fedveil keys new), or take the settings that the key was made for"
+            )

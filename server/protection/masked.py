@@ -1,0 +1,153 @@
+"""Secure aggregation from the server's side: the stages of `fedveil.privacy.secagg.server` on Flower's messages.
+
+keys, shares, then the training message itself, whose reply is the masked vector, then who survived, and the shares that
+take the masks off. The server adds masked vectors as they arrive and keeps none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import cast
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+
+from fedveil.core.errors import ProtectionError
+from fedveil.core.wire.messages import (
+    ARRAYS,
+    ATTEMPT,
+    BLOB,
+    CONFIG,
+    CONFIRMATIONS,
+    INBOX,
+    REFERENCE,
+    ROUND,
+    RUN,
+    from_arrays,
+)
+from fedveil.privacy.fixed_point import dequantize, unflatten
+from fedveil.privacy.plan import RESERVED
+from fedveil.privacy.secagg.graph import choose_degree, neighbours
+from fedveil.privacy.secagg.messages import Session
+from fedveil.privacy.secagg.server import Unmasker
+from fedveil.privacy.secagg.vectors import from_ring, read_masked, shown
+from fedveil.server.protection.collector import Collected, contribution
+from fedveil.server.protection.noise import ServerNoise
+from fedveil.server.protection.server_protection import (
+    Converse,
+    ServerProtection,
+    enough,
+    examples_in,
+    protected_update,
+)
+
+
+class MaskedCollector:
+    """One attempt at a round; every ProtectionError of it means that nothing was revealed, or that the sum cannot be had."""
+
+    def __init__(
+        self,
+        protection: ServerProtection,
+        number: int,
+        attempt: int,
+        converse: Converse,
+        noise: ServerNoise | None = None,
+    ) -> None:
+        """`noise`: what the server adds to the sum."""
+        self.final = False
+        self._protection, self._number, self._attempt = protection, number, attempt
+        self._converse, self._noise = converse, noise
+        privacy = protection.experiment.privacy
+        active = protection.registry is not None
+        cohort = protection.experiment.federation.cohort
+        self._degree, threshold = choose_degree(
+            cohort, privacy.protection.drop_outs, privacy.protection.colluders, active
+        )
+        size = RESERVED + protection.layout.size
+        self._session = Session(protection.run, number, attempt, size, threshold, privacy.least, active)
+        self._examples: dict[int, int] = {}
+        self._announced: dict[int, int] = {}
+        self._reference = 0
+
+    def ask(self, messages: list[Message]) -> list[Message]:
+        """Exchange keys and shares; the training messages of those that go on."""
+        protection = self._protection
+        asked = {m.metadata.dst_node_id - 1: m for m in messages}
+        self._announced = protection.announced(messages)
+        self._reference = sum(self._announced.values())
+        around = neighbours(sorted(asked), min(self._degree, len(asked) - 1))
+        self._unmasker = unmasker = Unmasker(self._session, sorted(asked), around, protection.registry)
+        self._stage("advertise", asked, lambda _: {}, unmasker.adverts)
+        self._stage("share", unmasker.close(), lambda client: {BLOB: unmasker.roster(client)}, unmasker.shares)
+        stay = unmasker.close()
+        for message in messages:
+            cast(ConfigRecord, message.content[CONFIG]).update({REFERENCE: self._reference, ATTEMPT: self._attempt})
+        self._content = messages[0].content
+        return [
+            Message(
+                RecordDict({**asked[client].content, INBOX: ConfigRecord({BLOB: unmasker.inbox(client)})}),
+                dst_node_id=client + 1,
+                message_type=MessageType.TRAIN,
+            )
+            for client in stay
+        ]
+
+    def _shown(self) -> bytes:
+        """What the clients were given to train on, which their masks are bound to."""
+        content = self._content
+        settings = dict(cast(ConfigRecord, content[CONFIG]))
+        return shown(from_arrays(cast(ArrayRecord, content[ARRAYS])), self._protection.layout, settings)
+
+    def take(self, client: int, reply: Message) -> None:
+        """Add a masked update to the sum, and drop it."""
+        blob = protected_update(reply, self._protection.plan.protection)
+        examples = examples_in(reply, self._announced[client])
+        self._unmasker.add(client, read_masked(self._session, client, blob))
+        self._examples[client] = examples
+        del reply.content[ARRAYS]
+
+    def finish(self, replies: list[Message]) -> Collected:
+        """Unmask the sum; the mean is the contribution of one client with all the examples."""
+        protection, unmasker = self._protection, self._unmasker
+        stay = unmasker.close()
+        examples = sum(self._examples.values())
+        bound = enough(protection.plan, len(stay), examples, self._reference)
+        survivors = unmasker.survivors()
+        brought: dict[str, bytes] = {BLOB: survivors, CONFIRMATIONS: b""}
+        if self._session.active:
+            self._stage("confirm", stay, lambda _: brought, unmasker.confirm)
+            stay = unmasker.close()
+            brought[CONFIRMATIONS] = unmasker.confirmations()
+        self.final = True
+        self._stage("reveal", stay, lambda _: brought, unmasker.reveals)
+        total, grid = unmasker.total(self._shown()), protection.plan.grid
+        weights = from_ring(total, examples, len(self._examples), grid)
+        mean = unflatten(dequantize(weights, examples, self._reference, grid), protection.layout)
+        noisy = mean if self._noise is None else self._noise.on_mean(mean, len(self._examples))
+        return Collected([contribution(replies[0], noisy)], mean=mean, bound=bound)
+
+    def _stage(
+        self,
+        name: str,
+        clients: Iterable[int],
+        bring: Callable[[int], dict[str, bytes]],
+        take: Callable[[int, bytes], None],
+    ) -> None:
+        """Ask each client for its message of a stage, and take each as it comes."""
+        config = ConfigRecord({RUN: self._protection.run, ROUND: self._number, ATTEMPT: self._attempt})
+        messages = [
+            Message(
+                RecordDict({CONFIG: config, INBOX: ConfigRecord(dict(bring(client)))}),
+                dst_node_id=client + 1,
+                message_type=f"{MessageType.QUERY}.{name}",
+            )
+            for client in clients
+        ]
+
+        def see(client: int, reply: Message) -> None:
+            record = reply.content.get(CONFIG)
+            blob = record.get(BLOB) if isinstance(record, ConfigRecord) else None
+            if not isinstance(blob, bytes):
+                raise ProtectionError(f"its reply carries no message of the stage '{name}'")
+            take(client, blob)
+
+        self._converse(messages, name, see)

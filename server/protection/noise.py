@@ -1,0 +1,54 @@
+"""Noise that the server adds, once, to the sum of a round's updates: central differential privacy, by a server that is trusted.
+
+The server sees what clients send before its noise; who gets the models afterwards does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedveil.core.randomness import Stream
+from fedveil.core.settings.experiment import Experiment
+from fedveil.privacy.dp.noise import Normal, Update, add_noise, clip, secret_normal
+
+
+@dataclass(frozen=True)
+class ServerNoise:
+    """A round's noise: C, sigma = z C, and where its numbers come from."""
+
+    bound: float
+    deviation: float
+    normal: Normal
+
+    def mean(self, given: Mapping[str, np.ndarray], weights: Sequence[Mapping[str, np.ndarray]]) -> Update:
+        """given + (sum of clip(w_k - given) + N(0, sigma^2)) / K, float32: McMahan et al. 2018, algorithm 1, for K clients.
+
+        Updates are clipped here again: what came may be longer, by its encoding or on purpose.
+        """
+        total = {name: np.zeros(value.shape) for name, value in given.items()}
+        for own in weights:
+            update = clip({name: np.subtract(own[name], given[name], dtype=np.float64) for name in total}, self.bound)
+            for name, value in update.items():
+                total[name] += value
+        noisy = add_noise(total, self.deviation, self.normal)
+        return {name: np.asarray(given[name] + value / len(weights), np.float32) for name, value in noisy.items()}
+
+    def on_mean(self, mean: Mapping[str, np.ndarray], clients: int) -> Update:
+        """mean + N(0, sigma^2) / K, float32: of K clients' weights whose updates were clipped before they were added up."""
+        noisy = add_noise(mean, self.deviation / clients, self.normal)
+        return {name: np.asarray(value, np.float32) for name, value in noisy.items()}
+
+
+def server_noise(experiment: Experiment, number: int, *, secret: bool) -> ServerNoise | None:
+    """The noise of a round; None where the server adds none.
+
+    secret: draw it from the operating system's generator, not from the seed
+    """
+    privacy = experiment.privacy
+    if not privacy.noisy or privacy.noise_at != "server" or privacy.clip is None:
+        return None
+    normal = secret_normal if secret else Stream(experiment.seed, number).generator("server noise").standard_normal
+    return ServerNoise(privacy.clip, privacy.deviation, normal)

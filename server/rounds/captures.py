@@ -1,0 +1,157 @@
+"""What the server sees of each round, kept in the record where the settings ask for it: what attacks are run on.
+
+A file a round: the model as it was sent, each client's update as it came (after whatever protects it), the numbers beside it,
+and the model that was made of them. Nothing in it is more than the server has anyway.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from fedveil.core.errors import SettingsError
+from fedveil.core.record.record import Record
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.messages import ARRAYS, METRICS, SEALED, from_sealed, read_update
+from fedveil.server.checkpoint import State
+from fedveil.server.rounds.observers import Observer
+from fedveil.server.rounds.round import Round
+
+FOLDER = "captures"
+Parameters = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Update:
+    """A client's update as the server got it.
+
+    weights: float32 by name; None where it is protected, and `sealed` holds its bytes
+    metrics: the numbers that came beside it, and as `evaluate/...` those about what the client holds out
+    """
+
+    weights: Parameters | None
+    sealed: bytes | None
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One round.
+
+    before, after: the model that was sent, and the one that was made: float32 by name, or {SEALED: uint8 bytes}
+    updates: by client; learning_rate: that clients were told to use
+    """
+
+    round: int
+    before: Parameters
+    after: Parameters
+    updates: Mapping[int, Update]
+    learning_rate: float
+
+    @property
+    def trained(self) -> Mapping[int, Update]:
+        """Those of clients that trained: others evaluated alone."""
+        return {
+            client: update
+            for client, update in self.updates.items()
+            if update.weights is not None or update.sealed is not None
+        }
+
+
+class Capture(Observer):
+    """Takes a round's messages as they pass, and writes them down when the round is whole."""
+
+    def __init__(self, experiment: Experiment, record: Record) -> None:
+        self._experiment, self._record = experiment, record
+        self._updates: dict[int, Update] = {}
+
+    def begun(self, current: Round, state: State) -> None:
+        """Keep nothing of an earlier round."""
+        self._updates = {}
+
+    def replied(self, current: Round, client: int, reply: Message) -> None:
+        """Keep an update, protected or not; raise ProtectionError where it cannot be read."""
+        record, privacy = reply.content.get(ARRAYS), self._experiment.privacy
+        metrics = _numbers(reply)
+        if not isinstance(record, ArrayRecord):
+            return
+        blob = from_sealed(record, privacy.protection.name)
+        # a copy: arrays of a cohort that is computed here lie where the next one's will
+        weights = (
+            {name: np.array(value) for name, value in self._read(record, current.model).items()}
+            if blob is None and SEALED not in current.model
+            else None
+        )
+        self._updates[client] = Update(weights, blob, metrics)
+
+    def evaluated(self, current: Round, client: int, reply: Message) -> None:
+        """Keep what a client says of the model on what it holds out."""
+        update = self._updates.get(client, Update(None, None, {}))
+        told = {f"evaluate/{name}": value for name, value in _numbers(reply).items()}
+        self._updates[client] = replace(update, metrics={**update.metrics, **told})
+
+    def _read(self, record: ArrayRecord, given: Parameters) -> Parameters:
+        return read_update(record, given, self._experiment.communication.encoding)
+
+    def finished(self, current: Round, state: State) -> None:
+        """Write the round; one that was only evaluated, after a stop, leaves nothing."""
+        if not current.asked:
+            return
+        arrays: dict[str, np.ndarray] = {}
+        for label, values in (("before", current.model), ("after", current.aggregate)):
+            arrays |= {f"{label}/{name}": np.ascontiguousarray(value) for name, value in values.items()}
+        updates = dict(sorted(self._updates.items()))  # whoever answered first
+        for client, update in updates.items():
+            found = update.weights if update.sealed is None else {SEALED: np.frombuffer(update.sealed, np.uint8)}
+            arrays |= {f"{client}/{name}": np.ascontiguousarray(value) for name, value in (found or {}).items()}
+        about = {
+            "round": current.number,
+            "learning_rate": current.learning_rate,
+            "order": list(arrays),
+            "metrics": {str(client): dict(update.metrics) for client, update in updates.items()},
+        }
+        folder = self._record.path(FOLDER)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._record.write(f"{FOLDER}/round-{current.number}.safetensors", save(arrays, {"fedveil": json.dumps(about)}))
+        self._updates = {}
+
+
+def _numbers(reply: Message) -> dict[str, float]:
+    found = reply.content.get(METRICS)
+    told = found if isinstance(found, MetricRecord) else MetricRecord()
+    return {name: float(value) for name, value in told.items() if isinstance(value, int | float)}
+
+
+def read_captures(folder: Path) -> list[Captured]:
+    """The rounds that were kept of the run in a folder, in order; raise SettingsError where there are none, or unreadable ones."""
+    files = sorted((folder / FOLDER).glob("round-*.safetensors"), key=lambda path: int(path.stem.partition("-")[2]))
+    if not files:
+        raise SettingsError(
+            f"{folder}: the run has no captures, so there is nothing to attack; run it with --set federation.capture=true"
+        )
+    return [_read(path) for path in files]
+
+
+def _read(path: Path) -> Captured:
+    try:
+        with safe_open(path, "numpy") as file:
+            about = json.loads(file.metadata()["fedveil"])
+            parts: dict[str, dict[str, np.ndarray]] = {}
+            for key in about["order"]:  # the file's own is another than the network's
+                owner, _, name = key.partition("/")
+                parts.setdefault(owner, {})[name] = file.get_tensor(key)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise SettingsError(f"{path}: is no capture of a round ({error}); take it away, or run again") from None
+    updates = {}
+    for client, metrics in about["metrics"].items():
+        found = parts.get(client, {})
+        sealed = found[SEALED].tobytes() if SEALED in found else None
+        updates[int(client)] = Update((found or None) if sealed is None else None, sealed, metrics)
+    return Captured(about["round"], parts["before"], parts["after"], updates, about["learning_rate"])

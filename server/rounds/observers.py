@@ -1,0 +1,147 @@
+"""Who sees the rounds of a run and changes nothing of them: each keeps its own part of the record, or of the run's state.
+
+Their order is the order of effects: what a checkpoint stores is done before it, and who is shown a round sees one that is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+from flwr.app import Message
+
+from fedveil.core.record.record import Record
+from fedveil.core.settings.experiment import Experiment
+from fedveil.server.checkpoint import State, save_state
+from fedveil.server.exchange import Row
+from fedveil.server.rounds.round import Round
+from fedveil.server.rounds.strategy import Strategy
+
+
+class Observer:
+    """Sees nothing; those below see something."""
+
+    def first(self, row: Row, state: State) -> None:
+        """See the row of the model that the run begins with."""
+
+    def begun(self, current: Round, state: State) -> None:
+        """See a round whose clients are chosen, and not asked yet."""
+
+    def replied(self, current: Round, client: int, reply: Message) -> None:
+        """See a client's update as it arrives; raise ProtectionError where it cannot be read."""
+
+    def aggregated(self, current: Round, state: State) -> None:
+        """See a round whose next model is made, and not sent on yet."""
+
+    def evaluated(self, current: Round, client: int, reply: Message) -> None:
+        """See what a client says of the next model."""
+
+    def finished(self, current: Round, state: State) -> None:
+        """See a whole round; state: as it left the run."""
+
+    def ended(self) -> None:
+        """See the end of the run."""
+
+
+class BestModel(Observer):
+    """Keeps the best model: on validation where clients hold some out, else on test data."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._federated = experiment.evaluation.federated
+
+    def finished(self, current: Round, state: State) -> None:
+        """Compare the round's accuracy with the best so far."""
+        accuracy = current.row["validation_accuracy" if self._federated else "test_accuracy"]
+        if accuracy is None:
+            return
+        if accuracy > state.best_accuracy:
+            state.best_round, state.best_accuracy, state.best_parameters = current.number, accuracy, current.aggregate
+            state.stale = 0
+        else:
+            state.stale += 1
+
+
+class Stopping(Observer):
+    """Stops a run at its target accuracy, or where the best model has stayed the best for too long."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._federated, self._settings = experiment.evaluation.federated, experiment.federation
+
+    def finished(self, current: Round, state: State) -> None:
+        """Say in the state why to stop."""
+        test, settings = current.row["test_accuracy"], self._settings
+        judged = current.row["validation_accuracy"] if self._federated else test
+        if judged is None:
+            return
+        target = judged if test is None else test  # papers count rounds to a test accuracy
+        if settings.target_accuracy is not None and target >= settings.target_accuracy:
+            state.stopped = f"target accuracy {settings.target_accuracy:g} reached in round {current.number}"
+        elif settings.patience is not None and state.stale >= settings.patience:
+            state.stopped = f"no better accuracy for {state.stale} evaluations, best in round {state.best_round}"
+
+
+class Tables(Observer):
+    """Appends to metrics.csv, clients.csv and ledger.csv."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def first(self, row: Row, state: State) -> None:
+        """Write round 0."""
+        self._record.append("metrics.csv", [row])
+
+    def finished(self, current: Round, state: State) -> None:
+        """Write the round."""
+        self._record.append("metrics.csv", [current.row])
+        self._record.append("clients.csv", current.clients)
+        self._record.append("ledger.csv", current.ledger)
+
+    def ended(self) -> None:
+        """Close the files."""
+        self._record.close()
+
+
+class Checkpoint(Observer):
+    """Stores what the run needs to go on."""
+
+    def __init__(
+        self, record: Record, experiment: Experiment, strategy: Strategy, *, secret: bool, protected: bool
+    ) -> None:
+        """`secret`: who takes part is drawn anew where a round is repeated; `protected`: updates are."""
+        self._record, self._experiment, self._strategy = record, experiment, strategy
+        self._before_asking = secret and experiment.privacy.noisy
+        self._before_sending = protected and experiment.evaluation.federated
+
+    def begun(self, current: Round, state: State) -> None:
+        """Store whom a round asks: one that is cut off and asked again shows a client's update twice."""
+        if self._before_asking:
+            self._save(state)
+
+    def aggregated(self, current: Round, state: State) -> None:
+        """Store a protected model before it is sent, so that no second one of the same round ever is."""
+        if self._before_sending and current.evaluates:
+            state.pending, state.pending_rows = current.aggregate, asdict(current.trained)
+            self._save(state)
+            state.pending, state.pending_rows = {}, {}
+
+    def finished(self, current: Round, state: State) -> None:
+        """Store the round."""
+        self._save(state)
+
+    def _save(self, state: State) -> None:
+        save_state(self._record, self._experiment, state, self._strategy)
+
+
+class Watch(Observer):
+    """Shows each row to somebody."""
+
+    def __init__(self, watch: Callable[[Row, State], None]) -> None:
+        self._watch = watch
+
+    def first(self, row: Row, state: State) -> None:
+        """Show round 0."""
+        self._watch(row, state)
+
+    def finished(self, current: Round, state: State) -> None:
+        """Show the round."""
+        self._watch(current.row, state)

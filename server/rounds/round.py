@@ -1,0 +1,58 @@
+"""One round: who was asked, what came back, and what was made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedveil.core.metrics import Scores
+from fedveil.core.randomness import Stream
+from fedveil.server.checkpoint import Parameters
+from fedveil.server.exchange import Exchanged, Row
+
+
+@dataclass
+class Round:
+    """A round, filled in as it goes on.
+
+    number: from 1
+    stream: of its random choices
+    learning_rate: of the clients' optimisers
+    model: that was sent, float32 by name, or {SEALED: uint8 bytes}
+    evaluates: whether its new model is evaluated
+    asked: the clients that were asked for an update; empty where an earlier process asked them
+    population: clients that those were drawn from; 0 where nobody counts them
+    trained, evaluated: the account of the messages of each stage, with rows for clients.csv and ledger.csv
+    aggregate: the next model
+    mean: of the clients' weights where a protection opened it, before any noise of the server's
+    bound: the most that a protection's rounding makes the mean differ, where nothing was clipped
+    validation, test: scores of the new model on what clients hold out, and on test data
+    row: of metrics.csv, once the round is whole
+    """
+
+    number: int
+    stream: Stream
+    learning_rate: float
+    model: Parameters
+    evaluates: bool
+    asked: list[int] = field(default_factory=list)
+    population: int = 0
+    trained: Exchanged = field(default_factory=Exchanged)
+    evaluated: Exchanged = field(default_factory=Exchanged)
+    aggregate: Parameters = field(default_factory=dict)
+    mean: Parameters | None = None
+    bound: float = 0.0
+    validation: Mapping[str, Any] | None = None
+    test: Scores | None = None
+    row: Row = field(default_factory=dict)
+
+    @property
+    def ledger(self) -> list[Row]:
+        """Rows of ledger.csv, one for each message sent."""
+        return self.trained.ledger + self.evaluated.ledger
+
+    @property
+    def clients(self) -> list[Row]:
+        """Rows of clients.csv, one for each client and stage."""
+        return self.trained.clients + self.evaluated.clients

@@ -1,0 +1,109 @@
+"""What clients tell, as rows of clients.csv, one a client and stage, and of metrics.csv, one a round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from flwr.app import Message, MetricRecord, RecordDict
+
+from fedveil.core.metrics import MetricSet, Scores, merge
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.messages import CLIENT, METRICS, WEIGHT
+from fedveil.privacy.dp.accounting import observers
+from fedveil.server.exchange import Exchanged, Row, count, metric
+
+# "clipped" follows for protected updates
+CLIENT_COLUMNS = (
+    "round", "client", "stage", "examples", "steps", "train_loss", "validation_loss", "validation_accuracy",
+)  # fmt: skip
+
+
+def train_rows(replies: list[Message], number: int, *, protected: bool, tells: bool) -> list[Row]:
+    """Rows of clients.csv about training; of protected updates also what protecting them cost, in seconds.
+
+    tells: clients tell how many examples they have, and their losses
+    """
+    return [
+        dict.fromkeys(CLIENT_COLUMNS)
+        | {
+            "round": number,
+            "client": int(metric(reply, CLIENT)),
+            "stage": "train",
+            "examples": count(reply, WEIGHT) if tells else None,
+            "steps": count(reply, "steps") if tells else None,
+            "train_loss": metric(reply, "train-loss") if tells else None,
+        }
+        | ({key: metric(reply, key.replace("_", "-")) for key in ("seal_seconds", "open_seconds")} if protected else {})
+        | ({"clipped": count(reply, "clipped")} if protected else {})
+        for reply in replies
+    ]
+
+
+def evaluate_rows(replies: list[Message], number: int, metrics: MetricSet, *, protected: bool) -> list[Row]:
+    """Rows of clients.csv about evaluation on what clients hold out."""
+    found = [metrics.read(cast(MetricRecord, reply.content[METRICS])) for reply in replies]
+    return [
+        dict.fromkeys(CLIENT_COLUMNS)
+        | {
+            "round": number,
+            "client": int(metric(reply, CLIENT)),
+            "stage": "evaluate",
+            "examples": scores.examples,
+            "validation_loss": scores.loss,
+            "validation_accuracy": scores.accuracy,
+        }
+        | ({"clipped": None} if protected else {})
+        for reply, scores in zip(replies, found, strict=True)
+    ]
+
+
+def weighted_mean(clients: list[Row], key: str) -> float:
+    """The mean of a column over clients, each as often as it has examples; NaN where none has any."""
+    examples = sum(row["examples"] for row in clients)
+    return sum(row["examples"] * row[key] for row in clients) / examples if examples else math.nan
+
+
+def merged_scores(metrics: MetricSet, contents: Sequence[RecordDict]) -> Mapping[str, float] | None:
+    """Return the metrics over all that clients hold out, from the sums that they tell; None where none tells any."""
+    if not contents:
+        return None
+    return metrics.values(merge([metrics.read(cast(MetricRecord, content[METRICS])) for content in contents]))
+
+
+def columns(experiment: Experiment, metrics: MetricSet) -> list[str]:
+    """The columns of metrics.csv, which depend on the settings alone."""
+    return [
+        "round",
+        "learning_rate",
+        "clients",
+        "failures",
+        "train_loss",
+        *(f"test_{name}" for name in metrics.names),
+        *(f"validation_{name}" for name in metrics.merged if experiment.evaluation.federated),
+        *observers(experiment),
+    ]
+
+
+def metrics_row(
+    experiment: Experiment,
+    metrics: MetricSet,
+    number: int,
+    test: Scores | None,
+    validation: Mapping[str, Any] | None = None,
+    loss: float | None = None,
+    rate: float | None = None,
+    trained: Exchanged | None = None,
+) -> Row:
+    """The row of a round, with every column that there is."""
+    values: Row = {
+        "round": number,
+        "learning_rate": rate,
+        "clients": len(trained.answered) if trained else None,
+        "failures": len(trained.failures) if trained else None,
+        "train_loss": loss,
+        **{f"test_{name}": value for name, value in (metrics.values(test) if test else {}).items()},
+        **{f"validation_{name}": value for name, value in (validation or {}).items()},
+    }
+    return {name: values.get(name) for name in columns(experiment, metrics)}

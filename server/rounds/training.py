@@ -1,0 +1,146 @@
+"""From a round's messages to its next model: the exchange, what is refused, and the aggregation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+import numpy as np
+from flwr.app import ArrayRecord, Message
+
+from fedveil.algorithms.algorithm import Cohort
+from fedveil.core.errors import ProtectionError, TrainingError
+from fedveil.core.wire.messages import ARRAYS, CLIENT, WEIGHT, from_arrays
+from fedveil.server.checkpoint import Parameters
+from fedveil.server.exchange import Exchanged, exchange, metric
+from fedveil.server.protection.collector import Collected
+from fedveil.server.protection.collectors import new_collector
+from fedveil.server.protection.noise import server_noise
+from fedveil.server.rounds.context import Context
+from fedveil.server.rounds.round import Round
+from fedveil.server.rounds.rows import train_rows
+
+# whole numbers in a reply, and the least of each
+TRAINED = {WEIGHT: 1, "steps": 0}
+ATTEMPTS = 3  # at a round of secure aggregation that too many clients left
+
+
+def train(context: Context, current: Round, messages: list[Message]) -> None:
+    """Ask a cohort for updates, and make the round's next model of them.
+
+    The clients' weights are let go when this returns, so that their memory serves again.
+    Raise TrainingError where no client replies, or one diverges; ProtectionError where a protected round cannot be done.
+    """
+    experiment, whole = context.experiment, current.trained
+    noisy, protected = experiment.privacy.noisy, context.protection is not None
+    noise = server_noise(experiment, current.number, secret=context.hooks.secret)
+
+    def converse(
+        sent: Sequence[Message],
+        stage: str,
+        take: Callable[[int, Message], None] = lambda _client, _reply: None,
+        numbers: Sequence[str] = (),
+        counts: Mapping[str, int] | None = None,
+    ) -> tuple[Exchanged, list[Message]]:
+        account, replies = exchange(context.grid, sent, current.number, stage, context.timeout, take, numbers, counts)
+        whole.ledger += account.ledger
+        whole.failures += account.failures
+        return account, replies
+
+    def take(client: int, reply: Message) -> None:
+        for observer in context.observers:
+            observer.replied(current, client, reply)
+        if context.hooks.lenient and not noisy:
+            _check_loss(reply)
+        collector.take(client, reply)
+        if context.hooks.lenient:
+            _check_weights(reply)
+
+    numbers = (() if noisy else ("train-loss",)) + (("seal-seconds", "open-seconds") if protected else ())
+    counts = ({WEIGHT: 1} if noisy else TRAINED) | ({"clipped": 0} if protected else {})
+    for attempt in range(ATTEMPTS):
+        collector = new_collector(experiment, context.protection, current.number, attempt, converse, noise)
+        try:
+            asked = collector.ask(messages)
+            account, replies = converse(asked, "train", take, (*numbers, *context.strategy.reports), counts)
+            _check_quorum(experiment.federation.quorum, len(replies), whole.failures)
+            rows = train_rows(replies, current.number, protected=protected, tells=not noisy)
+            if not noisy and any(not math.isfinite(row["train_loss"]) for row in rows):
+                _refuse_divergence(replies)
+            collected = collector.finish(replies)
+        except ProtectionError as error:
+            if attempt + 1 < ATTEMPTS and not collector.final:
+                whole.failures.append(f"abandoned with nothing revealed, and tried again: {error}")
+                continue
+            raise ProtectionError(f"{error}{_reasons(whole.failures)}") from error
+        break
+    whole.answered, whole.clients = account.answered, rows
+    current.aggregate = _aggregate(context, current, collected)
+    current.mean, current.bound = collected.mean, collected.bound
+    if collected.sealed is None and not all(_is_finite(value) for value in current.aggregate.values()):
+        if not noisy:
+            _refuse_divergence(replies)
+        raise TrainingError(
+            f"training diverged: the model that {experiment.federation.strategy} made in round {current.number} is not finite, "
+            "and the clients' were\n  try a smaller federation.server_learning_rate"
+        )
+
+
+def _aggregate(context: Context, current: Round, collected: Collected) -> Parameters:
+    """The next global model, float32 or a ciphertext; raise TrainingError where there is none."""
+    if collected.sealed is not None:
+        return collected.sealed
+    settings = context.experiment.federation
+    cohort = Cohort(current.model, collected.contributions, current.learning_rate, settings.cohort)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error, said by the caller
+        made = context.strategy.aggregate(current.number, cohort) if cohort.contributions else None
+        if made is None:
+            raise TrainingError(
+                f"{settings.strategy} made no model of {len(cohort.contributions)} replies"
+                + _reasons(current.trained.failures)
+            )
+        # a number too large for float32 becomes infinite here; a copy, since a strategy may answer with a client's own
+        # arrays, whose memory serves again in the next round
+        return {name: np.array(value, np.float32) for name, value in made.items()}
+
+
+def _check_loss(reply: Message) -> None:
+    if not math.isfinite(metric(reply, "train-loss")):
+        raise ProtectionError(f"its training diverged (loss {metric(reply, 'train-loss'):g})")
+
+
+def _check_weights(reply: Message) -> None:
+    arrays = reply.content.get(ARRAYS)  # gone where an update is protected
+    if isinstance(arrays, ArrayRecord) and not all(_is_finite(value) for value in from_arrays(arrays).values()):
+        raise ProtectionError("its weights are not finite: its training diverged")
+
+
+def _check_quorum(quorum: int | None, answered: int, failures: Sequence[str]) -> None:
+    """Raise TrainingError where too few clients' updates can be used."""
+    if quorum is not None and answered < quorum:
+        raise TrainingError(
+            f"the updates of {answered} clients can be used, fewer than federation.quorum = {quorum}{_reasons(failures)}"
+        )
+
+
+def _reasons(failures: Sequence[str]) -> str:
+    return "".join(f"\n  {reason}" for reason in failures[:3])
+
+
+def _refuse_divergence(replies: list[Message]) -> None:
+    """Raise TrainingError for the first client whose loss or weights are not finite."""
+    for reply in replies:
+        loss = metric(reply, "train-loss")
+        arrays = from_arrays(cast(ArrayRecord, reply.content.get(ARRAYS, ArrayRecord()))).values()
+        if not math.isfinite(loss) or not all(_is_finite(array) for array in arrays):
+            raise TrainingError(
+                f"training diverged: client {int(metric(reply, CLIENT))} (loss {loss:g})\n"
+                "  try a smaller training.learning_rate, or training.max_grad_norm"
+            )
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Whether all numbers are; a sum of squares tells in a third of the time, unless it is itself too large."""
+    flat = array.reshape(-1)
+    return math.isfinite(float(np.dot(flat, flat))) or bool(np.isfinite(flat).all())

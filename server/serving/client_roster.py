@@ -1,0 +1,367 @@
+"""The nodes of a deployed run, seen as clients 0, 1, 2, ...: who is there, what each brings, and who was lost.
+
+Which client a node is follows from the key it is registered with; where any node may join, from what it says. A client
+that runs another FedVeil, has data of another kind, or whose owner's policy refuses the run takes no part, and is named.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import httpx
+from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedveil.core.errors import DeploymentError, Interrupted, ProtectionError
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.flower import ErrorCode
+from fedveil.core.wire.messages import CLIENT, CONFIG, SCHEMA, WEIGHT, from_parcel, to_parcel
+from fedveil.datasets.own.local import differences
+from fedveil.server.exchange import count
+from fedveil.server.nodes import WrappedGrid, addressed
+
+HOLD = 0.5  # seconds that the control server may keep a question open
+ASSEMBLY = 150.0  # seconds that a run waits for its clients to join before it begins
+GREETING = 60.0  # seconds that a client may take to load its data and answer, before it is asked again
+OFFLINE = 5.0  # seconds that a node may be away without being lost
+ASK_AGAIN = 15.0  # seconds after which a client that refused the run is asked again
+
+
+@dataclass
+class NodeEvents:
+    """What the control server knows: which replies arrived or never will, which nodes are there, are silent, how often each started, who
+    refused what, and whether no node at all is heard.
+    """
+
+    stop: bool = False
+    arrived: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
+    clients: dict[int, int] = field(default_factory=dict)
+    online: set[int] = field(default_factory=set)
+    starts: dict[int, int] = field(default_factory=dict)
+    silent: set[int] = field(default_factory=set)
+    refused: list[tuple[int | None, str]] = field(default_factory=list)
+    deaf: bool = False
+
+
+class ControlClient:
+    """The line from a run's process to the server's control interface, at `url`."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=30)
+        self._since = 0
+
+    def poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> NodeEvents:
+        """Ask what happened; raise Interrupted where the run is to stop."""
+        told = self._post(
+            "/poll",
+            {"wake": [str(node) for node in wake], "waiting": list(waiting), "since": self._since, "hold": hold},
+        )
+        self._since = told["since"]
+        if told["stop"]:
+            raise Interrupted("the run was stopped")
+        return NodeEvents(
+            told["stop"],
+            set(told["arrived"]),
+            set(told["lost"]),
+            {int(node): client for node, client in told["clients"].items()},
+            {int(node) for node in told["online"]},
+            {int(node): starts for node, starts in told["starts"].items()},
+            {int(node) for node in told["silent"]},
+            [(client, why) for client, why in told["refused"]],
+            told["deaf"],
+        )
+
+    def result(self, status: str, result: dict[str, Any]) -> None:
+        """Tell how the run ended."""
+        self._post("/result", {"status": status, "result": result})
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = self._client.post(str(self._client.base_url).rstrip("/") + path, json=body)
+        answer.raise_for_status()
+        return cast("dict[str, Any]", answer.json())
+
+
+@dataclass
+class Member:
+    """A client that takes part.
+
+    node: its id; starts: how often its node was started when it answered
+    examples: that it trains on; schema: what its data is (`datasets/own/local.py`)
+    """
+
+    node: int
+    starts: int
+    examples: int
+    schema: dict[str, str]
+
+
+class Parcels:
+    """Messages over a grid, each as a parcel."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._sent: dict[str, Message] = {}  # messages without a reply so far, by id
+
+    def push(self, messages: Iterable[Message]) -> list[str]:
+        """Send messages; return their ids."""
+        parcels = [
+            Message(
+                to_parcel(message.content),
+                dst_node_id=message.metadata.dst_node_id,
+                message_type=message.metadata.message_type,
+            )
+            for message in messages
+        ]
+        ids = list(self._grid.push_messages(parcels))
+        self._sent.update(zip(ids, parcels, strict=True))
+        return ids
+
+    def pull(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """The replies that are there; an error in place of one that cannot be read."""
+        for reply in self._grid.pull_messages(message_ids):
+            asked = self._sent.pop(reply.metadata.reply_to_message_id, None)
+            if asked is not None:
+                yield _opened(reply, asked)
+
+    def give_up(self, message_id: str, why: str) -> Message:
+        """An error in place of the reply to a message."""
+        return Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=self._sent.pop(message_id))
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Wait no longer for the replies to these messages."""
+        for message_id in message_ids:
+            self._sent.pop(message_id, None)
+
+
+class ClientRoster(WrappedGrid):
+    """A grid where node id k+1 is client k, of the clients that are there."""
+
+    def __init__(self, grid: Grid, experiment: Experiment, line: ControlClient, say: Callable[[str], None]) -> None:
+        """`say`: is told who comes, goes and refuses."""
+        super().__init__(grid)
+        self._parcels = Parcels(grid)
+        self._clients, self._line, self._say = experiment.data.clients, line, say
+        self._experiment = experiment
+        self._members: dict[int, Member] = {}
+        self._refusing: dict[int, tuple[int, float, str]] = {}  # by node: starts, when it was asked, why
+        self._expected: dict[str, str] | None = None
+        self._begun = False
+        self._told: set[str] = set()
+        self._deaf = False
+
+    @property
+    def members(self) -> dict[int, Member]:
+        """Who takes part, by client."""
+        return self._members
+
+    @staticmethod
+    def called(client: int) -> str:
+        """What people call a client here: as its folder of keys."""
+        return f"client-{client + 1}"
+
+    def expect(self, schema: dict[str, str]) -> None:
+        """From here on, take clients whose data is of this kind alone."""
+        self._expected = schema
+
+    def sizes(self, clients: Sequence[int]) -> list[int]:
+        """Examples that each of the clients announced."""
+        return [self._members[client].examples for client in clients]
+
+    def get_node_ids(self) -> Sequence[int]:
+        """Client k+1 for each client that is there; wait for more where they are too few, for a while.
+
+        Raise DeploymentError where they stay too few.
+        """
+        settings = self._experiment.federation
+        least = settings.quorum or (1 if self._begun else settings.cohort)
+        if self._experiment.privacy.protected:
+            least = max(least, self._experiment.privacy.least)
+        deadline = time.monotonic() + min(ASSEMBLY, settings.deadline)
+        wanted = least if self._begun else settings.cohort
+        while True:
+            self._muster()
+            if len(self._members) >= wanted:
+                break
+            if time.monotonic() > deadline:
+                if len(self._members) >= least:
+                    break
+                raise DeploymentError(self._too_few(least))
+            if not self._begun:
+                self._once(f"waiting for clients: {self._present()}, {wanted} are wanted")
+            time.sleep(0.2)
+        if len(self._members) < settings.cohort:
+            self._say(f"warning: going on with {len(self._members)} clients of {settings.cohort}: {self._present()}")
+        self._begun = True
+        return [client + 1 for client in sorted(self._members)]
+
+    def _present(self) -> str:
+        names = ", ".join(self.called(client) for client in sorted(self._members))
+        return f"there: {names}" if names else "none is there"
+
+    def _too_few(self, least: int) -> str:
+        settings = self._experiment.federation
+        refusing = "".join(f"\n  {why}" for _, _, why in self._refusing.values())
+        hint = (
+            f"start more clients, or run with --set federation.cohort={len(self._members)} --set data.clients="
+            f"{max(self._members) + 1}"
+            if len(self._members) > 1 and not settings.quorum
+            else "start more clients"
+        )
+        return f"the run needs {least} clients, and {len(self._members)} can take part ({self._present()}){refusing}\n  {hint}"
+
+    def _muster(self) -> None:
+        """Find out who is there, and ask those who are new what they bring."""
+        events = self._poll()
+        there = set(self._grid.get_node_ids()) - events.silent
+        for client, member in list(self._members.items()):
+            if member.node not in there or events.starts.get(member.node, 0) != member.starts:
+                del self._members[client]
+                if member.node not in there:
+                    self._say(f"{self.called(client)} is gone")
+        known = {member.node for member in self._members.values()}
+        now = time.monotonic()
+        new = [
+            node
+            for node in sorted(there - known)
+            if node not in self._refusing
+            or self._refusing[node][0] != events.starts.get(node, 0)
+            or now - self._refusing[node][1] > ASK_AGAIN
+        ]
+        if not new:
+            return
+        questions = [
+            Message(RecordDict({CONFIG: ConfigRecord({})}), dst_node_id=node, message_type=MessageType.QUERY)
+            for node in new
+        ]
+        silent = set(new)
+        for index, reply in self._exchange(questions, GREETING):
+            node, starts = new[index], events.starts.get(new[index], 0)
+            silent.discard(node)
+            try:
+                client, member = self._read(reply, node, starts, events.clients.get(node))
+            except ProtectionError as error:
+                client_name = events.clients.get(node)
+                name = self.called(client_name) if client_name is not None else f"node {node}"
+                self._refusing[node] = (starts, time.monotonic(), f"{name}: {error}")
+                self._once(f"{name} takes no part: {error}")
+                continue
+            self._refusing.pop(node, None)
+            self._members[client] = member
+            held = "" if self._experiment.privacy.noisy else f" with {member.examples:,} examples"
+            self._once(f"{self.called(client)} takes part{held}")
+        for node in silent:
+            number = events.clients.get(node)
+            name = self.called(number) if number is not None else f"node {node}"
+            self._say(f"warning: {name} has not answered within {GREETING:g} s; it is asked again")
+
+    def _read(self, reply: Message, node: int, starts: int, registered: int | None) -> tuple[int, Member]:
+        """A client's answer; raise ProtectionError, with the reason, where it cannot take part."""
+        if reply.has_error():
+            raise ProtectionError(reply.error.reason or f"error {reply.error.code}")
+        client, examples = count(reply, CLIENT), count(reply, WEIGHT, 1)
+        if registered is not None and client != registered:
+            raise ProtectionError(f"it calls itself {self.called(client)}")
+        if client >= self._clients:
+            raise ProtectionError(f"its number is {client + 1}, and the run has data.clients = {self._clients}")
+        if client in self._members:
+            raise ProtectionError(f"{self.called(client)} is there already, from another node")
+        record = reply.content.get(CONFIG)
+        try:
+            assert isinstance(record, ConfigRecord)
+            schema = {str(key): str(value) for key, value in json.loads(str(record[SCHEMA])).items()}
+        except (AssertionError, KeyError, ValueError, AttributeError):
+            raise ProtectionError("its answer does not say what its data is") from None
+        if self._expected is not None and (found := differences(self._expected, schema)):
+            raise ProtectionError("its data is of another kind: " + "; ".join(found))
+        return client, Member(node, starts, examples, schema)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Replies to messages, each as a parcel (`timeout`: seconds); an error for a client that was lost."""
+        return [reply for _, reply in self.answers(list(messages), timeout)]
+
+    def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
+        """As `send_and_receive`, each reply as it arrives, with the position of its message."""
+        yield from self._exchange([self._addressed(message) for message in messages], timeout)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """As `send_and_receive` sends them."""
+        return self._parcels.push([self._addressed(message) for message in messages])
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies to pushed messages that are there."""
+        return self._parcels.pull(message_ids)
+
+    def _addressed(self, message: Message) -> Message:
+        return addressed(message, self._members[message.metadata.dst_node_id - 1].node)
+
+    def _exchange(self, sent: Sequence[Message], timeout: float | None) -> Iterator[tuple[int, Message]]:
+        started = self._poll()
+        waiting = {message_id: i for i, message_id in enumerate(self._parcels.push(sent))}
+        nodes = [message.metadata.dst_node_id for message in sent]
+        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        wake: Sequence[int] = nodes
+        lost_since: dict[int, float] = {}
+        try:
+            while waiting and time.monotonic() < deadline:
+                events = self._poll(wake, waiting, HOLD)
+                wake = ()
+                if events.arrived:
+                    for reply in self._parcels.pull(sorted(events.arrived)):
+                        index = waiting.pop(reply.metadata.reply_to_message_id, None)
+                        if index is not None:
+                            yield index, reply
+                for message_id, index in list(waiting.items()):
+                    why = self._lost(nodes[index], started, events, lost_since)
+                    if message_id in events.lost:
+                        why = "its reply was lost on the way"
+                    if why:
+                        del waiting[message_id]
+                        yield index, self._parcels.give_up(message_id, why)
+        finally:
+            self._parcels.forget(waiting)
+
+    def _poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> NodeEvents:
+        """What happened; whom the gateway refused is said at once."""
+        events = self._line.poll(wake, waiting, hold)
+        for client, why in events.refused:
+            if client is not None:
+                self._say(f"warning: {self.called(client)} was refused: {why}")
+        if events.deaf and not self._deaf:
+            self._say(
+                "warning: no client is heard of any more: this machine's link may be down; the run waits for them"
+            )
+        self._deaf = events.deaf
+        return events
+
+    def _lost(self, node: int, started: NodeEvents, events: NodeEvents, since: dict[int, float]) -> str:
+        """Why no reply of a node will come; empty where one may."""
+        if events.starts.get(node, 0) != started.starts.get(node, 0):
+            return "it was started anew, and lost what it was working on"
+        if node in events.silent:
+            return "it has not been heard of for a while"
+        if node in events.online:
+            since.pop(node, None)
+            return ""
+        now = time.monotonic()
+        return "its connection was lost" if now - since.setdefault(node, now) >= OFFLINE else ""
+
+    def _once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._say(text)
+
+
+def _opened(reply: Message, asked: Message) -> Message:
+    """A reply whose content came as a parcel; an error where that cannot be read."""
+    if reply.has_error():
+        return reply
+    try:
+        reply.content = from_parcel(reply.content)
+    except ProtectionError as error:
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=asked)
+    return reply

@@ -1,0 +1,320 @@
+"""What the server's own machine may ask of a running server: start, follow and stop runs, and see how it is.
+
+It listens on loopback alone (or is reached through an SSH tunnel): who may log in to the server's machine may start runs.
+Every run that was ordered is written down before it starts, so that a server that was killed goes on with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from logging import Logger
+from pathlib import Path
+from typing import Any
+
+import httpx
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from fedveil import __version__
+from fedveil.core.errors import DeploymentError, FedveilError, Interrupted
+from fedveil.core.record.record import write_atomically
+from fedveil.core.settings.experiment import Experiment
+from fedveil.server.checkpoint import FILE as CHECKPOINT
+from fedveil.server.serving.node_gateway import NodeGateway
+from fedveil.server.serving.superlink import SuperLink, ended, online, start_run, stop_run
+
+RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
+LOOK = 1.0  # seconds between looks at the runs
+WORDLESS = 5.0  # seconds after Flower's end of a run within which its result must have come
+SILENT = 30.0  # seconds without a call after which a client counts as lost; each calls every few seconds
+HOLD = 2.0  # seconds that a run's own process may wait for an answer
+_LOG_PART = 1 << 20  # bytes of a log in one answer
+
+
+@dataclass
+class Order:
+    """A run that was ordered.
+
+    run: its name, which is its record's folder's; experiment: as TOML; words: the vocabulary that it carries, a line each
+    flower_run, series: Flower's ids; result: what the run made of itself, or why it ended
+    """
+
+    run: str
+    experiment: str
+    words: str = ""
+    flower_run: int = 0
+    series: int = 0
+    status: str = RUNNING
+    result: dict[str, Any] | None = None
+    stop: bool = False
+    over: float = 0.0  # when Flower called it ended, on the monotonic clock
+
+
+class ControlServer:
+    """The server's runs, and the interface to them.
+
+    state: the server's folder; agreed: the `[privacy]` that the federation's keys are for, as TOML; url: its own
+    nodes: clients by the ids of their nodes; empty where any node may join
+    finish: is given the folder of every record that is whole
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        keys: Path | None,
+        link: SuperLink,
+        gateway: NodeGateway,
+        nodes: dict[int, int],
+        url: str,
+        finish: Callable[[Path], None],
+        log: Logger,
+    ) -> None:
+        self._state, self._keys, self._link, self._gateway, self._nodes = state, keys, link, gateway, nodes
+        self._url, self._finish, self._log = url, finish, log
+        self._started = time.time()
+        self._connected: set[int] = set()
+        self._orders: dict[str, Order] = {}
+        for path in sorted(self._folder.glob("*.json")):
+            order = Order(**json.loads(path.read_text("utf-8")))
+            self._orders[order.run] = order
+        self.app = Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/status", self._status),
+                Route("/runs", self._order, methods=["POST"]),
+                Route("/runs/{run}", self._run),
+                Route("/runs/{run}/log", self._log_part),
+                Route("/runs/{run}/stop", self._stop, methods=["POST"]),
+                Route("/runs/{run}/resume", self._resume, methods=["POST"]),
+                Route("/runs/{run}/poll", self._poll, methods=["POST"]),
+                Route("/runs/{run}/result", self._result, methods=["POST"]),
+            ],
+            # a page in a browser on this machine must not give orders under another name
+            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])],
+            exception_handlers={FedveilError: _explain},
+        )
+
+    @property
+    def _folder(self) -> Path:
+        return self._state / "orders"
+
+    def record(self, run: str) -> Path:
+        """The folder of a run's record."""
+        return self._state / "runs" / run
+
+    def log_path(self, run: str) -> Path:
+        """The log of a run."""
+        return self._state / "logs" / f"{run}.log"
+
+    def go_on(self) -> None:
+        """Start again the runs that the last server was working on."""
+        for order in self._orders.values():
+            if order.status == RUNNING:
+                self._log.info("going on with %s", order.run)
+                stop_run(self._link, order.flower_run)
+                self._launch(order)
+
+    def _launch(self, order: Order) -> None:
+        resume = (self.record(order.run) / CHECKPOINT).exists()
+        settings = {
+            "experiment": order.experiment,
+            "words": order.words,
+            "record": str(self.record(order.run).absolute()),
+            "control": f"{self._url}/runs/{order.run}",
+            "resume": "yes" if resume else "",
+            "keys": str(self._keys.absolute()) if self._keys else "",
+        }
+        order.status, order.result, order.stop, order.over = RUNNING, None, False, 0.0
+        self._keep(order)  # before it starts: a server that is killed now goes on with it
+        try:
+            order.flower_run, order.series = start_run(self._link, settings, order.series)
+        except DeploymentError as error:
+            self._end(order, FAILED, {"error": str(error)})
+            raise
+        self._keep(order)
+
+    def _keep(self, order: Order) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._orders[order.run] = order
+        write_atomically(self._folder / f"{order.run}.json", json.dumps(asdict(order), indent=1).encode())
+
+    def _find(self, request: Request) -> Order:
+        run = request.path_params["run"]
+        if run not in self._orders:
+            known = ", ".join(list(self._orders)[-5:]) or "none"
+            raise DeploymentError(f"there is no run '{run}' on this server; the newest are: {known}")
+        return self._orders[run]
+
+    async def watch(self) -> None:
+        """Notice runs whose app ended without a word, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK)
+            with suppress(httpx.HTTPError):
+                self._connected = await self._online()
+            for order in [o for o in self._orders.values() if o.status == RUNNING]:
+                try:
+                    words = await asyncio.to_thread(ended, self._link, order.flower_run)
+                except httpx.HTTPError:
+                    continue  # the SuperLink is ending; the server notices that itself
+                if words is None or order.status != RUNNING:
+                    continue
+                order.over = order.over or time.monotonic()
+                if time.monotonic() - order.over > WORDLESS:
+                    self._end(order, FAILED, {"error": f"its process ended without a word ({words}); see its log"})
+
+    def _end(self, order: Order, status: str, result: dict[str, Any]) -> None:
+        order.status, order.result = status, result
+        self._keep(order)
+        self._log.info("%s %s %s", order.run, status, result.get("error", ""))
+
+    async def _health(self, _request: Request) -> Response:
+        running = self._link.child.running
+        body = {"status": "ok" if running else "failed", "runs": self._running(), "clients": len(self._connected)}
+        return JSONResponse(body, 200 if running else 503)
+
+    def _running(self) -> list[str]:
+        return [order.run for order in self._orders.values() if order.status == RUNNING]
+
+    async def _online(self) -> set[int]:
+        return await asyncio.to_thread(online, self._link)
+
+    async def _status(self, _request: Request) -> Response:
+        agreed = self._keys and self._keys / "privacy.toml"
+        connected = await self._online()
+        return JSONResponse({
+            "fedveil": __version__,
+            "state": str(self._state.absolute()),
+            "up_seconds": round(time.time() - self._started, 1),
+            "clients": [
+                {"client": node.client, "address": node.address, "starts": node.starts,
+                 "connected": node.node_id in connected, "seen_seconds_ago": round(time.time() - node.seen, 1)}
+                for node in self._gateway.nodes
+            ],
+            "registered": len(self._nodes) or None,
+            "agreed": agreed.read_text("utf-8") if agreed and agreed.exists() else "",
+            "refused": [{"client": client, "reason": why} for _, client, why in list(self._gateway.refused)[-10:]],
+            "runs": [{"run": order.run, "status": order.status} for order in self._orders.values()],
+        })  # fmt: skip
+
+    async def _order(self, request: Request) -> Response:
+        """Start a run: `{"experiment": TOML, "words": "a line each"}`."""
+        asked = await request.json()
+        experiment = Experiment.received(asked["experiment"])  # the run itself imports what it names
+        name = f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        run, number = name, 1
+        while run in self._orders:
+            number += 1
+            run = f"{name}-{number}"
+        order = Order(run, experiment.toml(), asked.get("words", ""))
+        await asyncio.to_thread(self._launch, order)
+        return JSONResponse({"run": run})
+
+    async def _resume(self, request: Request) -> Response:
+        order = self._find(request)
+        if order.status == RUNNING:
+            raise DeploymentError(f"{order.run} is running already")
+        if order.status == DONE:
+            raise DeploymentError(f"{order.run} is done; there is no round left to run")
+        await asyncio.to_thread(self._launch, order)
+        return JSONResponse({"run": order.run})
+
+    async def _run(self, request: Request) -> Response:
+        order = self._find(request)
+        return JSONResponse({
+            "run": order.run, "status": order.status, "result": order.result, "record": str(self.record(order.run).absolute()),
+            "experiment": order.experiment,
+        })  # fmt: skip
+
+    async def _log_part(self, request: Request) -> Response:
+        """What a run's log holds from `offset` on, a number of bytes; its end without one."""
+        order = self._find(request)
+        path = self.log_path(order.run)
+        end = path.stat().st_size if path.exists() else 0
+        given = request.query_params.get("offset", "")
+        offset = min(int(given), end) if given.isdecimal() else end
+        if offset == end:
+            return JSONResponse({"text": "", "offset": end})
+        with path.open("rb") as file:
+            file.seek(offset)
+            part = file.read(_LOG_PART)
+        whole = part[: part.rfind(b"\n") + 1]
+        return JSONResponse({"text": whole.decode("utf-8", "replace"), "offset": offset + len(whole)})
+
+    async def _stop(self, request: Request) -> Response:
+        """Ask a run to stop after the messages at hand; what was kept stays."""
+        order = self._find(request)
+        if order.status != RUNNING:
+            raise DeploymentError(f"{order.run} is not running: it is {order.status}")
+        order.stop = True
+        return JSONResponse({"run": order.run})
+
+    async def _poll(self, request: Request) -> Response:
+        """What a run's own process asks, and waits for: has anything happened that it should know?
+
+        wake: ids of nodes for which there is work; waiting: ids of messages without a reply yet
+        since: number of the last refusal it knows; hold: seconds that the answer may wait for a reply
+        """
+        order, asked = self._find(request), await request.json()
+        gateway = self._gateway
+        gateway.wake(int(node) for node in asked["wake"])
+        deadline = time.monotonic() + min(float(asked["hold"]), HOLD)
+        waiting = set(asked["waiting"])
+        while (
+            not (waiting & (gateway.arrived.keys() | gateway.lost.keys()))
+            and not order.stop
+            and (left := deadline - time.monotonic()) > 0
+        ):
+            gateway.arrival.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(gateway.arrival.wait(), left)
+        here = waiting & gateway.arrived.keys()
+        for message in here:
+            del gateway.arrived[message]
+        refused = [entry for entry in gateway.refused if entry[0] > asked["since"]]
+        # where nobody is heard, or was until now, nobody is given up for it
+        settled = not gateway.deaf and time.time() - gateway.back > SILENT
+        online = self._connected if settled else self._connected | {node.node_id for node in gateway.nodes}
+        return JSONResponse({
+            "stop": order.stop,
+            "arrived": sorted(here),
+            "lost": sorted(waiting & gateway.lost.keys()),
+            "clients": {str(node): client for node, client in self._nodes.items()},
+            "online": [str(node) for node in online],
+            "starts": {str(node.node_id): node.starts for node in gateway.nodes},
+            "silent": [
+                str(node.node_id)
+                for node in (gateway.nodes if settled else [])
+                if node.client is not None and time.time() - node.seen > SILENT
+            ],
+            "deaf": gateway.deaf,
+            "refused": [[client, why] for _, client, why in refused],
+            "since": refused[-1][0] if refused else asked["since"],
+        })  # fmt: skip
+
+    async def _result(self, request: Request) -> Response:
+        """How a run ended, told by its own process."""
+        order, told = self._find(request), await request.json()
+        status = told["status"]
+        if status in (DONE, STOPPED) and self.record(order.run).exists():
+            try:
+                await asyncio.to_thread(self._finish, self.record(order.run))
+            except Exception:  # pictures are not worth a run
+                self._log.exception("%s: no pictures", order.run)
+        self._end(order, status, told["result"])
+        return JSONResponse({})
+
+
+async def _explain(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, FedveilError)
+    status = 409 if isinstance(error, Interrupted | DeploymentError) else 400
+    return JSONResponse({"error": str(error), "exit_code": error.exit_code}, status)

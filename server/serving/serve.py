@@ -1,0 +1,163 @@
+"""`fedveil server`: Flower's SuperLink on loopback, the gateway before it, and the control server beside it, as one supervised whole."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+
+from fedveil.core.errors import DeploymentError, SettingsError
+from fedveil.core.record.record import alone
+from fedveil.core.subprocesses import adopt_orphans, check_port, end_orphans, free_port, log_file
+from fedveil.privacy.trust.key_folders import check_server_folder, load_registry
+from fedveil.server.serving.control_server import ControlServer
+from fedveil.server.serving.node_gateway import NodeGateway
+from fedveil.server.serving.superlink import HOST, Certificates, register_nodes, start_superlink
+
+CLOSING = 5  # seconds that calls at hand have to end
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a server is to run.
+
+    keys: the server's folder of keys; None where any client may join over plain HTTP
+    host, port: where clients reach it; control: the port on loopback where its own machine gives orders
+    state: the folder of everything that it keeps; max_update: MiB that a client may send for one message
+    """
+
+    keys: Path | None
+    state: Path
+    host: str = "0.0.0.0"
+    port: int = 9092
+    control: int = 9093
+    max_update: float = 512.0
+
+
+def serve(options: Options, say: Callable[[str], None], finish: Callable[[Path], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C; raise FedveilError where that cannot be begun, or the SuperLink ends.
+
+    say: is told what a person wants to know; finish: is given the folder of every record that is whole
+    """
+    if options.keys is not None:
+        check_server_folder(options.keys)
+    check_port(options.host, options.port, "--port")
+    check_port(HOST, options.control, "--control")
+    try:
+        options.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--state {options.state}: {error.strerror}") from None
+    adopt_orphans()
+    with alone(options.state, "a server with this state"):
+        asyncio.run(_serve(options, say, finish))
+
+
+async def _serve(options: Options, say: Callable[[str], None], finish: Callable[[Path], None]) -> None:
+    keys, state, logs = options.keys, options.state, options.state / "logs"
+    log = log_file("server", logs / "server.log")
+    errors = getLogger("uvicorn.error")
+    errors.handlers, errors.propagate = [*log.handlers], False
+    errors.setLevel("ERROR")
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    certificates = None if keys is None else Certificates.of(keys)
+    registry = {} if keys is None else dict(load_registry(keys) or {})
+    database = state / "superlink.db"
+    # nothing is written outside the state: Flower unpacks apps, and Matplotlib keeps its list of fonts
+    os.environ["FLWR_HOME"] = str((state / "flower").absolute())
+    os.environ.setdefault("MPLCONFIGDIR", str((state / "matplotlib").absolute()))
+    database.touch(mode=0o600)
+    database.chmod(0o600)  # it holds messages
+    link = start_superlink(free_port(), database, certificates, logs / "superlink.log")
+    try:
+        nodes = register_nodes(link, registry) if certificates else {}
+        verify: ssl.SSLContext | bool = False
+        if certificates is not None:
+            verify = ssl.create_default_context(cafile=str(certificates.authority))
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        async with httpx.AsyncClient(base_url=link.url, verify=verify, timeout=60, limits=limits) as passed_on:
+            numbers = None if certificates is None else {public: client for client, public in registry.items()}
+            ids = {client: node for node, client in nodes.items()}
+            gateway = NodeGateway(
+                passed_on, numbers, ids, int(options.max_update * 2**20), log_file("gateway", logs / "gateway.log")
+            )
+            url = f"http://{HOST}:{options.control}"
+            control = ControlServer(state, keys, link, gateway, nodes, url, finish, log)
+            outside = _Server(gateway.app, options.host, options.port, certificates)
+            inside = _Server(control.app, HOST, options.control, None)
+            tasks = [asyncio.create_task(part) for part in (outside.serve(), inside.serve(), control.watch())]
+            try:
+                while not (outside.started and inside.started):
+                    for task in tasks:
+                        if task.done():
+                            task.result()
+                            raise DeploymentError(f"the server ended while it started; see {logs}")
+                    await asyncio.sleep(0.02)
+                for line in _greeting(options, len(registry)):
+                    say(line)
+                await asyncio.to_thread(control.go_on)
+                while not stopping.is_set() and link.child.running:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(stopping.wait(), 0.5)
+                if not stopping.is_set():
+                    words = "\n  ".join(list(link.child.tail)[-8:])
+                    raise DeploymentError(
+                        f"Flower's SuperLink ended ({link.child.ended()}); its last words:\n  {words}"
+                    )
+                say("stopping; runs go on when the server is started again on its state")
+            finally:
+                tasks[2].cancel()
+                outside.should_exit = inside.should_exit = True
+                await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        await asyncio.to_thread(link.child.stop)
+        await asyncio.to_thread(end_orphans)  # Flower's processes of runs
+
+
+def _greeting(options: Options, clients: int) -> Iterator[str]:
+    if options.keys is None:
+        yield (
+            "WARNING  --insecure: no TLS, and whoever reaches the port may join and see the models; for trials on one "
+            "machine, or inside a network that you trust"
+        )
+    joined = f"{clients} registered clients" if options.keys else "any client"
+    yield f"clients  {options.host}:{options.port}, {'TLS' if options.keys else 'plain HTTP'}, {joined}"
+    yield f"control  {HOST}:{options.control}, this machine alone (fedveil submit PRESET --on localhost)"
+    yield f"state    {options.state.absolute()} (runs/, logs/); process {os.getpid()}"
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its own signal handlers: the supervisor ends it."""
+
+    def __init__(self, app: Starlette, host: str, port: int, certificates: Certificates | None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=host,
+                port=port,
+                ssl_certfile=None if certificates is None else certificates.certificate,
+                ssl_keyfile=None if certificates is None else certificates.key,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,  # small updates are hardly larger than the headers of the calls that carry them
+                lifespan="off",
+                timeout_graceful_shutdown=CLOSING,
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

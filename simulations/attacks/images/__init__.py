@@ -1,0 +1,1 @@
+"""Attacks on images: from the first layer, from low rank, by matching gradients."""

@@ -1,0 +1,93 @@
+"""What an attack is: one registered function, what it must see, what it recovers, what it costs, and who found it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fedveil.core.errors import SettingsError
+from fedveil.core.randomness import Stream
+from fedveil.simulations.attacks.lab.observation import Known, Observation, Parameters
+
+Recovers = Literal["words", "sentence", "images", "labels", "members"]
+Need = Literal[
+    "update", "single client", "single example", "training", "examples", "auxiliary", "candidates", "crafted", "counts"
+]
+
+NEEDS: dict[Need, str] = {
+    "update": "the model before, and weights afterwards",
+    "single client": "one client's own",
+    "single example": "of one example",
+    "training": "the training settings",
+    "examples": "the number of examples",
+    "auxiliary": "examples like the clients'",
+    "candidates": "the examples it is asked about",
+    "crafted": "the model that it made",
+    "counts": "the counts of clients' evaluation",
+}
+LACKS: dict[Need, str] = {
+    "update": "saw protected bytes and no weights",
+    "single client": "saw an aggregate, and no client's own update",
+    "single example": "saw an update of several examples",
+    "training": "does not know how clients train",
+    "examples": "does not know how many examples the update was made of",
+    "auxiliary": "has no examples like the clients'",
+    "candidates": "has no examples to ask about",
+    "crafted": "did not make the model that clients were sent",
+    "counts": "heard no counts of clients' evaluation",
+}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack, as its line in `core/parts.py` names it.
+
+    run: (observation, what is known, a stream for its random choices) -> what it recovers:
+        words: dict of word id -> how often (int; 1 where it cannot count); sentence: list of word ids in order;
+        images: float32 [n, *task.shape] in [0, 1]; labels: counts, int64 [classes];
+        members: scores of `known.candidates`, float64 [n], larger for those more likely trained on
+    many: `run` for several observations, each with a stream of its own, where that is faster together
+    needs: what of an observation, or of what is known, it cannot do without
+    suits: why it cannot attack a network or a task at all; None where it can
+    warn: what is known beforehand to spoil it; None where nothing is
+    craft: (weights, what is known, stream) -> the model that a malicious server sends instead
+    cost: how long it takes, in words; cites: where it comes from
+    """
+
+    run: Callable[[Observation, Known, Stream], Any]
+    recovers: Recovers
+    needs: tuple[Need, ...]
+    suits: Callable[[Known], str | None] = lambda _known: None
+    warn: Callable[[Observation, Known], str | None] = lambda _observation, _known: None
+    craft: Callable[[Parameters, Known, Stream], Parameters] | None = None
+    many: Callable[[Sequence[Observation], Known, Sequence[Stream]], list[Any]] | None = None
+    cost: str = ""
+    cites: str = ""
+
+
+def refusal(attack: Attack, observation: Observation, known: Known) -> str | None:
+    """Why an attack cannot be run on an observation; None where it can."""
+    has: dict[Need, bool] = {
+        "update": observation.update is not None and observation.before is not None,
+        "single client": observation.clients == 1,
+        "single example": observation.examples == 1,
+        "training": observation.training is not None,
+        "examples": observation.examples is not None,
+        "auxiliary": known.auxiliary is not None,
+        "candidates": known.candidates is not None,
+        "crafted": observation.crafted,
+        "counts": "evaluate/true-positives" in observation.metrics,
+    }
+    missing = [need for need in attack.needs if not has[need]]
+    if missing:
+        return f"the observer '{observation.observer}' " + ", and ".join(LACKS[need] for need in missing)
+    return attack.suits(known)
+
+
+def launch(name: str, attack: Attack, observation: Observation, known: Known, stream: Stream) -> Any:
+    """What an attack recovers from an observation; raise SettingsError where it cannot be run on it."""
+    reason = refusal(attack, observation, known)
+    if reason:
+        raise SettingsError(f"attack '{name}': {reason}")
+    return attack.run(observation, known, stream)

@@ -1,0 +1,124 @@
+"""What `fedveil attack` says in a terminal: recovered and true side by side, scores beside guessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from fedveil.core.examples import Examples
+from fedveil.datasets.text import UNKNOWN
+from fedveil.simulations.attacks.lab.lab import Outcome, Shown
+from fedveil.simulations.attacks.lab.observers import OBSERVERS
+from fedveil.simulations.attacks.lab.scoring import matched, sentence_of, words_of
+
+LINES = 3  # trials shown in a terminal
+FOUND, MISSED, WRONG = "green", "bright_black", "red"
+NAMES = {
+    "recall": "recall", "precision": "precision", "f1": "F1", "of_one": "precision, of one client", "exact": "all right", "counted": "counted right", "rouge_l": "ROUGE-L",
+    "psnr": "PSNR, dB", "median": "median, dB", "least": "least, dB", "accuracy": "accuracy", "auc": "AUC",
+    "tpr_at_1_fpr": "TPR at 1 % FPR",
+}  # fmt: skip
+
+
+def named(metric: str) -> str:
+    """A metric as people read it."""
+    if metric.startswith("above_"):
+        return f"share above {metric.removeprefix('above_')} dB"
+    return NAMES.get(metric, metric)
+
+
+@contextmanager
+def progress(console: Console | None, name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of trials, gone when they are done."""
+    if console is None or not console.is_terminal:
+        yield lambda _done, _all: None
+        return
+    columns = (TextColumn("attack {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=max(done, total))
+
+
+def show(outcome: Outcome, console: Console) -> None:
+    """The threat model, some answers, and the scores."""
+    console.print(f"attack   {outcome.attack} on {outcome.experiment.name}", highlight=False, markup=False)
+    console.print(f"observer {OBSERVERS[outcome.observer].knows}", highlight=False, markup=False, soft_wrap=True)
+    if outcome.refused:
+        console.print(
+            f"refused  {outcome.refused}: what is left is guessing", highlight=False, markup=False, soft_wrap=True
+        )
+    if outcome.warning:
+        console.print(f"warning  {outcome.warning}", highlight=False, markup=False, soft_wrap=True)
+    for shown in outcome.shown[:LINES] if outcome.refused is None else []:
+        for line in lines(outcome.recovers, shown):
+            console.print(line, soft_wrap=True)
+    console.print(scores_table(outcome))
+
+
+def scores_table(outcome: Outcome) -> Table:
+    """Each metric beside guessing."""
+    grid = Table(box=None, pad_edge=False)
+    for heading in ("score", outcome.attack, "guessing"):
+        grid.add_column(heading, justify="left" if heading == "score" else "right")
+    reached, guessed = outcome.mean(), outcome.mean(baseline=True)
+    for metric, value in reached.items():
+        grid.add_row(named(metric), f"{value:.3f}", f"{guessed[metric]:.3f}")
+    grid.add_row("trials", str(len(outcome.scores)), "")
+    return grid
+
+
+def lines(recovers: str, shown: Shown) -> list[Text]:
+    """One trial for people: what there was, and what was read."""
+    known, truth, found = shown.trial.known, shown.trial.truth, shown.found
+    if recovers in ("words", "sentence"):
+        words = known.words
+
+        def spell(word: int) -> str:
+            return words[word] if words is not None and word < len(words) else f"#{word}"
+
+        original = Text("  sent   ")
+        for i, text in enumerate(texts(truth.examples, words)[:4]):
+            original.append((" | " if i else "") + text)
+        read = Text("  read   ")
+        if recovers == "sentence":
+            wanted = sentence_of(truth.examples)
+            for i, word in enumerate(found):
+                read.append(spell(word) + " ", FOUND if i < len(wanted) and wanted[i] == word else WRONG)
+        else:
+            wanted_words = words_of(truth.examples)
+            for word in found:
+                if word > UNKNOWN:
+                    read.append(spell(word) + " ", FOUND if word in wanted_words else WRONG)
+            for word in wanted_words:
+                if word not in found:
+                    read.append(spell(word) + " ", MISSED)
+        return [original, read]
+    if recovers == "images":
+        decibels = [value for _, value in matched(np.asarray(found), truth.examples.features)]
+        return [Text("  images " + "  ".join("none" if value < 0 else f"{value:.0f} dB" for value in decibels[:16]))]
+    if recovers == "labels":
+        wanted_counts = np.bincount(truth.examples.labels, minlength=len(known.task.classes))
+        return [Text(f"  labels {_counts(wanted_counts, known.task.classes)}"),
+                Text(f"  read   {_counts(np.asarray(found), known.task.classes)}")]  # fmt: skip
+    return []
+
+
+def _counts(counts: np.ndarray, classes: tuple[str, ...]) -> str:
+    return ", ".join(f"{count} x {name}" for count, name in zip(counts, classes, strict=True) if count)
+
+
+def texts(examples: Examples, words: tuple[str, ...] | None) -> list[str]:
+    """Texts as the clients' networks got them; ids where the vocabulary is hashed."""
+
+    def spell(row: Any) -> str:
+        ids = [int(word) for word in row if word]
+        return " ".join("…" if word == UNKNOWN else words[word] if words is not None else f"#{word}" for word in ids)
+
+    return [spell(row) for row in examples.features]

@@ -1,0 +1,125 @@
+"""The page about a run of attacks: one HTML file that needs no other, its pictures beside it as PNG, its numbers as JSON."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Sequence
+from datetime import datetime
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from fedveil.core.catalog import ATTACKS
+from fedveil.core.errors import SettingsError
+from fedveil.core.record.record import write_atomically
+from fedveil.simulations.attacks.lab.display import FOUND, MISSED, WRONG, lines, named
+from fedveil.simulations.attacks.lab.lab import Outcome
+from fedveil.simulations.attacks.lab.observers import OBSERVERS
+from fedveil.simulations.attacks.lab.pictures import pairs, roc, sheet, thumbnail
+
+CLASSES = {FOUND: "found", MISSED: "missed", WRONG: "wrong"}
+PAGE = "report.html"
+
+
+def new_folder(out: Path | None, name: str) -> Path:
+    """Where a report goes; raise SettingsError where that is there already."""
+    folder = out or Path("attacks") / f"{name.rpartition(':')[2]}-{datetime.now():%Y%m%d-%H%M%S}"
+    if folder.exists():
+        raise SettingsError(f"--out {folder}: exists already; name a new folder")
+    return folder
+
+
+def write_report(folder: Path, outcomes: Sequence[Outcome], matrix: bytes | None = None) -> Path:
+    """Write the page, its pictures and its numbers into a new folder; return the page.
+
+    matrix: the picture of a matrix that these outcomes are of
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {"membership": roc(outcomes), "matrix": matrix}
+    shown = []
+    for outcome in outcomes:
+        pictures[outcome.attack] = sheet(outcome)
+        shown.append(_shown(outcome))
+    for name, content in pictures.items():
+        if content is not None:
+            write_atomically(folder / f"{name.rpartition(':')[2]}.png", content)
+    text = resources.files("fedveil.simulations.attacks.lab").joinpath(PAGE).read_text("utf-8")
+    page = (
+        jinja2.Environment(autoescape=True, trim_blocks=True)
+        .from_string(text)
+        .render(
+            title="Attacks on " + ", ".join(dict.fromkeys(outcome.experiment.name for outcome in outcomes)),
+            version=version("fedveil"),
+            date=f"{datetime.now():%Y-%m-%d}",
+            made_up=all(outcome.experiment.data.dataset.name in ("spam-demo", "synthetic") for outcome in outcomes),
+            matrix=_embedded(matrix),
+            roc=_embedded(pictures["membership"]),
+            outcomes=shown,
+        )
+    )
+    path = folder / PAGE
+    write_atomically(path, page.encode())
+    write_atomically(folder / "scores.json", json.dumps([outcome.summary() for outcome in outcomes], indent=1).encode())
+    return path
+
+
+def _embedded(picture: bytes | None) -> str:
+    return "" if picture is None else b64encode(picture).decode()
+
+
+def _shown(outcome: Outcome) -> dict[str, Any]:
+    """What the page says of one attack."""
+    reached, guessed = outcome.mean(), outcome.mean(baseline=True)
+    texts = []
+    if outcome.recovers in ("words", "sentence") and not outcome.refused:
+        for shown in outcome.shown:
+            sent, read = lines(outcome.recovers, shown)
+            pieces = [
+                (read.plain[span.start : span.end].strip(), CLASSES.get(str(span.style), "")) for span in read.spans
+            ]
+            texts.append({"sent": sent.plain.removeprefix("  sent   "), "read": pieces})
+    protection = outcome.experiment.privacy.protection.name
+    return {
+        "attack": outcome.attack,
+        "under": "" if protection == "none" else protection,
+        "knows": f"Seen by {OBSERVERS[outcome.observer].knows}.",
+        "description": ATTACKS.get(outcome.attack, "") or "",
+        "refused": outcome.refused,
+        "warning": outcome.warning,
+        "pairs": [
+            (
+                _embedded(thumbnail(image)),
+                _embedded(thumbnail(found)) if found is not None else "",
+                f"{decibels:.0f} dB",
+            )
+            for image, found, decibels in pairs(outcome)
+        ],
+        "texts": texts,
+        "trials": len(outcome.scores),
+        "scores": [(named(name), f"{value:.3f}", f"{guessed[name]:.3f}") for name, value in reached.items()],
+        "conclusion": conclusion(outcome),
+    }
+
+
+def conclusion(outcome: Outcome) -> str:
+    """What to conclude of the scores, and what not."""
+    reached, guessed = outcome.mean()[outcome.metric], outcome.mean(baseline=True)[outcome.metric]
+    name = named(outcome.metric)
+    if outcome.refused:
+        return (
+            f"This observer could not run this attack: guessing gives {name} {guessed:.2f}. That says nothing about other "
+            "observers: try --observer aggregate and --observer key-holder."
+        )
+    if reached <= guessed * 1.05 + 1e-9:
+        return (
+            f"{name} {reached:.2f} is no better than guessing ({guessed:.2f}). That one attack fails here does not show that nothing "
+            "leaks: another one, or more rounds, may do better."
+        )
+    return (
+        f"{name} {reached:.2f}, where guessing gives {guessed:.2f}: this much is out under these settings and for this observer. It "
+        "holds for this batch size, model and optimiser; other settings need a measurement of their own."
+    )

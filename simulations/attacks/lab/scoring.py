@@ -1,0 +1,183 @@
+"""What an attack's answer is worth, beside what guessing gives: the one place that sees the truth.
+
+Every score is a dictionary of numbers under the field's names; the first is the one that is quoted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from fedveil.core.examples import Examples, Task
+from fedveil.datasets.text import UNKNOWN
+from fedveil.simulations.attacks.lab.observation import Known
+
+Score = dict[str, float]
+BEST = 200.0  # dB: what an image without any error counts as
+GOOD = (20.0, 30.0, 60.0, 100.0)  # dB: shares of images above these are told
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What was to be recovered: the examples in an update; for membership, which of the candidates were trained on.
+
+    examples: of all clients in the observation; sizes: how many of them each client has, one after another
+    members: bool [n] for each of `Known.candidates`
+    """
+
+    examples: Examples
+    sizes: tuple[int, ...] = ()
+    members: np.ndarray | None = None
+
+    @property
+    def clients(self) -> list[Examples]:
+        """The examples of each client."""
+        if len(self.sizes) < 2:
+            return [self.examples]
+        ends = np.cumsum(self.sizes)
+        return [self.examples.take(np.arange(end - size, end)) for end, size in zip(ends, self.sizes, strict=True)]
+
+
+def words_of(examples: Examples) -> Counter[int]:
+    """How often each word occurs in all examples, without padding and unknown words."""
+    ids, counts = np.unique(examples.features[examples.features > UNKNOWN], return_counts=True)
+    return Counter(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+
+
+def sentence_of(examples: Examples) -> list[int]:
+    """The words of the first example in order, without padding and unknown words."""
+    first = examples.features[0]
+    return [int(word) for word in first[first > UNKNOWN]]
+
+
+def score_words(found: Mapping[int, int], truth: Truth, task: Task) -> Score:
+    """Recall and precision over distinct words, and F1 of both; `of_one`: the same precision for one client's words; `counted`: share of the recovered ones whose number is right too."""
+    wanted = words_of(truth.examples)
+    told = [word for word in found if word > UNKNOWN]  # that some word was unknown says nothing
+    right = [word for word in told if word in wanted]
+    recall = len(right) / len(wanted) if wanted else 1.0
+    precision = _share(told, wanted)
+    return {
+        "recall": recall,
+        "precision": precision,
+        "f1": 2 * recall * precision / (recall + precision) if recall + precision else 0.0,
+        "of_one": float(np.mean([_share(told, words_of(examples)) for examples in truth.clients])),
+        "exact": float(set(told) == set(wanted)),
+        "counted": sum(found[word] == wanted[word] for word in right) / len(right) if right else 0.0,
+    }
+
+
+def _share(told: Sequence[int], wanted: Mapping[int, int]) -> float:
+    return sum(word in wanted for word in told) / len(told) if told else float(not wanted)
+
+
+def score_sentence(found: Sequence[int], truth: Truth, task: Task) -> Score:
+    """Whether the sentence is right to the word, and how much of it is in order (ROUGE-L, Lin 2004)."""
+    wanted, found = sentence_of(truth.examples), [word for word in found if word > UNKNOWN]
+    common = _common(found, wanted)
+    recall = common / len(wanted) if wanted else 1.0
+    precision = common / len(found) if found else float(not wanted)
+    rouge = 2 * recall * precision / (recall + precision) if common else 0.0
+    return {"exact": float(found == wanted), "rouge_l": rouge}
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(b) + 1)
+    for x in a:
+        before = 0
+        for j, y in enumerate(b, start=1):
+            row[j], before = (before + 1 if x == y else max(row[j], row[j - 1])), row[j]
+    return row[-1]
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two images in [0, 1], in dB; at most BEST."""
+    error = float(np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2))
+    return BEST if error == 0 else min(BEST, -10 * math.log10(error))
+
+
+def matched(found: np.ndarray, wanted: np.ndarray) -> list[tuple[int, float]]:
+    """For each wanted image, which of the found ones is its, and dB; -1 and -inf where there is none left (Kuhn 1955)."""
+    answer = [(-1, -math.inf)] * len(wanted)
+    if not len(found):
+        return answer
+    decibels = np.array([[psnr(a, b) for b in found] for a in wanted])
+    for row, column in zip(*linear_sum_assignment(-decibels), strict=True):
+        answer[row] = (int(column), float(decibels[row, column]))
+    return answer
+
+
+def score_images(found: np.ndarray, truth: Truth, task: Task) -> Score:
+    """Mean and median dB of a batch matched one to one, and the share of its images above each of GOOD.
+
+    An image for which nothing was found counts as a black one.
+    """
+    wanted = truth.examples.features
+    black = np.zeros(wanted.shape[1:], np.float32)
+    decibels = [
+        value if index >= 0 else psnr(black, image)
+        for (index, value), image in zip(matched(np.asarray(found), wanted), wanted, strict=True)
+    ]
+    shares = {f"above_{level:g}": float(np.mean(np.array(decibels) > level)) for level in GOOD}
+    return {"psnr": float(np.mean(decibels)), "median": float(np.median(decibels)), "least": min(decibels), **shares}
+
+
+def score_labels(found: np.ndarray, truth: Truth, task: Task) -> Score:
+    """Share of the labels that is right, as counts; and whether all are."""
+    wanted = np.bincount(truth.examples.labels, minlength=len(task.classes))
+    found = np.asarray(found)
+    return {
+        "accuracy": float(np.minimum(found, wanted).sum() / max(1, wanted.sum())),
+        "exact": float((found == wanted).all()),
+    }
+
+
+def score_members(found: np.ndarray, truth: Truth, task: Task) -> Score:
+    """Area under the ROC curve; true positives where 1 % of the others are accused."""
+    assert truth.members is not None
+    false, true, _ = roc_curve(truth.members, found)
+    return {
+        "auc": float(roc_auc_score(truth.members, found)),
+        "tpr_at_1_fpr": float(true[false <= 0.01].max(initial=0.0)),
+    }
+
+
+SCORES: dict[str, Callable[[Any, Truth, Task], Score]] = {
+    "words": score_words,
+    "sentence": score_sentence,
+    "images": score_images,
+    "labels": score_labels,
+    "members": score_members,
+}
+
+
+def guess(recovers: str, truth: Truth, known: Known, rng: np.random.Generator) -> Any:
+    """The answer of one who saw nothing but examples alike: what a score is held against.
+
+    words: the most frequent ones, as many as there are; sentence: the right words in random order; images: the mean image;
+    labels: all classes alike; members: a coin
+    """
+    alike = known.auxiliary
+    if recovers == "words":
+        assert alike is not None
+        return dict.fromkeys([word for word, _ in words_of(alike).most_common(len(words_of(truth.examples)))], 1)
+    if recovers == "sentence":
+        return [int(word) for word in rng.permutation(sentence_of(truth.examples))]
+    if recovers == "images":
+        assert alike is not None
+        return np.repeat(alike.features.mean(0, keepdims=True), len(truth.examples), axis=0)
+    if recovers == "labels":
+        n, classes = len(truth.examples), len(known.task.classes)
+        counts = np.full(classes, n // classes)
+        counts[rng.permutation(classes)[: n % classes]] += 1
+        return counts
+    assert truth.members is not None
+    return rng.random(len(truth.members))

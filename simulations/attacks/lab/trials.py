@@ -1,0 +1,192 @@
+"""Victims through the real pipeline: clients with a batch of examples each, a round, and what an observer saw of it."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+
+from fedveil.core.errors import Interrupted, SettingsError
+from fedveil.core.examples import Examples, check_task, join
+from fedveil.core.randomness import Stream
+from fedveil.core.settings.experiment import Experiment
+from fedveil.datasets.federated import Federated, load
+from fedveil.models.networks.build import build
+from fedveil.models.parameters import get, to_numpy
+from fedveil.simulations.attacks.lab.attack import Attack
+from fedveil.simulations.attacks.lab.observation import Known, Observation, Parameters
+from fedveil.simulations.attacks.lab.observers import find_observer, observe
+from fedveil.simulations.attacks.lab.scoring import Truth
+from fedveil.simulations.result import Result
+from fedveil.simulations.run import run
+
+PEOPLE = 8  # clients in an aggregate, where the settings do not say
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One try of an attack: what it may see, what it may know, and, for the scoring alone, the truth."""
+
+    observation: Observation
+    known: Known
+    truth: Truth
+
+
+def victims(
+    experiment: Experiment, attack: Attack, observer: str, number: int, asked: frozenset[str] = frozenset()
+) -> Experiment:
+    """The experiment with which `number` clients are seen: each holds one batch, and one round is trained.
+
+    A batch is of one example, as in the literature, where the user did not choose its size; attacks on membership, and on what
+    clients say of their evaluation, leave them all they hold.
+    asked: keys of settings that the user chose, which are left as they are
+    """
+    evaluates = "counts" in attack.needs
+    whole = attack.recovers == "members" or evaluates
+    batch = experiment.training.batch_size if whole or "training.batch_size" in asked else 1
+    settings: dict[str, Any] = {
+        "federation.rounds": 1,
+        "federation.capture": True,
+        "federation.target_accuracy": None,
+        "federation.patience": None,
+        "evaluation.every": 1,
+        "evaluation.federated": evaluates,
+        "data.validation_fraction": 0.2 if evaluates else 0.0,
+        "training.batch_size": batch,
+        "workers": 1,  # one round of little work: no other process is worth its start
+    }
+    cohort = number if find_observer(observer).alone else experiment.federation.cohort
+    if not find_observer(observer).alone and "federation.cohort" not in asked:
+        cohort = PEOPLE
+    least = experiment.privacy.least
+    settings["federation.cohort"] = max(cohort, least)
+    settings["data.clients"] = max(experiment.data.clients, settings["federation.cohort"])
+    if whole:
+        pass
+    elif experiment.data.dataset.name == "synthetic":
+        settings |= {"data.dataset.examples": batch, "data.dataset.spread": 0.0}
+    elif "data.client_examples" not in asked and batch != "full":
+        settings["data.client_examples"] = batch
+    return experiment.override(settings)
+
+
+def check_batch(experiment: Experiment, federated: Federated) -> None:
+    """Raise SettingsError where a batch is larger than what a client holds."""
+    batch, (_, most) = experiment.training.batch_size, federated.extremes()
+    if batch != "full" and batch > most:
+        raise SettingsError(
+            f"training.batch_size = {batch}: larger than the data of any client: each of {len(federated.clients)} has {most} examples at most; "
+            "lower it, --trials or data.clients"
+        )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything about an experiment that trials share: its data, and what everybody may know."""
+
+    experiment: Experiment
+    federated: Federated
+    known: Known
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Bench:
+        """Load and build; raise SettingsError or DataError where that cannot be done."""
+        federated = load(experiment.data, experiment.seed)
+        dataset = federated.dataset
+        check_task("an attack", ("classification",), dataset.task, f"data.dataset = '{experiment.data.dataset}'")
+        network = build(dataset.task, experiment.model, Stream(experiment.seed))
+        return cls(experiment, federated, Known(dataset.task, experiment.model, network, dataset.words, dataset.test))
+
+    def trial(self, observation: Observation, clients: tuple[int, ...], attack: Attack) -> Trial:
+        """A trial of an attack on an observation of these clients."""
+        held = [self.federated.client(client)[0] for client in clients]
+        examples = join(held)
+        if attack.recovers != "members":
+            return Trial(observation, self.known, Truth(examples, tuple(len(each) for each in held)))
+        known, members = self._candidates(examples, clients[0])
+        return Trial(observation, known, Truth(examples, members=members))
+
+    def _candidates(self, examples: Examples, client: int) -> tuple[Known, np.ndarray]:
+        """Members and as many others, in random order; the others are not in what else the attack knows."""
+        alike = self.known.auxiliary
+        assert alike is not None
+        stream = Stream(self.experiment.seed, client=client)
+        rows = stream.generator("others").permutation(len(alike))
+        n = min(len(examples), len(alike) // 2)
+        others, rest = alike.take(rows[:n]), alike.take(rows[n:])
+        members = np.arange(2 * n) < n
+        order = stream.generator("candidates").permutation(2 * n)
+        both = join([examples.take(slice(n)), others]).take(order)
+        return replace(self.known, candidates=both, auxiliary=rest), members[order]
+
+
+def trained(experiment: Experiment, rounds: int) -> Parameters | None:
+    """The model after so many rounds of the experiment as it is, in the clear; None after none: the seed gives that one."""
+    if rounds == 0:
+        return None
+    plain = {"federation.rounds": rounds, "evaluation.every": rounds}
+    if experiment.privacy.protected:
+        experiment = Experiment(**{**experiment.model_dump(exclude_none=True), "privacy": {}})
+    with tempfile.TemporaryDirectory() as folder:
+        return to_numpy(get(_run(experiment.override(plain), Path(folder) / "run").model))
+
+
+@dataclass
+class Room:
+    """A folder for the records of runs, and what was seen in those that were made: several attacks look at the same."""
+
+    folder: Path
+    _seen: dict[tuple[str, str, str, bytes], list[tuple[Bench, Observation, tuple[int, ...]]]] = field(
+        default_factory=dict
+    )
+
+    def trials(
+        self, experiment: Experiment, name: str, attack: Attack, observer: str, number: int, start: Parameters | None
+    ) -> list[Trial]:
+        """`number` trials or a few more: rounds of victims, with another seed each where one round gives too few.
+
+        experiment: as `victims` makes it; start: the model that clients are sent, the seed's where it is None
+        """
+        given = b"" if start is None else sha256(b"".join(value.tobytes() for value in start.values())).digest()
+        key = (experiment.toml(), observer, name if attack.craft else "", given)
+        seen = self._seen.setdefault(key, [])
+        while len(seen) < number:
+            seen += self._look(experiment.override({"seed": experiment.seed + len(seen)}), attack, observer, start)
+        return [bench.trial(observation, clients, attack) for bench, observation, clients in seen]
+
+    def forget(self) -> None:
+        """Throw the runs away."""
+        self._seen.clear()
+        for run_folder in self.folder.iterdir():
+            rmtree(run_folder)
+
+    def _look(
+        self, experiment: Experiment, attack: Attack, observer: str, start: Parameters | None
+    ) -> list[tuple[Bench, Observation, tuple[int, ...]]]:
+        bench = Bench.of(experiment)
+        check_batch(experiment, bench.federated)
+        if attack.craft is not None:
+            weights = to_numpy(get(bench.known.network)) if start is None else start
+            start = attack.craft(weights, bench.known, Stream(experiment.seed))
+        out = self.folder / f"run-{len(list(self.folder.iterdir()))}"
+        folder = _run(experiment, out, start).run_dir
+        return [(bench, observation, clients) for observation, clients in observe(folder, experiment, observer)]
+
+
+def _run(experiment: Experiment, out: Path, start: Parameters | None = None) -> Result:
+    """Run an experiment of the lab's own, whose record nobody is told to go on with."""
+    try:
+        return run(experiment, out=out, start=start, plots=False)
+    except Interrupted:
+        raise Interrupted("the attack was stopped; nothing of it is kept") from None
+
+
+def recorded_trials(folder: Path, experiment: Experiment, attack: Attack, observer: str) -> list[Trial]:
+    """Trials on what was captured of a run; raise SettingsError where nothing was."""
+    bench = Bench.of(experiment)
+    return [bench.trial(observation, clients, attack) for observation, clients in observe(folder, experiment, observer)]

@@ -1,0 +1,1 @@
+"""Attacks that ask who was trained on."""

@@ -1,0 +1,1 @@
+"""Attacks on text: which words were trained on, and in which order."""

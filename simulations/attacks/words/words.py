@@ -1,0 +1,60 @@
+"""The words of a client's texts, from the rows of the word table that its update moved: the book's attack."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedveil.core.randomness import Stream
+from fedveil.models import parameters as weights
+from fedveil.models.networks.words import PooledWords
+from fedveil.privacy.leakage import words
+from fedveil.simulations.attacks.lab.attack import Attack
+from fedveil.simulations.attacks.lab.observation import Known, Observation
+
+
+def read(observation: Observation, known: Known, _stream: Stream) -> dict[int, int]:
+    """Each word and how often it occurs, where the network pools words and the update is of one text; else 1."""
+    assert observation.before is not None
+    assert observation.update is not None
+    table = words.find(observation.before, known.task.vocabulary_size)
+    assert table is not None
+    change = observation.update[table]
+    found = words.moved(observation.before[table], change, observation.clients)
+    pools = any(isinstance(module, PooledWords) for module in known.network.modules())
+    often = words.counts(change[found]) if pools and observation.examples == 1 else None
+    return dict(
+        zip(found.tolist(), np.ones(len(found), int).tolist() if often is None else often.tolist(), strict=True)
+    )
+
+
+def suits(known: Known) -> str | None:
+    """Why a network has no words to read."""
+    if known.task.kind != "text":
+        return f"the data are {known.task.kind}, and it reads words; take a preset of text, such as sms-lstm"
+    if words.find(weights.to_numpy(weights.get(known.network)), known.task.vocabulary_size) is None:
+        return (
+            f"the network has no word table, a weight with a row for each of the {known.task.vocabulary_size:,} words; "
+            "take model.name = 'lstm', 'mlp' or 'bag'"
+        )
+    return None
+
+
+def warn(observation: Observation, known: Known) -> str | None:
+    """Several clients' words come together, and Adam moves a row as far for one occurrence as for many."""
+    if observation.clients > 1:
+        return f"the words of all {observation.clients} clients are read together, not whose they are"
+    training = observation.training
+    if training is not None and training.optimizer != "sgd":
+        return f"training.optimizer = '{training.optimizer}' moves every row alike: words are read, not how often they occur"
+    return None
+
+
+WORDS = Attack(
+    run=read,
+    recovers="words",
+    needs=("update",),
+    suits=suits,
+    warn=warn,
+    cost="milliseconds",
+    cites="Trask 2019, Grokking Deep Learning, chapter 15; Melis et al. 2019, section 4.1",
+)

@@ -1,0 +1,1 @@
+"""What docs/results.md claims, as data, and the script that measures it: `make claims`."""

@@ -1,0 +1,1 @@
+"""What several tests share: small federations, recorded runs, processes that are watched and killed."""

@@ -1,0 +1,286 @@
+"""The control server: orders are kept, followed and gone on with; the SuperLink and the runs' processes are fakes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from logging import getLogger
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from fedveil.core.errors import DeploymentError
+from fedveil.core.settings.experiment import Experiment
+from fedveil.server.serving import control_server as room
+from fedveil.server.serving.control_server import DONE, FAILED, RUNNING, STOPPED, ControlServer
+from fedveil.server.serving.node_gateway import Node, NodeGateway
+
+ORDER = {"experiment": Experiment.preset("digits").toml(), "words": ""}
+
+
+class Flower:
+    """What the SuperLink was asked, and how it answers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.started: list[tuple[dict[str, str], int]] = []
+        self.stopped: list[int] = []
+        self.over: dict[int, str] = {}
+        self.broken = ""
+        monkeypatch.setattr(room, "start_run", self.start)
+        monkeypatch.setattr(room, "stop_run", lambda _link, run: self.stopped.append(run))
+        monkeypatch.setattr(room, "ended", lambda _link, run: self.over.get(run))
+        monkeypatch.setattr(room, "online", lambda _link: {101})
+
+    def start(self, _link: Any, settings: dict[str, str], series: int = 0) -> tuple[int, int]:
+        if self.broken:
+            raise DeploymentError(self.broken)
+        self.started.append((settings, series))
+        return 1000 + len(self.started), series or 77
+
+
+@pytest.fixture
+def flower(monkeypatch) -> Flower:
+    return Flower(monkeypatch)
+
+
+def at(state: Path, finish: Callable[[Path], None] = lambda _folder: None) -> tuple[ControlServer, NodeGateway]:
+    """A control server on a state folder."""
+    gateway = NodeGateway(None, {}, {}, 1, getLogger("test"))  # type: ignore[arg-type]
+    link: Any = SimpleNamespace(child=SimpleNamespace(running=True))
+    return ControlServer(
+        state, None, link, gateway, {101: 0}, "http://127.0.0.1:9093", finish, getLogger("test")
+    ), gateway
+
+
+def asking(control: ControlServer, *calls: tuple[str, str, Any]) -> list[tuple[int, Any]]:
+    """Answers to calls of (method, path, body), one after another."""
+
+    async def ask() -> list[tuple[int, Any]]:
+        transport = httpx.ASGITransport(control.app)
+        async with httpx.AsyncClient(base_url="http://localhost:9093", transport=transport) as client:
+            answers = [await client.request(method, path, json=body) for method, path, body in calls]
+        return [(answer.status_code, answer.json()) for answer in answers]
+
+    return asyncio.run(ask())
+
+
+def ordered(control: ControlServer) -> str:
+    """The name of a new run."""
+    ((status, told),) = asking(control, ("POST", "/runs", ORDER))
+    assert status == 200
+    return str(told["run"])
+
+
+def test_a_run_is_started_with_all_that_its_process_needs(flower, tmp_path) -> None:
+    control, _ = at(tmp_path)
+    run = ordered(control)
+    ((settings, series),) = flower.started
+    assert series == 0
+    assert Experiment.parse(settings["experiment"]) == Experiment.preset("digits")
+    assert settings["record"] == str(tmp_path / "runs" / run)
+    assert settings["control"] == f"http://127.0.0.1:9093/runs/{run}"
+    assert settings["resume"] == ""
+    assert asking(control, ("GET", f"/runs/{run}", None))[0][1]["status"] == RUNNING
+    assert ordered(control) != run  # in the same second too
+
+
+def test_a_desk_on_the_same_state_goes_on_with_what_was_running_in_the_same_series(flower, tmp_path) -> None:
+    control, _ = at(tmp_path)
+    run, done = ordered(control), ordered(control)
+    asking(control, ("POST", f"/runs/{done}/result", {"status": DONE, "result": {"rounds": 3}}))
+    (tmp_path / "runs" / run / "checkpoint").mkdir(parents=True)
+    (tmp_path / "runs" / run / "checkpoint" / "state.safetensors").touch()
+    later, _ = at(tmp_path)
+    later.go_on()
+    assert flower.stopped == [1001]
+    settings, series = flower.started[-1]
+    assert (settings["resume"], series) == ("yes", 77)
+    assert settings["record"].endswith(run)
+    assert len(flower.started) == 3
+    assert asking(later, ("GET", f"/runs/{done}", None))[0][1]["result"] == {"rounds": 3}
+
+
+def test_an_order_is_kept_before_it_starts(flower, tmp_path, monkeypatch) -> None:
+    kept: list[dict[str, Any]] = []
+    start = flower.start
+
+    def killed(*given: Any) -> tuple[int, int]:
+        kept.extend(json.loads(path.read_text()) for path in (tmp_path / "orders").glob("*.json"))
+        return start(*given)
+
+    monkeypatch.setattr(room, "start_run", killed)
+    control, _ = at(tmp_path)
+    run = ordered(control)
+    assert [order["run"] for order in kept] == [run]
+    assert kept[0]["status"] == RUNNING
+
+
+def test_a_run_that_the_superlink_refuses_has_failed_and_says_why(flower, tmp_path) -> None:
+    flower.broken = "Flower's SuperLink refused the run: no"
+    control, _ = at(tmp_path)
+    ((status, told),) = asking(control, ("POST", "/runs", ORDER))
+    assert (status, told["error"]) == (409, flower.broken)
+    ((_, whole),) = asking(control, ("GET", "/status", None))
+    assert [one["status"] for one in whole["runs"]] == [FAILED]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"experiment": "[training]\nepochs = 0\n"}, "training.epochs"),
+        ({"experiment": "no toml"}, "not valid TOML"),
+    ],
+)
+def test_bad_settings_are_refused_and_nothing_is_kept(flower, tmp_path, body, said) -> None:
+    control, _ = at(tmp_path)
+    ((status, told),) = asking(control, ("POST", "/runs", body))
+    assert (status, told["exit_code"]) == (400, 2)
+    assert said in told["error"]
+    assert flower.started == []
+    assert not list(tmp_path.glob("orders/*"))
+
+
+def test_a_run_whose_process_ends_without_a_word_has_failed(flower, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(room, "LOOK", 0.01)
+    monkeypatch.setattr(room, "WORDLESS", 0.05)
+    control, _ = at(tmp_path)
+    run, told = ordered(control), ordered(control)
+    flower.over = {1001: "failed: killed", 1002: "completed"}
+    asking(control, ("POST", f"/runs/{told}/result", {"status": DONE, "result": {}}))
+
+    async def watch() -> None:
+        watching = asyncio.create_task(control.watch())
+        while control._orders[run].status == RUNNING:
+            await asyncio.sleep(0.01)
+        watching.cancel()
+
+    asyncio.run(asyncio.wait_for(watch(), 20))
+    assert control._orders[run].status == FAILED
+    assert "ended without a word (failed: killed)" in control._orders[run].result["error"]
+    assert control._orders[told].status == DONE
+
+
+def test_a_stop_reaches_the_runs_process_and_the_run_can_go_on(flower, tmp_path) -> None:
+    control, _ = at(tmp_path)
+    run = ordered(control)
+    poll = {"wake": [], "waiting": [], "since": 0, "hold": 0}
+    assert asking(control, ("POST", f"/runs/{run}/poll", poll))[0][1]["stop"] is False
+    asking(control, ("POST", f"/runs/{run}/stop", {}))
+    assert asking(control, ("POST", f"/runs/{run}/poll", poll))[0][1]["stop"] is True
+    asking(control, ("POST", f"/runs/{run}/result", {"status": STOPPED, "result": {"error": "stopped"}}))
+    status, told = asking(control, ("POST", f"/runs/{run}/stop", {}))[0]
+    assert (status, told["error"]) == (409, f"{run} is not running: it is stopped")
+    assert asking(control, ("POST", f"/runs/{run}/resume", {}))[0] == (200, {"run": run})
+    assert asking(control, ("POST", f"/runs/{run}/poll", poll))[0][1]["stop"] is False
+    assert "is running already" in asking(control, ("POST", f"/runs/{run}/resume", {}))[0][1]["error"]
+
+
+def test_a_poll_tells_what_arrived_once_and_what_was_refused_since(flower, tmp_path) -> None:
+    control, gateway = at(tmp_path)
+    run = ordered(control)
+    gateway.arrived = {"m1": None, "other": None}
+    gateway.refused.extend([(4, 0, "too large"), (5, None, "not signed")])
+    gateway._nodes[b"key"] = Node(0, node_id=101, starts=3)
+    poll = {"wake": ["101"], "waiting": ["m1", "m2"], "since": 4, "hold": 0}
+    told = asking(control, ("POST", f"/runs/{run}/poll", poll))[0][1]
+    assert told["arrived"] == ["m1"]
+    assert (told["refused"], told["since"]) == ([[None, "not signed"]], 5)
+    assert told["starts"] == {"101": 3}
+    assert told["clients"] == {"101": 0}
+    assert gateway._nodes[b"key"].work.is_set()
+    assert gateway.arrived == {"other": None}
+    assert asking(control, ("POST", f"/runs/{run}/poll", poll))[0][1]["arrived"] == []
+
+
+@pytest.mark.parametrize(
+    ("ago", "heard", "back", "silent", "deaf"),
+    [(31, 1, 0, True, False), (29, 1, 0, False, False), (100, 20, 0, False, True), (100, 1, 10, False, False)],
+)
+def test_a_client_is_silent_only_while_others_are_heard(flower, tmp_path, ago, heard, back, silent, deaf) -> None:
+    control, gateway = at(tmp_path)
+    run = ordered(control)
+    now = time.time()
+    gateway._nodes[b"key"] = Node(0, node_id=102, seen=now - ago)
+    gateway.heard, gateway.back = now - heard, now - back if back else 0.0
+    told = asking(control, ("POST", f"/runs/{run}/poll", {"wake": [], "waiting": [], "since": 0, "hold": 0}))[0][1]
+    assert (told["silent"], told["deaf"]) == (["102"] if silent else [], deaf)
+    assert ("102" in told["online"]) == (deaf or bool(back))  # what Flower says of it counts again later
+
+
+def test_a_poll_waits_for_a_reply(flower, tmp_path) -> None:
+    control, gateway = at(tmp_path)
+    run = ordered(control)
+
+    async def wait() -> list[str]:
+        transport = httpx.ASGITransport(control.app)
+        async with httpx.AsyncClient(base_url="http://localhost", transport=transport) as client:
+            body = {"wake": [], "waiting": ["m1"], "since": 0, "hold": 2}
+            asked = asyncio.create_task(client.post(f"/runs/{run}/poll", json=body))
+            await asyncio.sleep(0.05)
+            assert not asked.done()
+            gateway.arrived["m1"] = None
+            gateway.arrival.set()
+            return (await asked).json()["arrived"]
+
+    assert asyncio.run(wait()) == ["m1"]
+
+
+def test_the_log_is_told_from_where_it_was_left_in_whole_lines(flower, tmp_path) -> None:
+    control, _ = at(tmp_path)
+    run = ordered(control)
+    (tmp_path / "logs").mkdir()
+    path = control.log_path(run)
+    path.write_text("one\ntwo\nthr")
+    told = asking(control, ("GET", f"/runs/{run}/log?offset=0", None))[0][1]
+    assert told == {"text": "one\ntwo\n", "offset": 8}
+    path.write_text("one\ntwo\nthree\n")
+    assert asking(control, ("GET", f"/runs/{run}/log?offset=8", None))[0][1] == {"text": "three\n", "offset": 14}
+    assert asking(control, ("GET", f"/runs/{run}/log", None))[0][1] == {"text": "", "offset": 14}
+
+
+def test_pictures_are_drawn_of_what_is_done_and_their_failure_loses_nothing(flower, tmp_path) -> None:
+    drawn: list[Path] = []
+
+    def finish(folder: Path) -> None:
+        drawn.append(folder)
+        raise DeploymentError("no font")
+
+    control, _ = at(tmp_path, finish)
+    run = ordered(control)
+    control.record(run).mkdir(parents=True)
+    asking(control, ("POST", f"/runs/{run}/result", {"status": DONE, "result": {"rounds": 1}}))
+    assert drawn == [control.record(run)]
+    assert asking(control, ("GET", f"/runs/{run}", None))[0][1]["status"] == DONE
+
+
+def test_a_page_in_a_browser_under_another_name_gives_no_orders(flower, tmp_path) -> None:
+    control, _ = at(tmp_path)
+
+    async def ask() -> int:
+        transport = httpx.ASGITransport(control.app)
+        async with httpx.AsyncClient(base_url="http://evil.example", transport=transport) as client:
+            return (await client.post("/runs", json=ORDER)).status_code
+
+    assert asyncio.run(ask()) == 400
+    assert flower.started == []
+
+
+def test_health_is_told(flower, tmp_path) -> None:
+    control, _ = at(tmp_path)
+    control._connected = {101}
+    assert asking(control, ("GET", "/health", None))[0] == (200, {"status": "ok", "runs": [], "clients": 1})
+    control._link.child.running = False
+    assert asking(control, ("GET", "/health", None))[0][0] == 503
+
+
+def test_an_unknown_run_is_named_with_those_that_are_known(flower, tmp_path) -> None:
+    control, _ = at(tmp_path)
+    run = ordered(control)
+    status, told = asking(control, ("GET", "/runs/nothing", None))[0]
+    assert status == 409
+    assert f"there is no run 'nothing' on this server; the newest are: {run}" in told["error"]
