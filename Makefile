@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test machines claims bench peers lint clean
+.PHONY: run test machines golden claims bench peers lint clean
 
 run: .venv/.ready  ## train the main job on embedded data
 	$(BIN)/fedveil run
@@ -14,6 +14,9 @@ test: .venv/.ready-test  ## all tests, with reduced counts where a claim needs m
 machines: .venv/.ready-test  ## servers and clients in network namespaces, killed, cut off and lied to; root, ten minutes
 	$(BIN)/pytest -n 3 --dist loadscope tests/deployment
 	$(BIN)/pytest -m long tests/benchmarks
+
+golden: .venv/.ready-test  ## the bytes of 0.1.0, run beside this code; some ten minutes, and an environment of 0.1.0
+	$(BIN)/python tests/golden/compare.py --make-old .venv-0.1.0 --new $(BIN)/python
 
 claims: .venv/.ready-test  ## the full counts, written to docs/results.md; about an hour
 	$(BIN)/python tests/results.py docs/results.md
