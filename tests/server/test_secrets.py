@@ -53,6 +53,8 @@ from fedveil.privacy.trust.key_folders import load_identity, new_parties
 from fedveil.simulations.display import Display
 from fedveil.simulations.holder import Holder
 
+pytestmark = pytest.mark.slow  # the memory of a server's process is searched
+
 
 def secrets_found(found: dict[str, list[Found]]) -> dict[str, set[str]]:
     """Which secrets were found where."""
