@@ -30,7 +30,7 @@ from fedveil.core.record.record import Record
 from fedveil.core.wire.flower import ErrorCode
 from fedveil.core.wire.messages import CLIENT, CONFIG
 from fedveil.server.federation import Federation, federate
-from fedveil.server.nodes import ClientGrid
+from fedveil.server.nodes import ClientGrid, WrappedGrid
 from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.engine.grid import where
 
@@ -178,7 +178,7 @@ def _client(message: Message) -> int:
     return int(cast(int, cast(ConfigRecord, message.content[CONFIG])[CLIENT]))
 
 
-class _LentGrid(Grid):
+class _LentGrid(WrappedGrid):
     """Flower's grid, asked in such a way that a stop, a failing client and a dead runtime are noticed.
 
     What clients keep stays on this side, where a checkpoint can hold it; it travels with the messages, as Flower's own state
@@ -193,7 +193,8 @@ class _LentGrid(Grid):
         states: ClientStates,
         keys: Sequence[StateKey],
     ) -> None:
-        self._runtime, self._grid, self._states, self._keys = runtime, runtime.grid, states, keys
+        super().__init__(runtime.grid)
+        self._runtime, self._states, self._keys = runtime, states, keys
         self._stop, self._client_done = stop, client_done
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -222,28 +223,3 @@ class _LentGrid(Grid):
                 yield index, reply
                 self._client_done(len(messages) - len(waiting), len(messages))
             time.sleep(POLL)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """As Flower's grid."""
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """As Flower's grid."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """As Flower's grid."""
-        return self._grid.pull_messages(message_ids)
-
-    def set_run(self, run: Any) -> None:
-        """As Flower's grid."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """As Flower's grid."""
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """As Flower's grid."""
-        return self._grid.create_message(*args, **kwargs)
