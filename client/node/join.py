@@ -191,7 +191,10 @@ class _Parts:
                 relaying.join(timeout=5)
 
     def _watch(self, node: Child, relaying: threading.Thread) -> None:
-        """Return when the SuperNode or the relay ends, or the client is stopped; say when the server is lost or back."""
+        """Return when the SuperNode or the relay ends, or the client is stopped.
+
+        Say when the server cannot be reached, and when it is back.
+        """
         started = time.monotonic()
         lost, next_check = False, started + CHECK
         while node.running and relaying.is_alive() and not self._stopping.wait(0.2):

@@ -24,11 +24,11 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class Policy(Section):
-    """The limits of one client. A key that is left out, or an empty list, limits nothing, except for code.
+    """The limits of one client. A key that is left out, or an empty list, limits nothing.
 
-    Code that the run's settings name runs only where the owner names it too. The policy judges the settings of one run
-    at a
-    time: a server may start another run.
+    Code that a run's settings name is refused, except for a network that the owner names too. The policy judges the
+    settings of
+    one run at a time: a server may start another run.
     """
 
     protections: Names = Field((), description="protections of updates that the client takes part in")
