@@ -1,9 +1,8 @@
 """The Flower client of every experiment, in this process, in Flower's simulation, or on a machine of its own.
 
 A message carries the global model under `arrays` and the round's settings under `config`. The run's configuration
-carries
-the experiment as TOML, and the node's configuration the number of its partition. A client that must not use what it
-received, or cannot protect its update, replies with an error that says why.
+carries the experiment as TOML, and the node's configuration the number of its partition. A client that must not use
+what it received, or cannot protect its update, replies with an error that says why.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Flower's internals (1.41) that a client needs: how a node signs its calls, and a node's runtime interface.
 
 A SuperNode in `process` isolation starts no process itself. The holder of its secret takes its tasks over HTTP, pulls
-each
-message as a tree of objects, and pushes the reply the same way.
+each message as a tree of objects, and pushes the reply the same way.
 """
 
 from __future__ import annotations

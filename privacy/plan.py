@@ -1,10 +1,8 @@
 """The parameters of a protection, which follow from each other: range of weights, grid, size of cohort.
 
 Each protection is a part, `(settings, cohort) -> Plan`. From a ring degree, a modulus and a range of weights it
-computes
-the scale, then the finest grid whose half step stays above the noise of a whole cohort, then the largest cohort for
-that
-grid. It refuses parameters that are insecure or could go wrong unnoticed.
+computes the scale, then the finest grid whose half step stays above the noise of a whole cohort, then the largest
+cohort for that grid. It refuses parameters that are insecure or could go wrong unnoticed.
 """
 
 from __future__ import annotations
@@ -245,11 +243,9 @@ def _ckks(settings: Protected, lattice: Lattice, cohort: int) -> tuple[Grid, int
     """Return the grid, the scale and the most clients of CKKS.
 
     Two weights share a complex slot, so a coefficient of the encoded sum is at most sqrt(2) (limit + rounding) scale;
-    SEAL
-    encodes up to a quarter of the modulus. In a sum of K clients, the variance of a coefficient's noise is K FRESH, and
-    that of
-    its rounding at most K^2 ROUNDING, reached where all clients send the same. In each part of a slot it is N/2 of that
-    (Cheon et al. 2017, section 3.4: additions).
+    SEAL encodes up to a quarter of the modulus. In a sum of K clients, the variance of a coefficient's noise is K
+    FRESH, and that of its rounding at most K^2 ROUNDING, reached where all clients send the same. In each part of a
+    slot it is N/2 of that (Cheon et al. 2017, section 3.4: additions).
     """
     room = math.floor(lattice.primes[0] - 2 - math.log2(math.sqrt(2) * settings.range * (1 + 2.0**-COARSEST)))
     scale_bits = min(room, lattice.primes[0] - 2)  # SEAL takes no larger scale, however small the numbers
@@ -265,8 +261,7 @@ def _bfv(settings: Protected, lattice: Lattice, cohort: int) -> tuple[Grid, int]
     """Return the grid and the most clients of BFV.
 
     A sum must fit its half of a slot, sign and rounding included. Decryption is exact while the summed noise stays
-    under
-    q / 2t (Fan and Vercauteren 2012, lemma 1): FAILURE sqrt(FRESH K), and K / 2 of rounding.
+    under q / 2t (Fan and Vercauteren 2012, lemma 1): FAILURE sqrt(FRESH K), and K / 2 of rounding.
     """
     bits = math.floor(math.log2((2 ** (lattice.field_bits - 1) - cohort / 2 - 1) / settings.range))
     grid = _grid(settings, bits, cohort, f"a {lattice.plain_bits}-bit plain modulus")

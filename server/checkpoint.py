@@ -1,10 +1,8 @@
 """The checkpoint of a run: one file, replaced as a whole after every round.
 
 The file is safetensors: the model, the best model, the arrays of a strategy's state (momenta, second moments), the
-index of
-the clients' states in their store, and the newest rows of the tables, with a JSON description and a CRC-32 of it all.
-Random
-streams need no saving: they are addressed by round (`core/randomness.py`).
+index of the clients' states in their store, and the newest rows of the tables, with a JSON description and a CRC-32 of
+it all. Random streams need no saving: they are addressed by round (`core/randomness.py`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """A user's own Flower strategy, `package.module:object` (a factory or a class), as the strategy of a run.
 
 A factory is called with the experiment and the arguments that Flower's strategies share; a class that takes these
-arguments
-by name is called with them alone. Flower's strategies draw from global generators, so these are seeded from a named
-stream.
+arguments by name is called with them alone. Flower's strategies draw from global generators, so these are seeded from a
+named stream.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ Flower's node ids are random 64-bit numbers, so sampling by position in their li
 run.
 The server asks each node once for the number of its partition, orders nodes by it, and assigns the clients of the
 experiment to them: one each where there are as many nodes, several a node where there are fewer (Flower's simulation
-starts
-two unless it is told otherwise).
+starts two unless it is told otherwise).
 """
 
 from __future__ import annotations

@@ -50,8 +50,7 @@ class SecAggClients:
         """Return the session of a message: its run, round and attempt, and all else from the client's own settings.
 
         A threshold that the server may choose protects from no server. The server still chooses the cohort, which the
-        threshold
-        follows from and whose size privacy.protection.min_clients bounds. active: the server may lie
+        threshold follows from and whose size privacy.protection.min_clients bounds. active: the server may lie
         """
         privacy, cohort = self.experiment.privacy, self.experiment.federation.cohort
         _, threshold = choose_degree(cohort, privacy.protection.drop_outs, privacy.protection.colluders, active)

@@ -27,8 +27,7 @@ class Policy(Section):
     """The limits of one client. A key that is left out, or an empty list, limits nothing.
 
     Code that a run's settings name is refused, except for a network that the owner names too. The policy judges the
-    settings of
-    one run at a time: a server may start another run.
+    settings of one run at a time: a server may start another run.
     """
 
     protections: Names = Field((), description="protections of updates that the client takes part in")

@@ -1,10 +1,8 @@
 """CKKS and BFV: clients encrypt whole numbers, the server adds ciphertexts unread, clients decrypt the sum.
 
 A vector travels in chunks of one ciphertext each. A chunk starts with two reserved numbers: the client's examples, and
-1
-for the client itself. In the sum they are the total of examples and the number of clients, so decryption reveals a
-wrong
-key, a lost or doubled client, a missing chunk or an overflow. (They are no defence against a server that lies on
+1 for the client itself. In the sum they are the total of examples and the number of clients, so decryption reveals a
+wrong key, a lost or doubled client, a missing chunk or an overflow. (They are no defence against a server that lies on
 purpose, nor against chunks in another order: the checksum of a message catches accidents.)
 
 CKKS: a slot holds two numbers, in its real and imaginary part (compact), or one in its real part; decrypted numbers are
@@ -275,8 +273,7 @@ class Adder:
     """A server's part in homomorphic encryption: adds uploads one by one and keeps only their sum. It needs no secret.
 
     Coefficients add modulo the data prime, so the sum's bytes do not depend on the order of uploads. The sum is kept
-    trimmed,
-    as it travels. Seeds of uploads are collected and expanded `PENDING` at a time.
+    trimmed, as it travels. Seeds of uploads are collected and expanded `PENDING` at a time.
     """
 
     def __init__(self, context: ServerContext, plan: Plan) -> None:

@@ -1,11 +1,9 @@
 """The bytes of SEAL and TenSEAL, read and written here: contexts, vectors, ciphertexts, and their coefficients.
 
 A TenSEAL object is a protocol buffer around SEAL objects. A SEAL object is a header of 16 bytes (magic, 16, major,
-minor,
-compression, 0, uint64 length) and a body, which is plain or zstd. Neither travels: of a ciphertext only the
-coefficients
-carry information, each in as many whole bytes as the modulus needs. All bytes may come from a stranger, so every length
-is checked before it is used, and malformed bytes raise ProtectionError.
+minor, compression, 0, uint64 length) and a body, which is plain or zstd. Neither travels: of a ciphertext only the
+coefficients carry information, each in as many whole bytes as the modulus needs. All bytes may come from a stranger, so
+every length is checked before it is used, and malformed bytes raise ProtectionError.
 """
 
 from __future__ import annotations

@@ -20,8 +20,7 @@ All numbers are little endian. Offsets, for other implementations:
 
 A chunk of an aggregate is c0 then c1, N coefficients each, each in as many whole bytes as the data prime takes; a chunk
 of a seeded upload is 64 bytes of seed, then c0. `seal.write_ciphertext` makes SEAL's bytes of it. Its numbers start
-with
-the examples and the clients; the last chunk ends in zeros.
+with the examples and the clients; the last chunk ends in zeros.
 
 The checksum detects accidents. TLS protects against somebody on the network.
 """

@@ -44,8 +44,7 @@ def ratios(weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Return the reading of each unit that was reached, dW_k / db_k: float64 [at most units, inputs].
 
     A reading is an image where only that image reached the unit, else a mixture of images (Geiping et al. 2020,
-    "Inverting
-    Gradients", proposition 3.1).
+    "Inverting Gradients", proposition 3.1).
     """
     reached = np.abs(bias) > DEAD * np.abs(bias).max(initial=0.0)
     read: np.ndarray = weight[reached] / bias[reached, None]
@@ -56,10 +55,8 @@ def several(weight: np.ndarray, bias: np.ndarray, n: int) -> np.ndarray:
     """Return at most n different images in [0, 1] among the units' readings, the likeliest first: float64 [m, inputs].
 
     Readings outside [0, 1] are mixtures and come last. Of the others, those that several units agree on come first,
-    then
-    those with the most pixels at an end of the range: images are black in places, and a mixture is so only where all
-    its
-    images are. A reading that is a mixture of those already taken is left out.
+    then those with the most pixels at an end of the range: images are black in places, and a mixture is so only where
+    all its images are. A reading that is a mixture of those already taken is left out.
     """
     read = ratios(weight, bias)
     over = np.maximum(-read, read - 1).max(axis=1, initial=0.0)

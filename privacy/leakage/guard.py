@@ -101,8 +101,7 @@ def _labels(before: Tensors, change: Tensors, examples: Examples, task: Task) ->
     """Return how many of the client's classes are known for sure, and of how many.
 
     None counts where the client has all classes, which a guess would say too, or where the reading names a class that
-    the
-    client does not have.
+    the client does not have.
     """
     output = labels.find(before, len(task.classes)) if task.classes else None
     if output is None:

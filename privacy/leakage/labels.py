@@ -3,8 +3,7 @@
 For cross entropy, db_c is the mean over the batch of p_c - [y = c], with p the network's probabilities. So a single
 example's class is the only one with a negative gradient (Zhao et al. 2020, "iDLG", section 3). A class with a negative
 gradient is in the batch for sure, and the mean of p tells how often (Wainakh et al. 2022, "User-Level Label Leakage
-from
-Gradients in Federated Learning").
+from Gradients in Federated Learning").
 """
 
 from __future__ import annotations

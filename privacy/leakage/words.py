@@ -50,12 +50,9 @@ def _odd(rows: np.ndarray, moves: np.ndarray) -> np.ndarray:
     """Say which rows changed unlike others, bool [rows].
 
     Weight decay changes an entry by the same function of its value in every row: by a share of it, or, where Adam takes
-    decay
-    for a gradient, by nearly the same step whatever its size. Rounding and noise are as large in one row as in another.
-    So
-    the median change of entries alike in size is the change of an entry without a gradient, and the median distance
-    from it
-    is the precision of that estimate.
+    decay for a gradient, by nearly the same step whatever its size. Rounding and noise are as large in one row as in
+    another. So the median change of entries alike in size is the change of an entry without a gradient, and the median
+    distance from it is the precision of that estimate.
     """
     left = min((moves - _share(moves, along) * along for along in (rows, np.sign(rows))), key=_middle)
     size, shift = np.abs(rows).ravel(), (np.where(rows < 0, -1, 1) * left).ravel()
@@ -89,8 +86,7 @@ def counts(change: np.ndarray) -> np.ndarray | None:
     change: float64 [m, size] of the rows that moved
     A row's change is its count times a vector that all words share, so the rows are whole multiples of one vector. The
     smallest counts that fit are given. They are right up to a common factor, which a mean hides and a sum does not show
-    (a
-    text whose every word occurs twice counts as one). None where the rows are no such multiples.
+    (a text whose every word occurs twice counts as one). None where the rows are no such multiples.
     """
     if len(change) == 0:
         return np.zeros(0, dtype=np.int64)

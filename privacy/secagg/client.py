@@ -2,21 +2,16 @@
 
 Bonawitz et al. 2017 ("Practical Secure Aggregation for Privacy-Preserving Machine Learning", figure 4), on the sparse
 graph of Bell et al. 2020. A client adds to its vector, modulo 2^32, a self mask and one mask for each neighbour, which
-the
-neighbour subtracts. It shares the seed of the self mask and the key of the others among its neighbours. For a client
-whose
-vector arrived the neighbours reveal the seed; for one that dropped out, the key. They never reveal both: with both, a
-vector that comes late could be read. Nothing here sends the bytes.
+the neighbour subtracts. It shares the seed of the self mask and the key of the others among its neighbours. For a
+client whose vector arrived the neighbours reveal the seed; for one that dropped out, the key. They never reveal both:
+with both, a vector that comes late could be read. Nothing here sends the bytes.
 
 Threat models. `active` False: the server follows the protocol and looks at all it gets, and fewer than `threshold` of a
 client's neighbours tell it what they know; it learns the sum and who took part. `active` True: the server also lies,
-about
-keys and about who dropped out. Clients sign their keys with registered ones, and reveal nothing before `threshold`
-neighbours signed the same list of survivors. So on the complete graph, with 2 threshold > clients + colluders, the
-server
-still learns nothing else. Not protected: what the sum itself tells; a sum whose other members collude; and the sum from
-a
-client that sends rubbish.
+about keys and about who dropped out. Clients sign their keys with registered ones, and reveal nothing before
+`threshold` neighbours signed the same list of survivors. So on the complete graph, with 2 threshold > clients +
+colluders, the server still learns nothing else. Not protected: what the sum itself tells; a sum whose other members
+collude; and the sum from a client that sends rubbish.
 """
 
 from __future__ import annotations

@@ -25,14 +25,11 @@ def choose_degree(clients: int, drop_outs: float, colluders: float, active: bool
     """Return the fewest neighbours that a client needs, and the threshold of shares among them and itself.
 
     For a random circulant graph (Bell et al. 2020, section 3, definition of a good graph, with exact hypergeometric
-    tails
-    and a union bound). Except with a chance of 2^-40, no honest client has `threshold` colluding neighbours, and the
-    honest
-    clients that stay are connected. Except with 2^-20, `threshold` members of every neighbourhood stay. The threshold
-    is more
-    than half of a neighbourhood, so that no two halves of it can be shown different lists. Where no sparse graph is
-    that
-    good, all clients are neighbours and 2 threshold > clients + colluders (Bonawitz et al. 2017, section 6.2).
+    tails and a union bound). Except with a chance of 2^-40, no honest client has `threshold` colluding neighbours, and
+    the honest clients that stay are connected. Except with 2^-20, `threshold` members of every neighbourhood stay. The
+    threshold is more than half of a neighbourhood, so that no two halves of it can be shown different lists. Where no
+    sparse graph is that good, all clients are neighbours and 2 threshold > clients + colluders (Bonawitz et al. 2017,
+    section 6.2).
 
     clients: in the cohort; drop_outs, colluders: shares of them, in [0, 1)
     active: the server may lie. It then draws the graph as it likes, and only the complete graph bounds how many of a

@@ -2,11 +2,9 @@
 
 `identity.key` belongs to one client. It authenticates the client to the server, and signs where the server of a secure
 aggregation may lie. `registry.json` is public and the same for clients and server. `privacy.toml` is the `[privacy]`
-that
-the keys were made for: the settings of a run come from the server, which must not lower a client's protection. Between
-machines the server has a certificate too, signed by the authority in the operator's folder. Clients trust that
-authority
-alone.
+that the keys were made for: the settings of a run come from the server, which must not lower a client's protection.
+Between machines the server has a certificate too, signed by the authority in the operator's folder. Clients trust that
+authority alone.
 """
 
 from __future__ import annotations
@@ -53,8 +51,7 @@ def new_parties(clients: int, privacy: Privacy, hosts: Sequence[str] = ()) -> di
     """Make the files of each party, for `write_keys`: its private key, the public keys of all clients, and `[privacy]`.
 
     hosts: DNS names and IP addresses of the server on its network. With them the server gets a certificate, and the
-    operator
-    the authority that signed it.
+    operator the authority that signed it.
     Raise SettingsError where a host is neither.
     """
     pairs = [new_identity() for _ in range(clients)]
@@ -96,8 +93,8 @@ def check_server_folder(folder: Path) -> None:
     """Raise ProtectionError, naming the file, where a server's folder holds others' secrets or is not fit to serve.
 
     A secret is recognised by its content, under any name and in any folder within; in larger files by their first 4
-    MiB. The
-    server's files must be there, belong together, be readable by their owner alone where private, and be valid today.
+    MiB. The server's files must be there, belong together, be readable by their owner alone where private, and be valid
+    today.
     """
     for path in sorted(folder.rglob("*")):
         if path.is_file():

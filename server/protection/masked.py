@@ -1,8 +1,7 @@
 """Secure aggregation, the server: the stages of `fedveil.privacy.secagg.server` on Flower's messages.
 
 First come keys and shares, then the training message, whose reply is the masked vector, then the list of survivors, and
-the
-shares that take the masks off. The server adds masked vectors as they arrive and keeps none.
+the shares that take the masks off. The server adds masked vectors as they arrive and keeps none.
 """
 
 from __future__ import annotations

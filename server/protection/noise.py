@@ -27,8 +27,7 @@ class ServerNoise:
         """Return given + (sum of clip(w_k - given) + N(0, sigma^2)) / K, float32, for K clients.
 
         McMahan et al. 2018, algorithm 1. Updates are clipped again here, because an update may arrive longer, by its
-        encoding or on
-        purpose.
+        encoding or on purpose.
         """
         total = {name: np.zeros(value.shape) for name, value in given.items()}
         for own in weights:

@@ -130,8 +130,7 @@ def enough(plan: Plan, clients: int, examples: int, reference: int) -> float:
     """Return the largest rounding error of a mean over so many clients with `examples` of the `reference` announced.
 
     Raise ProtectionError where an aggregate of so few clients would tell too much about each, or where clients with
-    most of
-    the examples are missing, so that the rest lies on a grid too coarse to learn on.
+    most of the examples are missing, so that the rest lies on a grid too coarse to learn on.
     """
     if clients < plan.least:
         raise ProtectionError(

@@ -1,8 +1,7 @@
 """The server's view of each round, kept in the record where the settings ask for it, for attacks.
 
 There is one file a round: the model as it was sent, each client's update as received (protected, if it is), the metrics
-beside
-it, and the next model. It holds nothing that the server does not have anyway.
+beside it, and the next model. It holds nothing that the server does not have anyway.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The nodes of a deployed run, seen as clients 0, 1, 2, ...: who is connected, their data, and who was lost.
 
 A node's client follows from the key that the node is registered with; where any node may join, from its own answer. A
-client
-that runs another FedVeil, has data of another kind, or whose owner's policy refuses the run takes no part, and is
-named.
+client that runs another FedVeil, has data of another kind, or whose owner's policy refuses the run takes no part, and
+is named.
 """
 
 from __future__ import annotations

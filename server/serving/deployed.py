@@ -1,8 +1,7 @@
 """The server's process of a run with clients on other machines: its federation, its record, and its result.
 
 The server may lack the data, and then cannot evaluate; under CKKS and BFV it cannot read the model either. The task of
-the
-network then follows from the schemas of the clients' data, on which all must agree.
+the network then follows from the schemas of the clients' data, on which all must agree.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """The gateway, the only port that other machines reach: it passes on nodes' calls to Flower, for registered keys.
 
 Flower's SuperLink serves nodes, operators and its own apps on one port, and whoever reaches the operators' part may run
-code
-on clients. So the SuperLink stays on loopback, behind the gateway. The gateway checks each call's signature before it
-passes
-the call on, and bounds what a node may send. It holds a node's pull until there is a message, so that nodes need not
-poll
-every three seconds. A node that loses an answer on the way receives it again.
+code on clients. So the SuperLink stays on loopback, behind the gateway. The gateway checks each call's signature before
+it passes the call on, and bounds what a node may send. It holds a node's pull until there is a message, so that nodes
+need not poll every three seconds. A node that loses an answer on the way receives it again.
 """
 
 from __future__ import annotations
