@@ -105,7 +105,7 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
     federated = elsewhere or load(experiment.data, experiment.seed)
     if elsewhere is None:
         _check_evaluators(experiment, federated)
-        find_defence(experiment.privacy)  # refuse a user's own that cannot be loaded now, not in every client
+        find_defence(experiment.privacy)  # refuse a defence that cannot be loaded here, not in every client
     task = federated.dataset.task
     strategy = make(experiment, _metrics(experiment, federated))
     check_training(task, experiment.training)

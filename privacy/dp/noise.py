@@ -22,7 +22,7 @@ _FRACTION = 2.0**-53  # the distance of neighbouring uniform numbers
 
 def norm(update: Mapping[str, np.ndarray]) -> float:
     """Return |u|, the L2 norm of all tensors as one vector, in float64."""
-    with np.errstate(over="ignore"):  # too long for float64 is inf
+    with np.errstate(over="ignore"):  # overflow gives inf
         return math.sqrt(sum(float(np.sum(np.square(value, dtype=np.float64))) for value in update.values()))
 
 

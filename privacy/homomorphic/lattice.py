@@ -171,7 +171,7 @@ class Encryptor:
             _check_coefficients(coefficients, self._ring, index)
             blob = write_ciphertext(coefficients.reshape(2, -1), self._ring, plan.scale_bits, self._version)
             chunk = self._numbers(self._cipher.decrypt(blob))
-            if (chunk[0], chunk[1]) != (examples, clients):  # no decrypted number is told
+            if (chunk[0], chunk[1]) != (examples, clients):  # the message tells no decrypted number
                 raise ProtectionError(
                     f"the sum does not decrypt: chunk {index} does not hold the {clients:,} clients with {examples:,} examples "
                     "that the server announced. Likely another key, a client or chunk that was lost or added twice, or an "

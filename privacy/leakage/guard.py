@@ -14,7 +14,7 @@ from fedveil.core.examples import Examples, Task
 from fedveil.privacy.leakage import first_layer, labels, words
 
 VISIBLE = 30.0  # dB from which on an image counts as revealed
-EXACT = 100.0  # dB; 8 bits a pixel end at 59
+EXACT = 100.0  # dB from which on a reading is called exact; rounding to 8 bits gives 59
 BEST = 400.0  # dB, of equal images
 TOGETHER = 1000  # images compared at once
 

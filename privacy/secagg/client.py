@@ -37,7 +37,7 @@ MAGIC = b"FVM1"
 
 
 class Stage(IntEnum):
-    """What a client did last."""
+    """The last stage that a client completed."""
 
     BEGUN = 0
     ADVERTISED = 1

@@ -23,7 +23,7 @@ from fedveil.core.errors import ProtectionError
 from fedveil.privacy.secagg import streams
 from fedveil.privacy.secagg.shamir import SHARE
 
-HEADER = struct.Struct(">4sB32sQI")  # magic, kind, digest of the session, whose, entries
+HEADER = struct.Struct(">4sB32sQI")  # magic, kind, digest of the session, client, entries
 ENTRY = struct.Struct(">QH")  # client, bytes that follow
 SESSION = struct.Struct(">16sIIIII?")
 MAGIC = b"FVS1"

@@ -54,15 +54,15 @@ class Unmasker:
             raise ProtectionError("where the server may lie, it takes a registry of the clients' keys")
         self.session = session
         self.stage = Stage.ADVERTS
-        self.clients = tuple(sorted(clients))  # who was there when the last stage closed
-        self.dropped: dict[int, str] = {}  # by client: at which stage, and why
+        self.clients = tuple(sorted(clients))  # clients that were there when the last stage closed
+        self.dropped: dict[int, str] = {}  # by client: the stage it dropped out at, and why
         self._registry: Registry = registry if session.active and registry is not None else {}
         self._around = {client: frozenset(neighbours[client]) | {client} for client in clients}
         self._roster: dict[int, tuple[int, ...]] = {}  # a member's place on it is the point of its share
         self._answered: dict[int, bytes] = {}  # in this stage; b"" where the message is not needed again
         self._adverts: dict[int, bytes] = {}
         self._sealed: dict[int, dict[int, bytes]] = {}  # by sender, by receiver
-        self._sharing: tuple[int, ...] = ()  # whose masks are in the vectors of the others
+        self._sharing: tuple[int, ...] = ()  # clients whose masks are in the vectors of the others
         self._sum = np.zeros(session.size, np.uint32)
         self._signatures: dict[int, bytes] = {}
         self._shares: dict[int, dict[int, bytes]] = {}  # by whose secret, by point
@@ -310,7 +310,7 @@ class Unmasker:
             raise ProtectionError(f"{self._here()} client {client}, reveals: {error}") from error
 
     def _unmask_pairs(self, client: int, peers: Iterable[int], shown: bytes) -> None:
-        """Take off the masks that the survivors among its neighbours exchanged with a client that dropped out."""
+        """Take off the masks that a client that dropped out exchanged with surviving neighbours."""
         key = self._secret(client)
         if streams.public_key(key) != self._adverts[client][streams.KEY : rosters.KEYS]:
             raise ProtectionError(f"{self._here()} client {client}: it did not share the key that it advertised")

@@ -213,7 +213,7 @@ def _is_authority(certificate: x509.Certificate) -> bool:
 def _private_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
-    except _UNREADABLE:  # the library's own words may quote what it read
+    except _UNREADABLE:  # the library's message may quote the key
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ProtectionError("holds no private key of an elliptic curve in PEM format without a passphrase") from None

@@ -73,7 +73,7 @@ def load_signer(path: str | Path) -> Signer:
     try:
         key = load(content, password=None)
     except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm):
-        # the library's own words may quote what it read
+        # the library's message may quote the key
         raise ProtectionError(f"{path}: no private key in PEM or OpenSSH format without a passphrase") from None
     if not (isinstance(key, ed25519.Ed25519PrivateKey) or _is_p384(key)):
         raise ProtectionError(f"{path}: neither an ECDSA P-384 key nor an Ed25519 one")

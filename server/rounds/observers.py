@@ -82,7 +82,7 @@ class Stopping(Observer):
 
 
 class Tables(Observer):
-    """Appends to metrics.csv, clients.csv and ledger.csv."""
+    """Appends rows to metrics.csv, clients.csv and ledger.csv."""
 
     def __init__(self, record: Record) -> None:
         self._record = record

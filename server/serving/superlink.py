@@ -89,7 +89,6 @@ def start_superlink(port: int, database: Path, certificates: Certificates | None
     else:
         command += ["--ssl-certfile", str(certificates.certificate), "--ssl-keyfile", str(certificates.key)]
         command += ["--ssl-ca-certfile", str(certificates.authority), "--enable-supernode-auth"]
-    # the database holds models and messages
     child = Child("flower-superlink", command, log, {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}, unsaid=ROUTINE)
     link = SuperLink(child, port, certificates)
 
