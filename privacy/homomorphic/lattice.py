@@ -270,7 +270,7 @@ class _Public:
 
 
 class Adder:
-    """A server's part in homomorphic encryption: adds uploads one by one and keeps only their sum. It needs no secret.
+    """A server's part in homomorphic encryption: adds uploads one by one and keeps only their sum. It holds no secret.
 
     Coefficients add modulo the data prime, so the sum's bytes do not depend on the order of uploads. The sum is kept
     trimmed, as it travels. Seeds of uploads are collected and expanded `PENDING` at a time.

@@ -61,7 +61,7 @@ PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds before a call that failed there is pass
 AGAIN = 5  # times that an answer is repeated for a node that does not confirm it
 LOOK = 5.0  # seconds between pulls for messages that nobody announced
 LISTEN = 1.0  # seconds after which a broken connection is noticed
-DEAF = 15.0  # seconds without a call of any node, after which the server itself may be cut off
+DEAF = 15.0  # seconds without a call of any node, though each calls every few: the server itself may be cut off
 _PASSED_ON = ("content-type", "accept", "content-encoding")
 _OWN = ("x-", "flwr", "user-agent")  # Flower's own headers: signatures, versions, tracing
 
