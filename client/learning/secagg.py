@@ -1,6 +1,6 @@
 """Clients under secure aggregation: the stages of `fedveil.privacy.secagg.client` on Flower's messages.
 
-What a client knows between stages lies in its state: on a node every message may be a new process.
+A client keeps its session in its state between stages, because on a node every message may reach a new process.
 """
 
 from __future__ import annotations
@@ -28,26 +28,29 @@ from fedveil.privacy.secagg.vectors import shown, to_ring, write_masked
 from fedveil.privacy.trust.identity import Registry, Signer
 from fedveil.privacy.trust.key_folders import load_identity
 
-STAGES: dict[str, tuple[str, ...]] = {  # beside training, and what the message of each brings
+STAGES: dict[str, tuple[str, ...]] = {  # stages beside training, and what the message of each carries
     "advertise": (), "share": (BLOB,), "confirm": (BLOB,), "reveal": (BLOB, CONFIRMATIONS)
 }  # fmt: skip
-SESSION = StateKey("secagg-session", durable=False)  # secrets, which end with the session
+SESSION = StateKey("secagg-session", durable=False)  # holds secrets, which end with the session
 REVEALED = StateKey("secagg-revealed", durable=False)
 
 
 @dataclass(frozen=True)
 class SecAggClients:
-    """The clients of a process in secure aggregation; keys: the folder with their identities, empty where they have none."""
+    """The clients of a process in secure aggregation.
+
+    keys: the folder with their identities, empty where they have none
+    """
 
     experiment: Experiment
     layout: Layout
     keys: str = ""
 
     def session(self, config: Mapping[str, Any], active: bool) -> Session:
-        """Return the session that a message is of: all but run, round and attempt from the client's own settings.
+        """Return the session of a message: its run, round and attempt, and all else from the client's own settings.
 
-        A threshold that the server may choose protects from no server; it still chooses the cohort, whose size the threshold
-        follows from, and privacy.protection.min_clients bounds. active: the server may lie
+        A threshold that the server may choose protects from no server. The server still chooses the cohort, which the
+        threshold follows from and whose size privacy.protection.min_clients bounds. active: the server may lie
         """
         privacy, cohort = self.experiment.privacy, self.experiment.federation.cohort
         _, threshold = choose_degree(cohort, privacy.protection.drop_outs, privacy.protection.colluders, active)
@@ -55,7 +58,7 @@ class SecAggClients:
         return Session(config[RUN], int(config[ROUND]), int(config[ATTEMPT]), size, threshold, privacy.least, active)
 
     def numbers(self, weights: Mapping[str, np.ndarray], examples: int, reference: int) -> tuple[np.ndarray, int]:
-        """Return what is masked, uint32 [2 + size], and how many weights were clipped."""
+        """Return the numbers to be masked, uint32 [2 + size], and how many weights were clipped."""
         plan = make_plan(self.experiment.privacy, self.experiment.federation.cohort)
         values, clipped = quantize(vector(weights, self.layout), examples, reference, plan.grid, self.layout)
         return to_ring(values, examples), clipped
@@ -68,7 +71,7 @@ class SecAggClients:
         brought: Mapping[str, Any],
         states: ClientStates,
     ) -> bytes:
-        """Answer a stage before or after the vector; `brought`: what the message carries for this client alone.
+        """Answer a stage before or after the vector; `brought`: the part of the message for this client alone.
 
         Raise ProtectionError where the client must not answer.
         """
@@ -85,7 +88,7 @@ class SecAggClients:
                 revealed = Revealed() if memory is None else Revealed.load(memory)
                 blob = masker.reveal(brought[BLOB], revealed, brought[CONFIRMATIONS])
                 states.put(client, REVEALED, to_state(revealed.save()))
-                states.drop(client, SESSION)  # it is over; its secrets go
+                states.drop(client, SESSION)  # the session is over, so its secrets go
                 return blob
             blob = masker.share(brought[BLOB]) if stage == "share" else masker.confirm(brought[BLOB])
         states.put(client, SESSION, to_state(masker.save()))
@@ -114,7 +117,10 @@ class SecAggClients:
             contributions.updates[k] = Sealed(write_masked(masker.session, masker.client, row), clipped, seconds)
 
     def _load(self, client: int, config: Mapping[str, Any], state: Mapping[str, np.ndarray] | None) -> Masker:
-        """The client as it was after the last stage; raise ProtectionError where it has none in this session."""
+        """Restore the client as it was after the last stage.
+
+        Raise ProtectionError where it has not begun this session.
+        """
         signer, registry = self._identity(client)
         kept = from_state(state)
         if kept is None:
@@ -130,5 +136,5 @@ class SecAggClients:
         return masker
 
     def _identity(self, client: int) -> tuple[Signer | None, Registry | None]:
-        """A client's registered key and everybody's public ones; none where the server is trusted to follow the protocol."""
+        """Return a client's registered key and all public ones; none where the server is trusted to be honest."""
         return load_identity(Path(self.keys), client) if self.keys else (None, None)
