@@ -20,16 +20,16 @@ from fedveil.core.settings.choice import ProtectionChoice
 from fedveil.core.settings.sections import Privacy
 from fedveil.privacy.fixed_point import Layout, dequantize, quantize
 from fedveil.privacy.plan import RESERVED, make_plan
-from fedveil.privacy.secagg.client import Masker, Revealed, Stage
+from fedveil.privacy.secagg.client import Revealed, SecAggClient, Stage
 from fedveil.privacy.secagg.graph import choose_degree, neighbours
 from fedveil.privacy.secagg.messages import Session
-from fedveil.privacy.secagg.server import Unmasker
+from fedveil.privacy.secagg.server import SecAggServer
 from fedveil.privacy.secagg.vectors import from_ring, read_masked, to_ring, write_masked
 
 PRIVACY = Privacy(protection=ProtectionChoice("secagg"))
 
 
-class MaskedServer(Unmasker):
+class MaskedServer(SecAggServer):
     """The server's side, with a masked vector as the bytes that came, and the sum as the bytes that go."""
 
     def add_bytes(self, client: int, upload: bytes) -> None:
@@ -52,7 +52,7 @@ class Round:
         self._layout = Layout((("weights", (size,)),))
         self._grid = make_plan(PRIVACY, clients).grid
         self._session = Session(os.urandom(16), 1, 0, RESERVED + size, self.threshold, PRIVACY.least)
-        self._maskers = [Masker.begin(self._session, client) for client in self.clients]
+        self._maskers = [SecAggClient.begin(self._session, client) for client in self.clients]
         self.server = Remote(MaskedServer, self._session, self.clients, neighbours(self.clients, degree))
         self.seconds = [0.0] * clients
         self.said = [0] * clients

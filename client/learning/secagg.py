@@ -21,7 +21,7 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ATTEMPT, BLOB, CLIENT, CONFIRMATIONS, ROUND, RUN
 from fedveil.privacy.fixed_point import Layout, quantize
 from fedveil.privacy.plan import RESERVED, make_plan
-from fedveil.privacy.secagg.client import Masker, Revealed, mask_cohort
+from fedveil.privacy.secagg.client import Revealed, SecAggClient, mask_cohort
 from fedveil.privacy.secagg.graph import choose_degree
 from fedveil.privacy.secagg.messages import Session
 from fedveil.privacy.secagg.vectors import shown, to_ring, write_masked
@@ -79,7 +79,7 @@ class SecAggClients:
             raise ProtectionError(f"the server's message of the stage '{stage}' lacks '{missing[0]}'")
         if stage == "advertise":
             signer, registry = self._identity(client)
-            masker = Masker.begin(self.session(config, registry is not None), client, signer, registry)
+            masker = SecAggClient.begin(self.session(config, registry is not None), client, signer, registry)
             blob = masker.advertise()
         else:
             masker = self._load(client, config, states.get(client, SESSION))
@@ -99,7 +99,7 @@ class SecAggClients:
         started = time.process_time()
         instructions, examples = contributions.instructions, contributions.counts()
         sessions = contributions.states[SESSION.name]
-        able: list[tuple[int, Masker, np.ndarray, int]] = []
+        able: list[tuple[int, SecAggClient, np.ndarray, int]] = []
         for k, client in contributions.standing():
             try:
                 masker = self._load(client, instructions.settings, sessions[k])
@@ -116,7 +116,7 @@ class SecAggClients:
             sessions[k] = to_state(masker.save())
             contributions.updates[k] = Sealed(write_masked(masker.session, masker.client, row), clipped, seconds)
 
-    def _load(self, client: int, config: Mapping[str, Any], state: Mapping[str, np.ndarray] | None) -> Masker:
+    def _load(self, client: int, config: Mapping[str, Any], state: Mapping[str, np.ndarray] | None) -> SecAggClient:
         """Restore the client as it was after the last stage.
 
         Raise ProtectionError where it has not begun this session.
@@ -127,7 +127,7 @@ class SecAggClients:
             raise ProtectionError(
                 f"client {client} has not begun a secure aggregation here; it may have been started anew"
             )
-        masker = Masker.load(kept, signer, registry)
+        masker = SecAggClient.load(kept, signer, registry)
         if masker.session != self.session(config, registry is not None):
             raise ProtectionError(
                 f"client {client} is in round {masker.session.round}, attempt {masker.session.attempt} of secure aggregation, and "

@@ -99,7 +99,7 @@ class Revealed:
         return self
 
 
-class Masker:
+class SecAggClient:
     """One client in one session, made by `begin` or `load`. It has one method a stage, in order.
 
     A message that is refused raises ProtectionError and changes nothing: the client may wait for a right one.
@@ -124,7 +124,7 @@ class Masker:
     @classmethod
     def begin(
         cls, session: Session, client: int, signer: Signer | None = None, registry: Registry | None = None
-    ) -> Masker:
+    ) -> SecAggClient:
         """Start a client with fresh keys from the operating system.
 
         signer, registry: needed where the session is active
@@ -134,7 +134,7 @@ class Masker:
         return self
 
     def __repr__(self) -> str:
-        return f"Masker(client {self.client}, round {self.session.round}, attempt {self.session.attempt}, {self.stage})"
+        return f"SecAggClient(client {self.client}, round {self.session.round}, attempt {self.session.attempt}, {self.stage})"
 
     def advertise(self) -> bytes:
         """Return the advert: both public keys, signed where the session is active."""
@@ -244,7 +244,7 @@ class Masker:
         return state + sha256(state).digest()
 
     @classmethod
-    def load(cls, state: bytes, signer: Signer | None = None, registry: Registry | None = None) -> Masker:
+    def load(cls, state: bytes, signer: Signer | None = None, registry: Registry | None = None) -> SecAggClient:
         """Restore the client that `save` returned; raise ProtectionError where the bytes were damaged."""
         content, checksum = state[:-32], state[-32:]
         if len(content) < STATE.size or sha256(content).digest() != checksum or content[:4] != MAGIC:
@@ -314,10 +314,10 @@ class Masker:
             )
 
 
-def mask_cohort(maskers: Sequence[Masker], values: np.ndarray, shown: bytes = b"") -> None:
-    """Mask the vectors of many clients in place, as `Masker.mask` would bit for bit, but making each pair's mask once.
+def mask_cohort(maskers: Sequence[SecAggClient], values: np.ndarray, shown: bytes = b"") -> None:
+    """Mask the vectors of many clients in place, as `SecAggClient.mask` would bit for bit, but making each pair's mask once.
 
-    values: uint32 [K, size], a row a client; shown: as in `Masker.mask`, the same to all
+    values: uint32 [K, size], a row a client; shown: as in `SecAggClient.mask`, the same to all
     Raise ProtectionError where one of them cannot mask; the rows are then of no use.
     """
     for masker, row in zip(maskers, values, strict=True):
@@ -342,7 +342,7 @@ def mask_cohort(maskers: Sequence[Masker], values: np.ndarray, shown: bytes = b"
         masker._forget()
 
 
-def _exchange(one: Masker, other: Masker) -> bool:
+def _exchange(one: SecAggClient, other: SecAggClient) -> bool:
     """Say whether two clients exchange masks and know each other's true keys, which a roster may not have shown."""
     return (
         one.client in other._held

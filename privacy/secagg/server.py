@@ -36,7 +36,7 @@ class Stage(IntEnum):
         return self.name.lower()
 
 
-class Unmasker:
+class SecAggServer:
     """The server in one session.
 
     clients: numbers of the cohort; neighbours: of each, as `graph.neighbours` drew them
@@ -69,7 +69,7 @@ class Unmasker:
 
     def __repr__(self) -> str:
         return (
-            f"Unmasker(round {self.session.round}, attempt {self.session.attempt}, waits for {self.stage}, "
+            f"SecAggServer(round {self.session.round}, attempt {self.session.attempt}, waits for {self.stage}, "
             f"{len(self.clients)} clients)"
         )
 
@@ -88,7 +88,7 @@ class Unmasker:
             self._answered[client] = advert
 
     def roster(self, client: int) -> bytes:
-        """Return the keys of a client's neighbourhood, for `Masker.share`; the first call ends the stage before."""
+        """Return the keys of a client's neighbourhood, for `SecAggClient.share`; the first call ends the stage before."""
         self._reach(Stage.SHARES, client)
         return rosters.pack(
             Kind.ROSTER, self.session, client, {member: self._adverts[member] for member in self._roster[client]}
@@ -105,7 +105,7 @@ class Unmasker:
             self._answered[client] = b""
 
     def inbox(self, client: int) -> bytes:
-        """Return the sealed shares for a client, for `Masker.receive`; the first call ends the stage before."""
+        """Return the sealed shares for a client, for `SecAggClient.receive`; the first call ends the stage before."""
         self._reach(Stage.VECTORS, client)
         senders = [member for member in self._roster[client] if member in self._sealed and member != client]
         return rosters.pack(
@@ -124,7 +124,7 @@ class Unmasker:
             self._answered[client] = b""
 
     def survivors(self) -> bytes:
-        """Return whose vectors are in the sum, for `Masker.confirm` and `Masker.reveal`; ends the stage before."""
+        """Return whose vectors are in the sum, for `SecAggClient.confirm` and `SecAggClient.reveal`; ends the stage before."""
         self._reach(Stage.CONFIRMATIONS if self.session.active else Stage.REVEALS)
         return rosters.pack(Kind.SURVIVORS, self.session, 0, dict.fromkeys(self.clients, b""))
 
@@ -136,7 +136,7 @@ class Unmasker:
             self._answered[client] = signature
 
     def confirmations(self) -> bytes:
-        """Return the signatures of all, for `Masker.reveal`; ends the stage before."""
+        """Return the signatures of all, for `SecAggClient.reveal`; ends the stage before."""
         self._reach(Stage.REVEALS)
         return rosters.pack(Kind.CONFIRMATIONS, self.session, 0, self._signatures)
 
@@ -158,7 +158,7 @@ class Unmasker:
     def total(self, shown: bytes = b"") -> np.ndarray:
         """Return the sum of the survivors' vectors, uint32 [size], modulo 2^32.
 
-        shown: digest of what the clients were shown, as they have it in `Masker.mask`
+        shown: digest of what the clients were shown, as they have it in `SecAggClient.mask`
         Raise ProtectionError where shares are missing.
         """
         if self.stage != Stage.REVEALS:

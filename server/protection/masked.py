@@ -28,7 +28,7 @@ from fedveil.privacy.fixed_point import dequantize, unflatten
 from fedveil.privacy.plan import RESERVED
 from fedveil.privacy.secagg.graph import choose_degree, neighbours
 from fedveil.privacy.secagg.messages import Session
-from fedveil.privacy.secagg.server import Unmasker
+from fedveil.privacy.secagg.server import SecAggServer
 from fedveil.privacy.secagg.vectors import from_ring, read_masked, shown
 from fedveil.server.protection.collector import Collected, contribution
 from fedveil.server.protection.noise import ServerNoise
@@ -78,7 +78,7 @@ class MaskedCollector:
         self._announced = protection.announced(messages)
         self._reference = sum(self._announced.values())
         around = neighbours(sorted(asked), min(self._degree, len(asked) - 1))
-        self._unmasker = unmasker = Unmasker(self._session, sorted(asked), around, protection.registry)
+        self._unmasker = unmasker = SecAggServer(self._session, sorted(asked), around, protection.registry)
         self._stage("advertise", asked, lambda _: {}, unmasker.adverts)
         self._stage("share", unmasker.close(), lambda client: {BLOB: unmasker.roster(client)}, unmasker.shares)
         stay = unmasker.close()

@@ -30,7 +30,6 @@ from fedveil import __version__
 from fedveil.core.errors import DeploymentError, FedveilError, Interrupted
 from fedveil.core.record.record import write_atomically
 from fedveil.core.settings.experiment import Experiment
-from fedveil.server.checkpoint import FILE as CHECKPOINT
 from fedveil.server.serving.node_gateway import NodeGateway
 from fedveil.server.serving.superlink import SuperLink, ended, online, start_run, stop_run
 
@@ -126,7 +125,7 @@ class ControlServer:
                 self._launch(order)
 
     def _launch(self, order: Order) -> None:
-        resume = (self.record(order.run) / CHECKPOINT).exists()
+        resume = (self.record(order.run) / "experiment.toml").exists()  # the last that a new record gets
         settings = {
             "experiment": order.experiment,
             "words": order.words,

@@ -24,7 +24,7 @@ from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import Alone, Federated, load
 from fedveil.datasets.own.local import TASKS, differences, schema
 from fedveil.privacy.homomorphic.keys import fingerprint
-from fedveil.server.checkpoint import State, put_back
+from fedveil.server.checkpoint import State, begun, put_back
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
 from fedveil.server.rounds.context import Hooks
@@ -132,13 +132,16 @@ def _run(grid: Grid, config: Mapping[str, Any], line: ControlClient, folder: Pat
     words = str(config["words"]).split("\n") if config["words"] else None
     roster = ClientRoster(grid, experiment, line, say)
     earlier = Record(folder) if config["resume"] else None
-    federation = _federation(experiment, roster, earlier, words, say)
+    goes_on = earlier is not None and begun(
+        earlier
+    )  # a run that was killed at its very start begins anew in its folder
+    federation = _federation(experiment, roster, earlier if goes_on else None, words, say)
     federation.protect(Path(str(config["keys"])) if config["keys"] else None, roster.sizes)
     if federation.protection is not None:
         say(f"privacy {experiment.privacy.protection} {federation.protection.words}")
     record = earlier or Record.create(experiment, folder)
     with alone(folder):
-        if earlier:
+        if goes_on:
             put_back(record, federation.state)
             note_resume(record, experiment, federation.state.round)
             say(f"going on after round {federation.state.round}")
