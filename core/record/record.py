@@ -164,8 +164,8 @@ class Record:
         """Create the folder `out`, or runs/NAME-TIMESTAMP without it, and write the settings and environment into it.
 
         experiment: with the engine and device that are really used, not `auto`
-        Raise SettingsError where the folder exists or cannot be created, and FedveilError where the disk is full. In
-        both cases, no new folder is left.
+        Raise SettingsError where the folder exists or cannot be created. Raise FedveilError where the disk is full; no
+        folder is left then.
         """
         folder = Path("runs" if out is None else out)
         try:
