@@ -1,1 +1,1 @@
-"""Shared ground of all other folders: settings, catalog, metrics, messages, records; it imports no other folder."""
+"""The base of all other folders: settings, catalog, metrics, messages, records; it imports none of them."""

@@ -1,4 +1,4 @@
-"""Named random streams: every random choice of an experiment draws from a stream of its own.
+"""Named random streams: every random choice of an experiment draws from a stream named by its purpose.
 
 A stream is addressed by `(seed, purpose, round, client)` and counter-based (Philox, Salmon et al. 2011). So a choice
 depends on no choice before it: not on the number of workers, the order of clients, or whether the run was resumed. Keys

@@ -66,7 +66,7 @@ class Table:
 def write_atomically(path: Path, *content: bytes | memoryview, flush: bool = True) -> None:
     """Write a file in one step: a kill at any moment leaves the old content or the new one, whole.
 
-    flush: wait until the new content is on the disk; without it, a power cut may lose both
+    flush: wait until the new content is on the disk; without it, a power cut may lose content, but a kill may not
     """
     temporary = path.with_name(f".{path.name}.part")
     with _named(path):

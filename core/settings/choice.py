@@ -180,7 +180,7 @@ class Model(Choice):
 
 
 class ProtectionChoice(Choice):
-    """`privacy.protection`: how updates are protected from the server."""
+    """`privacy.protection`: how updates are protected."""
 
     table, key, prefix, default = PROTECTIONS, "privacy.protection", "privacy.protection", "none"
 

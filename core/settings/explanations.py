@@ -54,7 +54,7 @@ def explain(
 
 
 def _key(path: list[str], known: list[str], choices: list[str]) -> str:
-    """Return the key of the refused setting: pydantic's path goes on with the one of several types that did not fit."""
+    """Return the key of the refused setting, without the type names that pydantic may append to its path."""
     for end in range(1, len(path) + 1):
         key = ".".join(path[:end])
         if key in choices:

@@ -1,4 +1,4 @@
-"""The sections of an experiment's settings, each setting with its unit and range; parts declare settings of their own.
+"""The sections of an experiment's settings, each setting with its unit and range; parts declare their own settings.
 
 Values are validated here, once; the code that uses them does not check them again.
 """
@@ -175,7 +175,7 @@ class Privacy(Section):
 
     @property
     def noisy(self) -> bool:
-        """Whether noise is added; then all clients have the same weight, and their updates alone tell of their data."""
+        """Whether noise is added; all clients then have the same weight, and report nothing of their data but updates."""
         return self.noise_multiplier > 0
 
     @property

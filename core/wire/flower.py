@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message
 from flwr.app.exception import AppExitException  # by which Flower's strategies end a run
-from flwr.common.constant import ErrorCode  # the codes of `flwr.app.Error`
+from flwr.common.constant import ErrorCode  # the codes of `flwr.app.Error`, which are not public
 from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = ["NUMPY", "AppExitException", "ErrorCode", "LazyArray", "act_as", "array_record", "identify"]

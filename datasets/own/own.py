@@ -93,7 +93,7 @@ def _fitting(test: Table, table: Table, path: Path) -> Table:
 
 
 def _classes(table: Table, test: Table | None, path: Path, data: Data) -> tuple[str, ...]:
-    """Return the classes in order; raise DataError where there are fewer than 2, or test data has one that is not trained on."""
+    """Return the classes in order; raise DataError where there are fewer than 2, or only test data has one of them."""
     seen = set(table.labels)
     classes = named_classes(data) or tuple(sorted(seen, key=_order))
     if len(seen) < 2:

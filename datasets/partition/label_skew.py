@@ -42,8 +42,8 @@ def _draw(
 
     The distributions (clients x classes numbers, many too small for a float) are never computed. By Polya's urn
     (Blackwell and MacQueen 1973), after t draws the next one is new with probability a / (a + t),
-    a = alpha * sum(prior), in proportion to `prior`; else it copies one of the t. Classes that have run out have prior 0
-    and no slot here. That is correct: the rest of a Dirichlet draw, renormalised, is a Dirichlet draw over the rest.
+    a = alpha * sum(prior), in proportion to `prior`; else it copies one of the t. Classes that have run out have prior
+    0 and no slot here. That is correct: the rest of a Dirichlet draw, renormalised, is a Dirichlet draw over the rest.
 
     client, label: int64 [m], ordered by client, a client's filled slots first. Return int64 [m].
     """

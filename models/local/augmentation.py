@@ -1,4 +1,4 @@
-"""Augmentation of images in training: random shifts, rotations and noise; it is no protection."""
+"""Augmentation of images in training: random shifts, rotations and noise; it is not a protection."""
 
 from __future__ import annotations
 

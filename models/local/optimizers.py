@@ -27,7 +27,7 @@ class Optimizer:
         self._taken: dict[int, Tensor] = {}  # steps
 
     def step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-        """Update `weights` in place; a weight without a gradient (None) and its state stay.
+        """Update `weights` in place; a weight whose gradient is None keeps its value and state.
 
         Where the first dimension is clients, a later call may pass the first k clients alone; the others' state is
         dropped.
