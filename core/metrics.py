@@ -87,7 +87,7 @@ def counts(outputs: Tensor, examples: Examples) -> Sums:
 
 
 def add(one: Sums, other: Sums) -> Sums:
-    """Add two sets of sums by name; a name that `one` lacks counts as 0."""
+    """Add two sets of sums by the names of `other`; a name that `one` lacks counts as 0."""
     return {name: one.get(name, 0) + value for name, value in other.items()}
 
 

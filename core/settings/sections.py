@@ -175,7 +175,7 @@ class Privacy(Section):
 
     @property
     def noisy(self) -> bool:
-        """Whether noise is added; all clients then have the same weight, and report nothing of their data but updates."""
+        """Whether noise is added; then all clients have the same weight, and only updates report on their data."""
         return self.noise_multiplier > 0
 
     @property

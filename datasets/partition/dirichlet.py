@@ -19,7 +19,7 @@ class Dirichlet(Section):
 
 @part(Dirichlet, tasks=("classification",))
 def dirichlet(pool: Pool, settings: Dirichlet, rng: np.random.Generator) -> Partition:
-    """Draw each client's label distribution q_k ~ Dir(alpha * p), p the share of each class, and examples by it.
+    """Draw each client's label distribution q_k ~ Dir(alpha * p), p the share of each class, and examples from it.
 
     Hsu, Qi and Brown 2019 (arXiv 1909.06335), section 3. Sizes differ by at most 1. Examples are drawn without
     replacement: where a class has run out, a client goes on with its distribution over the classes that are left.

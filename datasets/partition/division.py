@@ -1,7 +1,7 @@
 """The division of the training examples among the clients.
 
 A partition is a function `(pool, settings, rng) -> Partition`, one file for each in this folder; a user's own is
-`package.module:function`. No partition loops over clients, so a million clients take seconds.
+`package.module:function`. Partitions do not loop over clients (but `natural` does), so a million clients take seconds.
 """
 
 from __future__ import annotations
