@@ -80,7 +80,7 @@ def show(
         return
     found = None if name == "none" else table.load(name, f"show {kind}")
     if kind == "attacks":
-        say(attack.attack_words(found))
+        say(attack.attack_words(name))
     declared = declaration(found)
     if hasattr(found, ATTRIBUTE):
         say(

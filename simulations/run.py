@@ -9,12 +9,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
-from fedveil.client.learning.runtime import client_runtime
+from fedveil.client.learning.runtime import Adversary, client_runtime
 from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
 from fedveil.core.record.record import Record, alone
@@ -36,9 +36,6 @@ from fedveil.simulations.engine.workers import Workers
 from fedveil.simulations.holder import Holder, make_keys_once
 from fedveil.simulations.result import Result
 
-if TYPE_CHECKING:
-    pass
-
 CLIENTS = "checkpoint/clients"  # in a record: what clients keep between rounds
 
 
@@ -51,6 +48,7 @@ def run(
     command: Sequence[str] = (),
     start: Mapping[str, np.ndarray] | None = None,
     plots: bool = True,
+    adversary: Adversary | None = None,
 ) -> Result:
     """Run an experiment to its end, or go on with the one in the folder `resume`.
 
@@ -58,6 +56,8 @@ def run(
     display: shows progress; nothing is shown without it
     start: weights to begin with, float32 by name; those that the seed gives without it
     plots: draw them at the end
+    adversary: sees and may change all contributions of a cohort after training, before they are transformed and protected;
+        it is no setting, and a resumed run is given it again
     Raises SettingsError and DataError before anything is written; TrainingError, Interrupted, and FedveilError where the
     disk is full, with every whole round kept in the record.
 
@@ -68,11 +68,11 @@ def run(
     if resume is not None and out is not None:
         raise SettingsError("a resumed run goes on in its own folder; give either `resume` or `out`")
     if resume is None:
-        return _run(resolve(experiment), None, out, display, command, start, plots)
+        return _run(resolve(experiment), None, out, display, command, start, plots, adversary)
     folder = Path(resume)
     recorded = _resumed(experiment, folder)
     with alone(folder):
-        return _run(recorded, Record(folder), None, display, command)
+        return _run(recorded, Record(folder), None, display, command, adversary=adversary)
 
 
 def resume(
@@ -107,6 +107,7 @@ def _run(
     command: Sequence[str],
     start: Mapping[str, np.ndarray] | None = None,
     plots: bool = True,
+    adversary: Adversary | None = None,
 ) -> Result:
     """Run an experiment that is resolved; `earlier`: the record to go on with, which this process alone writes."""
     import pandas as pd
@@ -120,6 +121,10 @@ def _run(
             check_fit(federation.network, from_numpy(start))
             federation.state.parameters = dict(start)
         engine, why = choose(federation)
+    if adversary and engine == "ray":
+        raise SettingsError(
+            "engine = 'ray': computes one client at a time, and an adversary sees a cohort; use engine = 'auto'"
+        )
     federation.experiment = federation.experiment.override({"engine": engine})
     if earlier and goes_on:
         _check_rounds(resumable(earlier.folder), federation, earlier.folder)
@@ -134,7 +139,7 @@ def _run(
             keys = make_keys_once(federation, record)
             federation.protect(keys / "server" if keys else None)
             with quiet_flower(), _stop_on_interrupt() as stopped:
-                _compute(federation, record, show, why, stopped.is_set, str(keys or ""))
+                _compute(federation, record, show, why, stopped.is_set, str(keys or ""), adversary)
             if plots:
                 draw(federation, record)
     except (Interrupted, KeyboardInterrupt):
@@ -165,7 +170,13 @@ def _run(
 
 
 def _compute(
-    federation: Federation, record: Record, show: Display, why: str, stop: Callable[[], bool], keys: str
+    federation: Federation,
+    record: Record,
+    show: Display,
+    why: str,
+    stop: Callable[[], bool],
+    keys: str,
+    adversary: Adversary | None,
 ) -> None:
     """Run the rounds that are left on the experiment's engine; `keys`: the folder of the run's keys, where it has any."""
     experiment = federation.experiment
@@ -174,7 +185,7 @@ def _compute(
     witness = Witness() if here else None
     states = DiskStates(record.path(CLIENTS), federation.state.client_index)
     federation.state.clients = states
-    runtime = client_runtime(settings, keys, states=states, witness=witness)
+    runtime = client_runtime(settings, keys, states=states, witness=witness, adversary=adversary)
     holder = Holder(federation, record, runtime.homomorphic(0), witness)
     if federation.protection is not None:
         holder.describe()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from pydantic import GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from fedveil.core.catalog import DATASETS, DEFENCES, MODELS, PARTITIONS, PROTECTIONS, STRATEGIES, Table
+from fedveil.core.catalog import ATTACKS, DATASETS, DEFENCES, MODELS, PARTITIONS, PROTECTIONS, STRATEGIES, Table
 from fedveil.core.declaration import Declaration
 from fedveil.core.errors import SettingsError, nearest
 from fedveil.core.settings.explanations import SAID, explain
@@ -195,3 +195,9 @@ class DefenceChoice(Choice):
     """`privacy.defence`: what a client does to its own update."""
 
     table, key, prefix, default = DEFENCES, "privacy.defence", "privacy.defence", "none"
+
+
+class AttackChoice(Choice):
+    """`attack`: what an observer recovers; an experiment has none, `fedveil attack` names it."""
+
+    table, key, prefix, default = ATTACKS, "attack", "attack", "words"

@@ -41,7 +41,7 @@ LACKS: dict[Need, str] = {
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack, as its line in `core/parts.py` names it.
+    """An attack, as its line in `core/catalog.py` names it; with settings of its own it is a part `(settings) -> Attack`.
 
     run: (observation, what is known, a stream for its random choices) -> what it recovers:
         words: dict of word id -> how often (int; 1 where it cannot count); sentence: list of word ids in order;

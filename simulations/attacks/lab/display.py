@@ -48,7 +48,8 @@ def progress(console: Console | None, name: str) -> Iterator[Callable[[int, int]
 
 def show(outcome: Outcome, console: Console) -> None:
     """The threat model, some answers, and the scores."""
-    console.print(f"attack   {outcome.attack} on {outcome.experiment.name}", highlight=False, markup=False)
+    own = "".join(f", {key} = {value}" for key, value in outcome.settings.items())
+    console.print(f"attack   {outcome.attack} on {outcome.experiment.name}{own}", highlight=False, markup=False)
     console.print(f"observer {OBSERVERS[outcome.observer].knows}", highlight=False, markup=False, soft_wrap=True)
     if outcome.refused:
         console.print(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedveil.core.catalog import ATTACKS
+from fedveil.core.declaration import declares
 from fedveil.core.errors import SettingsError
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import AttackChoice
 from fedveil.core.settings.experiment import Experiment
 from fedveil.models.computing import one_thread
 from fedveil.simulations.attacks.lab.attack import Attack, refusal
@@ -37,6 +39,7 @@ class Outcome:
     """What an attack reached.
 
     scores, baselines: of each trial, by the metric's name; the first metric is the one that is quoted
+    settings: the attack's own, by name
     refused: why it could not be run at all, and scores are those of guessing; None where it was
     warning: what was known beforehand to spoil it
     """
@@ -45,6 +48,7 @@ class Outcome:
     recovers: str
     observer: str
     experiment: Experiment
+    settings: Mapping[str, Any] = field(default_factory=dict)
     scores: list[Score] = field(default_factory=list)
     baselines: list[Score] = field(default_factory=list)
     shown: list[Shown] = field(default_factory=list)
@@ -66,6 +70,7 @@ class Outcome:
         """What `--json` prints."""
         return {
             "attack": self.attack,
+            "settings": dict(self.settings),
             "observer": self.observer,
             **self.mean(),
             "baseline": self.mean(baseline=True)[self.metric],
@@ -77,9 +82,16 @@ class Outcome:
         }
 
 
-def find_attack(name: str) -> Attack:
-    """The attack called `name`, or a user's own, package.module:object; raise SettingsError where there is none."""
-    found = ATTACKS.load(name, "attack")
+def find_attack(name: str, settings: Mapping[str, Any] | None = None) -> Attack:
+    """The attack called `name`, or a user's own, package.module:object; `settings`: its own, by name.
+
+    It is an `Attack`; or, where it has settings, a part `(settings) -> Attack`.
+    Raise SettingsError where there is none, or its settings cannot be used.
+    """
+    choice = AttackChoice(name, **(settings or {}))
+    found = choice.load()
+    if declares(found):
+        found = found(choice.settings)
     if not isinstance(found, Attack):
         raise SettingsError(f"attack: '{name}' is a {type(found).__name__}, where an Attack belongs")
     return found
@@ -89,6 +101,7 @@ def attack(
     name: str,
     experiment: Experiment,
     *,
+    settings: Mapping[str, Any] | None = None,
     observer: str | None = None,
     trials: int = 50,
     after: int = 0,
@@ -100,12 +113,13 @@ def attack(
 ) -> Outcome:
     """Run an attack on victims of an experiment, or on what was captured of the run in `against`.
 
+    settings: the attack's own, by name
     observer: whose eyes it has, a name of OBSERVERS; the server's without it, or those that the attack needs
     trials: at least so many, on an experiment; after: rounds of `warm`, the experiment itself without it, that are trained before
     asked: keys of settings that the user chose; room: where runs lie that other attacks look at too
     Raises SettingsError where the attack, the observer or the settings cannot be used, or do not fit each other.
     """
-    chosen = find_attack(name)
+    chosen, choice = find_attack(name, settings), AttackChoice(name, **(settings or {}))
     observer = observer or ("malicious-server" if chosen.craft else "server")
     if find_observer(observer).crafts and chosen.craft is None:
         raise SettingsError(f"attack '{name}': makes up no model; take another observer than '{observer}'")
@@ -113,7 +127,8 @@ def attack(
         raise SettingsError(
             f"attack '{name}': needs a server that makes up its model; take --observer malicious-server"
         )
-    outcome = Outcome(name, chosen.recovers, observer, experiment)
+    own = {key: value for key, value in choice.dump().items() if key != "name"}
+    outcome = Outcome(name, chosen.recovers, observer, experiment, own)
     started = time.perf_counter()
     if against is not None:
         found = recorded_trials(Path(against), experiment, chosen, observer)
@@ -121,7 +136,9 @@ def attack(
         outcome.experiment = victims(experiment, chosen, observer, trials, asked)
         start = trained(warm or experiment, after)
         with tempfile.TemporaryDirectory() as folder:
-            found = (room or Room(Path(folder))).trials(outcome.experiment, name, chosen, observer, trials, start)
+            found = (room or Room(Path(folder))).trials(
+                outcome.experiment, repr(choice), chosen, observer, trials, start
+            )
     _try(outcome, chosen, found, progress)
     outcome.seconds = time.perf_counter() - started
     return outcome

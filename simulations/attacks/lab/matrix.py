@@ -7,12 +7,14 @@ import io
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from fedveil.core.declaration import declares
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.published.sources import status
@@ -193,6 +195,10 @@ def _own(name: str) -> Row | Column:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise SettingsError(f"--with {name}: cannot be loaded ({error}); it must be package.module:object") from None
+    if (
+        declares(found) and len(signature(found).parameters) == 1
+    ):  # an attack with settings; a defence takes an update too
+        found = find_attack(name)
     if isinstance(found, Attack):
         preset = "mnist-mlp" if found.recovers in ("images", "labels", "members") else "sms-lstm"
         return Row(attribute, name, preset, OVERFIT if found.recovers == "members" else {})
