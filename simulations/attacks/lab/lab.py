@@ -25,7 +25,7 @@ SHOWN = 8  # trials whose answers are kept to be shown
 
 @dataclass(frozen=True)
 class Shown:
-    """A trial whose answer people look at."""
+    """A trial whose answer is shown to people."""
 
     trial: Trial
     found: Any
@@ -34,10 +34,10 @@ class Shown:
 
 @dataclass
 class Outcome:
-    """What an attack reached.
+    """The result of an attack over its trials.
 
-    scores, baselines: of each trial, by the metric's name; the first metric is the one that is quoted
-    refused: why it could not be run at all, and scores are those of guessing; None where it was
+    scores, baselines: of the attack and of guessing in each trial, by the metric's name; the first metric is quoted
+    refused: why the attack could not be run, where scores are those of guessing; None where it was run
     warning: what was known beforehand to spoil it
     """
 
@@ -54,16 +54,16 @@ class Outcome:
 
     @property
     def metric(self) -> str:
-        """The quoted metric's name."""
+        """The name of the quoted metric."""
         return next(iter(self.scores[0]))
 
     def mean(self, baseline: bool = False) -> Score:
-        """The mean of each metric over the trials."""
+        """Return the mean of each metric over the trials."""
         rows = self.baselines if baseline else self.scores
         return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return {
             "attack": self.attack,
             "observer": self.observer,
@@ -78,7 +78,7 @@ class Outcome:
 
 
 def find_attack(name: str) -> Attack:
-    """The attack called `name`, or a user's own, package.module:object; raise SettingsError where there is none."""
+    """Load the attack called `name`, or a user's package.module:object; raise SettingsError where there is none."""
     found = ATTACKS.load(name, "attack")
     if not isinstance(found, Attack):
         raise SettingsError(f"attack: '{name}' is a {type(found).__name__}, where an Attack belongs")
@@ -100,9 +100,10 @@ def attack(
 ) -> Outcome:
     """Run an attack on victims of an experiment, or on what was captured of the run in `against`.
 
-    observer: whose eyes it has, a name of OBSERVERS; the server's without it, or those that the attack needs
-    trials: at least so many, on an experiment; after: rounds of `warm`, the experiment itself without it, that are trained before
-    asked: keys of settings that the user chose; room: where runs lie that other attacks look at too
+    observer: a name of OBSERVERS; without it `server`, or `malicious-server` for an attack that crafts a model
+    trials: the least number of trials on an experiment
+    after: rounds that are trained before; warm: the experiment of these rounds, the attacked one without it
+    asked: keys of settings that the user chose; room: holds runs that several attacks observe
     Raises SettingsError where the attack, the observer or the settings cannot be used, or do not fit each other.
     """
     chosen = find_attack(name)
@@ -128,7 +129,7 @@ def attack(
 
 
 def _try(outcome: Outcome, chosen: Attack, trials: Sequence[Trial], progress: Callable[[int, int], None]) -> None:
-    """Run all trials, and score them and guessing."""
+    """Run all trials; score their answers and guessing."""
     score = SCORES[chosen.recovers]
     for trial in trials[:1]:
         unsuited = chosen.suits(trial.known)
@@ -161,7 +162,7 @@ def _try(outcome: Outcome, chosen: Attack, trials: Sequence[Trial], progress: Ca
 
 
 def _together(chosen: Attack, trials: Sequence[Trial], streams: Sequence[Stream]) -> dict[int, Any]:
-    """The answers to all trials that know the same, computed together; by the trial's number."""
+    """Compute the answers of trials with the same prior knowledge at once; return all by the trial's number."""
     assert chosen.many is not None
     groups: dict[int, list[int]] = {}
     for number, trial in enumerate(trials):
@@ -176,7 +177,7 @@ def _together(chosen: Attack, trials: Sequence[Trial], streams: Sequence[Stream]
 
 
 def fitting(experiment: Experiment, observer: str | None = None) -> list[str]:
-    """Names of the attacks that suit the experiment's data and network, and that this observer could run."""
+    """Return the names of the attacks that suit the experiment's data and network, and that this observer could run."""
     known = Bench.of(experiment).known
     crafts = OBSERVERS[observer or "server"].crafts
     found = {name: find_attack(name) for name in ATTACKS}
