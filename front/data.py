@@ -17,7 +17,7 @@ app = typer.Typer(help="Data sets: where they are, fetching, checking, and who h
 
 @app.command("list")
 def data_list(data_dir: DataDir = None) -> None:
-    """Say of each data set whether it is here, and where."""
+    """List the data sets, whether each is on this machine, and where."""
     use_data_dir(data_dir)
     from rich.table import Column, Table
 

@@ -52,7 +52,7 @@ def craft(parameters: Parameters, known: Known, stream: Stream) -> Parameters:
 
 
 def recover(observation: Observation, known: Known, _stream: Stream) -> np.ndarray:
-    """Return the mean image of each used bin, float32 [m, *shape]: the clearest, at most as many as there are images."""
+    """Return the mean image of each used bin, float32 [m, *shape]: the clearest, no more than there are images."""
     assert observation.update is not None  # what is seen here is weights
     assert observation.before is not None
     first, _ = _dense(known.network)
