@@ -24,7 +24,7 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.remote import vocabulary
 
 CLIENTS = 3
-ROUNDS, BARE_ROUNDS = 12, 6  # of which the first, and of FedVeil's the last, are not counted
+ROUNDS, BARE_ROUNDS = 12, 6  # the first round is not counted, nor is FedVeil's last one
 PARTS = ("push", "dispatch", "start", "training", "upload", "aggregation")
 SAID = {"round_s": "seconds a round", "wire_ratio": "bytes on the wire, of the ledger's"}
 
@@ -51,7 +51,7 @@ JOBS = (
 
 @dataclass(frozen=True)
 class Target:
-    """`quantity` (of SAID) of a job is to be at most `most`."""
+    """A target: a job's `quantity`, a key of SAID, is at most `most`."""
 
     job: str
     quantity: str

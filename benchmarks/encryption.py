@@ -39,7 +39,7 @@ SAID = {
 
 @dataclass(frozen=True)
 class Target:
-    """`quantity` (of SAID) of a row is to be at most `most`."""
+    """A target: a row's `quantity`, a key of SAID, is at most `most`."""
 
     row: str
     quantity: str

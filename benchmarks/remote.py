@@ -53,7 +53,7 @@ def _serve(connection: Connection, make: Callable[..., Any], arguments: tuple[An
     gc.collect()
     forget = Path("/proc/self/clear_refs")
     if forget.exists():
-        forget.write_text("5")  # starts the peak anew
+        forget.write_text("5")  # resets the peak
     before = peak_mb()
     while (asked := connection.recv()) is not None:
         method, given = asked

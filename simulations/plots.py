@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # the palette of Okabe and Ito, which all readers can tell apart, in print too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MOST_BARS = 60  # clients at most that are drawn as one bar each
-MOST_ROWS = 1000  # clients at most that are drawn as columns of a heat map
+MOST_BARS = 60  # limit on clients that are drawn as one bar each
+MOST_ROWS = 1000  # limit on clients that are drawn as columns of a heat map
 STYLE: Any = {
     "figure.dpi": 150,
     "savefig.dpi": 200,

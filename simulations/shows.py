@@ -13,7 +13,7 @@ from fedveil.datasets.federated import Federated
 from fedveil.datasets.splits import evenly
 
 MOST_ROWS = 20
-MOST_MADE = 1000  # clients at most that make their examples for the summary
+MOST_MADE = 1000  # limit on clients that make their examples for the summary
 
 
 def partition_table(experiment: Experiment, federated: Federated) -> RenderableType:

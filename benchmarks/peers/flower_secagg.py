@@ -150,7 +150,7 @@ def _ring(clients: int, shares: int) -> list[set[int]]:
 
 
 def measure(size: int, clients: int, shares: int, threshold: int, drop_outs: float) -> dict[str, Any]:
-    """Measure CPU seconds and bytes of a round, and the server's again after a share `drop_outs` of clients dropped out.
+    """Measure CPU seconds and bytes of a round, and the server's again with a share `drop_outs` of clients dropped.
 
     Raises ValueError where a mean is not that of the remaining clients.
     """

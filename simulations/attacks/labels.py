@@ -16,7 +16,7 @@ from fedveil.simulations.attacks.lab.attack import Attack
 from fedveil.simulations.attacks.lab.observation import Known, Observation, Parameters
 
 MADE_UP = 512  # made-up examples for the network, where no auxiliary ones are known
-ROUNDS = 50  # iterations at most of counts and the probabilities that follow from them
+ROUNDS = 50  # limit on iterations of counts and the probabilities that follow from them
 
 
 def read(observation: Observation, known: Known, stream: Stream) -> np.ndarray:

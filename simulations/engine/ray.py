@@ -34,7 +34,7 @@ from fedveil.server.nodes import ClientGrid
 from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.engine.grid import where
 
-POLL = 0.02  # seconds between looks for replies
+POLL = 0.02  # seconds between polls for replies
 
 
 def check_ray(workers: int | None) -> None:
@@ -145,7 +145,7 @@ def _backend(workers: int | None, gpu: bool) -> dict[str, Any]:
         import torch
 
         count = workers or os.cpu_count() or 1
-        resources["num_gpus"] = int(1e4 * min(1.0, torch.cuda.device_count() / count)) / 1e4  # Ray has four digits
+        resources["num_gpus"] = int(1e4 * min(1.0, torch.cuda.device_count() / count)) / 1e4  # Ray keeps 4 digits
     return {"init_args": start, "client_resources": resources}
 
 

@@ -92,7 +92,7 @@ class Workers:
         self._unheld = self._references()
         gc.collect()
         if self._froze:
-            gc.freeze()  # spares later collections what exists now, and the processes copies of it
+            gc.freeze()  # later collections skip what exists now, so that the processes do not copy it
         if not shared:
             return
         fork = multiprocessing.get_context("fork")

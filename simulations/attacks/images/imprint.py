@@ -53,7 +53,7 @@ def craft(parameters: Parameters, known: Known, stream: Stream) -> Parameters:
 
 def recover(observation: Observation, known: Known, _stream: Stream) -> np.ndarray:
     """Return the mean image of each used bin, float32 [m, *shape]: the clearest, no more than there are images."""
-    assert observation.update is not None  # what is seen here is weights
+    assert observation.update is not None  # `needs` asks for it
     assert observation.before is not None
     first, _ = _dense(known.network)
     sent, change = observation.before[f"{first}.weight"], observation.update[f"{first}.weight"]  # [units, pixels]

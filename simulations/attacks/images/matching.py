@@ -174,7 +174,7 @@ def work_of(observation: Observation) -> Work:
 
 def descent(observation: Observation) -> Parameters:
     """Return what was seen in a gradient's direction: a gradient itself, or the weights before less those after."""
-    assert observation.update is not None  # every attack that comes here needs it
+    assert observation.update is not None  # the `needs` of every caller ask for it
     sign = 1.0 if observation.kind == "gradient" else -1.0
     return {name: sign * array for name, array in observation.update.items()}
 

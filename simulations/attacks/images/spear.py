@@ -24,10 +24,10 @@ from fedveil.simulations.attacks.lab.observation import Known, Observation
 
 DRAWS = 1024  # submatrices at once
 MOST_DRAWS = 64 * DRAWS
-MANY = 12  # images at most for which MOST_DRAWS suffice
+MANY = 12  # limit on images for which MOST_DRAWS suffice
 SURE = 6.0  # times the rounding error, above which a value is no zero
-KEPT = 128  # directions at most, those with the most zeros
-EXTRA = 2  # least zeros of a direction beyond those it was made for
+KEPT = 128  # limit on directions, of which those with the most zeros stay
+EXTRA = 2  # zeros that a direction must have beyond those it was made for
 SAME = 1 - 1e-4  # cosine above which two directions are the same
 APART = 1e-3  # least singular value of directions that count as independent
 # share of D whose zeros are where the network's ReLUs are off, from which on the batch is accepted

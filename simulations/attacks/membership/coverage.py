@@ -14,7 +14,7 @@ from fedveil.simulations.attacks.lab.attack import Attack
 from fedveil.simulations.attacks.lab.observation import Known, Observation
 from fedveil.simulations.attacks.words.words import suits
 
-CROWDED = 2000  # texts whose words together hold most words of others
+CROWDED = 2000  # texts, above which their words cover most other texts
 STILL = 0.02  # chance that a trained word's row stands still: a small step is lost to float32's rounding
 
 
@@ -29,7 +29,7 @@ def by_coverage(observation: Observation, known: Known, _stream: Stream) -> np.n
     assert known.candidates is not None
     assert observation.examples is not None
     table = words.find(observation.before, known.task.vocabulary_size)
-    assert table is not None  # `suits`
+    assert table is not None  # `suits` has checked it
     has_moved = np.zeros(len(observation.before[table]), dtype=bool)
     has_moved[words.moved(observation.before[table], observation.update[table])] = True
     moved_anyway = chance(known.auxiliary or known.candidates, len(has_moved), observation.examples)

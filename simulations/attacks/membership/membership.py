@@ -2,8 +2,8 @@
 
 The scores are the loss (Yeom et al. 2018, "Privacy Risk in Machine Learning", section 3.2), how much training lowered
 it, and the cosine of the example's gradient with the update (after Nasr et al. 2019, "Comprehensive Privacy Analysis of
-Deep Learning", section III, who feed such gradients to a network). They are of the local model for one client's update,
-and of the global model for an aggregate.
+Deep Learning", section III, who feed such gradients to a network). For one client's update the model is the local one,
+for an aggregate the global one.
 """
 
 from __future__ import annotations
