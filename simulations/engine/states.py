@@ -40,7 +40,7 @@ class DiskStates:
                 self._slabs[key] = _Slab(folder / key, layout, dict(array.tolist()))
 
     def get(self, client: int, key: StateKey) -> State | None:
-        """Return a copy of a client's state, or None."""
+        """Return a client's state, a copy of it where it is durable, or None."""
         if not key.durable:
             return self._session.get((client, key.name))
         slab = self._slabs.get(key.name)
