@@ -21,7 +21,6 @@ EXPONENT = 0x7C00  # exponent bits of a float16, all set where it is not finite
 LEVELS = 127  # of each sign
 NPY = b"\x93NUMPY\x01\x00"  # how a file of `np.save` begins
 
-Parameters = dict[str, np.ndarray]
 Arrays = Mapping[str, np.ndarray]
 
 
