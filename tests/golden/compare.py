@@ -304,6 +304,9 @@ def main(words: Sequence[str] | None = None) -> int:
     sides = {label: python.absolute() for label, python in pythons.items() if python}
     if not sides or (asked.write and "old" not in sides):
         parser.error("name a Python by --old or --new; --write needs --old")
+    for label, python in sides.items():
+        if not python.is_file():
+            parser.error(f"--{label} {python}: there is no such file")
     runs = chosen(asked.only, console)
     if not runs:
         sys.exit("nothing to compare")
