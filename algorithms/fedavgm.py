@@ -23,7 +23,7 @@ class FedAvgM(Section):
 def apply(settings: FedAvgM, state: State, model: Arrays, mean: Arrays) -> tuple[State, Arrays]:
     """Step by SGD with momentum: v <- beta v + (w - mean), w <- w - eta v; float32.
 
-    v begins as the first difference, not as zero, which would change the sign of a zero.
+    v starts as the first difference: adding it to a v of zero would change the sign of a zero.
     """
     beta, eta = settings.momentum, settings.learning_rate
     if beta == 0 and eta == 1:
@@ -38,5 +38,5 @@ def apply(settings: FedAvgM, state: State, model: Arrays, mean: Arrays) -> tuple
 
 @part(FedAvgM, needs="mean", why="it computes with the mean of the weights")
 def fedavgm(settings: FedAvgM, _: Experiment) -> Algorithm:
-    """FedAvgM: SGD with momentum on the server."""
+    """Return FedAvgM: SGD with momentum on the server."""
     return Algorithm(rule=mean, init=stateless, apply=partial(apply, settings))

@@ -1,7 +1,7 @@
 """FedAdam, FedYogi and FedAdagrad: Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 2.
 
-With D the mean of the weights minus the model: m <- beta_1 m + (1 - beta_1) D, v as each of them says,
-w <- w + eta m / (sqrt(v) + tau).
+With D the mean of the weights minus the model: m <- beta_1 m + (1 - beta_1) D, w <- w + eta m / (sqrt(v) + tau). The
+three differ in v.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def init(model: Arrays) -> State:
 def adam(settings: FedAdam, state: State, model: Arrays, mean: Arrays) -> tuple[State, Arrays]:
     """Step by Adam: v <- beta_2 v + (1 - beta_2) D^2.
 
-    As Flower does, and Reddi et al. do not, eta is corrected for the moments' bias (Kingma and Ba 2015, section 2), with t + 1
-    in the place of t; NumPy's powers make it float64, and so the step.
+    As in Flower but not in Reddi et al., eta is corrected for the moments' bias (Kingma and Ba 2015, section 2), with
+    t + 1 in place of t. NumPy's powers make eta float64, and so the result.
     """
     beta_1, beta_2, t = settings.beta_1, settings.beta_2, state["t"] + 1
     difference, m = _first_moment(beta_1, state, model, mean)
@@ -87,17 +87,17 @@ def _step(model: Arrays, eta: Any, m: Arrays, v: Arrays, tau: float) -> Arrays:
 
 @part(FedAdam, needs="mean", why=WHY)
 def fedadam(settings: FedAdam, _: Experiment) -> Algorithm:
-    """FedAdam: Adam on the server."""
+    """Return FedAdam: Adam on the server."""
     return Algorithm(rule=mean, init=init, apply=partial(adam, settings))
 
 
 @part(FedAdam, needs="mean", why=WHY)
 def fedyogi(settings: FedAdam, _: Experiment) -> Algorithm:
-    """FedYogi: Yogi on the server."""
+    """Return FedYogi: Yogi on the server."""
     return Algorithm(rule=mean, init=init, apply=partial(yogi, settings))
 
 
 @part(FedAdagrad, needs="mean", why=WHY)
 def fedadagrad(settings: FedAdagrad, _: Experiment) -> Algorithm:
-    """FedAdagrad: Adagrad on the server."""
+    """Return FedAdagrad: Adagrad on the server."""
     return Algorithm(rule=mean, init=init, apply=partial(adagrad, settings))

@@ -11,7 +11,7 @@ from fedveil.core.settings.section import NoSettings
 
 
 def check(_: NoSettings, experiment: Experiment) -> None:
-    """Raise SettingsError where mu is zero, which is FedAvg."""
+    """Raise SettingsError where mu is 0, with which FedProx is FedAvg."""
     if experiment.training.proximal_mu == 0:
         raise SettingsError(
             "federation.strategy = 'fedprox': with training.proximal_mu = 0 it is fedavg; set training.proximal_mu, 0.01 say"
@@ -20,5 +20,5 @@ def check(_: NoSettings, experiment: Experiment) -> None:
 
 @part(needs="sum", check=check)
 def fedprox(_: NoSettings, experiment: Experiment) -> Algorithm:
-    """FedProx: FedAvg whose clients add mu/2 |w - w_global|^2 to their loss; mu is `training.proximal_mu`."""
+    """Return FedProx: FedAvg whose clients add mu/2 |w - w_global|^2 to their loss; mu is `training.proximal_mu`."""
     return Algorithm(rule=mean, config={"proximal-mu": experiment.training.proximal_mu})

@@ -1,4 +1,4 @@
-"""`fedveil attack`: what an observer learns from an experiment or a recorded run, beside what guessing gives."""
+"""`fedveil attack`: measure what an observer learns from an experiment or a recorded run, beside guessing."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def attack(
         experiment = resumable(against, "--against")
     else:
         experiment = experiment_of(preset or DEFAULTS.get(str(name), "digits"), assignments, seed)
-    # the size of a victim's batch is no way to train a model before
+    # the batch size of victims is not for the rounds that are trained before
     others = [word for word in assignments or [] if not word.startswith("training.batch_size")]
     warm = experiment_of(preset or DEFAULTS.get(str(name), "digits"), others, seed) if after else None
     from fedveil.simulations.attacks.lab.display import progress, show
@@ -125,7 +125,7 @@ def _own_settings(assignments: list[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def list_attacks(console: Console) -> None:
-    """What each attack recovers, needs to see, costs, and who found it; and whose eyes it may have."""
+    """Print what each attack recovers, needs to see, costs and cites, and what each observer sees."""
     from rich.table import Table
 
     from fedveil.core.catalog import ATTACKS
@@ -152,7 +152,7 @@ def attack_words(name: str) -> str:
 
 
 def _matrix(quick: bool, more: list[str], seed: int, out: Path | None, console: Console | None, as_json: bool) -> None:
-    """`fedveil attack matrix`."""
+    """Run `fedveil attack matrix`."""
     import time
 
     from fedveil.core.record.record import write_atomically
@@ -169,7 +169,7 @@ def _matrix(quick: bool, more: list[str], seed: int, out: Path | None, console: 
             )
 
     cells = matrix.measure(quick=quick, more=more, seed=seed, progress=tell)
-    # pictures and texts of what is out without protection; the heat map says what is left of it
+    # the page shows what was recovered without protection; the heat map has the other columns too
     open_to_all = [cell.outcome for cell in cells if cell.outcome is not None and cell.column == cells[0].column]
     page = write_report(folder, open_to_all, matrix.picture(cells))
     write_atomically(folder / "matrix.csv", matrix.as_csv(cells))

@@ -21,10 +21,13 @@ from fedveil.server.rounds.strategy import Strategy
 
 
 class AlgorithmStrategy:
-    """An algorithm over uniformly drawn cohorts."""
+    """An algorithm with uniformly drawn cohorts."""
 
     def __init__(self, algorithm: Algorithm, cohort: int, evaluators: int, metrics: MetricSet) -> None:
-        """`cohort`, `evaluators`: clients that a round asks to train, and to evaluate; `metrics`: what the latter tell."""
+        """Combine an algorithm with the drawing of clients.
+
+        cohort, evaluators: clients that a round asks to train, and to evaluate; metrics: of evaluations
+        """
         self.reports = algorithm.reports
         self._algorithm, self._cohort, self._evaluators, self._metrics = algorithm, cohort, evaluators, metrics
         self._state: State | None = None
@@ -32,7 +35,7 @@ class AlgorithmStrategy:
     def train_messages(
         self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, stream: Stream
     ) -> list[Message]:
-        """Ask a cohort, which is also told what the algorithm has to say."""
+        """Return messages to a drawn cohort, with the algorithm's settings."""
         nodes = draw(cast(Sequence[int], grid.get_node_ids()), self._cohort, stream, "sampling")
         return _messages(nodes, MessageType.TRAIN, number, model, {**config, **self._algorithm.config})
 
@@ -45,27 +48,27 @@ class AlgorithmStrategy:
     def evaluate_messages(
         self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, stream: Stream
     ) -> list[Message]:
-        """Ask clients drawn for it alone."""
+        """Return messages to clients drawn for evaluation."""
         nodes = draw(cast(Sequence[int], grid.get_node_ids()), self._evaluators, stream, "evaluation sampling")
         return _messages(nodes, MessageType.EVALUATE, number, model, config)
 
     def scores(self, number: int, replies: list[Message]) -> Mapping[str, float] | None:
-        """Merge what the clients counted."""
+        """Merge the clients' scores."""
         return merged_scores(self._metrics, [reply.content for reply in replies])
 
     def kept(self) -> Mapping[str, Any]:
-        """The server optimiser's state."""
+        """Return the server optimiser's state."""
         return self._state or {}
 
     def restore(self, kept: Mapping[str, Any]) -> None:
-        """Go on with this state; with a new one where none was kept."""
+        """Restore a state; start with a new one where none was kept."""
         self._state = kept or None
 
 
 def make(experiment: Experiment, metrics: MetricSet) -> Strategy:
-    """Return the strategy that an experiment names: an algorithm, or a Flower strategy of the user's own.
+    """Return the strategy that an experiment names: an algorithm, or a user's own Flower strategy.
 
-    metrics: what evaluating clients tell
+    metrics: of evaluations
     """
     chosen, cohort = experiment.federation.strategy, experiment.federation.cohort
     found = chosen.load()
@@ -78,6 +81,6 @@ def make(experiment: Experiment, metrics: MetricSet) -> Strategy:
 def _messages(
     nodes: Sequence[int], kind: str, number: int, model: ArrayRecord, config: Mapping[str, Any]
 ) -> list[Message]:
-    """Messages of one content to all nodes: engines compute together what shares it."""
+    """Return messages with one shared content to all nodes: engines compute messages that share it together."""
     content = RecordDict({ARRAYS: model, CONFIG: ConfigRecord({**config, ROUND: number})})
     return [Message(content, dst_node_id=node, message_type=kind) for node in nodes]

@@ -50,7 +50,7 @@ def run(
     plots: bool = True,
     adversary: Adversary | None = None,
 ) -> Result:
-    """Run an experiment to its end, or go on with the one in the folder `resume`.
+    """Run an experiment to its end, or resume the run in the folder `resume`.
 
     out: a new folder for the record; runs/NAME-TIMESTAMP without it
     display: shows progress; nothing is shown without it
@@ -83,13 +83,13 @@ def resume(
     display: Display | None = None,
     command: Sequence[str] = (),
 ) -> Result:
-    """Go on with the run in a folder, with its own settings; a finished one gives its result again.
+    """Resume the run in a folder with its recorded settings; a finished run gives its result again.
 
-    rounds: how many it has now, more than were done; a finished run goes on too. Its rows and bytes are those of a run that
-        had so many from the start, except that its old last round was evaluated
+    rounds: the new number of rounds, above those that were done, for a finished run too. Rows and bytes are those of a
+        run that had this number from the start, except that the old last round was evaluated
     workers: processes that compute
-    Raises SettingsError where it cannot go on, or where rounds were done and the learning rate follows their number
-    (`training.schedule` cosine); else what `run` raises.
+    Raises SettingsError where the run cannot go on, or where rounds were done and the learning rate depends on their
+    number (`training.schedule` cosine); otherwise what `run` raises.
     """
     folder = Path(folder)
     experiment = _resumed(resumable(folder).override({"workers": workers}), folder)
@@ -109,7 +109,7 @@ def _run(
     plots: bool = True,
     adversary: Adversary | None = None,
 ) -> Result:
-    """Run an experiment that is resolved; `earlier`: the record to go on with, which this process alone writes."""
+    """Run a resolved experiment; `earlier`: the record to resume, which only this process writes."""
     import pandas as pd
 
     from fedveil.simulations.plots import draw
@@ -150,7 +150,7 @@ def _run(
         ) from None
     except OSError as error:
         if record.folder not in Path(error.filename or "").parents:
-            raise  # not of the record's making
+            raise  # it is not about a file of the record
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise FedveilError(
             f"{error.filename} cannot be written: {error.strerror or error}\n"
@@ -178,7 +178,7 @@ def _compute(
     keys: str,
     adversary: Adversary | None,
 ) -> None:
-    """Run the rounds that are left on the experiment's engine; `keys`: the folder of the run's keys, where it has any."""
+    """Run the remaining rounds on the experiment's engine; `keys`: the folder of the run's keys, empty without any."""
     experiment = federation.experiment
     settings = experiment.toml()
     here = federation.protection is not None and experiment.engine != "ray"
@@ -212,7 +212,7 @@ def _compute(
 
 
 def _resumed(experiment: Experiment, folder: Path) -> Experiment:
-    """The experiment of the run in a folder, which must be the one given; raise SettingsError where it cannot go on."""
+    """Return the recorded experiment, which must be the one given; raise SettingsError where it cannot go on."""
     recorded = resumable(folder)
     computing = {key: getattr(recorded, key) for key in ("engine", "device") if getattr(experiment, key) == "auto"}
     asked = experiment.override(computing)
@@ -231,7 +231,7 @@ def _resumed(experiment: Experiment, folder: Path) -> Experiment:
 
 
 def _check_rounds(recorded: Experiment, federation: Federation, folder: Path) -> None:
-    """Raise SettingsError where a run that has done rounds cannot have another number of them."""
+    """Raise SettingsError where the number of rounds of a started run cannot be changed as asked."""
     state, rounds = federation.state, federation.experiment.federation.rounds
     asked = f"fedveil resume {folder} --rounds {rounds}"
     if rounds == recorded.federation.rounds or not state.round:
@@ -251,13 +251,13 @@ def _check_rounds(recorded: Experiment, federation: Federation, folder: Path) ->
 
 
 def _rounds_kept(record: Record) -> int:
-    """The last round of the record's checkpoint: a run may have been stopped while it wrote a newer one."""
+    """Return the round of the last whole checkpoint, as a run may be stopped while it writes a newer one."""
     return load_state(record)[0].round if begun(record) else 0
 
 
 @contextmanager
 def quiet_flower() -> Iterator[None]:
-    """Flower logs each step of each round; the record and the display say the same."""
+    """Log only Flower's errors within the block, as the record and the display tell the steps of each round."""
     logger = logging.getLogger("flwr")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -269,7 +269,7 @@ def quiet_flower() -> Iterator[None]:
 
 @contextmanager
 def _stop_on_interrupt() -> Iterator[threading.Event]:
-    """The first Ctrl-C, or SIGTERM as batch systems send it, asks the run to stop; the second stops it at once."""
+    """Yield an event that the first Ctrl-C, or SIGTERM of a batch system, sets; the second ends the run at once."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped  # signals reach the main thread only

@@ -15,10 +15,11 @@ from fedveil.core.settings.section import NoSettings
 
 
 def bulyan_mean(weights: Sequence[Arrays], byzantine: int) -> Arrays:
-    """Return for each weight the mean of the n - 4 f values nearest the median of the n - 2 f updates that Krum selects; float32.
+    """Return the trimmed mean of the n - 2 f updates that Krum selects, float32.
 
-    byzantine: f. As Flower does, Krum selects once; the paper repeats it without those selected before.
-    Raise TrainingError where fewer than 4 f + 3 clients are there.
+    For each weight, it is the mean of the n - 4 f values nearest to the median of the selected updates.
+    byzantine: f. As in Flower, Krum selects all updates at once; in the paper, one after another among those left.
+    Raise TrainingError where there are fewer than 4 f + 3 clients.
     """
     clients = len(weights)
     if clients < 4 * byzantine + 3:
@@ -43,6 +44,6 @@ def check(_: NoSettings, experiment: Experiment) -> None:
 
 @part(needs="each", uses=USES, why="Bulyan compares updates", check=check)
 def bulyan(_: NoSettings, experiment: Experiment) -> Algorithm:
-    """Bulyan: Krum's selection, then a trimmed mean of each weight."""
+    """Return Bulyan: Krum's selection, then a trimmed mean of each weight."""
     liars = experiment.federation.byzantine_clients
     return Algorithm(rule=lambda cohort: bulyan_mean(cohort.weights, liars))

@@ -27,10 +27,11 @@ class MultiKrum(Section):
 
 
 def by_score(weights: Sequence[Arrays], byzantine: int) -> list[int]:
-    """Return the clients' positions from the least score to the largest; a score sums the squared distances to n - f - 2 others.
+    """Return the clients' positions by score, the least first.
 
-    byzantine: f. Distances are |x|^2 + |y|^2 - 2 xy in float32, as in Flower, and so may order near neighbours in another way
-    than exact ones; a client's own is taken to be the first in its row.
+    A client's score is the sum of the squared distances from its update to the n - f - 2 nearest others.
+    byzantine: f. As in Flower, distances are |x|^2 + |y|^2 - 2 xy in float32, so near neighbours may be ordered
+    otherwise than by exact distances. The smallest distance in a client's row is taken to be that to itself.
     """
     flat = np.stack([np.concatenate(list(own.values()), axis=None) for own in weights])  # [n, P]
     norms = np.square(flat).sum(axis=1)
@@ -41,7 +42,7 @@ def by_score(weights: Sequence[Arrays], byzantine: int) -> list[int]:
 
 
 def multikrum_mean(cohort: Cohort, byzantine: int, selected: int) -> Arrays:
-    """Return the mean of the `selected` updates of least score, by examples, summed in the order of their scores."""
+    """Return the mean of the `selected` updates of least score, weighted by examples, summed in the order of scores."""
     chosen = [cohort.contributions[i] for i in by_score(cohort.weights, byzantine)[:selected]]
     return weighted_mean([one.weights for one in chosen], [one.examples for one in chosen])
 
@@ -63,7 +64,7 @@ def check_selected(settings: MultiKrum, experiment: Experiment) -> None:
 
 
 def require_cohort(experiment: Experiment, least: int) -> None:
-    """Raise SettingsError where a cohort is smaller than `least`, which a rule needs against the clients that may lie."""
+    """Raise SettingsError where the cohort is smaller than `least`, the fewest clients that a rule needs."""
     settings = experiment.federation
     if settings.cohort < least:
         raise SettingsError(
@@ -74,13 +75,13 @@ def require_cohort(experiment: Experiment, least: int) -> None:
 
 @part(needs="each", uses=USES, why=WHY, check=check)
 def krum(_: NoSettings, experiment: Experiment) -> Algorithm:
-    """Krum: the one update closest to its neighbours."""
+    """Return Krum: the one update closest to its neighbours."""
     liars = experiment.federation.byzantine_clients
     return Algorithm(rule=lambda cohort: multikrum_mean(cohort, liars, 1))
 
 
 @part(MultiKrum, needs="each", uses=USES, why=WHY, check=check_selected)
 def multikrum(settings: MultiKrum, experiment: Experiment) -> Algorithm:
-    """Multi-Krum: the mean of the updates closest to their neighbours, by examples, where the paper weighs them alike."""
+    """Return Multi-Krum: the mean, weighted by examples unlike the paper's, of the updates closest to neighbours."""
     liars = experiment.federation.byzantine_clients
     return Algorithm(rule=lambda cohort: multikrum_mean(cohort, liars, settings.selected or cohort.size - liars - 2))

@@ -1,4 +1,4 @@
-"""The coordinate-wise median: Yin et al. 2018, "Byzantine-Robust Distributed Learning", definition 1 and algorithm 1."""
+"""The coordinate-wise median: Yin et al. 2018, "Byzantine-Robust Distributed Learning", definition 1, algorithm 1."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def median(weights: Sequence[Arrays]) -> Arrays:
 
 @part(needs="each", why="a median compares updates")
 def fedmedian(_settings: NoSettings, _: Experiment) -> Algorithm:
-    """The median of each weight."""
+    """Return the coordinate-wise median as an algorithm."""
     return Algorithm(rule=lambda cohort: median(cohort.weights))

@@ -23,9 +23,10 @@ class TrimmedMean(Section):
 
 
 def trimmed_mean(weights: Sequence[Arrays], fraction: float) -> Arrays:
-    """Return the mean of each weight over the clients without its `fraction` n least and `fraction` n largest, float32.
+    """Return the mean of each weight over the clients, without its smallest and largest values, float32.
 
-    The number cut off at each end is rounded down in floating point as Flower does: 0.29 of 100 is 28.
+    fraction: the share cut off at each end. As in Flower, the number is rounded down in floating point: 0.29 of 100 is
+        28.
     """
     clients = len(weights)
     cut = int(fraction * clients)
@@ -39,5 +40,5 @@ def trimmed_mean(weights: Sequence[Arrays], fraction: float) -> Arrays:
 
 @part(TrimmedMean, needs="each", why="a trimmed mean compares updates")
 def fedtrimmedavg(settings: TrimmedMean, _: Experiment) -> Algorithm:
-    """The mean of each weight without its extremes."""
+    """Return the coordinate-wise trimmed mean as an algorithm."""
     return Algorithm(rule=lambda cohort: trimmed_mean(cohort.weights, settings.fraction))

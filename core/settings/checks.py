@@ -1,4 +1,4 @@
-"""Combinations of settings that cannot work: refused before anything starts, by the keys and what could be."""
+"""Combinations of settings that cannot work; they are refused before a run starts, with keys and alternatives."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from fedveil.core.catalog import METRICS, PROTECTIONS, STRATEGIES
 from fedveil.core.errors import SettingsError
 from fedveil.core.settings.sections import Settings
 
-ORDER = ("sum", "mean", "each")  # what an aggregation may need to see, less first
+ORDER = ("sum", "mean", "each")  # what a strategy may need to see, from least to most
 
 
 def check_combinations(e: Settings) -> None:
-    """Refuse what each setting allows by itself and together cannot work.
+    """Raise SettingsError where settings that are valid one by one cannot work together.
 
-    A part that another machine's settings name is not imported for it, and is checked when it is used.
+    A user's part in settings from another machine is not imported here; it is checked when it is used.
     """
     for name in e.evaluation.metrics or ():
         METRICS.check(name, "evaluation.metrics")
@@ -67,7 +67,7 @@ def check_combinations(e: Settings) -> None:
 
 
 def _check_protection(e: Settings, refuse: Callable[[bool, str], None]) -> None:
-    """Refuse what cannot work on sums of protected updates."""
+    """Refuse settings that cannot work with protected updates."""
     if not e.privacy.protected:
         return
     protection = e.privacy.protection.name
@@ -89,9 +89,9 @@ def _check_protection(e: Settings, refuse: Callable[[bool, str], None]) -> None:
 
 
 def _check_shown(e: Settings, refuse: Callable[[bool, str], None]) -> None:
-    """Refuse a strategy that needs to see more of the updates than their protection and noise allow."""
+    """Refuse a strategy that needs to see more of the updates than the protection and the noise allow."""
     strategy, privacy, shows = e.federation.strategy, e.privacy, e.privacy.shows
-    most = "mean" if privacy.noisy and shows == "each" else shows  # noise is accounted for the plain mean
+    most = "mean" if privacy.noisy and shows == "each" else shows  # the privacy accounting covers the plain mean alone
     declared = strategy.declaration
     if ORDER.index(declared.needs) <= ORDER.index(most):
         return
@@ -117,7 +117,7 @@ def _check_shown(e: Settings, refuse: Callable[[bool, str], None]) -> None:
 
 
 def _check_noise(e: Settings, refuse: Callable[[bool, str], None]) -> None:
-    """Refuse noise that could not guarantee what is accounted for it."""
+    """Refuse noise whose differential privacy guarantee would not hold."""
     privacy = e.privacy
     if not privacy.noisy:
         return

@@ -1,4 +1,4 @@
-"""Settings as FedVeil 0.1.0 wrote them: flat keys, which are read with a warning that names today's."""
+"""The flat keys of FedVeil 0.1.0, which are read with a warning that names the new key."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fedveil.core.settings.choice import (
 
 
 class OldKey(FutureWarning):
-    """A setting has another key now."""
+    """The warning that a setting has a new key."""
 
 
 class Renamed(NamedTuple):
-    """A key's successor: a setting of a part, and the old key's default; None where it had none."""
+    """The successor of an old key: the setting `name` of a kind of part; default: the old key's, None without one."""
 
     kind: type[Choice]
     name: str
@@ -65,7 +65,7 @@ RENAMED = {
 
 
 def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted keys, old keys replaced; raise SettingsError where an old and a new one are given."""
+    """Return settings by dotted key, old keys replaced; raise SettingsError where old and new key are both given."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         new = RENAMED.get(key)
@@ -79,9 +79,9 @@ def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings as a tree, old keys replaced; raise SettingsError where an old and a new one are given.
+    """Return the tree of settings, old keys replaced; raise SettingsError where old and new key are both given.
 
-    Files that 0.1.0 wrote hold every key: one that has its default, or that the chosen part does not have, is dropped.
+    A file that 0.1.0 wrote holds every key. Keys that have their default, or that the chosen part lacks, are dropped.
     """
     old, moved = ([key for key in keys if _has(settings, key)] for keys in (RENAMED, MOVED))
     if not old and not moved:
@@ -119,7 +119,7 @@ def _has(settings: Mapping[str, Any], key: str) -> bool:
 
 
 def _drop_foreign_settings(tree: dict[str, Any]) -> None:
-    """Drop from a whole record's [model] the settings of the networks that it does not choose."""
+    """Drop from [model] the settings that the chosen network does not have."""
     model = tree.get("model", {})
     name = model.get("name", Model.default)
     declared = Model.table.declared(name, Model.key).settings.model_fields

@@ -252,9 +252,8 @@ def report(console: Console, runs: Sequence[Run], old: Mapping[str, Given], new:
     """Print a row for each run, and where each first differs; how many do, or failed."""
     found = {run.name: difference(old.get(run.name, MISSING), new.get(run.name, MISSING)) for run in runs}
     grid = Table("run", "covers", "old, s", "new, s", "bytes", box=None, pad_edge=False)
-    for column in grid.columns:
-        column.no_wrap = True
-    grid.columns[1].max_width = 30
+    for column, width in zip(grid.columns, (33, 22, 6, 6, 6), strict=True):
+        column.no_wrap, column.min_width, column.max_width = True, min(width, 6), width
     for run in runs:
         seconds = [given.get(run.name, MISSING).seconds for given in (old, new)]
         word = "[bold red]differ[/]" if found[run.name] else "same"
@@ -305,6 +304,9 @@ def main(words: Sequence[str] | None = None) -> int:
     sides = {label: python.absolute() for label, python in pythons.items() if python}
     if not sides or (asked.write and "old" not in sides):
         parser.error("name a Python by --old or --new; --write needs --old")
+    for label, python in sides.items():
+        if not python.is_file():
+            parser.error(f"--{label} {python}: there is no such file")
     runs = chosen(asked.only, console)
     if not runs:
         sys.exit("nothing to compare")

@@ -27,7 +27,7 @@ SHOWN = 8  # trials whose answers are kept to be shown
 
 @dataclass(frozen=True)
 class Shown:
-    """A trial whose answer people look at."""
+    """A trial whose answer is shown to people."""
 
     trial: Trial
     found: Any
@@ -36,7 +36,7 @@ class Shown:
 
 @dataclass
 class Outcome:
-    """What an attack reached.
+    """The result of an attack over its trials.
 
     scores, baselines: of each trial, by the metric's name; the first metric is the one that is quoted
     settings: the attack's own, by name
@@ -58,16 +58,16 @@ class Outcome:
 
     @property
     def metric(self) -> str:
-        """The quoted metric's name."""
+        """The name of the quoted metric."""
         return next(iter(self.scores[0]))
 
     def mean(self, baseline: bool = False) -> Score:
-        """The mean of each metric over the trials."""
+        """Return the mean of each metric over the trials."""
         rows = self.baselines if baseline else self.scores
         return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return {
             "attack": self.attack,
             "settings": dict(self.settings),
@@ -145,7 +145,7 @@ def attack(
 
 
 def _try(outcome: Outcome, chosen: Attack, trials: Sequence[Trial], progress: Callable[[int, int], None]) -> None:
-    """Run all trials, and score them and guessing."""
+    """Run all trials; score their answers and guessing."""
     score = SCORES[chosen.recovers]
     for trial in trials[:1]:
         unsuited = chosen.suits(trial.known)
@@ -178,7 +178,7 @@ def _try(outcome: Outcome, chosen: Attack, trials: Sequence[Trial], progress: Ca
 
 
 def _together(chosen: Attack, trials: Sequence[Trial], streams: Sequence[Stream]) -> dict[int, Any]:
-    """The answers to all trials that know the same, computed together; by the trial's number."""
+    """Compute the answers of trials with the same prior knowledge at once; return all by the trial's number."""
     assert chosen.many is not None
     groups: dict[int, list[int]] = {}
     for number, trial in enumerate(trials):
@@ -193,7 +193,7 @@ def _together(chosen: Attack, trials: Sequence[Trial], streams: Sequence[Stream]
 
 
 def fitting(experiment: Experiment, observer: str | None = None) -> list[str]:
-    """Names of the attacks that suit the experiment's data and network, and that this observer could run."""
+    """Return the names of the attacks that suit the experiment's data and network, and that this observer could run."""
     known = Bench.of(experiment).known
     crafts = OBSERVERS[observer or "server"].crafts
     found = {name: find_attack(name) for name in ATTACKS}
