@@ -432,4 +432,6 @@ print(json.dumps({"home": home, "loss": result.summary["test_loss"], "accuracy":
 def test_links_of_the_page_lead_somewhere() -> None:
     anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", PAGE, re.MULTILINE)}
     for target in re.findall(r"\]\(([^)]+)\)", PAGE):
-        assert target[1:] in anchors if target.startswith("#") else (CHECKOUT / target).exists(), target
+        assert "://" in target or (target[1:] in anchors if target.startswith("#") else (CHECKOUT / target).exists()), (
+            target
+        )
