@@ -2,11 +2,17 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+QUICK := tests/core tests/models tests/datasets tests/algorithms tests/privacy tests/client tests/server
+# where Python is told to keep no compiled files, every worker and every process that tests start compiles all of them again
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test machines golden claims bench peers lint clean
+.PHONY: run quick test machines golden claims bench peers lint clean
 
 run: .venv/.ready  ## train the main job on embedded data
 	$(BIN)/fedveil run
+
+quick: .venv/.ready-test  ## what each part computes, alone and in this process: while you change it, under 90 s on two cores
+	$(BIN)/pytest -n 2 --dist worksteal -q -m "not long and not slow" $(wildcard $(QUICK))
 
 test: .venv/.ready-test  ## all tests, with reduced counts where a claim needs many runs
 	$(BIN)/pytest -n 2 --dist worksteal -m "not long" --ignore tests/deployment
@@ -19,22 +25,20 @@ golden: .venv/.ready-test  ## the bytes of 0.1.0, run beside this code; some ten
 	$(BIN)/python tests/golden/compare.py --make-old .venv-0.1.0 --new $(BIN)/python
 
 claims: .venv/.ready-test  ## the full counts, written to docs/results.md; about an hour
-	$(BIN)/python tests/results.py docs/results.md
+	PYTHONPATH=tests $(BIN)/python -m claims.results docs/results.md
 
 bench: .venv/.ready  ## speed beside the peers, written to docs/performance.md; about half an hour of a quiet machine
 	$(BIN)/python -m benchmarks --write docs/performance.md
 
 peers: .venv-flower/.ready .venv-pfl/.ready  ## the frameworks that bench compares with, an environment each
 
-lint:  ## what .ci/run checks before the tests, in an environment of its own
-	$(PYTHON) -m venv .venv-lint
-	.venv-lint/bin/python -m pip install --quiet -c constraints.txt '.[dev,test]'
-	.venv-lint/bin/ruff check .
-	.venv-lint/bin/ruff format --check .
-	.venv-lint/bin/mypy -p fedveil -p benchmarks
+lint: .venv/.ready-dev  ## what .ci/run checks before the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/types.py
 
 clean:
-	rm -rf .venv .venv-lint build *.egg-info
+	rm -rf .venv build *.egg-info
 
 # Each mark says which extras are installed; the package itself is installed editable.
 .venv/bin/python:
@@ -48,6 +52,10 @@ clean:
 .venv/.ready-test: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@ .venv/.ready
+
+.venv/.ready-dev: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,test]'
+	touch $@ .venv/.ready .venv/.ready-test
 
 .venv-flower/.ready: constraints.txt
 	$(PYTHON) -m venv .venv-flower

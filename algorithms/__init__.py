@@ -1,1 +1,1 @@
-"""A file a paper: what a client does around local training, and what the server makes of its update."""
+"""Federated learning algorithms, one file for each paper: the server's aggregation, and settings of local training."""

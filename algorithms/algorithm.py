@@ -1,7 +1,8 @@
-"""What an algorithm is: pure functions over named arrays, and state that can be stored.
+"""The interface of an algorithm: pure functions over named arrays, and state that can be stored.
 
-On the server a round has two steps. The rule makes one aggregate of the cohort's updates; the server optimiser makes the next
-model of that aggregate. An algorithm is a part (`fedveil.core.declaration`): a function from its settings to an `Algorithm`.
+On the server a round has two steps. The rule computes one aggregate from the cohort's updates. The server optimiser
+computes the next model from that aggregate. An algorithm is a part (`fedveil.core.declaration`): a function
+`(settings, experiment) -> Algorithm` of its own settings and the whole experiment's.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ State = Mapping[str, Any]  # numbers, arrays, and arrays by name
 
 @dataclass(frozen=True)
 class Contribution:
-    """One client's part in a round; or the mean of a cohort, as the contribution of one client with all the examples.
+    """One client's contribution to a round; or a cohort's mean, as the contribution of one client with all examples.
 
     weights: float32 by name, after local training
     examples: n_k, the client's weight in a mean
-    metrics: further numbers that the client tells, by name
+    metrics: further numbers that the client reports, by name
     """
 
     client: int
@@ -33,12 +34,12 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Cohort:
-    """A round as its aggregation sees it.
+    """The input of an aggregation rule: one round's model and contributions.
 
     model: the weights that clients started from, float32 by name
     contributions: in the order of the clients' numbers
-    learning_rate: of the clients in this round
-    size: the clients that a round asks for (`federation.cohort`), of which some may be missing
+    learning_rate: of local training in this round
+    size: the number of clients that a round asks for (`federation.cohort`); fewer may have contributed
     """
 
     model: Arrays
@@ -53,7 +54,7 @@ class Cohort:
 
     @property
     def examples(self) -> list[float]:
-        """The examples of each client."""
+        """The number of examples of each client."""
         return [one.examples for one in self.contributions]
 
 
@@ -69,13 +70,13 @@ def take_aggregate(state: State, model: Arrays, aggregate: Arrays) -> tuple[Stat
 
 @dataclass(frozen=True)
 class Algorithm:
-    """The server's half of an algorithm.
+    """The server's part of an algorithm.
 
-    rule: the aggregate of a cohort, by name
-    init: the server optimiser's state before the first round, of the first model
+    rule: cohort -> aggregate, by name
+    init: initial model -> the server optimiser's state before the first round
     apply: (state, model, aggregate) -> (state, next model), by name; float32 or float64
-    config: what every client is told with the model
-    reports: metrics that a client must tell beside its update
+    config: settings that the server sends to every client with the model
+    reports: metrics that a client must report beside its update
     """
 
     rule: Callable[[Cohort], Arrays]

@@ -1,4 +1,7 @@
-"""FedAvg: McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data", algorithm 1."""
+"""FedAvg.
+
+McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data", algorithm 1.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ import numpy as np
 
 from fedveil.algorithms.algorithm import Algorithm, Arrays, Cohort
 from fedveil.core.declaration import part
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import NoSettings
 
 
 def weighted_mean(weights: Sequence[Arrays], examples: Sequence[float]) -> Arrays:
     """Return sum_k n_k w_k / sum_k n_k, float32, summed in the given order; n_k = examples[k].
 
-    One array of each shape serves for all the products n_k w_k / n, since a cohort's products would fill a second memory.
+    All products n_k w_k / n share one array for each name; keeping those of a cohort would double its memory.
     """
     total = sum(examples)
     mean: dict[str, np.ndarray] = {}
@@ -32,11 +36,11 @@ def weighted_mean(weights: Sequence[Arrays], examples: Sequence[float]) -> Array
 
 
 def mean(cohort: Cohort) -> Arrays:
-    """Return the mean of the clients' weights by their examples."""
+    """Return the mean of the clients' weights, weighted by examples."""
     return weighted_mean(cohort.weights, cohort.examples)
 
 
 @part(needs="sum")
-def fedavg(_: NoSettings) -> Algorithm:
-    """FedAvg: the mean of the weights, each client's by its examples."""
+def fedavg(_settings: NoSettings, _: Experiment) -> Algorithm:
+    """Return FedAvg: the next model is the mean of the clients' weights, weighted by examples."""
     return Algorithm(rule=mean)

@@ -1,7 +1,7 @@
 """FedAdam, FedYogi and FedAdagrad: Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 2.
 
-With D the mean of the weights minus the model: m <- beta_1 m + (1 - beta_1) D, v as each of them says,
-w <- w + eta m / (sqrt(v) + tau).
+With D the mean of the weights minus the model: m <- beta_1 m + (1 - beta_1) D, w <- w + eta m / (sqrt(v) + tau). The
+three differ in v.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import Field
 from fedveil.algorithms.algorithm import Algorithm, Arrays, State
 from fedveil.algorithms.fedavg import mean
 from fedveil.core.declaration import part
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import Fraction, Positive, Section
 
 WHY = "it computes with the mean of the weights"
@@ -23,7 +24,7 @@ WHY = "it computes with the mean of the weights"
 class FedAdagrad(Section):
     """Settings of FedAdagrad."""
 
-    server_learning_rate: Positive = Field(0.1, description="eta of the server's optimiser")
+    learning_rate: Positive = Field(0.1, description="eta of the server's optimiser")
     tau: Positive = Field(1e-3, description="adaptivity: the smaller, the more each weight has a rate of its own")
 
 
@@ -46,13 +47,13 @@ def init(model: Arrays) -> State:
 def adam(settings: FedAdam, state: State, model: Arrays, mean: Arrays) -> tuple[State, Arrays]:
     """Step by Adam: v <- beta_2 v + (1 - beta_2) D^2.
 
-    As Flower does, and Reddi et al. do not, eta is corrected for the moments' bias (Kingma and Ba 2015, section 2), with t + 1
-    in the place of t; NumPy's powers make it float64, and so the step.
+    As in Flower but not in Reddi et al., eta is corrected for the moments' bias (Kingma and Ba 2015, section 2), with
+    t + 1 in place of t. NumPy's powers make eta float64, and so the result.
     """
     beta_1, beta_2, t = settings.beta_1, settings.beta_2, state["t"] + 1
     difference, m = _first_moment(beta_1, state, model, mean)
     v = {name: beta_2 * v + (1 - beta_2) * difference[name] ** 2 for name, v in state["v"].items()}
-    eta = settings.server_learning_rate * np.sqrt(1 - np.power(beta_2, t + 1.0)) / (1 - np.power(beta_1, t + 1.0))
+    eta = settings.learning_rate * np.sqrt(1 - np.power(beta_2, t + 1.0)) / (1 - np.power(beta_1, t + 1.0))
     return {"t": t, "m": m, "v": v}, _step(model, eta, m, v, settings.tau)
 
 
@@ -63,14 +64,14 @@ def yogi(settings: FedAdam, state: State, model: Arrays, mean: Arrays) -> tuple[
         name: v - (1 - settings.beta_2) * difference[name] ** 2 * np.sign(v - difference[name] ** 2)
         for name, v in state["v"].items()
     }
-    return {"t": state["t"] + 1, "m": m, "v": v}, _step(model, settings.server_learning_rate, m, v, settings.tau)
+    return {"t": state["t"] + 1, "m": m, "v": v}, _step(model, settings.learning_rate, m, v, settings.tau)
 
 
 def adagrad(settings: FedAdagrad, state: State, model: Arrays, mean: Arrays) -> tuple[State, Arrays]:
     """Step by Adagrad: v <- v + D^2, with beta_1 = 0; float32."""
     difference, m = _first_moment(0.0, state, model, mean)
     v = {name: v + difference[name] ** 2 for name, v in state["v"].items()}
-    return {"t": state["t"] + 1, "m": m, "v": v}, _step(model, settings.server_learning_rate, m, v, settings.tau)
+    return {"t": state["t"] + 1, "m": m, "v": v}, _step(model, settings.learning_rate, m, v, settings.tau)
 
 
 def _first_moment(beta_1: float, state: State, model: Arrays, mean: Arrays) -> tuple[Arrays, Arrays]:
@@ -85,18 +86,18 @@ def _step(model: Arrays, eta: Any, m: Arrays, v: Arrays, tau: float) -> Arrays:
 
 
 @part(FedAdam, needs="mean", why=WHY)
-def fedadam(settings: FedAdam) -> Algorithm:
-    """FedAdam: Adam on the server."""
+def fedadam(settings: FedAdam, _: Experiment) -> Algorithm:
+    """Return FedAdam: Adam on the server."""
     return Algorithm(rule=mean, init=init, apply=partial(adam, settings))
 
 
 @part(FedAdam, needs="mean", why=WHY)
-def fedyogi(settings: FedAdam) -> Algorithm:
-    """FedYogi: Yogi on the server."""
+def fedyogi(settings: FedAdam, _: Experiment) -> Algorithm:
+    """Return FedYogi: Yogi on the server."""
     return Algorithm(rule=mean, init=init, apply=partial(yogi, settings))
 
 
 @part(FedAdagrad, needs="mean", why=WHY)
-def fedadagrad(settings: FedAdagrad) -> Algorithm:
-    """FedAdagrad: Adagrad on the server."""
+def fedadagrad(settings: FedAdagrad, _: Experiment) -> Algorithm:
+    """Return FedAdagrad: Adagrad on the server."""
     return Algorithm(rule=mean, init=init, apply=partial(adagrad, settings))

@@ -9,10 +9,11 @@ from pydantic import Field
 
 from fedveil.algorithms.algorithm import Algorithm, Arrays, Cohort
 from fedveil.core.declaration import part
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import NonNegative, Section
 
-GLOBAL_LOSS = "global-loss"  # the metric in which a client tells F_k(w)
-SMALLEST = 1e-10  # is added to a loss, so that a power of it is finite
+GLOBAL_LOSS = "global-loss"  # the metric in which a client reports F_k(w)
+SMALLEST = 1e-10  # is added to a loss, so that its powers are finite
 
 
 class QFedAvg(Section):
@@ -25,7 +26,7 @@ def aggregate(model: Arrays, weights: Sequence[Arrays], losses: Sequence[float],
     """Return w - sum_k D_k / sum_k h_k, float64, in the order of the clients.
 
     With u_k = L (w - w_k): D_k = F_k^q u_k, and h_k = q F_k^(q-1) |u_k|^2 + L F_k^q.
-    losses: F_k, each client's loss of the model that it was sent; lipschitz: L
+    losses: F_k, the loss of the model that was sent on each client's examples; lipschitz: L
     D_k and its sum are float32, h_k float64, as in Flower.
     """
     total: dict[str, np.ndarray] = {}
@@ -45,8 +46,8 @@ def aggregate(model: Arrays, weights: Sequence[Arrays], losses: Sequence[float],
     needs="each",
     why="q-FedAvg weighs each update by its loss at the server",
 )
-def qfedavg(settings: QFedAvg) -> Algorithm:
-    """q-FedAvg: clients with a higher loss weigh more. L = 1 / learning rate of the round (section 3.3)."""
+def qfedavg(settings: QFedAvg, _: Experiment) -> Algorithm:
+    """Return q-FedAvg: clients with a higher loss weigh more; L = 1 / the round's learning rate (section 3.3)."""
 
     def rule(cohort: Cohort) -> Arrays:
         losses = [float(one.metrics[GLOBAL_LOSS]) for one in cohort.contributions]

@@ -1,4 +1,4 @@
-"""Two installed versions of FedVeil on the same jobs and the same machine, in turn: how their times compare."""
+"""The comparison of two installed versions of FedVeil, in turn on the same jobs and the same machine."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def against(
 ) -> list[Measures]:
     """Run each job with the FedVeil here and with the one of `python`, in turn, and print the ratio of their medians.
 
-    names: of jobs, all of them where it is empty; settings: changes to every experiment, `engine` and `workers` say
-    repeats: runs of each version; who begins changes from turn to turn
+    names: of jobs, all of them where it is empty; settings: changes to every experiment, such as `engine` and `workers`
+    repeats: runs of each version; the version that begins changes from turn to turn
     Raises SettingsError before anything is measured; FedveilError where a run fails.
     """
     unknown = [name for name in names if name not in jobs.JOBS]
@@ -70,13 +70,13 @@ def against(
 
 
 def entry(job: Job, settings: dict[str, Any], python: Path) -> Entry:
-    """A run of a job on the FedVeil that `python` finds."""
+    """Return the entry that runs a job on the FedVeil that `python` finds."""
     command = (str(python), str(SCRIPT), json.dumps(jobs.plain(job)), json.dumps(settings))
     return Entry("fedveil", str(python), command, environment={"PYTHONPATH": None})
 
 
 def _row(job: Job, here: list[Measures], there: list[Measures]) -> Measures:
-    """Medians of both, their ratio (below 1: faster here), and whether they made the same model."""
+    """Return the medians of both, their ratio (below 1: faster here), and whether they made the same model."""
     times = [[ms_per_client(run, job.cohort) for run in runs] for runs in (here, there)]
     firsts = [statistics.median(run["first_round_s"] for run in runs) for runs in (here, there)]
     middle = [statistics.median(found) for found in times]
@@ -85,7 +85,7 @@ def _row(job: Job, here: list[Measures], there: list[Measures]) -> Measures:
         "ms_per_client": middle[0],
         "against_ms_per_client": middle[1],
         "ratio": middle[0] / middle[1],
-        "least_ratio": min(times[0]) / min(times[1]),  # of the fastest runs, which others' work disturbs least
+        "least_ratio": min(times[0]) / min(times[1]),  # of the fastest runs, which other processes disturb least
         "runs": times[0],
         "against_runs": times[1],
         "first_round_s": firsts[0],

@@ -1,11 +1,11 @@
-"""The yardstick: the same training with no framework around it, a bare loop in PyTorch that knows the network.
+"""The bare loop: the same training in PyTorch, without a framework, for a known network.
 
-The MLPs of a whole cohort are stacked, so that a layer of all clients is one batched matrix product. Gradients come from
-autograd, or are written out by hand, with the step of SGD inside the product that makes the gradient. Text clients train
-one after another with `nn.LSTM` and `torch.optim.SGD`, on one thread.
+The MLPs of a whole cohort are stacked, so that a layer of all clients is one batched matrix product. Gradients come
+from autograd, or are written out by hand, with the step of SGD inside the product that makes the gradient. Text clients
+train one after another with `nn.LSTM` and `torch.optim.SGD`, on one thread.
 
-`python -m benchmarks.bare VARIANT JOB STARTED` runs a job and prints a JSON line; it reports beside it how fast
-this machine multiplies matrices.
+`python -m benchmarks.bare VARIANT JOB STARTED` runs a job and prints a JSON line, which also says how fast this machine
+multiplies matrices.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ MATRIX, PRODUCTS = 1024, 12
 
 
 def by_hand(model: Layers, features: Tensor, labels: Tensor, batches: Sequence[Tensor], rate: float) -> Layers:
-    """Train K clients from `model` and average them; the gradients of a ReLU network, written out.
+    """Train K clients from `model` and average them, with the gradients of a ReLU network written out.
 
     features: float32 [n, d]; labels: int64 [n]
-    batches: int64 [K, b] for each step, which examples each client takes
+    batches: of each step, the examples that each client takes, int64 [K, b]
     """
     clients = len(batches[0])
     own = [(w.expand(clients, -1, -1).clone(), b.expand(clients, -1, -1).clone()) for w, b in model]
@@ -56,7 +56,7 @@ def by_hand(model: Layers, features: Tensor, labels: Tensor, batches: Sequence[T
 
 
 def autograd(model: Layers, features: Tensor, labels: Tensor, batches: Sequence[Tensor], rate: float) -> Layers:
-    """The same as `by_hand`, with PyTorch's gradients."""
+    """Train K clients and average them, as `by_hand` does, with PyTorch's gradients."""
     clients = len(batches[0])
     flat = [part.expand(clients, -1, -1).clone().requires_grad_() for layer in model for part in layer]
     for batch in batches:
@@ -82,7 +82,7 @@ class TextLSTM(nn.Module):
         self.output = nn.Linear(jobs.UNITS, 2)
 
     def forward(self, words: Tensor) -> Tensor:
-        """Logits of the two classes."""
+        """Return the logits of the two classes, [n, 2]."""
         logits: Tensor = self.output(self.lstm(self.embedding(words))[0].mean(1))
         return logits
 
@@ -110,12 +110,12 @@ def one_by_one(
 
 
 def _gather(features: Tensor, batch: Tensor) -> Tensor:
-    """The examples of each client's batch: [K, b, d]."""
+    """Return the examples of each client's batch: [K, b, d]."""
     return features.index_select(0, batch.flatten()).view(*batch.shape, -1)
 
 
 def multiplication_rate() -> float:
-    """Floating-point operations a second of the best of several products of 1024 x 1024 matrices, on the threads set."""
+    """Return floating-point operations a second, the best of several products of 1024 x 1024 matrices."""
     a, best = torch.rand(MATRIX, MATRIX), float("inf")
     for _ in range(PRODUCTS):
         started = time.perf_counter()
@@ -125,20 +125,20 @@ def multiplication_rate() -> float:
 
 
 def dense_layers() -> Layers:
-    """The MLP of the jobs with random weights."""
+    """Return the layers of the jobs' MLP with random weights."""
     sizes = (jobs.PIXELS, *jobs.HIDDEN, jobs.CLASSES)
     return [(torch.randn(a, b) * (2 / a) ** 0.5, torch.zeros(1, b)) for a, b in pairwise(sizes)]
 
 
 def cohort_batches(job: Job) -> tuple[Tensor, ...]:
-    """A random cohort, and each client's examples in a random order: int64 [K, at most batch_size] for each step."""
+    """Draw a cohort, and the order of each client's examples: int64 [K, at most batch_size] for each step."""
     cohort = torch.randperm(job.population)[: job.cohort]
     order = torch.rand(job.cohort, job.examples).argsort(1)
     return torch.split(order + cohort[:, None] * job.examples, job.batch_size, 1)
 
 
 def play(job: Job, variant: str) -> list[float]:
-    """Run the job's rounds and return when each was done, as `time.time()` tells it, the start first."""
+    """Run the job's rounds; return the `time.time()` of the start and of each round's end."""
     total = job.population * job.examples
     if job.model == "mlp":
         features, labels = torch.rand(total, jobs.PIXELS), torch.randint(jobs.CLASSES, (total,))
@@ -163,7 +163,7 @@ ROUNDS: dict[str, Round] = {"autograd": autograd, "by hand": by_hand}
 
 
 def main(variant: str, name: str, started: str) -> None:
-    """Run a job and print what it took."""
+    """Run a job and print its figures."""
     torch.set_num_threads(os.cpu_count() or 1)
     rate = multiplication_rate()
     ends = play(jobs.JOBS[name], variant)

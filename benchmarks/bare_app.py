@@ -1,4 +1,4 @@
-"""The same work as a bare Flower app: a SuperLink, SuperNodes, and `flwr run`, as Flower's own guides start them."""
+"""The same work as a bare Flower app: a SuperLink, SuperNodes, and `flwr run`, as Flower's guides start them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _MODULE = "flower_app"
 
 @dataclass(frozen=True)
 class BareRun:
-    """What one run took.
+    """The times and the memory of one run.
 
-    rounds: of each round when its messages were pushed, its slowest client's process was `started`, had its message (`ready`) and
-        had `trained`, its replies were `gathered`, and it was at its `end`, in seconds since the epoch
+    rounds: for each round, in seconds since the epoch, when its messages were `pushed`, its slowest client's process
+        was `started`, had its message (`ready`) and had `trained`, its replies were `gathered`, and its `end`
     memory: peaks of the SuperLink's processes and of each SuperNode's, in MB
     """
 
@@ -38,9 +38,10 @@ class BareRun:
 
 
 def run_bare(job: Mapping[str, Any], folder: Path) -> BareRun:
-    """Run `peers/flower_app.py` with a job, which says `clients` and `rounds`, in an empty folder.
+    """Run `peers/flower_app.py` with a job in an empty folder.
 
-    Raises FedveilError, with the last words, where it fails.
+    job: has `clients` and `rounds`, beside what the app reads
+    Raises FedveilError, with the last lines of the log, where the run fails.
     """
     output, port = folder / "rounds.json", free_port()
     app, home = folder / "app", folder / "home"
@@ -64,7 +65,7 @@ def run_bare(job: Mapping[str, Any], folder: Path) -> BareRun:
             roots[name] = node.process.pid
         memory = stack.enter_context(Watch(roots))
         run = stack.enter_context(started("run", ["flwr", "run", str(app), "here", "--stream"], folder, environment))
-        # it ends when the run does; what it left says how
+        # `flwr run` ends with the run, which leaves its output where it succeeded
         wait_for(lambda: output.exists() or not run.running, run, LONGEST, "the run")
         if not output.exists():
             raise FedveilError("benchmark: the bare Flower app failed:\n  " + "\n  ".join(list(run.tail)[-8:]))
@@ -72,7 +73,7 @@ def run_bare(job: Mapping[str, Any], folder: Path) -> BareRun:
 
 
 def _write_app(app: Path, settings: Mapping[str, str]) -> None:
-    """The app's folder: the one file of code, and its `pyproject.toml` with the run's settings."""
+    """Write the app's folder: the one file of code, and a `pyproject.toml` with the run's settings."""
     app.mkdir()
     shutil.copy(Path(__file__).with_name("peers") / f"{_MODULE}.py", app)
     project = {

@@ -1,4 +1,4 @@
-"""What `python -m benchmarks` does: choose, measure, print, and write the page."""
+"""The work of `python -m benchmarks`: choose, measure, print, and write the page."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def bench(
 ) -> None:
     """Measure jobs, how cost grows (`growth`), what protection costs (`encryption`), a deployed round (`deployment`).
 
-    Prints tables, or one JSON object: of one name what was measured, of more an object that names them.
+    Prints tables, or one JSON object: the figures of one name, or an object of figures by name.
 
     names: all of them where it is empty
-    settings: changes to every experiment, `engine` and `workers` say; none where clients are processes of their own
-    peers: by name, the Python of its environment; None for the conventional place; of the jobs alone
+    settings: changes to every experiment, such as `engine` and `workers`; none for `deployment`
+    peers: by name, the Python of a peer's environment; None for the conventional path; used by jobs alone
     repeats: runs of each contestant
     write: a page whose measured sections are replaced
     Raises SettingsError before anything is measured; FedveilError where a run fails.

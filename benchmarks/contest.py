@@ -1,7 +1,7 @@
-"""Jobs run side by side: FedVeil, the bare loops and the peers in turn, several times, each run in a process of its own.
+"""The contest: FedVeil, the bare loops and the peers run a job in turn, several times, each run in a new process.
 
-What is quoted is milliseconds a client: a round's wall-clock time divided by its cohort, the median over the rounds
-without the first, the median of that over the runs; the spread is the least and the most over the runs.
+The quoted figure is milliseconds a client, a round's wall-clock time divided by its cohort: the median over a run's
+rounds without the first, and of these the median over the runs. The spread is the least and the most over the runs.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ LONGEST = 1800.0  # seconds of one run
 
 @dataclass(frozen=True)
 class Entry:
-    """One contestant, or one variant of it, of which the fastest is quoted.
+    """One contestant, or one of its variants, of which the fastest is quoted.
 
-    command: of a process that prints a JSON line; the time it is started is added as its last word
+    command: of a process that prints a JSON line; the time of its start is added as the last argument
     text: its standard input
     environment: variables set for it; None removes one
-    required: without its result there is nothing to report
+    required: whether its failure ends the contest
     """
 
     contestant: str
@@ -49,10 +49,10 @@ class Entry:
 
 
 def find_peers(given: dict[str, Path | None]) -> tuple[dict[str, Path], list[str]]:
-    """The Python of each peer's environment, and a line for each that is not installed.
+    """Return the Python of each peer's environment, and a line for each peer that is not installed.
 
-    given: by peer, the Python that a user named, or None for the conventional place in the working directory
-    Raises SettingsError for a named one that is not there.
+    given: by peer, the Python that a user named, or None for the conventional path in the working directory
+    Raises SettingsError where a named one is not there.
     """
     found, missing = {}, []
     for name, (folder, _) in PEERS.items():
@@ -68,7 +68,7 @@ def find_peers(given: dict[str, Path | None]) -> tuple[dict[str, Path], list[str
 
 
 def entries(job: Job, experiment: Experiment, peers: dict[str, Path]) -> list[Entry]:
-    """Who runs the job, in the order of their turns."""
+    """Return the entries that run a job, in the order of their turns."""
     cores = os.cpu_count() or 1
     listed = [fedveil(experiment)]
     listed += [
@@ -93,15 +93,15 @@ def entries(job: Job, experiment: Experiment, peers: dict[str, Path]) -> list[En
 
 
 def fedveil(experiment: Experiment, *options: str) -> Entry:
-    """FedVeil, running an experiment through its public path."""
+    """Return the entry that runs an experiment on FedVeil's public path."""
     command = (sys.executable, "-P", "-m", "benchmarks.one_run", *options)
     return Entry("fedveil", "", command, experiment.toml())
 
 
 def run_once(entry: Entry) -> Measures:
-    """Run an entry in a process and an empty folder of its own; return the object it prints.
+    """Run an entry in a new process and an empty folder; return the object it prints.
 
-    Raises FedveilError, with the last lines it wrote, where it fails.
+    Raises FedveilError, with the last lines of its output, where it fails.
     """
     environment: dict[str, str | None] = {**os.environ, "OMP_NUM_THREADS": None, "MKL_NUM_THREADS": None}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -127,7 +127,7 @@ def run_once(entry: Entry) -> Measures:
 def compare(
     job: Job, listed: Sequence[Entry], repeats: int, progress: Callable[[str], None] = lambda _: None
 ) -> Measures:
-    """Let all entries run the job in turn, `repeats` times, and put the figures side by side.
+    """Run the job by all entries in turn, `repeats` times, and return the figures side by side.
 
     Raises FedveilError where FedVeil or a bare loop fails, or FedVeil's runs give different models; where a peer fails,
     its figures are null and `notes` says why.
@@ -157,13 +157,13 @@ def compare(
 
 
 def ms_per_client(run: Measures, cohort: int) -> float:
-    """Milliseconds a client of a run: the median over its rounds without the first."""
+    """Return a run's milliseconds a client: the median over its rounds without the first."""
     round_s: list[float] = run["round_s"]
     return statistics.median(round_s) / cohort * 1e3
 
 
 def _side_by_side(job: Job, runs: dict[tuple[str, str], list[Measures]], notes: list[str]) -> Measures:
-    """The object that `python -m benchmarks JOB --json` prints, but for the stages and the machine."""
+    """Return the object that `python -m benchmarks JOB --json` prints, without the stages and the machine."""
     times = {key: [ms_per_client(run, job.cohort) for run in found] for key, found in runs.items()}
     own = runs["fedveil", ""]
     row: Measures = {"job": job.name}
@@ -198,13 +198,13 @@ def _side_by_side(job: Job, runs: dict[tuple[str, str], list[Measures]], notes: 
 
 
 def stages(job: Job, experiment: Experiment) -> dict[str, float]:
-    """Where FedVeil's time goes on a job: milliseconds a client of each stage, the mean over the rounds, in a run of its own."""
+    """Measure in a separate run FedVeil's milliseconds a client in each stage, the mean over the rounds."""
     run = run_once(fedveil(experiment, "--stages"))
     clients = len(run["round_s"]) * job.cohort
     return {name: seconds / clients * 1e3 for name, seconds in run["stages_s"].items()}
 
 
 def judged(row: Measures, quantity: str, most: float) -> Measures:
-    """A quantity that is to be at most `most`, beside what was found; None where it was not measured."""
+    """Compare a measured quantity with its target, at most `most`; None where it was not measured."""
     found = row.get(quantity)
     return {"quantity": quantity, "most": most, "found": found, "reached": None if found is None else found <= most}

@@ -1,7 +1,7 @@
-"""Random examples made in memory: what a job trains on, where only the time counts.
+"""The data sets of the jobs: random examples made in memory, as only the time counts.
 
-As a user's own loaders (`data.dataset = "benchmarks.data:random_images"`) they read any setting of `[data]`, and have
-one of their own: each of the `data.clients` clients gets `data.dataset.examples` examples.
+They are loaded as a user's own data sets (`data.dataset = "benchmarks.data:random_images"`) and read the settings of
+`[data]`. Each of the `data.clients` clients gets `data.dataset.examples` examples, a setting that they declare.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from fedveil.datasets.dataset import DataSet
 
 IMAGE = (1, 28, 28)
 DIGITS = tuple("0123456789")
-TEST_EXAMPLES = 64  # evaluation is no part of what is measured
+TEST_EXAMPLES = 64  # few, as evaluation is not measured
 
 
 class Random(Section):
-    """Settings of both."""
+    """The settings of both data sets."""
 
     examples: Count = Field(100, description="of each client")
 
 
 @part(Random)
 def random_images(data: Data) -> DataSet:
-    """Images of uniform noise in [0, 1), float32 [n, 1, 28, 28], with random labels of 10 classes."""
+    """Make images of uniform noise in [0, 1), float32 [n, 1, 28, 28], with random labels of 10 classes."""
     rng = np.random.default_rng(0)
 
     def part(n: int) -> Examples:
@@ -39,7 +39,7 @@ def random_images(data: Data) -> DataSet:
 
 @part(Random)
 def random_messages(data: Data) -> DataSet:
-    """Texts of `data.max_tokens` random words, none of them padding, with random labels of 2 classes."""
+    """Make texts of `data.max_tokens` random words, none of them padding, with random labels of 2 classes."""
     rng = np.random.default_rng(0)
 
     def part(n: int) -> Examples:

@@ -1,6 +1,6 @@
-"""One deployed run as its users start it, all parties on this machine: what it took, seen from outside.
+"""One deployed run, started as users start it, with all parties on this machine, and measured from outside.
 
-Clients reach the server through a meter of bytes; the server and the clients speak TLS and hold keys of their own.
+Clients reach the server through a meter of bytes; all speak TLS, each party with its own keys.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ Ledger = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Deployed:
-    """What one run took.
+    """The measurements of one run; moments are seconds since the epoch.
 
-    ends: when each round was whole, recorded and checkpointed, seconds since the epoch
+    ends: when each round was done, recorded and checkpointed
     notes: of the server and of all clients, see `party`
     ledger: rows of ledger.csv; clients: rows of clients.csv
     wire: bytes up, bytes down and new connections between two moments
@@ -51,7 +51,7 @@ class Deployed:
     memory: Callable[[float], Mapping[str, float]]
 
     def payload(self, rounds: set[int]) -> tuple[int, int]:
-        """Bytes up and bytes down in these rounds, as the run's ledger has them."""
+        """Return bytes up and bytes down in these rounds by the run's ledger."""
         rows = [row for row in self.ledger if int(row["round"]) in rounds]
         return sum(int(row["bytes_up"] or 0) for row in rows), sum(int(row["bytes_down"]) for row in rows)
 
@@ -63,10 +63,10 @@ def run_deployed(
     folder: Path,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Deployed:
-    """Run an experiment on a server and so many clients, of which client k holds partition k of `data`.
+    """Run an experiment on a server and `clients` clients, of which client k holds partition k of `data`.
 
-    experiment: has `federation.cohort` = `data.clients` = clients; folder: empty, for all that the parties keep
-    Raises FedveilError, with a party's last words, where one does not start or the run fails.
+    experiment: has `federation.cohort` = `data.clients` = clients; folder: empty, for the files of all parties
+    Raises FedveilError, with the last lines of a party's log, where one does not start or the run fails.
     """
     write_keys(folder / "keys", None, clients, new_parties(clients, Privacy(), ["localhost"]))
     port, control = free_port(), free_port()
@@ -83,7 +83,7 @@ def run_deployed(
             words = ["--keys", folder / "keys" / name, "--state", folder / name]
             words += ["--server", f"localhost:{meter.port}", "--data", f"{data}:{client + 1}/{clients}"]
             joined.append(stack.enter_context(_party(folder, name, "client", str(client), *words)))
-            # started all at once, many would take so long that they give up
+            # many clients started at once would be so slow that they give up
             if len(joined) % (os.cpu_count() or 1) == 0 or len(joined) == clients:
                 _wait_for_clients(remote, joined)
                 progress(f"{len(joined)} of {clients} clients are connected")
@@ -104,7 +104,7 @@ def run_deployed(
 
 
 def round_ends(log: Path) -> dict[int, float]:
-    """When each round of a run was whole, seconds since the epoch, by the lines of its log."""
+    """Read from a run's log when each round was done, in seconds since the epoch."""
     ends = {}
     for line in log.read_text("utf-8").splitlines():
         day, clock, *words = line.split(maxsplit=4)
@@ -116,7 +116,7 @@ def round_ends(log: Path) -> dict[int, float]:
 
 @contextmanager
 def _party(folder: Path, name: str, *words: str | Path) -> Iterator[Child]:
-    """A party's process; ended, with all that it started, at the end."""
+    """Start a party's process for the block; end it afterwards, with all that it started."""
     notes = folder / f"{name}.notes"
     notes.touch()
     command = [sys.executable, "-P", "-m", "benchmarks.party", str(notes), *map(str, words)]
@@ -126,16 +126,16 @@ def _party(folder: Path, name: str, *words: str | Path) -> Iterator[Child]:
 
 @contextmanager
 def started(name: str, command: list[str], folder: Path, environment: Mapping[str, str]) -> Iterator[Child]:
-    """A process that is ended, with all of its group, at the end."""
+    """Start a process for the block; end it afterwards, with all of its group."""
     child = Child(name, command, folder / f"{name}.log", environment)
     try:
         yield child
     finally:
-        child.stop(2 * GRACE)  # it has children of its own to end first
+        child.stop(2 * GRACE)  # it ends its own children first
 
 
 def _wait_for_clients(remote: Server, clients: Sequence[Child]) -> None:
-    """Return when all are connected; raise FedveilError, with the words of one that is not, where that does not come."""
+    """Wait until all are connected; raise FedveilError, with the last lines of one that is not, after a time."""
     deadline = time.monotonic() + STARTING
     while True:
         told = remote.ask("/status")["clients"]

@@ -1,7 +1,7 @@
-"""How long a deployed round takes, by part, what it sends and what memory it needs, beside a bare Flower app.
+"""The cost of a deployed round, beside a bare Flower app: seconds by part, bytes sent, and memory.
 
-All parties run on this machine: FedVeil's over TLS with registered keys, Flower's without, which costs it less. The first
-round does not count, nor does the last of FedVeil's, in which the server evaluates.
+All parties run on this machine: FedVeil's over TLS with registered keys, Flower's without, which costs it less. The
+first round does not count, nor does FedVeil's last one, in which the server evaluates.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.remote import vocabulary
 
 CLIENTS = 3
-ROUNDS, BARE_ROUNDS = 12, 6  # of which the first, and of FedVeil's the last, are not counted
+ROUNDS, BARE_ROUNDS = 12, 6  # the first round is not counted, nor is FedVeil's last one
 PARTS = ("push", "dispatch", "start", "training", "upload", "aggregation")
 SAID = {"round_s": "seconds a round", "wire_ratio": "bytes on the wire, of the ledger's"}
 
@@ -38,7 +38,7 @@ class Job:
 
     @property
     def experiment(self) -> Experiment:
-        """The preset with as many clients as there are, all of them in each round."""
+        """The preset with CLIENTS clients, all of them in each round."""
         sizes = {"data.clients": CLIENTS, "federation.cohort": CLIENTS, "federation.rounds": ROUNDS}
         return Experiment.preset(self.preset).override({**sizes, "evaluation.every": ROUNDS})
 
@@ -51,7 +51,7 @@ JOBS = (
 
 @dataclass(frozen=True)
 class Target:
-    """`quantity` (of SAID) of a job is to be at most `most`."""
+    """A target: a job's `quantity`, a key of SAID, is at most `most`."""
 
     job: str
     quantity: str
@@ -64,9 +64,9 @@ TARGETS = tuple(
 
 
 def measure(repeats: int, progress: Callable[[str], None] = lambda _: None) -> Measures:
-    """A row of each of JOBS, and which targets are reached; FedVeil and the bare app run in turn.
+    """Measure each of JOBS by FedVeil and the bare app in turn; return a row for each, and which targets are reached.
 
-    Raises FedveilError where a run fails; a job whose data is not here is left out, and `notes` says why.
+    Raises FedveilError where a run fails; a job whose data are not on this machine is left out, and `notes` says why.
     """
     rows, notes = [], []
     for job in JOBS:
@@ -93,16 +93,16 @@ def measure(repeats: int, progress: Callable[[str], None] = lambda _: None) -> M
 
 
 def measure_own(job: Job) -> Measures:
-    """FedVeil's figures of one run."""
+    """Measure one run of FedVeil."""
     with tempfile.TemporaryDirectory() as folder:
         run = run_deployed(job.experiment, job.experiment.data.dataset.name, CLIENTS, Path(folder))
     return figures(run)
 
 
 def figures(run: Deployed) -> Measures:
-    """What a run took: medians over the rounds that count; bytes a client and round.
+    """Return a run's figures: medians over the rounds that count; bytes for each client and round.
 
-    calls: of clients to the server, and `connections` that they made for them, for each client and round
+    `calls` are those of clients to the server, and `connections` those made for them, for each client and round.
     """
     last = max(run.ends)
     counted = {number for number in run.ends if 1 < number < last}
@@ -128,9 +128,9 @@ def figures(run: Deployed) -> Measures:
 
 
 def own_parts(notes: Iterable[Note], begin: float, end: float) -> dict[str, float]:
-    """Seconds of each part of a round of FedVeil's, along the client whose reply came last; no process is started.
+    """Return the seconds of each part of a round of FedVeil, for the client whose reply came last; `start` is 0.
 
-    Raises FedveilError where the notes do not tell.
+    Raises FedveilError where the notes do not tell them.
     """
     found = [note for note in notes if begin <= note.when < end]
     arrivals = [note for note in found if note.what == ARRIVED]
@@ -144,19 +144,19 @@ def own_parts(notes: Iterable[Note], begin: float, end: float) -> dict[str, floa
         )
     except (AssertionError, StopIteration, RuntimeError):
         raise FedveilError(f"benchmark: nothing tells what happened between {begin:.3f} and {end:.3f}") from None
-    # a client that looks of its own accord may have its message before all lie ready
+    # a client that polls may have its message before all messages are ready
     return _parts(begin, min(pushed, received), received, received, trained, last.when, end)
 
 
 def measure_bare(job: Job, examples: int) -> Measures:
-    """The bare app's figures of one run."""
+    """Measure one run of the bare app."""
     with tempfile.TemporaryDirectory() as folder:
         run = run_bare({**job.bare, "examples": examples, "clients": CLIENTS, "rounds": BARE_ROUNDS}, Path(folder))
     return bare_figures(run)
 
 
 def bare_figures(run: BareRun) -> Measures:
-    """As `figures`, of a bare run; raise FedveilError where a round lacks a client."""
+    """Return the figures of a bare run, as `figures` does; raise FedveilError where a round lacks a client."""
     if any(each["replies"] < CLIENTS for each in run.rounds):
         raise FedveilError(
             f"benchmark: the bare Flower app lost a client: {[each['replies'] for each in run.rounds]} replied"
@@ -173,7 +173,7 @@ def bare_figures(run: BareRun) -> Measures:
 
 
 def side_by_side(job: str, own: Sequence[Measures], bare: Sequence[Measures]) -> Measures:
-    """A job's row: medians over the runs, least and most of what is quoted, and the bare app's as `bare_...`."""
+    """Return a job's row: medians over the runs, least and most of the quoted figure, the bare app's as `bare_...`."""
     row: Measures = {"job": job}
     for prefix, runs in (("", own), ("bare_", bare)):
         for key in runs[0]:
@@ -184,7 +184,7 @@ def side_by_side(job: str, own: Sequence[Measures], bare: Sequence[Measures]) ->
 
 
 def medians(found: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The median of each part."""
+    """Return the median of each part."""
     columns: dict[str, list[float]] = defaultdict(list)
     for parts in found:
         for name, seconds in parts.items():
@@ -193,12 +193,12 @@ def medians(found: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _parts(*moments: float) -> dict[str, float]:
-    """Seconds of each of PARTS, from the moments between them."""
+    """Return the seconds of each of PARTS, from the moments between them."""
     return {name: after - before for name, (before, after) in zip(PARTS, pairwise(moments), strict=True)}
 
 
 def _memory(peaks: Mapping[str, float]) -> Measures:
-    """The server's peak, and the largest of a client's, in MB."""
+    """Return the server's peak, and the largest peak of a client, in MB."""
     return {
         "server_mb": peaks[SERVER],
         "client_mb": max(peak for name, peak in peaks.items() if name != SERVER),
@@ -206,7 +206,7 @@ def _memory(peaks: Mapping[str, float]) -> Measures:
 
 
 def judge(found: Mapping[str, Measures]) -> list[Measures]:
-    """TARGETS beside what was found of each job."""
+    """Compare TARGETS with what was found of each job."""
     return [
         {"job": target.job, **judged(found.get(target.job, {}), target.quantity, target.most)} for target in TARGETS
     ]

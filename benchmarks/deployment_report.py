@@ -1,4 +1,4 @@
-"""What `python -m benchmarks deployment` says: tables for a terminal, and the section of docs/performance.md."""
+"""The output of `python -m benchmarks deployment`: tables for a terminal, and the section of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from benchmarks.report import Grid, short, tables, tables_section, verdict
 
 
 def table(found: Measures) -> RenderableType:
-    """All rows, and which targets are reached."""
+    """Return tables of all rows, and of which targets are reached, for a terminal."""
     return tables(grids(found), found["notes"])
 
 
 def section(found: Measures, around: Measures, repeats: int) -> str:
-    """The measured part of the page, Markdown."""
+    """Return the measured section of the page as Markdown."""
     machine, versions = around["machine"], around["versions"]
     opening = (
         f"Measured on {around['date'][:10]} with `{' '.join(around['command'])}` on {machine['cores']} cores of {machine['processor']}, "
@@ -26,7 +26,7 @@ def section(found: Measures, around: Measures, repeats: int) -> str:
 
 
 def grids(found: Measures) -> list[Grid]:
-    """All tables."""
+    """Return all tables."""
     rows = found["rows"]
     return [
         ("Seconds a round", ("job", "FedVeil", "bare Flower", "Flower / FedVeil"), [

@@ -1,6 +1,6 @@
-"""What protection costs: FedVeil's, beside what others make of TenSEAL and Flower's SecAgg+, and what it is to reach.
+"""The cost of protection, beside TenSEAL as others use it and Flower's SecAgg+, and the targets for it.
 
-One thread, CPU time, medians. Every round of every way runs in a process of its own, all in turn, several times.
+One thread, CPU time, medians. Every round of every way runs in a new process, all in turn, several times.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from benchmarks import whole_runs
 from benchmarks.contest import Entry, Measures, judged, run_once
 
 PARAMETERS, CLIENTS = 1_000_000, 10
-MANY = 100  # clients whose uploads the server's memory is measured with as well
-MASKED_PARAMETERS, MASKED_CLIENTS, DROP_OUTS = 55_050, 100, 0.1  # of secure aggregation on its own; an MLP 784-64-64-10
+MANY = 100  # clients, with which the server's memory is measured as well
+MASKED_PARAMETERS, MASKED_CLIENTS, DROP_OUTS = 55_050, 100, 0.1  # of secure aggregation alone; an MLP 784-64-64-10
 WAYS = ("naive", "flare", "plain", "shared-mask", "ckks", "ckks, public API", "bfv", "secagg")
 LATTICES = ("ckks", "ckks, public API", "bfv")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -39,7 +39,7 @@ SAID = {
 
 @dataclass(frozen=True)
 class Target:
-    """`quantity` (of SAID) of a row is to be at most `most`."""
+    """A target: a row's `quantity`, a key of SAID, is at most `most`."""
 
     row: str
     quantity: str
@@ -68,9 +68,9 @@ TARGETS = (
 
 
 def measure(settings: dict[str, Any], repeats: int, progress: Callable[[str], None] = lambda _: None) -> Measures:
-    """Rows of every way, of secure aggregation beside Flower's, of whole runs, and which targets are reached.
+    """Measure every way, secure aggregation beside Flower's, and whole runs; say which targets are reached.
 
-    settings: changes to the whole runs, `engine` and `workers` say
+    settings: changes to the whole runs, such as `engine` and `workers`
     Raises FedveilError where a round fails; where a whole run fails, its figures are left out and `notes` says why.
     """
     runs: dict[str, list[Measures]] = defaultdict(list)
@@ -108,7 +108,7 @@ def _entry(way: str, **settings: Any) -> Entry:
 
 
 def _compare(runs: dict[str, list[Measures]]) -> list[Measures]:
-    """A row of each way: medians over its runs, and how they stand to naive's."""
+    """Return a row for each way: medians over its runs, and their ratios to those of naive."""
     middle = {way: _medians(found) for way, found in runs.items()}
     naive = middle["naive"]
     rows = []
@@ -131,7 +131,7 @@ def _compare(runs: dict[str, list[Measures]]) -> list[Measures]:
 
 
 def _masked(repeats: int, progress: Callable[[str], None]) -> Measures:
-    """Secure aggregation of many small updates, and Flower's with as many neighbours.
+    """Measure secure aggregation of many small updates, and Flower's with as many neighbours.
 
     Flower's runs once, as it takes minutes.
     """
@@ -155,7 +155,7 @@ def _masked(repeats: int, progress: Callable[[str], None]) -> Measures:
 
 
 def _medians(runs: Sequence[Measures]) -> Measures:
-    """The median of every number; None where it was not measured."""
+    """Return the median of every number; None where it was not measured."""
     return {key: None if runs[0][key] is None else statistics.median(run[key] for run in runs) for key in runs[0]}
 
 

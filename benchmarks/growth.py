@@ -1,6 +1,6 @@
-"""How cost grows: one small network on small clients, with a larger and larger cohort, then population.
+"""The growth of cost with the cohort, then with the population, for one small network on small clients.
 
-Time should follow the cohort and hardly the population; memory should follow what is kept of the cohort.
+Time should grow with the cohort and hardly with the population; memory with what is kept of the cohort.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EXAMPLES, BATCH, HIDDEN, ROUNDS = 20, 10, (32,), 6
 
 
 def experiment(population: int, cohort: int) -> Experiment:
-    """An MLP with 32 hidden units; each client makes 20 examples of its own and takes two steps with them."""
+    """Return an experiment with 32 hidden units, in which each client makes 20 examples and takes two steps."""
     return Experiment(
         name=f"growth-{population}-{cohort}",
         data={
@@ -35,7 +35,7 @@ def experiment(population: int, cohort: int) -> Experiment:
 
 
 def measure(settings: dict[str, Any], progress: Callable[[str], None] = lambda _: None) -> list[Measures]:
-    """A row for each point, in the order of COHORTS, then POPULATIONS; `settings` change every experiment."""
+    """Measure a row for each point, by COHORTS, then by POPULATIONS; `settings`: changes to every experiment."""
     points = [("cohort", max(COHORTS), cohort) for cohort in COHORTS]
     points += [("population", population, 100) for population in POPULATIONS]
     rows = []

@@ -1,4 +1,4 @@
-"""The jobs that FedVeil is compared on, as data, and their arithmetic.
+"""The jobs on which FedVeil is compared, as data, and the arithmetic they take.
 
 Each is plain federated averaging (McMahan et al. 2017) with SGD at a learning rate of 0.1 and one local epoch: an MLP
 784-64-64-10 on random images, or an embedding of 4,000 words x 32 and an LSTM of 64 units on random texts of 32 words.
@@ -20,7 +20,7 @@ LEARNING_RATE = 0.1
 
 @dataclass(frozen=True)
 class Job:
-    """One job: so many clients, a cohort of them in each round, `examples` each, in batches of `batch_size`."""
+    """One job: a population of clients with `examples` each, and a cohort in each round, in batches of `batch_size`."""
 
     name: str
     population: int
@@ -44,9 +44,9 @@ JOBS = {
 
 
 def experiment(job: Job) -> Experiment:
-    """The job as FedVeil runs it; the server evaluates before the first round and after the last one only.
+    """Return the job as an experiment; the server evaluates before the first round and after the last one only.
 
-    It has a round more than the job: the one that evaluates, which is not counted.
+    It has one round more than the job: the last one, which evaluates and is not counted.
     """
     loader = "random_images" if job.model == "mlp" else "random_messages"
     sizes = {"hidden": HIDDEN} if job.model == "mlp" else {"embedding": EMBEDDING, "units": UNITS}
@@ -66,17 +66,17 @@ def experiment(job: Job) -> Experiment:
 
 
 def plain(job: Job) -> dict[str, Any]:
-    """The job as a peer's script takes it, in JSON: it cannot import this file."""
+    """Return the job as data for JSON, as a peer's script cannot import this file."""
     return asdict(job)
 
 
 def steps(job: Job) -> int:
-    """Optimiser steps of one client in one round."""
+    """Return the optimizer steps of one client in one round."""
     return math.ceil(job.examples / job.batch_size)
 
 
 def parameters(job: Job) -> int:
-    """Weights of the job's network."""
+    """Return the number of weights of the job's network."""
     if job.model == "mlp":
         return sum(a * b + b for a, b in _layers())
     recurrent = 4 * UNITS * (EMBEDDING + UNITS) + 2 * 4 * UNITS  # PyTorch's LSTM has two biases
@@ -84,10 +84,10 @@ def parameters(job: Job) -> int:
 
 
 def flops(job: Job) -> int:
-    """Floating-point operations of the matrix products in one client's training in one round.
+    """Return the floating-point operations of the matrix products in one client's training in one round.
 
-    A product of a layer costs 2 operations a weight and example forwards, 2 for the weights' gradient, and 2 for the
-    inputs' gradient, which the first layer of the MLP does not need.
+    A layer's product takes 2 operations for each weight and example forwards, 2 for the weights' gradient, and 2 for
+    the inputs' gradient, which the first layer of the MLP does not need.
     """
     if job.model == "mlp":
         first, *others = [a * b for a, b in _layers()]

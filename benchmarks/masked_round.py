@@ -1,7 +1,7 @@
-"""One round of FedVeil's secure aggregation: the clients in this process, the server in another, and what each took.
+"""One round of FedVeil's secure aggregation, with the clients in this process and the server in another.
 
-The stages are those of `privacy.masking`, one after another. A client uploads its masked vector, and its other messages,
-of which most are shares of keys.
+The stages are those of `privacy.secagg`, one after another. A client uploads its masked vector and its other messages,
+which are mostly shares of keys.
 """
 
 from __future__ import annotations
@@ -20,29 +20,32 @@ from fedveil.core.settings.choice import ProtectionChoice
 from fedveil.core.settings.sections import Privacy
 from fedveil.privacy.fixed_point import Layout, dequantize, quantize
 from fedveil.privacy.plan import RESERVED, make_plan
-from fedveil.privacy.secagg.client import Masker, Revealed, Stage
+from fedveil.privacy.secagg.client import Revealed, SecAggClient, Stage
 from fedveil.privacy.secagg.graph import choose_degree, neighbours
 from fedveil.privacy.secagg.messages import Session
-from fedveil.privacy.secagg.server import Unmasker
+from fedveil.privacy.secagg.server import SecAggServer
 from fedveil.privacy.secagg.vectors import from_ring, read_masked, to_ring, write_masked
 
 PRIVACY = Privacy(protection=ProtectionChoice("secagg"))
 
 
-class MaskedServer(Unmasker):
+class MaskedServer(SecAggServer):
     """The server's side, with a masked vector as the bytes that came, and the sum as the bytes that go."""
 
     def add_bytes(self, client: int, upload: bytes) -> None:
-        """Add a masked vector."""
+        """Add a masked vector that a client uploaded."""
         self.add(client, read_masked(self.session, client, upload))
 
     def total_bytes(self) -> bytes:
-        """The sum without masks."""
+        """Return the sum without masks."""
         return self.total().tobytes()
 
 
 class Round:
-    """Clients and their server; `seconds` and `said`, CPU time and bytes of messages, are of each client."""
+    """The clients of a round and their server.
+
+    seconds, said: CPU time and bytes of messages of each client
+    """
 
     def __init__(self, size: int, clients: int, folder: Path) -> None:
         degree, self.threshold = choose_degree(clients, PRIVACY.protection.drop_outs, PRIVACY.protection.colluders)
@@ -52,13 +55,13 @@ class Round:
         self._layout = Layout((("weights", (size,)),))
         self._grid = make_plan(PRIVACY, clients).grid
         self._session = Session(os.urandom(16), 1, 0, RESERVED + size, self.threshold, PRIVACY.least)
-        self._maskers = [Masker.begin(self._session, client) for client in self.clients]
+        self._maskers = [SecAggClient.begin(self._session, client) for client in self.clients]
         self.server = Remote(MaskedServer, self._session, self.clients, neighbours(self.clients, degree))
         self.seconds = [0.0] * clients
         self.said = [0] * clients
 
     def set_up(self) -> None:
-        """Keys, and shares of them."""
+        """Exchange keys, and shares of them."""
         for client, masker in enumerate(self._maskers):
             self._say("adverts", client, self.timed(client, masker.advertise))
         for client, masker in enumerate(self._maskers):
@@ -67,22 +70,22 @@ class Round:
             self.timed(client, masker.receive, self.server.call("inbox", client))
 
     def protect(self, client: int, weights: np.ndarray, examples: int, reference: int) -> bytes:
-        """The masked vector of a client that has `examples` of the cohort's `reference`; weights: float32 [size]."""
+        """Return the masked vector of a client with `examples` of the cohort's `reference`; weights: float32 [size]."""
         whole, _ = quantize(weights, examples, reference, self._grid, self._layout)
         return write_masked(self._session, client, self._maskers[client].mask(to_ring(whole, examples)))
 
     def pretend(self, client: int) -> bytes:
-        """Random numbers in place of a masked vector, which looks the same."""
+        """Return random numbers in place of a masked vector, which looks the same."""
         self._maskers[client].stage = Stage.MASKED
         return write_masked(self._session, client, np.frombuffer(os.urandom(4 * self._session.size), np.uint32))
 
     def send(self, client: int, upload: bytes) -> None:
-        """The server adds a masked vector."""
+        """Send a masked vector to the server, which adds it."""
         self._upload.write_bytes(upload)
         self.server.call("add_bytes", client, self._upload)
 
     def finish(self, there: range) -> bytes:
-        """The clients that are there reveal shares; the sum without masks."""
+        """Reveal the shares of the clients in `there`; return the sum without masks."""
         survivors = self.server.call("survivors")
         for client in there:
             self._say("reveals", client, self.timed(client, self._maskers[client].reveal, survivors, Revealed()))
@@ -91,12 +94,12 @@ class Round:
         return download
 
     def open(self, download: bytes, clients: int, examples: int, reference: int) -> np.ndarray:
-        """The weighted mean, float32 [size], of so many clients with so many examples."""
+        """Return the weighted mean, float32 [size], of `clients` clients with `examples` examples in all."""
         total = from_ring(np.frombuffer(download, np.uint32), examples, clients, self._grid)
         return dequantize(total, examples, reference, self._grid)
 
     def timed(self, client: int, work: Callable[..., Any], *arguments: Any) -> Any:
-        """What `work` returns; its time counts for the client."""
+        """Return what `work` returns; its time counts for the client."""
         started = time.process_time()
         answer = work(*arguments)
         self.seconds[client] += time.process_time() - started
@@ -108,8 +111,9 @@ class Round:
 
 
 def measure(size: int, clients: int, many: int, folder: Path, drop_outs: float = 0.0) -> Measures:
-    """What a round takes; the server once more with a share of clients that dropped out once they had shared their keys;
-    and the server's memory with `many` clients (none: not measured).
+    """Measure a round, and the server's memory with `many` clients, not measured for 0.
+
+    drop_outs: the share of clients that drop out after they shared their keys, in a second round of the server
     """
     whole = _play(size, clients, 0, folder)
     if drop_outs:
@@ -149,7 +153,7 @@ def _play(size: int, clients: int, dropped: int, folder: Path) -> Measures:
 
 
 def _memory(size: int, clients: int, folder: Path) -> float:
-    """How much a server of many clients grew by, MB; their vectors are random numbers."""
+    """Return the memory that a server of many clients grew by, in MB; their vectors are random numbers."""
     played = Round(size, clients, folder)
     played.set_up()
     for client in played.clients:

@@ -1,4 +1,4 @@
-"""How much memory a process took at most, and a process with all that it started."""
+"""The peak memory of a process, and of a process with all that it started."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-LOOK = 0.5  # seconds between looks at other processes
+LOOK = 0.5  # seconds between samples of other processes
 
 
 class Watch:
-    """Looks at processes that others started, while inside `with`, and at all that these started.
+    """A sampler, inside `with`, of the memory of other processes and of all that these started.
 
-    roots: ids of processes by their names
-    What counts for a name is the largest sum, at any look, over its living processes of the most that was resident in each;
-    what they share counts in each of them.
+    roots: ids of processes by name
+    The peak of a name is the largest sum, in any sample, of the peak resident memory of its living processes; what they
+    share counts in each of them.
     """
 
     def __init__(self, roots: Mapping[str, int]) -> None:
@@ -39,7 +39,7 @@ class Watch:
         self._thread.join()
 
     def peaks_mb(self, until: float = float("inf")) -> dict[str, float]:
-        """By name, the most until a moment (seconds since the epoch), in MB (10^6 bytes)."""
+        """Return by name the peak until a moment (seconds since the epoch), in MB (10^6 bytes)."""
         peaks = dict.fromkeys(self._roots, 0.0)
         for when, found in list(self._seen):
             if when <= until:
@@ -52,7 +52,7 @@ class Watch:
 
 
 def _resident_mb(root: int) -> float:
-    """Sum over a process and its descendants of the most that was resident in each, in MB."""
+    """Return the sum of peak resident memory over a process and its descendants, in MB."""
     total, waiting = 0, [root]
     while waiting:
         process = waiting.pop()
@@ -65,9 +65,9 @@ def _resident_mb(root: int) -> float:
 
 
 def peak_mb() -> float:
-    """Peak resident memory of this process, and of its worker processes what they do not share, in MB (10^6 bytes).
+    """Return the peak resident memory of this process, and what its workers do not share, in MB (10^6 bytes).
 
-    Where there is no /proc (macOS), this process alone.
+    Where there is no /proc (macOS), it is of this process alone.
     """
     if not Path("/proc/self/smaps_rollup").exists():
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -77,7 +77,7 @@ def peak_mb() -> float:
 
 
 def _peak_kb(process: int) -> int:
-    """The most that was resident; ru_maxrss would start from the peak of the process that started this one."""
+    """Return the peak resident memory; ru_maxrss would start from the peak of the parent process."""
     return _kb(Path(f"/proc/{process}/status"), "VmHWM")
 
 
@@ -86,7 +86,7 @@ def _shared_kb(process: int) -> int:
 
 
 def _kb(path: Path, key: str) -> int:
-    """The sum of all lines of a file of /proc whose name starts with `key`."""
+    """Return the sum of the lines of a file of /proc that start with `key`."""
     return sum(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(key))
 
 

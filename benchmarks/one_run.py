@@ -1,7 +1,7 @@
-"""One run of an experiment through FedVeil's public path, in a process of its own, and what it took.
+"""One measured run of an experiment through FedVeil's public path, in a separate process.
 
-`python -m benchmarks.one_run [--stages] STARTED < experiment.toml` prints a JSON line. STARTED is when the process
-was started, as `time.time()` tells it, so that imports count for the first round.
+`python -m benchmarks.one_run [--stages] STARTED < experiment.toml` prints a JSON line. STARTED is the `time.time()` of
+the process' start, so that imports count for the first round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedveil.simulations.run import run
 
 
 class RoundClock(Display):
-    """Notes when each round was done, recorded and checkpointed, and how its time divides into stages."""
+    """A display that notes when each round was done, recorded and checkpointed, and its seconds in each stage."""
 
     def __init__(self, stages: StageClock | None, rounds: int) -> None:
         super().__init__(None)
@@ -35,20 +35,20 @@ class RoundClock(Display):
         self._stages, self._last = stages, rounds
 
     def round_done(self, row: Row, state: State) -> None:
-        """A round is whole."""
+        """Note the end of a round."""
         super().round_done(row, state)
         self.ends.append(time.time())
         if self._stages is not None:
             self.stages.append(self._stages.take())
         if state.round == self._last:
-            self.memory_mb = peak_mb()  # peaks are of the whole run; asking takes time, which is of no round here
+            self.memory_mb = peak_mb()  # the peak of the whole run; the time to read it counts for no round
 
 
 def measure(experiment: Experiment, started: float, *, stages: bool = False) -> dict[str, Any]:
-    """Run an experiment of at least 3 rounds; its first round and its last, which evaluates, are not in `round_s`.
+    """Measure an experiment of at least 3 rounds; its first round and its last, which evaluates, are not in `round_s`.
 
-    started: `time.time()` when the process started
-    stages: tell the seconds of each stage as well, over the rounds in `round_s`; they cost a little time themselves
+    started: the `time.time()` of the process' start
+    stages: measure the seconds of each stage as well, over the rounds in `round_s`, which costs a little time
     """
     stage_clock = StageClock() if stages else None
     if stage_clock is not None:
@@ -72,7 +72,7 @@ def measure(experiment: Experiment, started: float, *, stages: bool = False) -> 
 
 
 def main() -> None:
-    """Run the experiment on standard input and print what it took."""
+    """Run the experiment on standard input and print its figures."""
     *options, started = sys.argv[1:]
     experiment = Experiment.parse(sys.stdin.read())
     print(json.dumps(measure(experiment, float(started), stages="--stages" in options)))

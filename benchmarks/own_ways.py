@@ -1,6 +1,6 @@
-"""FedVeil's homomorphic encryption as a benchmark plays it, and two yardsticks: no protection, and a shared mask.
+"""FedVeil's homomorphic encryption in the benchmark, and two yardsticks: no protection, and a shared mask.
 
-Each way is a client, which makes the key and puts what its server needs into a folder, and that server.
+Each way is a client and its server. The client makes the key and writes what the server needs into a folder.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ RUN = bytes(16)
 
 
 class PlainClient:
-    """Sends its weights as they are."""
+    """A client that sends its weights as they are."""
 
     def __init__(self, folder: Path, size: int, clients: int) -> None: ...
 
     def protect(self, weights: np.ndarray, client: int, examples: int, reference: int) -> bytes:
-        """The upload of a client that has `examples` of the cohort's `reference`; weights: float32 [size]."""
+        """Return the upload of a client with `examples` of the cohort's `reference`; weights: float32 [size]."""
         return weights.tobytes()
 
     def open(self, download: bytes, clients: int, examples: int) -> np.ndarray:
-        """The weighted mean, float32 [size]."""
+        """Return the weighted mean, float32 [size]."""
         return np.frombuffer(download, np.float32)
 
 
 class PlainServer:
-    """A weighted mean in NumPy."""
+    """A server that computes a weighted mean in NumPy."""
 
     def __init__(self, folder: Path, size: int, clients: int) -> None:
         self._sum = np.zeros(size, np.float32)
@@ -50,16 +50,16 @@ class PlainServer:
         self._examples += examples
 
     def total(self) -> bytes:
-        """What clients download."""
+        """Return what clients download."""
         return (self._sum / np.float32(self._examples)).tobytes()
 
 
 class SharedMaskClient:
-    """Fixed point modulo 2^32 under masks that all clients can make and the server cannot: the trust of a shared HE key.
+    """A client that masks fixed-point weights, modulo 2^32, with a key that all clients share and the server has not.
 
-    Client k adds stream k and takes off stream k + 1, so that in the sum of all only the first and the last are left
-    (Jiang et al. 2021, "FLASHE", the double mask). All must answer. A yardstick of what such trust costs at least, and no
-    protection that FedVeil offers.
+    Client k adds stream k and subtracts stream k + 1, so that only the first and the last stream are left in the sum of
+    all (Jiang et al. 2021, "FLASHE", the double mask). All clients must answer. It trusts clients as a shared HE key
+    does: a yardstick of what such trust costs at least, and no protection that FedVeil offers.
     """
 
     def __init__(self, folder: Path, size: int, clients: int) -> None:
@@ -68,24 +68,24 @@ class SharedMaskClient:
         self._grid = make_plan(Privacy(protection=ProtectionChoice("secagg")), clients).grid
 
     def protect(self, weights: np.ndarray, client: int, examples: int, reference: int) -> bytes:
-        """The upload of a client that has `examples` of the cohort's `reference`; weights: float32 [size]."""
+        """Return the upload of a client with `examples` of the cohort's `reference`; weights: float32 [size]."""
         whole, _ = quantize(weights, examples, reference, self._grid, self._layout)
         masked: np.ndarray = whole.astype(np.uint32) + self._stream(client) - self._stream(client + 1)
         return masked.tobytes()
 
     def open(self, download: bytes, clients: int, examples: int) -> np.ndarray:
-        """The weighted mean, float32 [size]."""
+        """Return the weighted mean, float32 [size]."""
         total = np.frombuffer(download, np.uint32) - self._stream(0) + self._stream(clients)
         return dequantize(total.view(np.int32), examples, examples, self._grid)
 
     def _stream(self, number: int) -> np.ndarray:
-        """AES-256-CTR under the shared key, uint32 [size]."""
+        """Return a stream of AES-256-CTR under the shared key, uint32 [size]."""
         cipher = Cipher(algorithms.AES(self._key), modes.CTR(number.to_bytes(8, "big") + bytes(8))).encryptor()
         return np.frombuffer(cipher.update(bytes(4 * self._layout.size)), np.uint32)
 
 
 class SharedMaskServer:
-    """Adds modulo 2^32."""
+    """A server that adds modulo 2^32."""
 
     def __init__(self, folder: Path, size: int, clients: int) -> None:
         self._sum = np.zeros(size, np.uint32)
@@ -95,12 +95,12 @@ class SharedMaskServer:
         self._sum += np.frombuffer(upload, np.uint32)
 
     def total(self) -> bytes:
-        """What clients download."""
+        """Return what clients download."""
         return self._sum.tobytes()
 
 
 class LatticeClient:
-    """CKKS or BFV with the profile that a user gets without naming one; compact: as of `lattice.Encryptor`."""
+    """A client under CKKS or BFV with the default profile; compact: as in `lattice.Encryptor`."""
 
     def __init__(self, protection: str, folder: Path, size: int, clients: int, compact: bool | None = None) -> None:
         self._plan = make_plan(Privacy(protection=ProtectionChoice(protection)), clients)
@@ -115,7 +115,7 @@ class LatticeClient:
         self._layout = Layout((("weights", (size,)),))
 
     def protect(self, weights: np.ndarray, client: int, examples: int, reference: int) -> bytes:
-        """The upload of a client that has `examples` of the cohort's `reference`; weights: float32 [size]."""
+        """Return the upload of a client with `examples` of the cohort's `reference`; weights: float32 [size]."""
         whole, _ = quantize(weights, examples, reference, self._plan.grid, self._layout)
         header = wire.expect(
             "upload", self._plan, self._key, run=RUN, round=1, layout=self._layout, client=client, reference=reference
@@ -124,7 +124,7 @@ class LatticeClient:
         return wire.write(own, self._encryptor.encrypt(whole, examples))
 
     def open(self, download: np.ndarray, clients: int, examples: int) -> np.ndarray:
-        """The weighted mean, float32 [size]."""
+        """Return the weighted mean, float32 [size]."""
         expected = wire.expect(
             "aggregate", self._plan, self._key, run=RUN, round=1, layout=self._layout, complex=self._encryptor.complex
         )
@@ -134,7 +134,7 @@ class LatticeClient:
 
 
 class LatticeServer:
-    """Adds as uploads come."""
+    """A server that adds uploads as they come."""
 
     def __init__(self, protection: str, folder: Path, size: int, clients: int) -> None:
         self._plan = make_plan(Privacy(protection=ProtectionChoice(protection)), clients)
@@ -156,7 +156,7 @@ class LatticeServer:
         self._reference = reference
 
     def total(self) -> np.ndarray:
-        """What clients download, uint8."""
+        """Return what clients download, uint8."""
         header = wire.expect(
             "aggregate", self._plan, self._key, run=RUN, round=1, layout=self._layout, complex=self._complex
         )

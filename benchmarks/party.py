@@ -1,7 +1,7 @@
-"""A server or a client as `fedveil` starts it, with a note of when each message passes.
+"""A server or a client as `fedveil` starts it, which notes when each message passes.
 
-`python -m benchmarks.party NOTES server ...` is `fedveil server ...` and appends lines to the file NOTES; so is
-`client`. What a line says is in `Note`.
+`python -m benchmarks.party NOTES server ...` is `fedveil server ...`, and appends a line for each `Note` to the file
+NOTES; `python -m benchmarks.party NOTES client NUMBER ...` likewise.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ PUSHED, CALL, ARRIVED, RECEIVED, TRAINED = "pushed", "call", "arrived", "receive
 
 @dataclass(frozen=True)
 class Note:
-    """When something happened, in seconds since the epoch, and to which client, counted from 0 (-1: to all).
+    """A note of an event: when, in seconds since the epoch, and of which client, counted from 0 (-1: all).
 
-    what: of the server `pushed` (a round's messages lie ready), `arrived` (a client's reply is whole), `call` (a client
-        called); of a client `received` (a message is in its hands), `trained` (its reply is ready to be sent)
+    what: of the server `pushed` (a round's messages are ready), `arrived` (a client's reply is complete), `call` (a
+        client called); of a client `received` (it has a message), `trained` (its reply is ready to be sent)
     """
 
     when: float
@@ -35,13 +35,13 @@ class Note:
 
     @classmethod
     def parse(cls, line: str) -> Note:
-        """What `str` made."""
+        """Read what `str` wrote."""
         when, what, client = line.split()
         return cls(float(when), what, int(client))
 
 
 def read(path: Path) -> list[Note]:
-    """All notes of a party."""
+    """Read all notes of a party."""
     return [Note.parse(line) for line in path.read_text().splitlines()]
 
 
@@ -101,7 +101,7 @@ def _number(client: int | None) -> int:
 
 
 def main() -> None:
-    """Be the party that the command line names; CLIENT, its number from 0, follows `client`."""
+    """Run the party that the command line names; a client's number, from 0, follows `client`."""
     notes, kind = sys.argv[1:3]
     del sys.argv[1]
     with Path(notes).open("a", buffering=1) as file:

@@ -1,7 +1,7 @@
-"""One round under one protection: the clients in this process, the server in another, and what each took.
+"""One round under one protection, with the clients in this process and the server in another.
 
 `python -m benchmarks.protected_round WAY SETTINGS_AS_JSON STARTED` prints a JSON line. Seconds are CPU time of the
-process that did the work; memory is what the server's process grew by. Uploads travel as files.
+process that did the work; memory is what the server's process grew by. Uploads are passed as files.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from benchmarks import masked_round, own_ways
 from benchmarks.peers import tenseal_ways
 from benchmarks.remote import Measures, Remote, cohort
 
-OPENINGS = 3  # of the same download; the median counts
-# The client and the server of each way, made from a folder that they share, how many numbers, and how many clients.
+OPENINGS = 3  # times that the same download is opened; the median counts
+# The client and the server of each way, made from the folder that they share and the numbers of weights and clients.
 WAYS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "naive": (tenseal_ways.NaiveClient, tenseal_ways.NaiveServer),
     "flare": (tenseal_ways.FlareClient, tenseal_ways.FlareServer),
@@ -40,10 +40,10 @@ WAYS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 
 
 def measure(way: str, size: int, clients: int, many: int, folder: Path) -> Measures:
-    """What a round takes; and the server's memory with `many` clients, whose uploads are the same ones again and again.
+    """Measure a round, and the server's memory with `many` clients, which repeat the same uploads.
 
-    `naive` adds as uploads come, which is faster, and holds them where its memory is measured: for `clients`, and for one,
-    which tells what each takes.
+    `naive` adds uploads as they come, which is faster. For its memory it holds them, for `clients` and for one, and the
+    difference gives the memory of each.
     """
     weights, examples = cohort(size, clients)
     reference = sum(examples)
@@ -92,7 +92,7 @@ def memory_mb(
     uploads: int,
     folder: Path,
 ) -> float:
-    """By how much a server of `clients` grows, MB; they send the same few uploads in turn."""
+    """Return the memory by which a server of `clients` grows, in MB; they send the same few uploads in turn."""
     weights, examples = cohort(size, uploads)
     client, reference = make_client(folder, size, clients), sum(examples)
     paths = [folder / f"upload-{number}" for number in range(uploads)]
@@ -108,7 +108,7 @@ def memory_mb(
 
 
 def main(way: str, settings: str, _started: str) -> None:
-    """Print what a round took; nothing else reaches standard output, where TenSEAL's C++ code writes warnings."""
+    """Print a round's figures, and keep the warnings of TenSEAL's C++ code off standard output."""
     printed = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""A server in a process of its own, so that its memory and its CPU time are its own; and the cohort that it serves."""
+"""A server in a separate process, where its memory and CPU time can be measured, and the cohort that it serves."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ Measures = dict[str, Any]
 
 
 class Remote:
-    """What `make` makes, in another process, called by the names of its methods; a path among the arguments is read there.
+    """An object that `make` returns in another process, called by its methods' names.
 
-    seconds: CPU time of each call, by method, without the reading; grown_mb: by how much memory at its peak was above what
-    it was once the server was made
+    A path among the arguments of a call is replaced by the file's bytes in that process.
+    seconds: CPU time of each call, by method, without the reading
+    grown_mb: the peak memory of that process, less its memory when the object was made
     """
 
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
@@ -35,7 +36,7 @@ class Remote:
         self.grown_mb = 0.0
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What the server's method returns; raise EOFError where its process ended, which says why itself."""
+        """Return what the server's method returns; raise EOFError where its process ended, which prints the reason."""
         self._connection.send((method, arguments))
         answer, seconds, self.grown_mb = self._connection.recv()
         self.seconds[method].append(seconds)
@@ -52,7 +53,7 @@ def _serve(connection: Connection, make: Callable[..., Any], arguments: tuple[An
     gc.collect()
     forget = Path("/proc/self/clear_refs")
     if forget.exists():
-        forget.write_text("5")  # the peak is from now on
+        forget.write_text("5")  # resets the peak
     before = peak_mb()
     while (asked := connection.recv()) is not None:
         method, given = asked
@@ -61,11 +62,11 @@ def _serve(connection: Connection, make: Callable[..., Any], arguments: tuple[An
         answer = getattr(server, method)(*values)
         seconds = time.process_time() - started
         connection.send((answer, seconds, peak_mb() - before))
-        del values, answer  # or two uploads would be here at once
+        del values, answer  # else memory would hold two uploads at once
 
 
 def cohort(size: int, clients: int) -> tuple[list[np.ndarray], list[int]]:
-    """Random weights of each client, float32 [size], mostly the same for all, and how many examples each has."""
+    """Draw the weights of each client, float32 [size], mostly the same for all, and its number of examples."""
     rng = np.random.default_rng(0)
     common = rng.normal(0, 0.05, size)
     examples = [int(count) for count in rng.integers(100, 1000, clients)]

@@ -1,4 +1,4 @@
-"""What `python -m benchmarks` says: a table for a terminal, an object for a script, and the sections of docs/performance.md."""
+"""The output of `python -m benchmarks`: tables for a terminal, and the sections of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HEADINGS = (
 
 
 def surroundings(command: Sequence[str]) -> Measures:
-    """The machine, the versions, the date and the command."""
+    """Return the machine, the versions, the date and the command."""
     packages = ("fedveil", "torch", "numpy", "flwr")
     return {
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "platform": platform.platform()},
@@ -40,7 +40,7 @@ def surroundings(command: Sequence[str]) -> Measures:
 
 
 def _processor() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -50,7 +50,7 @@ def _processor() -> str:
 
 
 def table(rows: Sequence[Measures], notes: Sequence[str]) -> RenderableType:
-    """Milliseconds a client of each job, the first round, memory, and notes."""
+    """Return tables of each job's milliseconds a client, first round and memory, with notes, for a terminal."""
     speed = Table(title="ms a client, whole rounds", title_justify="left", box=None, pad_edge=False)
     other = Table(title="first round done, s", title_justify="left", box=None, pad_edge=False)
     for i, heading in enumerate(HEADINGS):
@@ -66,7 +66,7 @@ def table(rows: Sequence[Measures], notes: Sequence[str]) -> RenderableType:
 
 
 def tables(grids: Sequence[Grid], notes: Sequence[str]) -> RenderableType:
-    """Tables for a terminal, and notes below them."""
+    """Return tables for a terminal, with notes below them."""
     shown: list[RenderableType] = []
     for title, headings, rows in grids:
         grid = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -79,7 +79,7 @@ def tables(grids: Sequence[Grid], notes: Sequence[str]) -> RenderableType:
 
 
 def tables_section(opening: str, grids: Sequence[Grid], notes: Sequence[str]) -> str:
-    """Tables for a page, Markdown, between an opening and notes."""
+    """Return tables for a page as Markdown, between an opening and notes."""
     lines = [opening]
     for title, headings, rows in grids:
         lines += ["", f"{title}:", "", *markdown(headings, rows)]
@@ -87,14 +87,14 @@ def tables_section(opening: str, grids: Sequence[Grid], notes: Sequence[str]) ->
 
 
 def verdict(target: Measures) -> list[str]:
-    """What was found of a target, and whether it is reached."""
+    """Return what was found of a target, and whether it is reached."""
     if target["found"] is None:
         return ["not measured", ""]
     return [f"{target['found']:.4g}", "yes" if target["reached"] else "no"]
 
 
 def growth_table(rows: Sequence[Measures]) -> RenderableType:
-    """Time and memory at each point."""
+    """Return a table of time and memory at each point."""
     grid = Table(box=None, pad_edge=False)
     for heading in ("population", "cohort", "ms a round", "ms a client", "first round, s", "memory, MB", "engine"):
         grid.add_column(heading, justify="right")
@@ -104,7 +104,7 @@ def growth_table(rows: Sequence[Measures]) -> RenderableType:
 
 
 def jobs_section(rows: Sequence[Measures], notes: Sequence[str], around: Measures, repeats: int) -> str:
-    """The measured part of the page about the jobs, Markdown."""
+    """Return the page's section about the jobs as Markdown."""
     machine = around["machine"]
     versions = {**around["versions"], **_peer_versions(rows)}
     engines = ", ".join(f"{row['job']} {row['engine']}" for row in rows)
@@ -130,7 +130,7 @@ def jobs_section(rows: Sequence[Measures], notes: Sequence[str], around: Measure
 
 
 def growth_section(rows: Sequence[Measures], around: Measures) -> str:
-    """The measured part of the page about growth, Markdown."""
+    """Return the page's section about growth as Markdown."""
     headings = ("population", "cohort", "ms a round", "ms a client", "first round, s", "memory, MB", "engine")
     machine = around["machine"]
     return "\n".join([
@@ -143,7 +143,7 @@ def growth_section(rows: Sequence[Measures], around: Measures) -> str:
 
 
 def check_page(path: Path, name: str) -> None:
-    """Raise SettingsError where `path` is no page that has a section `name`."""
+    """Raise SettingsError where `path` is no page with a section `name`."""
     begin, end = _marks(name)
     text = path.read_text("utf-8") if path.is_file() else ""
     if not 0 <= text.find(begin) < text.find(end):
@@ -153,7 +153,7 @@ def check_page(path: Path, name: str) -> None:
 
 
 def write_section(path: Path, name: str, text: str) -> None:
-    """Replace the section `name` of a page, all between its marks."""
+    """Replace the section `name` of a page: the text between its marks."""
     begin, end = _marks(name)
     before, _, rest = path.read_text("utf-8").partition(begin)
     after = rest.partition(end)[2]
@@ -165,7 +165,7 @@ def _marks(name: str) -> tuple[str, str]:
 
 
 def _cells(row: Measures, *, spread: bool = False) -> list[str]:
-    """A job's row under HEADINGS."""
+    """Return a job's row under HEADINGS."""
 
     def time(prefix: str) -> str:
         value = row[f"{prefix}ms_per_client"]
@@ -204,7 +204,7 @@ def _point(row: Measures) -> list[str]:
 
 
 def short(value: float) -> str:
-    """Three digits that count, without an exponent."""
+    """Write a number with three significant digits, without an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -217,5 +217,5 @@ def _peer_versions(rows: Sequence[Measures]) -> dict[str, Any]:
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table's lines."""
+    """Return a table's lines."""
     return [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]

@@ -1,4 +1,4 @@
-"""Where a run's time goes: functions of the product, timed from outside while it runs.
+"""The stages of a run: functions of FedVeil, timed from outside while it runs.
 
 Time counts for the innermost stage: training inside an exchange of messages is training.
 """
@@ -16,16 +16,16 @@ REST = "rest"  # of the round loop: rows, checks, conversions
 STAGES = {
     "fedveil.server.exchange:exchange": "messages",
     "fedveil.models.local.training:train_clients": "train",
-    "multiprocessing.connection:wait": "train",  # where worker processes train, the round waits for them
+    "multiprocessing.connection:wait": "train",  # the round waits here for worker processes that train
     "fedveil.core.record.record:Record.append": "record",
     "fedveil.server.checkpoint:save_state": "checkpoint",
 }
-STRATEGY = {"train_messages": "configure", "aggregate": "aggregate"}  # methods of whichever strategy runs
+STRATEGY = {"train_messages": "configure", "aggregate": "aggregate"}  # methods of the strategy in use
 NAMES = ("configure", "messages", "train", "aggregate", "record", "checkpoint", REST)
 
 
 class StageClock:
-    """Seconds spent in each stage since the last `take`; what is in no stage is the rest."""
+    """A clock of the seconds in each stage since the last `take`; time in no stage is the rest."""
 
     def __init__(self) -> None:
         self._stack = [REST]
@@ -33,7 +33,7 @@ class StageClock:
         self._seconds = dict.fromkeys(NAMES, 0.0)
 
     def take(self) -> dict[str, float]:
-        """Seconds of each stage since the last call, and begin anew."""
+        """Return the seconds in each stage since the last call, and start again."""
         self._switch()
         taken, self._seconds = self._seconds, dict.fromkeys(NAMES, 0.0)
         return taken
@@ -44,7 +44,7 @@ class StageClock:
         self._since = now
 
     def timed(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
-        """`function`, whose time counts for `stage`."""
+        """Wrap a function so that its time counts for `stage`."""
 
         @wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -59,7 +59,7 @@ class StageClock:
         return wrapper
 
     def install(self) -> None:
-        """Time the functions of STAGES from now on, in this process, wherever they were imported to."""
+        """Time the functions of STAGES from now on, in this process, wherever FedVeil has imported them."""
         for place, stage in STAGES.items():
             module, _, path = place.partition(":")
             owner: Any = importlib.import_module(module)
@@ -82,7 +82,7 @@ class StageClock:
 
 
 def _replace(owner: Any, name: str, function: Any, by: Any) -> None:
-    """Put `by` in the place of a function, there and wherever FedVeil has imported it."""
+    """Replace a function by `by`, in its owner and wherever FedVeil has imported it."""
     setattr(owner, name, by)
     for module in [module for key, module in sys.modules.items() if key.startswith("fedveil.")]:
         for alias in [alias for alias, value in vars(module).items() if value is function]:

@@ -1,4 +1,4 @@
-"""A cable with a meter on it: a TCP relay that counts the bytes that pass, both ways, and when."""
+"""A TCP relay that counts the bytes that pass in both directions, and when."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import time
 from contextlib import suppress
 from types import TracebackType
 
-PIECE = 1 << 16  # bytes that are passed on at once
+PIECE = 1 << 16  # bytes at most that are relayed at once
 
 
 class Meter:
-    """A port on loopback whose connections are passed on to another; it is open inside `with`.
+    """A port on loopback, open inside `with`, whose connections are relayed to another port.
 
-    Counted is what TCP carries: TLS and all in it, not the headers of TCP and IP.
+    It counts what TCP carries: TLS and all within, without the headers of TCP and IP.
     """
 
     def __init__(self, to: int) -> None:
@@ -38,7 +38,7 @@ class Meter:
         self._thread.join()
 
     def between(self, begin: float, end: float) -> tuple[int, int, int]:
-        """Bytes up, bytes down, and new connections between two moments, seconds since the epoch."""
+        """Return bytes up, bytes down and new connections between two moments, in seconds since the epoch."""
         found = [entry[1:] for entry in list(self._passed) if begin <= entry[0] < end]
         up, down, opened = (sum(column) for column in zip((0, 0, 0), *found, strict=True))
         return up, down, opened
@@ -57,9 +57,9 @@ class Meter:
         self._loop.close()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until both sides have closed theirs."""
+        """Relay one connection until both ends are closed."""
         this = asyncio.current_task()
-        self._passing.add(this)  # the loop itself keeps no task
+        self._passing.add(this)  # the event loop keeps no reference to a task
         try:
             await self._connect(reader, writer)
         finally:
@@ -77,7 +77,7 @@ class Meter:
         back.close()
 
     async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, up: bool) -> None:
-        # a side that breaks off has ended, as one that closes has
+        # a broken connection has ended, as a closed one has
         with suppress(ConnectionError):
             while piece := await source.read(PIECE):
                 size = len(piece)

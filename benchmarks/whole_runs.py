@@ -1,6 +1,6 @@
-"""What protection adds to whole runs of `mnist-mlp`, as a user starts them: CPU time, worker processes included.
+"""The CPU time that protection adds to whole runs of `mnist-mlp`, started as by a user, workers included.
 
-A run of few rounds is taken off one of more, so that starting, loading and evaluating do not count.
+A run of few rounds is subtracted from one of more, so that starting, loading and evaluating do not count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ENGINE = "batched"
 
 @dataclass(frozen=True)
 class Job:
-    """A preset with so many local epochs, and how many rounds the shorter and the longer run have."""
+    """A preset with `epochs` local epochs, and the rounds of the shorter and of the longer run."""
 
     preset: str
     epochs: int
@@ -33,12 +33,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What it is, in words."""
+        """The job in words."""
         return f"{self.preset}, {self.epochs} local epochs, {PROTECTION}"
 
 
 JOBS = (
-    Job("mnist-mlp", 5, (2, 22)),  # the preset's own epochs
+    Job("mnist-mlp", 5, (2, 22)),  # the epochs of the preset
     Job("mnist-mlp", 225, (1, 4)),  # a client trains for about a second
 )
 
@@ -46,9 +46,9 @@ JOBS = (
 def measure(
     settings: dict[str, Any], repeats: int, progress: Callable[[str], None] = lambda _: None
 ) -> tuple[list[Measures], list[str]]:
-    """A row of each of JOBS, with and without protection in turn; where a run fails, a note instead.
+    """Measure each of JOBS with and without protection in turn; return rows, and notes where a run fails.
 
-    settings: `engine` and `workers`, changes to every run
+    settings: changes to every run, such as `engine` and `workers`
     """
     rows, notes = [], []
     for job in JOBS:
@@ -76,14 +76,14 @@ def measure(
 
 
 def cpu_ms_per_client(job: Job, protection: str, settings: dict[str, Any]) -> float:
-    """CPU time of a client's round, its share of the server's included, in milliseconds."""
+    """Measure the CPU time of a client's round, with its share of the server's, in milliseconds."""
     few, more = job.rounds
     seconds = _cpu_seconds(job, protection, more, settings) - _cpu_seconds(job, protection, few, settings)
     return seconds / (more - few) / COHORT * 1e3
 
 
 def _cpu_seconds(job: Job, protection: str, rounds: int, settings: dict[str, Any]) -> float:
-    """CPU seconds of a run and of all processes it started; raise FedveilError, with its last lines, where it fails."""
+    """Return the CPU seconds of a run and its processes; raise FedveilError, with its last lines, where it fails."""
     changes = {
         "privacy.protection": protection, "training.epochs": job.epochs, "federation.rounds": rounds,
         "federation.cohort": COHORT, "evaluation.every": rounds, **{"engine": ENGINE, **settings},
@@ -105,6 +105,6 @@ def _cpu_seconds(job: Job, protection: str, rounds: int, settings: dict[str, Any
 
 
 def _children() -> float:
-    """CPU seconds of all processes started from here that have ended."""
+    """Return the CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

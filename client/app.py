@@ -1,8 +1,8 @@
 """The Flower client of every experiment, in this process, in Flower's simulation, or on a machine of its own.
 
-A message carries the global model under `arrays` and the round's settings under `config`; the run's configuration carries
-the experiment as TOML, and the node's configuration the number of its partition. A client that must not use what it got,
-or cannot protect what it has, replies with an error that says why.
+A message carries the global model under `arrays` and the round's settings under `config`. The run's configuration
+carries the experiment as TOML, and the node's configuration the number of its partition. A client that must not use
+what it received, or cannot protect its update, replies with an error that says why.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fedveil.datasets.own.local import schema
 from fedveil.models.computing import one_thread
 
 Part = TypeVar("Part", ArrayRecord, ConfigRecord)
-REFUSED = (ProtectionError, SettingsError)  # what a client refuses, and is left out for; other errors are faults
+REFUSED = (ProtectionError, SettingsError)  # refusals, which leave the client out of a round; other errors are faults
 log = logging.getLogger("flwr")  # where Flower shows what a node does
 
 FindRuntime = Callable[[Context], ClientRuntime]
@@ -46,16 +46,16 @@ FindRuntime = Callable[[Context], ClientRuntime]
 class Runtimes:
     """The runtimes of the experiments that a Flower process works for, made when a message first needs them.
 
-    A process may stand for several nodes, each with a folder of keys; data that changed on the disk is read again.
+    A process may stand for several nodes, each with its own folder of keys. Data that changed on disk is read again.
     """
 
     def __init__(self, most: int = 8) -> None:
-        """`most`: how many are kept."""
+        """Keep at most `most` runtimes."""
         self._most = most
         self._made: OrderedDict[tuple[Any, ...], ClientRuntime] = OrderedDict()
 
     def __call__(self, context: Context) -> ClientRuntime:
-        """Find the runtime for a node; raise ProtectionError where its owner's policy refuses the run's settings."""
+        """Return the runtime for a node; raise ProtectionError where its owner's policy refuses the run's settings."""
         node, settings, keys = context.node_config, str(context.run_config["experiment"]), keys_of(context)
         if not deployed(context):
             return self._find(settings, keys, None, "off")
@@ -66,7 +66,7 @@ class Runtimes:
         try:
             return self._find(settings, keys, own, policy.leak_guard)
         except DataError as error:
-            log.warning("refused: %s", error)  # it may quote the data, which stays here
+            log.warning("refused: %s", error)  # the error may quote the data, so it stays in this log
             raise ProtectionError("its data does not fit the run; the client's own log says where") from None
 
     def _find(self, settings: str, keys: str, own: DataSource | None, leak_guard: str) -> ClientRuntime:
@@ -80,25 +80,28 @@ class Runtimes:
 
 
 def deployed(context: Context) -> bool:
-    """Say whether this is a client on a machine of its own, whose server is somebody else."""
+    """Say whether this client is on a machine of its own, with a server of another party."""
     return "data" in context.node_config
 
 
 def keys_of(context: Context) -> str:
-    """Return the folder of this client's keys; a deployed client takes none that the server names."""
+    """Return the folder of this client's keys; a deployed client ignores one that the server names."""
     node = context.node_config
     return str(node.get("keys", "" if deployed(context) else context.run_config.get("keys", "")))
 
 
 def policy_of(context: Context) -> Policy:
-    """Read what the owner of a client on a machine of its own allows."""
+    """Read the policy of the owner of a deployed client; an empty policy where there is none."""
     path = str(context.node_config.get("policy", ""))
     return Policy.read(Path(path)) if path else Policy()
 
 
 @dataclass(frozen=True)
 class Request:
-    """A message for one client, and what is needed to answer it; properties raise ProtectionError where the server left them out."""
+    """A message for one client, and what is needed to answer it.
+
+    Properties raise ProtectionError where the server left them out.
+    """
 
     message: Message
     context: Context
@@ -106,7 +109,7 @@ class Request:
 
     @cached_property
     def runtime(self) -> ClientRuntime:
-        """The experiment, ready for this client."""
+        """The runtime for this client."""
         return self.find(self.context)
 
     @cached_property
@@ -116,18 +119,18 @@ class Request:
 
     @property
     def client(self) -> int:
-        """The client's number: a node that stands for several is told which one, else it is that of its partition."""
+        """The client's number: that of the node's partition, unless the message names one of several clients."""
         own = self.context.node_config["partition-id"]
         return int(cast(int, own if deployed(self.context) else self.config.get(CLIENT, own)))
 
     @property
     def model(self) -> ArrayRecord:
-        """The model, as it came."""
+        """The model as received."""
         return self._part(ARRAYS, ArrayRecord)
 
     @property
     def brought(self) -> dict[str, Any]:
-        """What the message of secure aggregation brings for this client alone."""
+        """The bytes that a message of secure aggregation carries for this client alone."""
         found = dict(self._part(INBOX, ConfigRecord))
         if any(not isinstance(value, bytes) for value in found.values()):
             raise ProtectionError("the server's message brings something else than bytes for this client")
@@ -135,7 +138,7 @@ class Request:
 
     @property
     def states(self) -> ClientStates:
-        """Where this client keeps what it needs between rounds."""
+        """The store of what this client keeps between rounds."""
         return self.runtime.states or ContextStates(self.context.state)
 
     def _part(self, key: str, kind: type[Part]) -> Part:
@@ -146,7 +149,10 @@ class Request:
 
 
 def hello(request: Request) -> Message:
-    """Say which partition this node holds, so that the server can order nodes by it; and what data of its own it brings."""
+    """Reply with the number of this node's partition, by which the server orders nodes.
+
+    A deployed client adds the number of its examples and the schema of its data.
+    """
     context, message = request.context, request.message
     client = int(cast(int, context.node_config["partition-id"]))
     if not deployed(context):
@@ -157,7 +163,7 @@ def hello(request: Request) -> Message:
     examples = int(runtime.federated.sizes(np.array([client]))[0])
     found = json.dumps(schema(dataset.task, dataset.words, dataset.columns))
     log.info("takes part with %d examples: %s", examples, found)
-    weight = 1 if runtime.experiment.privacy.noisy else examples  # how many it holds is of its data
+    weight = 1 if runtime.experiment.privacy.noisy else examples  # the number of examples tells of the data
     metrics = MetricRecord({CLIENT: client, WEIGHT: weight})
     return Message(RecordDict({METRICS: metrics, CONFIG: ConfigRecord({SCHEMA: found})}), reply_to=message)
 
@@ -192,7 +198,7 @@ def answer_stage(stage: str, request: Request) -> Message:
 
 
 def evaluate(request: Request) -> Message:
-    """Evaluate the global model on the part this client holds out; reply with counts that can be summed."""
+    """Evaluate the global model on the client's held-out part, and reply with counts that can be summed."""
     started = time.perf_counter()
     runtime, client, config = request.runtime, request.client, request.config
     given = receive(runtime, client, request.model, int(config.get(ROUND, 0)), config.get(RUN, b""), request.states)
@@ -202,9 +208,9 @@ def evaluate(request: Request) -> Message:
 
 
 def client_app(find: FindRuntime) -> ClientApp:
-    """Make a Flower app of the client; `find`: gives the runtime for a node.
+    """Make a Flower app of the client; `find` returns the runtime for a node.
 
-    What a client must not, or cannot, do is a reply that says so, and no fault of its app.
+    A refusal is a reply that says why, and no fault of the app.
     """
     app = ClientApp()
     handlers: list[tuple[Callable[..., Any], Callable[[Request], Message]]] = [
@@ -226,4 +232,4 @@ def _refusing(handler: Callable[[Request], Message], find: FindRuntime) -> Calla
     return answer
 
 
-app = client_app(Runtimes())  # of a process that Flower starts
+app = client_app(Runtimes())  # the app of a process that Flower starts

@@ -1,7 +1,7 @@
-"""What a client needs of Flower beyond its public interface (Flower 1.41): how a node signs its calls, and its runtime interface.
+"""Flower's internals (1.41) that a client needs: how a node signs its calls, and a node's runtime interface.
 
-A SuperNode in `process` isolation starts nothing itself: whoever holds its secret takes its tasks over HTTP, pulls each message
-as a tree of objects, and pushes the reply the same way.
+A SuperNode in `process` isolation starts no process itself. The holder of its secret takes its tasks over HTTP, pulls
+each message as a tree of objects, and pushes the reply the same way.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ ACQUIRE = "/flwr.proto.Runtime/AcquireTask"  # the one call that the SuperNode's
 
 
 class NodeRuntime:
-    """The runtime interface of the SuperNode at `address`, for who holds its secret; a context manager.
+    """The runtime interface of the SuperNode at `address`, for the holder of its secret; a context manager.
 
     Every call raises httpx.HTTPError where the SuperNode does not answer.
     """
@@ -77,13 +77,13 @@ class NodeRuntime:
         self._client.__exit__(*error)
 
     def acquire(self) -> str | None:
-        """Take the next message to answer, if there is one: return the token of its task."""
+        """Take the next message to answer, and return the token of its task; None where there is no message."""
         acquired = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         return acquired.token if acquired.HasField("task") and acquired.token else None
 
     @contextmanager
     def task(self, token: str) -> Iterator[Task]:
-        """Work on a task: the SuperNode hears that it goes on, and at the end whether it failed."""
+        """Work on a task: send heartbeats to the SuperNode meanwhile, and at the end whether it failed."""
         with self._connect(RuntimeTokenHttpInterceptor(token)) as client:
             heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
             heartbeat.start()
@@ -109,9 +109,9 @@ class NodeRuntime:
 
 
 class Task:
-    """One message of a SuperNode, and the place of its reply.
+    """One message of a SuperNode, and its reply.
 
-    context: what the SuperNode is to keep for the next message; None until there is a reply
+    context: the context that the SuperNode keeps for the next message; None until there is a reply
     """
 
     def __init__(self, client: RuntimeHttpClient) -> None:

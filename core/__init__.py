@@ -1,1 +1,1 @@
-"""What every part of FedVeil shares; it imports nothing else of FedVeil."""
+"""The base of all other folders: settings, catalog, metrics, messages, records; it imports none of them."""

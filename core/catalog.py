@@ -1,6 +1,7 @@
-"""What FedVeil has, by kind and name. Adding a part is one function or class in one file, and one line here.
+"""The catalog of FedVeil's parts, by kind and name.
 
-Listing and checking names imports none of the parts; a part is imported when it is chosen.
+A new part is one function or class in one file, and one entry here. Listing and checking names imports no part; a part
+is imported when it is chosen.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from fedveil.core.errors import SettingsError, nearest
 
 
 class Table(Mapping[str, str]):
-    """Parts of one kind by name: `name -> description`, each loaded only when it is used.
+    """The parts of one kind, `name -> description`; each part is imported when it is first used.
 
-    A user's own part is named `package.module:object` and needs no entry, for the kinds that allow it.
+    Where the kind allows it, a user's own part needs no entry: its name is `package.module:object`.
     """
 
     def __init__(self, kind: str, entries: dict[str, tuple[str, str]], *, own: bool = True) -> None:
-        """`entries`: name to (`module:object`, one line of description); `own`: users may name their own."""
+        """Make a table of parts.
+
+        entries: name -> (`module:object`, one line of description); an empty `module:object` stands for no part
+        own: whether users may name parts of their own
+        """
         self.kind = kind
         self.own = own
         self._entries = entries
@@ -35,20 +40,23 @@ class Table(Mapping[str, str]):
         return len(self._entries)
 
     def check(self, name: str, key: str) -> str:
-        """Return `name` if it may be used for the setting `key`; raise SettingsError with the nearest name otherwise."""
+        """Return `name`; raise SettingsError, with the nearest known name, where no part has it.
+
+        key: the setting that names the part, for errors
+        """
         if name in self._entries or (self.own and ":" in name):
             return name
         known = ", ".join(self._entries) + ("; or your own as package.module:object" if self.own else "")
         raise SettingsError(f"{key}: no {self.kind} is called '{name}'{nearest(name, self)}\n  known: {known}")
 
     def load(self, name: str, key: str) -> Any:
-        """Import and return the part called `name`."""
+        """Import and return the part called `name`; raise SettingsError where a user's own part cannot be imported."""
         self.check(name, key)
         own = name not in self._entries
         module, _, attribute = (name if own else self._entries[name][0]).partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except Exception as error:  # importing a user's module runs it: anything can be wrong with it
+        except Exception as error:  # importing a user's module runs its code, which may raise anything
             if not own:
                 raise
             raise SettingsError(
@@ -57,11 +65,11 @@ class Table(Mapping[str, str]):
             ) from error
 
     def is_own(self, name: str) -> bool:
-        """Whether `name` is a user's own part, `package.module:object`."""
+        """Say whether `name` is that of a user's own part, `package.module:object`."""
         return self.own and name not in self._entries and ":" in name
 
     def declared(self, name: str, key: str) -> Declaration:
-        """What the part called `name` says of itself; an entry without an object, as `none` is, has and needs nothing."""
+        """Return the declaration of the part called `name`; an entry without an object, `none`, has the default one."""
         if name in self._entries and not self._entries[name][0]:
             return Declaration()
         return declaration(self.load(name, key))

@@ -1,4 +1,4 @@
-"""What a part says of itself: its own settings, and what it needs from the experiment that uses it."""
+"""The declaration of a part: its settings, and what it needs from the experiment that uses it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ ATTRIBUTE = "__fedveil_part__"
 
 @dataclass(frozen=True)
 class Declaration:
-    """A part's own words.
+    """What a part declares about itself.
 
-    settings: the model of its own settings
-    needs: of an aggregation, what it must see: `sum` (a sum that nobody opens), `mean` (the opened mean of the cohort),
-        or `each` (every client's update); of a protection, the most that it shows
-    tasks: the kinds of task it fits; empty: any
-    state: whether it keeps something for each client between rounds
-    uses: keys of the section it is chosen in that have an effect on it, beside its own settings
-    why: a clause that says why it needs the mean or each update; empty where a sum is enough
-    check: is given its settings and the experiment, and raises SettingsError where they cannot work together
+    settings: the class of the part's settings
+    needs: of a strategy, what it must see of the updates: `sum` (their encrypted sum), `mean` (the cohort's mean in the
+        clear), or `each` (every client's update); of a protection, the most that it shows to the server
+    tasks: the tasks that the part fits (`Task.names`); empty: any
+    state: whether the part keeps state for each client between rounds
+    uses: keys of the section in which the part is chosen that have an effect on it, beside its own settings
+    why: a clause that says why the part needs the mean or each update; empty where a sum is enough
+    check: takes the part's settings and the experiment; raises SettingsError where they cannot work together
     """
 
     settings: type[Section] = NoSettings
@@ -46,7 +46,9 @@ def part(
     why: str = "",
     check: Callable[[Any, Any], None] | None = None,
 ) -> Callable[[Part], Part]:
-    """Declare a function or class as a part, with its own settings beside it.
+    """Declare a function or class as a part; the arguments are the fields of `Declaration`.
+
+    Raise TypeError where `settings` is no Section, or has a setting called `name`.
 
     >>> class Trim(Section):
     ...     fraction: float = 0.2
@@ -71,11 +73,11 @@ def part(
 
 
 def declares(found: Any) -> bool:
-    """Whether a part says something of itself."""
+    """Say whether a part has a declaration."""
     return hasattr(found, ATTRIBUTE)
 
 
 def declaration(found: Any) -> Declaration:
-    """What a part declares; a user's own that declares nothing has no settings and may need anything."""
+    """Return a part's declaration; a user's part without one has no settings and counts as needing each update."""
     declared = getattr(found, ATTRIBUTE, None)
     return declared if isinstance(declared, Declaration) else Declaration()

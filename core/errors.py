@@ -1,4 +1,4 @@
-"""Everything FedVeil refuses or fails at, in one tree.
+"""The exceptions of FedVeil, in one tree.
 
 FedveilError            exit code 1: a failure while running; what was done is kept
 ├── SettingsError       exit code 2: a setting is unknown, of a wrong type, out of range, or cannot work
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 
 class FedveilError(Exception):
-    """Something FedVeil can explain: the message says what happened, with which value, and what to do."""
+    """The base of all of FedVeil's errors: the message says what happened, with which value, and what to do."""
 
     exit_code = 1
 
@@ -52,6 +52,9 @@ class Interrupted(FedveilError):
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return `"; did you mean 'x'?"`, with a prefix of x, for the known name closest to `name`, or an empty string."""
+    """Return `"; did you mean 'x'?"` for the known name x closest to `name`; an empty string where none is close.
+
+    prefix: written before x
+    """
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{prefix}{close[0]}'?" if close else ""

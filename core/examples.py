@@ -1,4 +1,4 @@
-"""Examples to learn from, and the task they pose: what data sets give and networks take."""
+"""Labelled examples and the task that they pose: what data sets return and networks take."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Examples:
 
     features: images float32 [n, channels, height, width] in [0, 1]; tabular float32 [n, d];
         text int32 [n, tokens], padded at the end with 0 (`text.PADDING`)
-    labels: int64 [n], an index into `Task.classes`; of next_token int64 [n, tokens], the word id that follows each position
+    labels: int64 [n], indices into `Task.classes`; of next_token int64 [n, tokens], the word id after each position
     mask: of next_token bool [n, tokens], the positions that count; None where an example has one label
     """
 
@@ -34,30 +34,31 @@ class Examples:
 
     @property
     def predictions(self) -> int:
-        """How many labels count: one an example, or the positions of its mask."""
+        """Number of predictions that are scored: one for each example, or one for each position in its mask."""
         return len(self) if self.mask is None else int(self.mask.sum())
 
     def take(self, indices: np.ndarray | slice) -> Examples:
-        """The examples at `indices` (int64 [m], copied, or a slice, not copied), in that order."""
+        """Return the examples at `indices`, in that order; int64 [m] copies them, a slice does not."""
         mask = None if self.mask is None else self.mask[indices]
         return Examples(self.features[indices], self.labels[indices], mask)
 
     def select(self, indices: np.ndarray) -> Selection:
-        """As `take`, copied only when they are read."""
+        """Return the examples at `indices`, int64 [m]; each array is copied when it is first read."""
         return Selection(self, indices)
 
 
 class Selection(Examples):
-    """Examples that are rows of others: what many clients hold of one data set is not copied to be trained on.
+    """Rows of other examples, copied when they are read, so that the clients of a population share one data set.
 
-    source: the others; rows: int64 [n]
+    source: the examples that the rows belong to
+    rows: int64 [n], indices into `source`
     """
 
     source: Examples
     rows: np.ndarray
 
     def __init__(self, source: Examples, rows: np.ndarray) -> None:
-        self.__dict__.update(source=source, rows=rows)  # frozen, as Examples are
+        self.__dict__.update(source=source, rows=rows)  # Examples is frozen
 
     @cached_property
     def features(self) -> np.ndarray:
@@ -80,12 +81,12 @@ class Selection(Examples):
         return len(self.rows)
 
     def select(self, indices: np.ndarray) -> Selection:
-        """Rows of the same source."""
+        """Return the rows at `indices`, int64 [m], as a selection of the same source."""
         return Selection(self.source, self.rows[indices])
 
 
 def join(parts: Sequence[Examples]) -> Examples:
-    """The examples of all parts, one part after another."""
+    """Concatenate the examples of all parts, in order."""
     masks = [part.mask for part in parts if part.mask is not None]
     return Examples(
         np.concatenate([part.features for part in parts]),
@@ -96,9 +97,9 @@ def join(parts: Sequence[Examples]) -> Examples:
 
 @dataclass(frozen=True)
 class Task:
-    """What a network must fit: what an example is, and what is predicted of it.
+    """The learning task: the form of an example, and what is predicted from it.
 
-    kind: what one example is
+    kind: the kind of example
     shape: of one example: (channels, height, width), (d,), or (tokens,)
     classes: names of the classes; where there are two, the second is the positive one (spam); none of next_token
     vocabulary_size: for text, the number of word ids, padding (0) and unknown (1) included; else 0
@@ -113,7 +114,7 @@ class Task:
 
     @property
     def labels(self) -> int:
-        """How many labels there are: classes, or word ids; a prediction has a logit for each."""
+        """Number of labels, classes or word ids; a prediction has one logit for each."""
         return self.vocabulary_size if self.predicts == "next_token" else len(self.classes)
 
     @property
@@ -123,31 +124,31 @@ class Task:
 
     @property
     def numbers(self) -> int:
-        """How many numbers one example is, with the logits of all its positions where each has some."""
+        """Number of values in one example; for next_token, with the logits of all its positions."""
         logits = self.shape[0] * self.labels if self.predicts == "next_token" else 0
         return math.prod(self.shape) + logits
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that a part may declare the task by, the most exact one last."""
+        """The names by which a part may declare that it fits the task, from the most general to the most exact."""
         binary = ("binary classification",) if self.binary else ()
         return (self.predicts, *binary, str(self))
 
     def __str__(self) -> str:
-        """In words: `classification of images`."""
+        """Return the task in words: `classification of images`."""
         return f"{self.predicts} of {self.kind}"
 
 
 def fits(tasks: Sequence[str], task: Task) -> bool:
-    """Whether a part that declares `tasks` fits `task`; one that declares none fits any."""
+    """Say whether a part that declares `tasks` fits `task`; a part that declares none fits any."""
     return not tasks or not set(tasks).isdisjoint(task.names)
 
 
 def check_task(part: str, tasks: Sequence[str], task: Task, data: str = "the data", table: Table | None = None) -> None:
-    """Raise SettingsError, naming both, where a part that declares `tasks` does not fit `task`.
+    """Raise SettingsError where a part that declares `tasks` does not fit `task`.
 
-    part, data: the settings that name the part and the data set, as in `model.name = 'lstm'`
-    table: of parts, those of which that fit are named too
+    part, data: the settings that name the part and the data set, as `model.name = 'lstm'`, for the message
+    table: the parts of which the message names those that fit
     """
     if fits(tasks, task):
         return

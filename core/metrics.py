@@ -1,8 +1,8 @@
-"""What an evaluation counts, and the numbers that are read off it.
+"""Metrics of an evaluation.
 
-A metric is a statistic and a value: the statistic is named sums over the predictions of a batch, and the value is read off
-the sums of all. Sums of batches, clients and groups add up, on one machine as over a network, so that the value is that of
-all predictions together (Ro, Suresh and Wu 2021, "FedJAX", section 3.3; its core/metrics.py).
+A metric has a statistic and a value. The statistic is a set of named sums over the predictions of a batch. The value is
+computed from the sums of all batches. Sums of batches, clients and groups add up, on one machine as over a network, so
+the value is that of all predictions together (Ro, Suresh and Wu 2021, "FedJAX", section 3.3; its core/metrics.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedveil.core.declaration import declaration
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples, Task, check_task, fits
 
-EXAMPLES, TOKENS, LOSS_MEAN = "num-examples", "tokens", "loss"  # as they are called on the wire
+EXAMPLES, TOKENS, LOSS_MEAN = "num-examples", "tokens", "loss"  # their names in messages
 Sums = Mapping[str, float]
 # (logits [n, classes], [n, 1] or [n, t, vocabulary]; the n examples) -> sums by name
 Statistic = Callable[[Tensor, Examples], Sums]
@@ -28,10 +28,10 @@ Statistic = Callable[[Tensor, Examples], Sums]
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation counted; scores of several clients make one with `merge`.
+    """The result of an evaluation; `merge` joins those of several clients.
 
     loss: mean over the predictions
-    sums: of the metrics' statistics, by name
+    sums: the sums of the metrics' statistics, by name
     auc: area under the ROC curve of a binary task; None after a merge, or where one class is missing
     """
 
@@ -42,23 +42,23 @@ class Scores:
 
     @property
     def predictions(self) -> int:
-        """How many predictions were scored: of next_token the positions that count, else one an example."""
+        """Number of scored predictions: for next_token the positions that count, else one for each example."""
         return int(self.sums.get(TOKENS, self.examples))
 
     @property
     def accuracy(self) -> float:
-        """The share of predictions that name the label."""
+        """The share of predictions that equal the label."""
         return self.sums["correct"] / self.predictions
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that says how good a model is.
+    """A measure of a model's quality.
 
-    value: reads it off the scores of all predictions; None where they do not tell it
-    statistic: what is counted of each batch
-    tasks: the tasks it fits, as parts declare them
-    merges: whether sums tell it; one that needs every prediction is known only to who made them all
+    value: computes the metric from the scores of all predictions; None where it is undefined
+    statistic: the sums over a batch that the metric needs
+    tasks: the tasks that the metric fits (`Task.names`); empty: any
+    merges: whether sums are enough to compute it; the AUC needs every prediction, so only one evaluator can compute it
     """
 
     value: Callable[[Scores], float | None]
@@ -68,9 +68,9 @@ class Metric:
 
 
 def counts(outputs: Tensor, examples: Examples) -> Sums:
-    """Count the predictions that name the label; of two classes also where the second was predicted, rightly or not.
+    """Count the correct predictions of a batch; with two classes, also true and false positives and false negatives.
 
-    With more classes than two, the counts of the second are 0; next_token has none, but the number of its predictions.
+    With more than two classes, the last three are 0. For next_token, they are replaced by the number of predictions.
     """
     if examples.mask is not None:
         right = (outputs.argmax(-1).cpu().numpy() == examples.labels) & examples.mask  # [n, t]
@@ -87,14 +87,14 @@ def counts(outputs: Tensor, examples: Examples) -> Sums:
 
 
 def add(one: Sums, other: Sums) -> Sums:
-    """The sums of the predictions of both."""
+    """Add two sets of sums by the names of `other`; a name that `one` lacks counts as 0."""
     return {name: one.get(name, 0) + value for name, value in other.items()}
 
 
 def merge(scores: Sequence[Scores]) -> Scores:
-    """The scores of all clients' predictions together; of several, the AUC is not known (None).
+    """Return the scores of all clients' predictions together; those of several clients have no AUC (None).
 
-    Raises DataError where there are none.
+    Raise DataError where `scores` is empty.
     """
     if not scores:
         raise DataError("there are no scores to merge: no client has evaluated")
@@ -109,38 +109,40 @@ def merge(scores: Sequence[Scores]) -> Scores:
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
-    """The chance that a positive scores above a negative, ties counting half (Mann and Whitney 1947; Hanley and McNeil 1982).
+    """Return the area under the ROC curve; None where one class is missing or a score is NaN.
 
-    scores: float [n]; positive: bool [n]. None where one class is missing or a score is not a number.
+    It is the probability that a positive scores above a negative, a tie counting half (Mann and Whitney 1947; Hanley
+    and McNeil 1982).
+    scores: float [n]; positive: bool [n]
     """
     positives = int(positive.sum())
     negatives = len(positive) - positives
     if positives == 0 or negatives == 0 or np.isnan(scores).any():
         return None
     _, place, repeats = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(repeats) - (repeats - 1) / 2  # of each distinct score, from 1; ties share their mean rank
+    ranks = np.cumsum(repeats) - (repeats - 1) / 2  # of each distinct score, from 1; ties get their mean rank
     above = ranks[place][positive].sum() - positives * (positives + 1) / 2
     return float(above / (positives * negatives))
 
 
 def _precision(scores: Scores) -> float:
-    """The share of positives among those predicted positive; 0 where none was."""
+    """Return the share of positives among the positive predictions; 0 where there are none."""
     return _share(scores.sums["true-positives"], scores.sums["true-positives"] + scores.sums["false-positives"])
 
 
 def _recall(scores: Scores) -> float:
-    """The share of positives that were predicted positive; 0 where there are none."""
+    """Return the share of positives that were predicted positive; 0 where there are none."""
     return _share(scores.sums["true-positives"], scores.sums["true-positives"] + scores.sums["false-negatives"])
 
 
 def _f1(scores: Scores) -> float:
-    """The harmonic mean of precision and recall; 0 where there are no positives, true or predicted."""
+    """Return the harmonic mean of precision and recall; 0 where there are no positives, true or predicted."""
     right = 2 * scores.sums["true-positives"]
     return _share(right, right + scores.sums["false-positives"] + scores.sums["false-negatives"])
 
 
 def _perplexity(scores: Scores) -> float:
-    """The exponential of the mean loss a token, where the loss is the cross-entropy in nats; infinite beyond float64."""
+    """Return exp of the mean cross-entropy for each token, in nats; infinite where float64 overflows."""
     return math.exp(scores.loss) if scores.loss < 709 else math.inf
 
 
@@ -160,7 +162,10 @@ PERPLEXITY = Metric(_perplexity, counts, ("next_token",))
 
 @dataclass(frozen=True)
 class MetricSet:
-    """The metrics of an experiment, by name: all that fit its task, then a user's own, as columns of a record name them."""
+    """The metrics of an experiment, those that fit its task and then the user's, by their names in the record.
+
+    own: the names of the user's metrics
+    """
 
     metrics: Mapping[str, Metric]
     task: Task
@@ -168,10 +173,11 @@ class MetricSet:
 
     @classmethod
     def of(cls, task: Task, own: Sequence[str] = (), data: str = "the data") -> MetricSet:
-        """The metrics that fit `task`, and those of a user, each named `package.module:function`.
+        """Return the metrics that fit `task`, and the user's.
 
+        own: the user's metrics, each as `package.module:function`
         data: the setting that names the data set, for errors
-        Raises SettingsError where one cannot be loaded, is not for the task, or is called as another is.
+        Raise SettingsError where a metric cannot be imported, does not fit the task, or has the name of another one.
         """
         found = {name: METRICS.load(name, "evaluation.metrics") for name in METRICS}
         metrics = {name: metric for name, metric in found.items() if fits(metric.tasks, task)}
@@ -193,51 +199,54 @@ class MetricSet:
 
     @property
     def names(self) -> list[str]:
-        """All metrics, in order."""
+        """The names of all metrics, in order."""
         return list(self.metrics)
 
     @property
     def merged(self) -> list[str]:
-        """Those that clients' scores together tell, in order."""
+        """The names of the metrics that are known after `merge`, in order."""
         return [name for name, metric in self.metrics.items() if metric.merges]
 
     @property
     def statistics(self) -> list[Statistic]:
-        """What is counted of each batch, each once."""
+        """The statistics of all metrics, each once."""
         return list(dict.fromkeys(metric.statistic for metric in self.metrics.values()))
 
     @property
     def whole(self) -> dict[str, int]:
-        """The whole numbers that an evaluating client tells, and the least of each."""
+        """The integers that an evaluating client reports, each with its least value."""
         if self.task.predicts == "next_token":
             return {EXAMPLES: 1, TOKENS: 1, "correct": 0}
         return {EXAMPLES: 1, **dict.fromkeys(("correct", "true-positives", "false-positives", "false-negatives"), 0)}
 
     @property
     def numbers(self) -> list[str]:
-        """The other numbers that an evaluating client tells."""
+        """The other numbers that an evaluating client reports."""
         return [LOSS_MEAN, *(f"{name}-{part}" for name in self.own for part in ("total", "count"))]
 
     def read(self, told: Mapping[str, object]) -> Scores:
-        """The scores that a client told; every one of `whole` and `numbers` must be there, and be a number."""
+        """Return the scores in a client's report, which must hold every one of `whole` and `numbers`, each a number."""
         sums: dict[str, float] = {name: int(told[name]) for name in self.whole}  # type: ignore[call-overload]
         sums |= {name: float(told[name]) for name in self.numbers}  # type: ignore[arg-type]
         return Scores(examples=int(sums.pop(EXAMPLES)), loss=sums.pop(LOSS_MEAN), sums=sums)
 
     def values(self, scores: Scores) -> dict[str, float]:
-        """Each metric that the scores tell, by name."""
+        """Return the value of each metric that the scores define, by name."""
         found = {name: metric.value(scores) for name, metric in self.metrics.items()}
         return {name: value for name, value in found.items() if value is not None}
 
 
 def _statistic(name: str, part: str, function: Statistic) -> Statistic:
-    """What a user's own function counts, under the metric's name; `part`: the setting that names it."""
+    """Return a user's function as a statistic whose sums carry the metric's name.
+
+    part: the setting that names the function, for errors
+    """
 
     def count(outputs: Tensor, examples: Examples) -> Sums:
         try:
             found = function(outputs, examples)
             return {f"{name}-{key}": float(found[key]) for key in ("total", "count")}
-        except Exception as error:  # of a user's own code: any
+        except Exception as error:  # a user's code may raise anything
             raise SettingsError(
                 f"{part}: must return two sums over a batch, {{'total': ..., 'count': ...}}; it failed with "
                 f"{type(error).__name__}: {error}"
@@ -247,6 +256,6 @@ def _statistic(name: str, part: str, function: Statistic) -> Statistic:
 
 
 def _ratio(name: str, scores: Scores) -> float | None:
-    """A user's own metric: its total by its count; None where nothing was counted."""
+    """Return a user's metric, total / count; None where the count is 0."""
     total, count = scores.sums[f"{name}-total"], scores.sums[f"{name}-count"]
     return total / count if count else None

@@ -1,8 +1,8 @@
-"""Named random streams: every choice of an experiment draws from a stream named by what it is for.
+"""Named random streams: every random choice of an experiment draws from a stream named by its purpose.
 
-A stream is addressed by `(seed, purpose, round, client)` and counter-based (Philox, Salmon et al. 2011), so
-no choice depends on which other choices were made before it: not on the number of workers, not on the order
-of clients, not on whether the run was resumed. Keys and masks of protections never come from here.
+A stream is addressed by `(seed, purpose, round, client)` and counter-based (Philox, Salmon et al. 2011). So a choice
+depends on no choice before it: not on the number of workers, the order of clients, or whether the run was resumed. Keys
+and masks of protections never come from here.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Stream:
     client: int = 0
 
     def generator(self, purpose: str) -> np.random.Generator:
-        """A NumPy generator for `purpose`; the same address always gives the same numbers."""
+        """Return a NumPy generator for `purpose`; the same address always gives the same numbers."""
         return np.random.Generator(np.random.Philox(self._sequence(purpose)))
 
     def integer(self, purpose: str) -> int:
-        """A 63-bit seed for a generator of another library (`torch.Generator`, `random.Random`)."""
+        """Return a 63-bit seed for a generator of another library (`torch.Generator`, `random.Random`)."""
         return int(self._sequence(purpose).generate_state(1, np.uint64)[0] >> 1)
 
     def _sequence(self, purpose: str) -> np.random.SeedSequence:
@@ -39,9 +39,9 @@ class Stream:
 
 @contextmanager
 def global_random(stream: Stream, purpose: str) -> Iterator[None]:
-    """Set Python's and NumPy's global generators from a stream, and put their states back afterwards.
+    """Seed Python's and NumPy's global generators from a stream, and restore their states afterwards.
 
-    For library code that reads global state (Flower samples nodes with `random.sample`), and nothing else.
+    Use it only around library code that reads global state: Flower samples nodes with `random.sample`.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     seed = stream.integer(purpose)
@@ -56,10 +56,10 @@ def global_random(stream: Stream, purpose: str) -> Iterator[None]:
 
 @contextmanager
 def torch_random(stream: Stream, purpose: str, *, cuda: bool = False) -> Iterator[None]:
-    """Set PyTorch's global generator from a stream, and put its state back afterwards.
+    """Seed PyTorch's global generator from a stream, and restore its state afterwards.
 
-    For initial weights and dropout of any `nn.Module`: PyTorch's layers take no generator of their own.
-    cuda: those of the GPUs too; a process that has touched a GPU can fork no workers that do
+    For initial weights and dropout of any `nn.Module`: PyTorch's layers take no generator.
+    cuda: seed the GPUs' generators too; a process that has touched a GPU cannot fork workers that use it
     """
     import torch
 

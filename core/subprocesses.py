@@ -1,4 +1,4 @@
-"""Processes that FedVeil starts and looks after: their output in files that rotate, their end with their parent's."""
+"""Child processes: their output goes to rotating log files, and they end when their parent ends."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pathlib import Path
 
 from fedveil.core.errors import DeploymentError
 
-LOG_BYTES, LOG_FILES = 5_000_000, 5  # of one log file, and how many are kept
-GRACE = 10.0  # seconds that a process has to end after SIGTERM
+LOG_BYTES, LOG_FILES = 5_000_000, 5  # bytes of one log file, number of files kept
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 ALWAYS = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONUNBUFFERED": "1"}
 _DEATH_SIGNAL, _SUBREAPER = 1, 36  # PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER of Linux's prctl
 
 
 def log_file(name: str, path: Path) -> Logger:
-    """A logger that writes lines to a file with the time before each, and to others after it as it grows."""
+    """Return a logger that writes lines with their time to `path`, and rotates the file at LOG_BYTES."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8")
     handler.setFormatter(Formatter("%(asctime)s %(message)s"))
@@ -41,9 +41,9 @@ def log_file(name: str, path: Path) -> Logger:
 
 
 class Child:
-    """A process that this one started; it is told to end when this one ends, however that happens.
+    """A child process; on Linux it gets SIGTERM when this process ends, also where this one is killed.
 
-    tail: the last lines it wrote
+    tail: the last lines that it wrote
     """
 
     def __init__(
@@ -55,7 +55,12 @@ class Child:
         pass_fds: Sequence[int] = (),
         unsaid: Sequence[str] = (),
     ) -> None:
-        """Start it; lines with one of the words in `unsaid` are not kept. Call this from the main thread: a child is told of the end of the thread that started it."""
+        """Start the process. Call this from the main thread: the child is told when the thread that started it ends.
+
+        command: the program and its arguments; log: the file that its output goes to
+        environment: variables to add to this process' own; pass_fds: file descriptors to leave open
+        unsaid: output lines that hold one of these words are dropped
+        """
         self.name = name
         self.tail: deque[str] = deque(maxlen=40)
         self._log, self._unsaid = log_file(name, log), tuple(unsaid)
@@ -83,21 +88,21 @@ class Child:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process is still running."""
         return self.process.poll() is None
 
     def ended(self) -> str:
-        """How it ended, in words."""
+        """Wait for the process to end, and say in words how it ended."""
         code = self.process.wait()
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def stop(self, grace: float = GRACE) -> None:
-        """Ask it to end, and kill it and whatever it started where it has not after `grace` seconds."""
+        """Send SIGTERM, wait up to `grace` seconds, then kill the process and all that it started."""
         if self.running:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(grace)
-        # what it started is in its session; a process group that is gone already is no error
+        # the child leads a process group; one that is gone already is no error
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -105,18 +110,22 @@ class Child:
 
 
 def _path() -> str:
-    """Where Flower's commands find each other: beside this Python first, whether or not its environment is activated."""
+    """Return a PATH that starts beside this Python, where Flower's commands are even if no environment is activated."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def adopt_orphans() -> None:
-    """Become the parent of processes that children of this one started and left behind, where the system allows it."""
+    """Make this process the parent of orphans that its children leave behind; on Linux alone."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1)
 
 
 def end_orphans(seconds: float = GRACE) -> None:
-    """Kill what children left behind, and wait until it is gone: after `adopt_orphans`, with no child left that is needed."""
+    """Kill all remaining children, adopted orphans included, and wait until they are gone.
+
+    Call it after `adopt_orphans`, when no child is needed any more.
+    seconds: the longest wait
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and (left := _children()):
         for process in left:
@@ -127,10 +136,10 @@ def end_orphans(seconds: float = GRACE) -> None:
 
 
 def _children() -> list[int]:
-    """Ids of all processes whose parent is this one; none where the system does not say."""
+    """Return the ids of this process' children; an empty list where the system has no /proc."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             if int(path.read_text().rpartition(")")[2].split()[1]) == os.getpid():
                 found.append(int(path.parent.name))
     return found
@@ -141,14 +150,14 @@ def _end_with_parent() -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on at this moment."""
+    """Return a TCP port that is free at this moment."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
         found.bind((host, 0))
         return int(found.getsockname()[1])
 
 
 def check_port(host: str, port: int, option: str) -> None:
-    """Raise DeploymentError, naming the option, where a port is taken or cannot be listened on."""
+    """Raise DeploymentError, naming the option, where the port cannot be listened on."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -160,7 +169,10 @@ def check_port(host: str, port: int, option: str) -> None:
 
 
 def wait_for(ready: Callable[[], bool], child: Child, seconds: float, what: str) -> None:
-    """Wait until `ready()` is true; raise DeploymentError with the child's last words where it ends or takes too long."""
+    """Wait until `ready()` is true; raise DeploymentError where the child ends before, or `seconds` pass.
+
+    what: the name of the child in errors
+    """
     deadline = time.monotonic() + seconds
     while not ready():
         if not child.running:

@@ -1,1 +1,1 @@
-"""What is learned from: finding, checking, tokenising and partitioning data. It imports core only."""
+"""Data sets: finding, checking, tokenising and partitioning data; imports core only."""

@@ -1,4 +1,4 @@
-"""What a data set is: examples to train on, examples to test on, and the task they pose."""
+"""The type of a data set: training examples, test examples, and the task that they pose."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from fedveil.core.examples import Examples, Task
 
 
 class Makers(Protocol):
-    """Clients that make their own examples, each from its stream."""
+    """A population of clients that generate their own examples, each from its stream."""
 
     @property
     def clients(self) -> int:
-        """How many there are."""
+        """Number of clients."""
 
     def examples(self, client: int) -> tuple[Examples, np.ndarray]:
-        """Examples, and which of them the client holds: int64 [n]."""
+        """Return examples, and the client's rows of them, int64 [n]."""
 
     def sizes(self, clients: np.ndarray) -> np.ndarray:
-        """How many examples each of the clients (int64 [m]) holds: int64 [m]."""
+        """Return the number of examples of each of the clients (int64 [m]): int64 [m]."""
 
     def counts(self, clients: np.ndarray, classes: int) -> np.ndarray:
-        """How many examples of each class each of the clients holds: int64 [m, classes]."""
+        """Return the number of examples of each class for each of the clients (int64 [m]): int64 [m, classes]."""
 
 
 @dataclass(frozen=True)
 class DataSet:
     """A data set as its loader returns it.
 
-    train: examples to be divided among the clients; or clients that make their own
-    groups: int64 [len(train)], the source of each training example (a mailbox, a user), where it is known
+    train: examples to divide among the clients; or clients that generate their own
+    groups: int64 [len(train)], the source of each training example (a mailbox, a user), an index into group_names; None
+        where it is not known
     group_names: the sources' names
-    words: text with a known vocabulary: the word of each id; None where words are hashed or there are none
-    columns: names of the features of a CSV, in order; empty where they have none
-    made_up: True where the examples are not real; said wherever the data set is shown
+    words: the word of each id, for text with a known vocabulary; None where words are hashed or there are none
+    made_up: whether the examples are made up, which is said wherever the data set is shown
+    columns: names of a CSV file's features, in order; empty where they have none
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A data set divided among clients: what an experiment trains on."""
+"""A data set divided among clients, which an experiment trains on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedveil.datasets.dataset import DataSet, Makers
 from fedveil.datasets.hold_out import held_out, hold_out
 from fedveil.datasets.partition.division import Partition, divide
 
-BLOCK = 1 << 16  # clients whose sizes are looked at together
+BLOCK = 1 << 16  # clients whose sizes are computed at once
 FEATURES = {"images": np.float32, "features": np.float32, "text": np.int32}
 
 Version = tuple[str | int | None, ...]
@@ -27,57 +27,58 @@ Version = tuple[str | int | None, ...]
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """Clients whose examples are stored: the training part of a data set, and which client holds which of it."""
+    """A population whose examples are stored: the training part of a data set, and its partition."""
 
     train: Examples
     partition: Partition
 
     @property
     def clients(self) -> int:
-        """How many clients there are."""
+        """Number of clients."""
         return self.partition.clients
 
     def examples(self, client: int) -> tuple[Examples, np.ndarray]:
-        """Examples, and which of them the client holds: int64 [n]."""
+        """Return all training examples, and the client's rows of them, int64 [n]."""
         return self.train, self.partition.indices(client)
 
     def sizes(self, clients: np.ndarray) -> np.ndarray:
-        """How many examples each of the clients (int64 [m]) holds: int64 [m]."""
+        """Return the number of examples of each of the clients (int64 [m]): int64 [m]."""
         found: np.ndarray = self.partition.offsets[clients + 1] - self.partition.offsets[clients]
         return found
 
     def counts(self, clients: np.ndarray, classes: int) -> np.ndarray:
-        """How many examples of each class each of the clients holds: int64 [m, classes]."""
+        """Return the number of examples of each class for each of the clients (int64 [m]): int64 [m, classes]."""
         counts: np.ndarray = self.partition.counts(self.train.labels, classes)[clients]
         return counts
 
 
 @dataclass(frozen=True, eq=False)
 class Alone:
-    """One client on a machine of its own: all the examples there are its, and nobody else's can be asked for."""
+    """One client on its own machine, which holds that client's examples alone."""
 
     held: Examples
     client: int
 
     def examples(self, client: int) -> tuple[Examples, np.ndarray]:
-        """Examples, and which of them the client holds, which is all: int64 [n]."""
+        """Return the client's examples and all their row numbers, int64 [n]; `client` is not checked."""
         return self.held, np.arange(len(self.held))
 
     def sizes(self, clients: np.ndarray) -> np.ndarray:
-        """How many examples the client holds, as often as it is asked for: int64 [m]."""
+        """Return the number of the client's examples once for each of `clients`: int64 [m]."""
         return np.full(len(clients), len(self.held))
 
     def counts(self, clients: np.ndarray, classes: int) -> np.ndarray:
-        """How many examples of each class the client holds, as often as it is asked for: int64 [m, classes]."""
+        """Return the number of the client's examples of each class, once for each of `clients`: int64 [m, classes]."""
         return np.tile(np.bincount(self.held.labels, minlength=classes), (len(clients), 1))
 
 
 @dataclass(frozen=True, eq=False)
 class Federated:
-    """A data set, and what each client holds of it.
+    """A data set, and the examples of each client.
 
-    holdings: of examples that are stored, of clients that make their own, or of one client on a machine of its own
-    validation_fraction: the share of its examples each client holds out to evaluate on
+    holdings: stored examples and their partition, clients that generate their own, or one client on its own machine
+    seed: of the experiment
+    validation_fraction: the share of its examples that each client holds out to evaluate on
     """
 
     dataset: DataSet
@@ -87,15 +88,15 @@ class Federated:
 
     @property
     def clients(self) -> range:
-        """The clients whose examples are here: all, or one on a machine of its own."""
+        """The clients whose examples are on this machine: all, or one."""
         if isinstance(self.holdings, Alone):
             return range(self.holdings.client, self.holdings.client + 1)
         return range(self.holdings.clients)
 
     def client(self, k: int) -> tuple[Examples, Examples]:
-        """What client k trains on, and what it holds out; the same whenever it is asked for.
+        """Return client k's training examples, and those that it holds out; the same at every call.
 
-        Raise SettingsError where there is no client k.
+        Raise SettingsError where client k is not here.
         """
         self._check(np.array([k]))
         examples, rows = self.holdings.examples(k)
@@ -106,9 +107,9 @@ class Federated:
         return examples.select(train), examples.select(validation)
 
     def sizes(self, clients: np.ndarray) -> np.ndarray:
-        """How many examples each of the clients (int64 [m]) trains on, `len(client(k)[0])`: int64 [m].
+        """Return the number of training examples of each of the clients (int64 [m]), `len(client(k)[0])`: int64 [m].
 
-        No example is made or copied for it. Raise SettingsError where there is no such client.
+        No example is generated or copied. Raise SettingsError where a client is not here.
         """
         self._check(clients)
         held = self.holdings.sizes(clients)
@@ -116,25 +117,26 @@ class Federated:
         return trained_on
 
     def counts(self, clients: np.ndarray) -> np.ndarray:
-        """How many examples of each class each of the clients (int64 [m]) has, held-out ones too: int64 [m, classes].
+        """Return the number of examples of each class for each of the clients (int64 [m]): int64 [m, classes].
 
-        Of a task without classes, how many examples each has: int64 [m, 1].
+        Held-out examples count too. For a task without classes, it is the number of examples: int64 [m, 1].
+        Raise SettingsError where a client is not here.
         """
         self._check(clients)
         classes = len(self.dataset.task.classes)
         return self.holdings.counts(clients, classes) if classes else self.holdings.sizes(clients)[:, None]
 
     def extremes(self) -> tuple[int, int]:
-        """The fewest and the most examples that a client has, held-out ones too."""
+        """Return the fewest and the most examples that a client has, held-out ones included."""
         ends = [(int(block.min()), int(block.max())) for block in self._all_sizes()]
         return min(least for least, _ in ends), max(most for _, most in ends)
 
     def fewer_than(self, least: int) -> int:
-        """How many clients have fewer examples than this, held-out ones counted."""
+        """Return the number of clients with fewer than `least` examples, held-out ones included."""
         return sum(int((block < least).sum()) for block in self._all_sizes())
 
     def _all_sizes(self) -> Iterator[np.ndarray]:
-        """What each client has, a block of clients after another: a million take 20 ms, and no memory."""
+        """Yield the sizes of one block of clients after another, to save memory; a million clients take 20 ms."""
         everyone = self.clients
         for start in range(everyone.start, everyone.stop, BLOCK):
             yield self.holdings.sizes(np.arange(start, min(start + BLOCK, everyone.stop)))
@@ -154,8 +156,8 @@ class Federated:
 def load(data: Data, seed: int) -> Federated:
     """Load the data set and divide it among the clients.
 
-    What was loaded is kept, so that another partition or another number of clients reads no file again. The arrays are
-    shared: do not write into them. Raise DataError or SettingsError where either cannot be had.
+    Loaded data sets are cached, so that another partition or number of clients reads no file again. Their arrays are
+    shared: do not write into them. Raise DataError or SettingsError where the data cannot be loaded or divided.
     """
     return _divided(data, seed, _version(data))
 
@@ -174,7 +176,7 @@ def _divided(data: Data, seed: int, version: Version) -> Federated:
 
 
 def _used(data: Data) -> Data:
-    """The settings with defaults where the data set does not use them: what was loaded then serves others too."""
+    """Return the settings with defaults where the data set does not use them, as a key of the cache."""
     uses, fields = data.dataset.declaration.uses, Data.model_fields
     unused = [key for key in fields if key not in uses and key != "dataset"]
     return data.model_copy(update={key: fields[key].get_default(call_default_factory=True) for key in unused})
@@ -188,7 +190,7 @@ def _dataset(data: Data, version: Version) -> DataSet:
 
 
 def _version(data: Data) -> Version:
-    """What loading depends on beside the settings: where data is looked for, and the state of the user's files."""
+    """Return what loading depends on besides the settings: the data folders, and the state of the user's files."""
     files: list[Path] = []
     for name in (data.path, data.test_path, data.vocabulary):
         path = Path(name or "").expanduser()
@@ -203,7 +205,7 @@ def _version(data: Data) -> Version:
 
 
 def _check(dataset: object, name: str, tasks: tuple[str, ...]) -> None:
-    """Raise DataError where a loader, a user's own perhaps, did not return a data set as `DataSet` and `Task` say."""
+    """Raise DataError where the result of a loader, which may be a user's, does not fit `DataSet` and `Task`."""
 
     def refuse(wrong: bool, message: str) -> None:
         if wrong:
@@ -218,7 +220,7 @@ def _check(dataset: object, name: str, tasks: tuple[str, ...]) -> None:
     refuse(of_tokens and (task.kind != "text" or bool(task.classes)), "next_token is of text, and has no classes")
     train = dataset.train
     if not isinstance(train, Examples):
-        return  # its clients make them, and the test part with them
+        return  # clients generate the examples, and the test part too
     for part, examples in (("train", train), ("test", dataset.test)):
         features, labels = examples.features, examples.labels
         refuse(len(labels) == 0, f"{part} has no examples")
@@ -243,7 +245,7 @@ def _check(dataset: object, name: str, tasks: tuple[str, ...]) -> None:
 
 
 def _check_labels(examples: Examples, task: Task, part: str, refuse: Callable[[bool, str], None]) -> None:
-    """Refuse labels and masks that are not those of the task."""
+    """Refuse labels and masks that do not fit the task."""
     labels, mask = examples.labels, examples.mask
     shape = task.shape if task.predicts == "next_token" else ()
     refuse(

@@ -1,4 +1,4 @@
-"""The part of its examples that a client holds out to evaluate on."""
+"""The examples that a client holds out to evaluate on."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def hold_out(indices: np.ndarray, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Divide a client's examples at random: indices to train on, and `round(n * fraction)` to evaluate on.
+    """Split a client's examples at random into a training and a validation part of `m = round(n * fraction)`.
 
-    int64 [n - m], int64 [m], each in the order given. Where fraction > 0 and n >= 2, both parts have at least 1;
-    a client with one example trains on it.
+    indices: int64 [n]; the parts are int64 [n - m] and int64 [m], each in the given order. Where fraction > 0 and
+    n >= 2, both parts have at least 1 example; a client with one example trains on it.
     """
     n = len(indices)
     chosen = np.zeros(n, bool)
@@ -18,7 +18,7 @@ def hold_out(indices: np.ndarray, fraction: float, rng: np.random.Generator) -> 
 
 
 def held_out(sizes: np.ndarray, fraction: float) -> np.ndarray:
-    """How many examples clients with so many hold out, as `hold_out` says: int64, in the shape of `sizes` (int64)."""
+    """Return how many of its examples a client of each size holds out by `hold_out`: int64, in the shape of `sizes`."""
     most = np.maximum(sizes - 1, 0)
     rounded = np.rint(sizes * fraction).astype(np.int64)
     return np.minimum(np.maximum(rounded, 1), most) if fraction > 0 else np.zeros_like(sizes)

@@ -1,4 +1,4 @@
-"""The test part of data sets that have none of their own: the same for every seed, so that runs compare."""
+"""Test parts for data sets that have none; they are the same for every seed, so that runs can be compared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Split = tuple[np.ndarray, np.ndarray]  # int64 [n - m] to train on, int64 [m] to
 
 
 def shuffled(n: int, fraction: float) -> Split:
-    """Divide n examples at random, `round(n * fraction)` of them to test on, at least 1 to each part.
+    """Split n examples at random, `round(n * fraction)` of them into the test part; each part gets at least 1.
 
     Raise DataError for fewer than two examples.
     """
@@ -23,19 +23,19 @@ def shuffled(n: int, fraction: float) -> Split:
 
 
 def stratified(labels: np.ndarray, fraction: float) -> Split:
-    """Divide examples at random, `round(n_c * fraction)` of each class c to test on; a class keeps at least 1 to train on.
+    """Split examples at random, `round(n_c * fraction)` of each class c into the test part.
 
-    labels: int64 [n]. Raise DataError where nothing is left to test on.
+    labels: int64 [n]. A class keeps at least 1 example to train on. Raise DataError where no class has 2 examples.
     """
     order = Stream(0).generator("test split").permutation(len(labels))
     by_label = order[np.argsort(labels[order], kind="stable")]
     sizes = np.bincount(labels)
     starts = np.cumsum(sizes) - sizes
-    place = np.arange(len(labels)) - np.repeat(starts, sizes)  # of each example within its class
+    place = np.arange(len(labels)) - np.repeat(starts, sizes)  # the index of each example within its class
     to_test = np.clip(np.rint(sizes * fraction), 0, np.maximum(sizes - 1, 0)).astype(np.int64)
     if sizes.max(initial=0) < 2:
         raise DataError(f"no class of the {len(labels)} examples has 2, one to train on and one to test on")
-    if to_test.sum() == 0:  # classes too small for their share: one example of the largest
+    if to_test.sum() == 0:  # all classes are too small for their share: take one example of the largest
         to_test[np.argmax(sizes)] = 1
     test = np.zeros(len(labels), bool)
     test[by_label[place < np.repeat(to_test, sizes)]] = True
@@ -43,5 +43,5 @@ def stratified(labels: np.ndarray, fraction: float) -> Split:
 
 
 def evenly(clients: int, most: int) -> np.ndarray:
-    """Up to `most` clients, evenly taken from all: int64 [min(clients, most)], rising."""
+    """Return up to `most` clients, evenly spaced among all: int64 [min(clients, most)], ascending."""
     return np.linspace(0, clients - 1, min(clients, most)).astype(np.int64)

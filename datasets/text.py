@@ -1,4 +1,4 @@
-"""Text: tokens, vocabularies, word ids; and two collections of real messages, ham or spam."""
+"""Text: tokens, vocabularies and word ids; and two data sets of real messages, ham or spam."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from fedveil.datasets.published import sources
 
 PADDING = 0
 UNKNOWN = 1
-SPECIAL = ("<padding>", "<unknown>")  # no token looks like this
+SPECIAL = ("<padding>", "<unknown>")  # no token has this form
 HAM_SPAM = ("ham", "spam")
 OF_TEXT = ("drop_duplicates", "vocabulary", "vocabulary_size", "max_tokens", "test_fraction")  # keys of [data]
-ENRON1_LINES = {"ham": 3672, "spam": 1500}  # of ham.txt and spam.txt; the rest is enron5
+ENRON1_LINES = {"ham": 3672, "spam": 1500}  # first lines of ham.txt and spam.txt; the rest is enron5
 
 _DIGIT = re.compile(r"\d")
 _TOKEN = re.compile(r"[^\W\d_]+|0+|\S")
 _ASCII_DIGITS = str.maketrans("123456789", "000000000")
-_ASCII_TOKEN = re.compile(r"[a-z]+|0+|\S")  # the same on lower-case ASCII, and twice as quick
+_ASCII_TOKEN = re.compile(r"[a-z]+|0+|\S")  # the same on lower-case ASCII, and twice as fast
 
 
 def tokenise(text: str) -> list[str]:
-    """Cut text into tokens, without whitespace: `"Win £1,000!" -> ["win", "£", "0", ",", "000", "!"]`.
+    """Split any text into tokens, without whitespace: `"Win £1,000!" -> ["win", "£", "0", ",", "000", "!"]`.
 
-    Lower-case; every decimal digit of any script becomes 0, so that a number shows its length only; a run of letters
-    is a word, a run of digits a number, every other character a token by itself. Any text will do, and
+    Text is lower-cased, and every decimal digit of any script becomes 0, so that a number shows its length only. A run
+    of letters is a word, a run of digits a number, and every other character a token by itself.
     `tokenise(" ".join(tokens)) == tokens`.
     """
     text = text.lower()
@@ -47,29 +47,29 @@ def tokenise(text: str) -> list[str]:
 
 
 def hashed(word: str, size: int) -> int:
-    """The id of a word among `size` ids agreed in advance: `2 + crc32(word) mod (size - 2)`. Words share ids."""
+    """Return a word's id in a hashed vocabulary, `2 + crc32(word) mod (size - 2)`; different words may share an id."""
     return 2 + zlib.crc32(word.encode("utf-8", "surrogatepass")) % (size - 2)
 
 
 def listed(words: Sequence[str]) -> Callable[[str], int]:
-    """The ids of a known vocabulary, whose word of id i is `words[i]`; any other word is UNKNOWN."""
+    """Return the function from a word to its id in a vocabulary, where id i is `words[i]`; other words are UNKNOWN."""
     table = {word: i for i, word in enumerate(words) if i > UNKNOWN}
     return lambda word: table.get(word, UNKNOWN)
 
 
 def frequent(words: Sequence[str], counts: np.ndarray, size: int) -> tuple[str, ...]:
-    """The vocabulary of at most `size` ids with the words that occur most, ties in alphabetical order.
+    """Return the vocabulary of at most `size` ids with the most frequent words, ties in alphabetical order.
 
-    counts: int64 [len(words)]; words that do not occur are left out.
+    counts: int64 [len(words)]; words with a count of 0 are left out.
     """
     ranked = sorted((i for i in range(len(words)) if counts[i]), key=lambda i: (-counts[i], words[i]))
     return SPECIAL + tuple(words[i] for i in ranked[: size - 2])
 
 
 def read_vocabulary(path: Path) -> tuple[str, ...]:
-    """The vocabulary in a UTF-8 file with one word a line, all of it.
+    """Read the vocabulary in a UTF-8 file with one word on each line.
 
-    Raise DataError where it cannot be read, is empty, or a line is repeated or not one token (it would never be met).
+    Raise DataError where the file cannot be read or is empty, or a line is repeated or not exactly one token.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
@@ -91,9 +91,10 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
 
 
 def encode(texts: Sequence[str], ids: Callable[[str], int], max_tokens: int) -> np.ndarray:
-    """Word ids of texts: int32 [n, T], T = min(max_tokens, the longest), cut and padded at the end with PADDING.
+    """Return the word ids of texts, int32 [n, T] with T = min(max_tokens, the longest), padded at the end with PADDING.
 
-    A text without a token is one UNKNOWN. ids: see `listed` and `hashed`.
+    Longer texts are cut; a text without a token is one UNKNOWN. ids: the function from a word to its id, see `listed`
+    and `hashed`.
     """
     numbered, words = _number(texts)
     return _pad(numbered, words, ids, max_tokens)
@@ -111,12 +112,13 @@ def text_dataset(
     group_names: tuple[str, ...] = (),
     made_up: bool = False,
 ) -> DataSet:
-    """Texts and labels (int64 [n]) as a data set, with the vocabulary that `data.vocabulary` names.
+    """Make a data set of texts and labels (int64 [n]), with the vocabulary that `data.vocabulary` names.
 
-    `train` takes the `data.vocabulary_size - 2` most frequent words of all training text. That is a simplification, as
-    in books: it shows everybody which words exist, which real clients would not tell. `hashed` shows nothing; its
-    `data.vocabulary_size - 2` buckets are agreed in advance. A file's words are public and all taken.
-    split: indices into `texts` to train on and to test on. groups: int64 [n]. Raise DataError for a bad file.
+    `train` takes the `data.vocabulary_size - 2` most frequent words of all training texts. That is a simplification, as
+    in books: it shows all parties which words occur, which real clients would not reveal. `hashed` reveals nothing; its
+    `data.vocabulary_size - 2` buckets are agreed in advance. The words of a file are public, and all are taken.
+    split: indices into `texts` to train on and to test on; groups: int64 [n], the source of each text
+    Raise DataError where the vocabulary's file is refused.
     """
     train, test = split
     numbered, words = _number(texts)
@@ -139,7 +141,7 @@ def text_dataset(
 
 
 def distinct(labels: Sequence[int], texts: Sequence[str]) -> np.ndarray:
-    """Indices (int64) of the examples without exact repeats of label and text, each where it first occurs."""
+    """Return the indices, int64, of the examples whose label and text occur there for the first time."""
     first: dict[tuple[int, str], int] = {}
     for i, example in enumerate(zip(labels, texts, strict=True)):
         first.setdefault(example, i)
@@ -148,19 +150,19 @@ def distinct(labels: Sequence[int], texts: Sequence[str]) -> np.ndarray:
 
 @part(tasks=("classification of text",), uses=OF_TEXT)
 def sms(data: Data) -> DataSet:
-    """5,574 English text messages, ham or spam; 403 are exact repeats.
+    """Load 5,574 English text messages, ham or spam; 403 are exact repeats.
 
-    Raise DataError where the file is missing or damaged. Almeida, Gomez Hidalgo and Yamakami, "Contributions to the
-    study of SMS spam filtering: new collection and results", DocEng 2011.
+    Almeida, Gomez Hidalgo and Yamakami, "Contributions to the study of SMS spam filtering: new collection and results",
+    DocEng 2011. Raise DataError where the file is missing or damaged.
     """
     labels, texts = read_sms(sources.find("sms")["SMSSpamCollection"])
     return _ham_or_spam("sms", labels, texts, data)
 
 
 def read_sms(path: Path) -> tuple[list[int], list[str]]:
-    """Labels (an index into HAM_SPAM) and texts of lines `label<TAB>text`; a quote is a character like any other.
+    """Read lines `label<TAB>text` into labels (indices into HAM_SPAM) and texts; quotes have no special meaning.
 
-    Raise DataError with the line's number where it has not exactly one tab, or another label.
+    Raise DataError, with the line's number, where a line does not have exactly one tab, or has another label.
     """
     labels, texts = [], []
     for number, line in enumerate(_lines(path, "strict"), 1):
@@ -176,10 +178,10 @@ def read_sms(path: Path) -> tuple[list[int], list[str]]:
 
 @part(tasks=("classification of text",), uses=OF_TEXT)
 def enron(data: Data) -> DataSet:
-    """10,347 e-mails, ham or spam, from two mailboxes: the groups are enron1 and enron5.
+    """Load 10,347 e-mails, ham or spam, from two mailboxes: the groups are enron1 and enron5.
 
-    Bytes that are not UTF-8 are left out. Raise DataError where the files are missing or damaged. Metsis, Androutsopoulos
-    and Paliouras, "Spam Filtering with Naive Bayes - Which Naive Bayes?", CEAS 2006.
+    Metsis, Androutsopoulos and Paliouras, "Spam Filtering with Naive Bayes - Which Naive Bayes?", CEAS 2006. Bytes that
+    are not UTF-8 are left out. Raise DataError where the files are missing or damaged.
     """
     files = sources.find("enron")
     mails = {label: _lines(files[f"{label}.txt"], "ignore") for label in HAM_SPAM}
@@ -197,7 +199,7 @@ def _ham_or_spam(
     groups: np.ndarray | None = None,
     group_names: tuple[str, ...] = (),
 ) -> DataSet:
-    """Real messages as a data set: exact repeats dropped where `data.drop_duplicates` says so, then split."""
+    """Make a data set of real messages: drop exact repeats if `data.drop_duplicates`, then split off the test part."""
     kept = distinct(labels, texts) if data.drop_duplicates else np.arange(len(texts))
     return text_dataset(
         name,
@@ -212,7 +214,7 @@ def _ham_or_spam(
 
 
 def _lines(path: Path, errors: str) -> list[str]:
-    """The lines of a UTF-8 file, packed or not; LF alone ends a line, as other line breaks occur inside messages."""
+    """Read the lines of a UTF-8 file, gzipped or not; only LF ends a line, since messages contain other line breaks."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
         return content.decode("utf-8", errors).removesuffix("\n").split("\n")
@@ -221,7 +223,7 @@ def _lines(path: Path, errors: str) -> list[str]:
 
 
 def _number(texts: Sequence[str]) -> tuple[list[np.ndarray], list[str]]:
-    """Each text as numbers of its tokens (int32 [tokens]) in the list of all distinct ones."""
+    """Return each text as indices, int32 [tokens], into the list of all distinct tokens, and that list."""
     numbers: defaultdict[str, int] = defaultdict()
     numbers.default_factory = numbers.__len__
     numbered = [np.fromiter(map(numbers.__getitem__, tokenise(text)), np.int32) for text in texts]
@@ -229,7 +231,7 @@ def _number(texts: Sequence[str]) -> tuple[list[np.ndarray], list[str]]:
 
 
 def _pad(numbered: list[np.ndarray], words: list[str], ids: Callable[[str], int], max_tokens: int) -> np.ndarray:
-    """Turn numbered tokens into ids, int32 [n, T]: see `encode`."""
+    """Turn indices of tokens into word ids, int32 [n, T], as `encode` describes."""
     final = np.array([ids(word) for word in words], np.int32)
     lengths = np.array([max(1, min(len(tokens), max_tokens)) for tokens in numbered], np.int64)
     rows = np.full((len(numbered), lengths.max(initial=1)), PADDING, np.int32)

@@ -1,6 +1,7 @@
 """The picture of the house in docs/architecture.md, made from the imports: python docs/house.py docs/images/house.svg
 
-Rooms are folders of the checkout; an arrow is an import, as thick as there are files that make it. Imports for types count.
+Rooms are folders of the checkout; an arrow is an import, as thick as there are files that make it. Imports for types count;
+those from core, which every folder has, are not drawn.
 """
 
 from __future__ import annotations
@@ -109,6 +110,8 @@ def draw(path: Path) -> None:
         if start.split("/")[0] != end.split("/")[0]:
             between[start.split("/")[0], end.split("/")[0]] += number
     for (start, end), number in between.items():
+        if end == "core":
+            continue  # everybody does
         (x0, y0), (x1, y1) = places[start], places[end]
         axes.add_patch(
             FancyArrowPatch(

@@ -9,7 +9,7 @@ Run it anywhere: `python examples/attack.py`.
 from __future__ import annotations
 
 from fedveil import Experiment
-from fedveil.simulations.attacks.lab.lab import attack
+from fedveil.simulations import attacks
 
 messages = Experiment.preset("spam-demo")
 
@@ -18,7 +18,7 @@ for name, settings in {
     "pruned": {"privacy.defence": "prune"},
     "secure aggregation": {"privacy.protection": "secagg"},
 }.items():
-    outcome = attack("words", messages.override(settings), trials=20)
+    outcome = attacks.run("words", messages.override(settings), trials=20)
     found, guessed = outcome.mean(), outcome.mean(baseline=True)
     print(f"{name:<18} {outcome.metric} {found[outcome.metric]:.3f}, guessing {guessed[outcome.metric]:.3f}")
     if outcome.refused:

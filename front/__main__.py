@@ -1,4 +1,4 @@
-"""`python -m fedveil` is the command line."""
+"""The command line, as `python -m fedveil`."""
 
 from fedveil.cli import main
 

@@ -1,4 +1,4 @@
-"""`fedveil attack`: what an observer learns from an experiment or a recorded run, beside what guessing gives."""
+"""`fedveil attack`: measure what an observer learns from an experiment or a recorded run, beside guessing."""
 
 from __future__ import annotations
 
@@ -57,6 +57,9 @@ def attack(
     console = None if quiet else Console(stderr=as_json)
     if name is None and against is None:
         raise SettingsError("attack: name one, see `fedveil list attacks`; or name a run with --against")
+    own, assignments = _own_settings(assignments or [])
+    if own and name in (None, "matrix"):
+        raise SettingsError(f"attack.{next(iter(own))}: name the attack whose setting it is")
     if against is not None and (preset or assignments or seed is not None or after):
         raise SettingsError("--against: attacks a run as it was; no preset, --set, --seed or --after goes with it")
     if name == "matrix":
@@ -74,7 +77,7 @@ def attack(
         experiment = resumable(against, "--against")
     else:
         experiment = experiment_of(preset or DEFAULTS.get(str(name), "digits"), assignments, seed)
-    # the size of a victim's batch is no way to train a model before
+    # the batch size of victims is not for the rounds that are trained before
     others = [word for word in assignments or [] if not word.startswith("training.batch_size")]
     warm = experiment_of(preset or DEFAULTS.get(str(name), "digits"), others, seed) if after else None
     from fedveil.simulations.attacks.lab.display import progress, show
@@ -91,6 +94,7 @@ def attack(
             outcome = run_attack(
                 each,
                 experiment,
+                settings=own,
                 observer=observer,
                 trials=trials,
                 after=after,
@@ -110,18 +114,26 @@ def attack(
         typer.echo(json.dumps(summaries[0] if name else summaries))
 
 
+def _own_settings(assignments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The attack's own settings, `attack.KEY=VALUE`, by their names; and the assignments that are the experiment's."""
+    from fedveil.core.settings.experiment import parse_assignments
+
+    own = [word for word in assignments if word.startswith("attack.")]
+    given = parse_assignments(own)
+    settings = {key.removeprefix("attack."): value for key, value in given.items() if value is not None}
+    return settings, [word for word in assignments if word not in own]
+
+
 def list_attacks(console: Console) -> None:
-    """What each attack recovers, needs to see, costs, and who found it; and whose eyes it may have."""
+    """Print what each attack recovers, needs to see, costs and cites, and what each observer sees."""
     from rich.table import Table
 
     from fedveil.core.catalog import ATTACKS
-    from fedveil.simulations.attacks.lab.lab import find_attack
     from fedveil.simulations.attacks.lab.observers import OBSERVERS
 
     for name, description in ATTACKS.items():
-        each = find_attack(name)
         console.print(f"[bold]{name}[/]  {description}", highlight=False, soft_wrap=True)
-        console.print(attack_words(each), highlight=False, soft_wrap=True)
+        console.print(attack_words(name), highlight=False, soft_wrap=True)
     console.print("\n[bold]observers[/]")
     grid = Table(box=None, show_header=False, pad_edge=False)
     for name, observer in OBSERVERS.items():
@@ -129,16 +141,18 @@ def list_attacks(console: Console) -> None:
     console.print(grid)
 
 
-def attack_words(found: Any) -> str:
+def attack_words(name: str) -> str:
     """What an attack needs to see, what it costs, and who found it, in three lines."""
     from fedveil.simulations.attacks.lab.attack import NEEDS
+    from fedveil.simulations.attacks.lab.lab import find_attack
 
+    found = find_attack(name)
     needs = ", ".join(NEEDS[need] for need in found.needs)
     return f"  sees   {needs}\n  takes  {found.cost}\n  cites  {found.cites}"
 
 
 def _matrix(quick: bool, more: list[str], seed: int, out: Path | None, console: Console | None, as_json: bool) -> None:
-    """`fedveil attack matrix`."""
+    """Run `fedveil attack matrix`."""
     import time
 
     from fedveil.core.record.record import write_atomically
@@ -155,7 +169,7 @@ def _matrix(quick: bool, more: list[str], seed: int, out: Path | None, console: 
             )
 
     cells = matrix.measure(quick=quick, more=more, seed=seed, progress=tell)
-    # pictures and texts of what is out without protection; the heat map says what is left of it
+    # the page shows what was recovered without protection; the heat map has the other columns too
     open_to_all = [cell.outcome for cell in cells if cell.outcome is not None and cell.column == cells[0].column]
     page = write_report(folder, open_to_all, matrix.picture(cells))
     write_atomically(folder / "matrix.csv", matrix.as_csv(cells))

@@ -1,4 +1,4 @@
-"""Commands that say what FedVeil has: `fedveil list`, `show`, `schema`, `version`."""
+"""Commands that describe what FedVeil has: `fedveil list`, `show`, `schema`, `version`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def show(
         return
     found = None if name == "none" else table.load(name, f"show {kind}")
     if kind == "attacks":
-        say(attack.attack_words(found))
+        say(attack.attack_words(name))
     declared = declaration(found)
     if hasattr(found, ATTRIBUTE):
         say(
@@ -100,7 +100,7 @@ def show(
 
 
 def settings_rows(settings: Any) -> list[tuple[str, str, str, str]]:
-    """Of each setting of a pydantic model: its key, its default, what it may be, and what it is."""
+    """Return for each setting of a pydantic model its key, default, allowed values and description."""
     about = settings.model_json_schema()
     rows = []
     for key, words in about.get("properties", {}).items():
@@ -110,7 +110,7 @@ def settings_rows(settings: Any) -> list[tuple[str, str, str, str]]:
 
 
 def _allowed(words: dict[str, Any], named: dict[str, Any]) -> str:
-    """What JSON schema says that a value may be, in words."""
+    """Describe in words the values that a JSON schema allows."""
     if "$ref" in words:
         return _allowed(named[words["$ref"].rpartition("/")[2]], named)
     if "anyOf" in words:

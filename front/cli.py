@@ -36,7 +36,7 @@ app.command("version")(catalog.version)
 
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def bench(context: typer.Context) -> None:
-    """What 0.1.0 called the benchmarks, which now lie beside the package."""
+    """Point to the benchmarks, which 0.1.0 ran by this command and which now lie beside the package."""
     words = " ".join(["python -m benchmarks", *context.args])
     raise SettingsError(f"bench: is no command any more; in a checkout of FedVeil, run: {words}")
 
@@ -59,14 +59,14 @@ def root(
 def main() -> None:
     """Run the command line; a mistake ends in one message and its exit code, never in a traceback."""
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # where a user's own package.module:object is looked for, as python -m does
+        sys.path.insert(0, os.getcwd())  # so that a user's package.module:object is found, as by python -m
     warnings.showwarning = _show_warning
     warnings.simplefilter("once", OldKey)
     try:
         app()
     except FedveilError as error:
         _fail(str(error), error.exit_code)
-    except OSError as error:  # a full disk, a folder that was taken away
+    except OSError as error:  # such as a full disk or a removed folder
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
 
 
@@ -78,7 +78,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Say a warning of ours plainly, on standard error; leave others to Python."""
+    """Print a warning about an old key plainly on standard error, and others as Python does."""
     if issubclass(category, OldKey):
         print(f"warning {message}", file=sys.stderr)
     else:

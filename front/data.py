@@ -17,7 +17,7 @@ app = typer.Typer(help="Data sets: where they are, fetching, checking, and who h
 
 @app.command("list")
 def data_list(data_dir: DataDir = None) -> None:
-    """Say of each data set whether it is here, and where."""
+    """List the data sets, whether each is on this machine, and where."""
     use_data_dir(data_dir)
     from rich.table import Column, Table
 
@@ -69,7 +69,7 @@ def data_show(
     out: Annotated[Path | None, typer.Option(help="the picture's file; partition-NAME.png without it")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Show who holds what: a table, and a picture of the partition."""
+    """Show the partition of the data, as a table and as a picture."""
     use_data_dir(data_dir)
     experiment = experiment_of(preset, assignments, seed)
     path = out or Path(f"partition-{experiment.name}.png")

@@ -32,8 +32,9 @@ def new(
 ) -> None:
     """Make new keys: DIR/server without any secret of clients, DIR/client-1, DIR/client-2, ... with the clients' own.
 
-    They serve all runs of a federation; another federation needs its own. Bring each client its folder by a way you trust, never through the server. With --host the
-    parties may be on separate machines, over TLS, and DIR/operator has what signs the server's certificates.
+    They serve all runs of a federation; another federation needs its own. Bring each client its folder by a way you
+    trust, never through the server. With --host the parties may be on separate machines, over TLS, and DIR/operator has
+    what signs the server's certificates.
     """
     from fedveil.core.settings.experiment import Experiment, parse_assignments
     from fedveil.privacy.homomorphic.keys import fingerprint, write_keys
@@ -104,7 +105,7 @@ def open_model(
     keys: Annotated[Path, typer.Option(metavar="DIR", help="a client's folder of keys")],
     out: Annotated[Path | None, typer.Option(help="where to; RUN/model.safetensors without it")] = None,
 ) -> None:
-    """Decrypt the model that a server kept as a ciphertext: who holds the key writes the final model."""
+    """Decrypt the final model, which a server kept as a ciphertext, with a client's key, and write it."""
     import logging
 
     from fedveil.simulations.holder import open_record

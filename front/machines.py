@@ -62,7 +62,7 @@ def server(
 
 
 def _draw(folder: Path) -> None:
-    """Draw what a record can tell."""
+    """Draw the plots of a record."""
     from fedveil.core.record.record import Record
     from fedveil.simulations.plots import draw_record
 
@@ -111,7 +111,7 @@ def status(
     on: On = "localhost",
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Show how a server is: its clients, its runs, and whom it refused."""
+    """Show a server's state: its clients, its runs, and whom it refused."""
     from rich.table import Table
 
     from fedveil.remote import Server
@@ -191,7 +191,7 @@ def submit(
 
 
 def resume_on(on: str, run: str, as_json: bool, quiet: bool) -> None:
-    """Go on with a run on a server that was stopped there, and show it: `fedveil resume RUN --on SERVER`."""
+    """Resume a stopped run on a server, and show it: `fedveil resume RUN --on SERVER`."""
     from fedveil.remote import Server
 
     remote = Server(on)
@@ -199,7 +199,7 @@ def resume_on(on: str, run: str, as_json: bool, quiet: bool) -> None:
 
 
 def _follow(remote: Server, on: str, run: str, said: int, console: Console | None, as_json: bool) -> None:
-    """Show a run from the first `said` bytes of its log on, until it ends."""
+    """Show a run until it ends, without the first `said` bytes of its log."""
     from fedveil.simulations.display import summary_text
 
     _print(console, f"run      {run} on {on} (fedveil logs, fedveil stop)")

@@ -1,4 +1,4 @@
-"""What several commands take: an experiment and changes to it, and where data is."""
+"""The options that commands share: an experiment, changes to it, and the folder of data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
 
 
 def experiment_of(name: str, assignments: list[str] | None, seed: int | None = None, **others: Any) -> Any:
-    """The experiment that the words of a command line describe."""
+    """Return the experiment that a command line describes."""
     from fedveil.core.settings.experiment import Experiment, parse_assignments
 
     settings = parse_assignments(assignments or [])
@@ -36,7 +36,7 @@ def experiment_of(name: str, assignments: list[str] | None, seed: int | None = N
 
 
 def use_data_dir(folder: Path | None) -> None:
-    """Look for data in this folder first; raise SettingsError where it is none."""
+    """Look for data in this folder first; raise SettingsError where it is no folder."""
     if folder is not None:
         if not folder.is_dir():
             raise SettingsError(f"--data-dir {folder}: is not a folder")

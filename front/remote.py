@@ -1,4 +1,4 @@
-"""Orders to a running server, from its own machine or through an SSH tunnel: what the command line sends, and what it shows."""
+"""The command line's client of a running server, on the server's machine or through an SSH tunnel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fedveil.core.settings.keys import values
 from fedveil.core.settings.sections import Privacy
 
 PORT = 9093
-FOLLOW = 0.3  # seconds between looks at a run
+FOLLOW = 0.3  # seconds between polls of a run
 
 
 class Server:
@@ -41,7 +41,7 @@ class Server:
         self._client = httpx.Client(base_url=self._url, timeout=60)
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The server's answer; raise DeploymentError where none comes, or the error that the server tells."""
+        """Return the server's answer; raise DeploymentError where none comes, or the error that the server tells."""
         try:
             answer = self._client.get(path) if body is None else self._client.post(path, json=body)
             told = cast("dict[str, Any]", answer.json())
@@ -58,7 +58,7 @@ class Server:
         return told
 
     def start(self, experiment: Experiment, say: Callable[[str], None]) -> str:
-        """Order a run; return its name."""
+        """Start a run of an experiment on the server; return its name."""
         agreed = self.ask("/status")["agreed"]
         if agreed:
             experiment = as_agreed(
@@ -67,13 +67,17 @@ class Server:
         return str(self.ask("/runs", {"experiment": experiment.toml(), "words": vocabulary(experiment)})["run"])
 
     def resume(self, run: str) -> int:
-        """Order a run that was stopped to go on; return how long its log was, in bytes."""
+        """Resume a stopped run; return the length of its log before, in bytes."""
         said = int(self.ask(f"/runs/{run}/log")["offset"])
         self.ask(f"/runs/{run}/resume", {})
         return said
 
     def follow(self, run: str, say: Callable[[str], None], said: int = 0) -> dict[str, Any]:
-        """Say what a run says, after the first `said` bytes, until it ends; return its summary. Raise what it failed with."""
+        """Pass each line of a run's log to `say` until the run ends; return its summary.
+
+        said: bytes of the log to leave out
+        Raises Interrupted where the run was stopped, TrainingError where it failed.
+        """
         for line in self.log(run, following=True, said=said):
             say(line)
         told = self.ask(f"/runs/{run}")
@@ -82,7 +86,7 @@ class Server:
         return cast("dict[str, Any]", told["result"])
 
     def log(self, run: str, following: bool, said: int = 0) -> Iterator[str]:
-        """The lines of a run's log after the first `said` bytes, and then those that come until it ends."""
+        """Yield the lines of a run's log after the first `said` bytes; where `following`, until the run ends."""
         offset = said
         while True:
             ended = self.ask(f"/runs/{run}")["status"] != "running"
@@ -96,7 +100,7 @@ class Server:
 
 
 def _failure(told: dict[str, Any], server: str) -> FedveilError:
-    """What a run that is not done ended with."""
+    """Return the error of a run that ended before it was done."""
     reason = told["result"].get("error", "") if told["result"] else ""
     if told["status"] == "stopped":
         return Interrupted(f"{told['run']}: {reason}\n  go on with: fedveil resume {told['run']} --on {server}")
@@ -104,9 +108,9 @@ def _failure(told: dict[str, Any], server: str) -> FedveilError:
 
 
 def as_agreed(experiment: Experiment, agreed: Privacy, say: Callable[[str], None]) -> Experiment:
-    """The experiment with the `[privacy]` that the federation's keys are for; clients refuse any other.
+    """Return the experiment with the `[privacy]` that the federation's keys are for; clients refuse any other.
 
-    Raise ProtectionError where the experiment asks for something else itself.
+    Raise ProtectionError where the experiment asks for something else.
     """
     protection = experiment.privacy.protection.name
     default = values(Privacy(protection=ProtectionChoice(protection))) | {"protection": "none"}
@@ -123,9 +127,9 @@ def as_agreed(experiment: Experiment, agreed: Privacy, say: Callable[[str], None
 
 
 def vocabulary(experiment: Experiment) -> str:
-    """The words that a run brings to its clients, a line each; empty where they need none.
+    """Return the words that a run sends to its clients, a line each; empty where they need none.
 
-    Raise DataError where the data that they come from is not here.
+    Raise DataError where the data that they come from are not on this machine.
     """
     from fedveil.datasets.federated import load
     from fedveil.datasets.text import read_vocabulary

@@ -95,7 +95,7 @@ def resume(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with an interrupted run in its folder, to the bytes of a run that was never interrupted; or lengthen a run."""
+    """Resume an interrupted run in its folder, with the same bytes as without interruption; or lengthen a run."""
     if on is not None:
         if rounds is not None or workers is not None or data_dir is not None:
             raise SettingsError(
@@ -145,7 +145,7 @@ def flower_app(
 
 
 def _renamed(old: str, new: str, unfit: set[str]) -> None:
-    """Say the new spelling of a command on standard error; raise SettingsError where words do not go with it."""
+    """Print the new form of a command on standard error; raise SettingsError where options do not go with it."""
     if unfit:
         raise SettingsError(
             f"{', '.join(sorted(unfit))}: not with `fedveil {' '.join(new.split()[:1])}`; see fedveil {new.split()[0]} --help"
@@ -154,7 +154,7 @@ def _renamed(old: str, new: str, unfit: set[str]) -> None:
 
 
 def _console(as_json: bool, quiet: bool, name: str) -> Console | None:
-    """Where progress goes, opened with a line about what runs; None where nobody wants to see it."""
+    """Return the console for progress, after a first line about what runs; None with --quiet."""
     console = None if quiet else Console(stderr=as_json)
     if console:
         console.print(f"fedveil {__version__}  {name}", highlight=False, markup=False)

@@ -1,1 +1,1 @@
-"""What is trained: networks, and the one way to train and evaluate them. It imports core only."""
+"""Networks, local training and evaluation; imports core only."""

@@ -1,4 +1,4 @@
-"""A network's weights as named tensors or arrays: taken out, put back, and lent for a while."""
+"""A network's weights as tensors or arrays by name: read, written, and replaced for a while."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedveil.core.errors import DataError
 
 
 def get(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of the network's weights, in its own order."""
+    """Return a copy of the network's weights by name, in the network's order."""
     return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
 
 
@@ -40,17 +40,17 @@ def check_fit(network: nn.Module, parameters: Mapping[str, Tensor]) -> None:
 
 
 def place(network: nn.Module, parameters: Mapping[str, Tensor]) -> None:
-    """Make the network compute with `parameters` themselves, not copies; shapes are not checked."""
+    """Make the network compute with the tensors in `parameters`, without copying them or checking their shapes."""
     for name, parameter in network.named_parameters():
         parameter.data = parameters[name]
     for module in network.modules():
         if isinstance(module, nn.RNNBase):
-            module.flatten_parameters()  # cuDNN wants its weights side by side; nothing happens on a CPU
+            module.flatten_parameters()  # cuDNN needs adjacent weights; does nothing on a CPU
 
 
 @contextmanager
 def kept(network: nn.Module) -> Iterator[None]:
-    """Around `place`: give the network back with its own weights, no gradients, and each module's mode."""
+    """Restore the network's weights and each module's mode afterwards, and drop gradients; for use around `place`."""
     weights = [(parameter, parameter.data) for parameter in network.parameters()]
     modes = [(module, module.training) for module in network.modules()]
     try:
@@ -64,11 +64,11 @@ def kept(network: nn.Module) -> Iterator[None]:
 
 
 def to_numpy(parameters: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """`parameters` as arrays; on a CPU they share the tensors' memory."""
+    """Return `parameters` as arrays; on a CPU they share the tensors' memory."""
     return {name: tensor.detach().cpu().numpy() for name, tensor in parameters.items()}
 
 
 def from_numpy(arrays: Mapping[str, np.ndarray], device: torch.device | None = None) -> dict[str, Tensor]:
-    """`arrays` as tensors on a device; on a CPU they share their memory (read-only or strided arrays are copied)."""
+    """Return `arrays` as tensors on `device`; on a CPU they share memory, but for read-only and strided arrays."""
     tensors = {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in arrays.items()}
     return {name: tensor.to(device) for name, tensor in tensors.items()}

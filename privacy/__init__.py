@@ -1,1 +1,1 @@
-"""What may be seen: numbers on a grid, homomorphic encryption, secure aggregation, and keys. Knows no Flower."""
+"""What protects clients: fixed-point numbers, homomorphic encryption, secure aggregation, noise, keys. No Flower."""

@@ -1,8 +1,8 @@
-"""What a client does to its own update before anything of it leaves: its defence, then clipping, then noise.
+"""What a client does to its update before it sends anything: a defence, then clipping, then noise.
 
-A defence changes an update so that it may tell less. None is a guarantee: an attack that knows of it may do better, and only
-clipping with noise bounds what any attack can do. Whatever a defence sets to zero still travels, as a zero: which numbers
-are left out would tell which words an update is about.
+A defence changes an update so that it tells less. None is a guarantee: an attack that knows the defence may do better.
+Only clipping with noise bounds what any attack can do. Numbers that a defence sets to zero still travel, as zeros:
+which numbers are left out would tell which words an update is about.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedveil.core.settings.section import Fraction, Section
 from fedveil.core.settings.sections import Privacy
 from fedveil.privacy.dp.noise import Update, add_noise, clip, norm, secret_normal
 
-Defence = Callable[[Update, np.random.Generator], Update]  # its settings are given already
+Defence = Callable[[Update, np.random.Generator], Update]  # its settings are bound already
 
 
 class Prune(Section):
@@ -31,7 +31,7 @@ class Prune(Section):
 
 @part(Prune)
 def prune(update: Update, settings: Prune, generator: np.random.Generator) -> Update:
-    """The update with the smallest `settings.fraction` of its numbers, by magnitude and over all tensors, set to zero.
+    """Set the smallest `settings.fraction` of an update's numbers to zero, by magnitude over all tensors.
 
     Gradient pruning of Zhu et al. 2019, "Deep Leakage from Gradients", section 5.
     """
@@ -47,9 +47,10 @@ def prune(update: Update, settings: Prune, generator: np.random.Generator) -> Up
 
 
 def find_defence(privacy: Privacy) -> Defence | None:
-    """The defence that the settings name; None where they name none. Raise SettingsError where it cannot be loaded or called.
+    """Return the defence that the settings name; None where they name none.
 
-    A defence is a function `(update, settings, generator)`, or, where it declares no settings, `(update, generator)`.
+    A defence is a function `(update, settings, generator)`, or `(update, generator)` where it declares no settings.
+    Raise SettingsError where it cannot be loaded or called so.
     """
     chosen = privacy.defence
     if chosen.name == "none":
@@ -66,17 +67,17 @@ def find_defence(privacy: Privacy) -> Defence | None:
 
 
 def defend(privacy: Privacy, given: Update, weights: Update, stream: Stream, *, secret: bool) -> Update:
-    """given + noise(clip(defence(weights - given))), float32: the weights that a client answers with.
+    """Return the weights that a client answers with: given + noise(clip(defence(weights - given))), float32.
 
-    given, weights: float32, before and after training; stream: of the client in its round
+    given, weights: float32, before and after training; stream: of this client in this round
     secret: draw noise from the operating system's generator, not from the stream
-    An update that is not finite counts as zero where it is clipped and noise is added, and else is left as it is, to be
-    refused: whether a client answers must not depend on its data.
-    Raise SettingsError where a user's own defence gives no update of this network.
+    A client answers whatever its data is, so a non-finite update counts as zero where the settings ask for clipping and
+    noise. Without noise it is returned as it is, and refused later.
+    Raise SettingsError where a user's own defence does not return an update of this network.
     """
     if not privacy.defends:
         return weights
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is seen to below
+    with np.errstate(over="ignore", invalid="ignore"):  # non-finite updates are dealt with below
         update = {name: np.subtract(value, given[name], dtype=np.float64) for name, value in weights.items()}
     defence = find_defence(privacy)
     finite = np.isfinite(norm(update))
@@ -93,7 +94,7 @@ def defend(privacy: Privacy, given: Update, weights: Update, stream: Stream, *, 
 
 
 def _checked(name: str, update: Update, like: Update) -> Update:
-    """What a defence gave, in the order of `like`; raise SettingsError where it is no update of the same tensors."""
+    """Return an update in the order of `like`; raise SettingsError where its tensors are not those of `like`."""
     wanted = {key: value.shape for key, value in like.items()}
     found = {key: np.shape(value) for key, value in update.items()} if isinstance(update, dict) else type(update)
     if found != wanted:

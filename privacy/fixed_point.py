@@ -1,9 +1,9 @@
-"""Weights as whole numbers on a public grid, and back: what every protection adds up.
+"""Weights as whole numbers on a public grid, and back: the numbers that every protection adds.
 
 A client sends q_k = round(clip(w_k) * n_k / n_ref / step). The sum of q_k is the next model up to a known factor:
-sum_k n_k w_k / sum_k n_k = step * sum_k q_k / (sum_k n_k / n_ref). It depends on the clients' weights alone, whatever
-noise a scheme adds on the way, as long as that is less than half a step: the published model then says no more
-than the plain one (Li and Micciancio 2021, section 1: what is published must not hold the noise of an encryption).
+sum_k n_k w_k / sum_k n_k = step * sum_k q_k / (sum_k n_k / n_ref). It depends on the clients' weights alone, as long as
+the noise of an encryption is less than half a step. The published model then tells no more than the plain one
+(Li and Micciancio 2021, section 1: a published result must not hold the noise of an encryption).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Parameters = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Layout:
-    """Which tensors a vector of weights is made of: names and shapes, in order."""
+    """The names and shapes of the tensors that a vector of weights is made of, in order."""
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
     @classmethod
     def of(cls, parameters: Mapping[str, np.ndarray]) -> Layout:
-        """The layout of parameters by name, in their order."""
+        """Return the layout of parameters by name, in their order."""
         return cls(tuple((name, tuple(value.shape)) for name, value in parameters.items()))
 
     @cached_property
@@ -47,14 +47,14 @@ class Layout:
         return sha256(repr(self.shapes).encode()).digest()[:16]
 
     def tensor_at(self, position: int) -> str:
-        """The name of the tensor that a position of the vector belongs to."""
+        """Return the name of the tensor that a position of the vector belongs to."""
         ends = np.cumsum(self.sizes)
         return self.shapes[int(np.searchsorted(ends, position, side="right"))][0]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The public numbers that weights are rounded to: multiples of 2^-bits within `limit` (an absolute value)."""
+    """The public grid that weights are rounded to: multiples of 2^-bits within `limit` (an absolute value)."""
 
     limit: float
     bits: int
@@ -66,26 +66,27 @@ class Grid:
 
     @property
     def most(self) -> int:
-        """`limit` in steps: no sum of examples may be larger, as counts travel in steps too."""
+        """`limit` in steps. No sum of examples may be larger, because counts travel in steps too."""
         return int(self.limit / self.step)
 
 
 def flatten(parameters: Mapping[str, np.ndarray]) -> np.ndarray:
-    """All tensors one after another: float32 [size]."""
+    """Join all tensors into one vector: float32 [size]."""
     return np.concatenate([np.asarray(value, np.float32).reshape(-1) for value in parameters.values()])
 
 
 def unflatten(vector: np.ndarray, layout: Layout) -> Parameters:
-    """The tensors of a vector [layout.size], as views of it."""
+    """Split a vector [layout.size] into its tensors, as views of it."""
     pieces = np.split(vector, np.cumsum(layout.sizes)[:-1])
     return {name: piece.reshape(shape) for (name, shape), piece in zip(layout.shapes, pieces, strict=True)}
 
 
 def quantize(vector: np.ndarray, examples: int, reference: int, grid: Grid, layout: Layout) -> tuple[np.ndarray, int]:
-    """round(clip(w) * examples / reference / step), int64 [size], and how many numbers were clipped.
+    """Return round(clip(w) * examples / reference / step), int64 [size], and how many numbers were clipped.
 
     vector: float32 [size]; examples: n_k; reference: n_ref, the announced total of the cohort
-    Raise ProtectionError, naming the tensor, where a number is not finite; and where `examples` is no share of `reference`.
+    Raise ProtectionError, naming the tensor, where a number is not finite; and where `examples` is not within 1 and
+    `reference`.
     """
     if not 0 < examples <= reference:
         raise ProtectionError(
@@ -105,7 +106,7 @@ def quantize(vector: np.ndarray, examples: int, reference: int, grid: Grid, layo
 
 
 def dequantize(total: np.ndarray, examples: int, reference: int, grid: Grid) -> np.ndarray:
-    """step * total / (examples / reference), float32 [size]: the weighted mean that `total` is the sum of.
+    """Return the weighted mean behind a sum: step * total / (examples / reference), float32 [size].
 
     total: whole numbers [size], the sum of what `quantize` gave; examples: the sum of n_k of the clients in it
     """

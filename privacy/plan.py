@@ -1,8 +1,8 @@
-"""How large, how fine, for how many: the parameters of a protection, which follow from each other.
+"""The parameters of a protection, which follow from each other: range of weights, grid, size of cohort.
 
-Each protection is a part, `(settings, cohort) -> Plan`. From a ring degree, a modulus and a range of weights it finds the scale, then the
-finest grid whose half step stays above the noise of a whole cohort, then the largest cohort for that grid; it says so in
-words, and refuses what is insecure or could go wrong unnoticed.
+Each protection is a part, `(settings, cohort) -> Plan`. From a ring degree, a modulus and a range of weights it
+computes the scale, then the finest grid whose half step stays above the noise of a whole cohort, then the largest
+cohort for that grid. It refuses parameters that are insecure or could go wrong unnoticed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ RESERVED = 2  # numbers at the start of every chunk: the client's examples, and 
 COARSEST = 12  # bits: a grid coarser than 2^-12 rounds away what training learns
 FAILURE = 8  # standard deviations of noise that fit under half a step: one failure in 10^15 numbers
 FRESH = 21 / 2  # variance of a fresh coefficient: SEAL's centred binomial noise
-ROUNDING = 1 / 12  # and of rounding it to a whole number: the same for clients that send the same
-RING = 32  # bits a number of secure aggregation has on the wire
+ROUNDING = 1 / 12  # variance of rounding it to a whole number; it is the same for clients that send the same
+RING = 32  # bits of a number of secure aggregation on the wire
 
 # The most bits of all primes together for a degree, ternary secret: Homomorphic Encryption Standard (Albrecht et al.
 # 2018), table 1, classical attacks.
@@ -92,10 +92,11 @@ class Secagg(Protected):
 
 @dataclass(frozen=True)
 class Lattice:
-    """The parameters of CKKS or BFV, as a key is made for them.
+    """The parameters of CKKS or BFV that a key is made for.
 
-    degree: N; primes: bits of the data prime, whose ciphertexts travel, and of the special prime, which never does (SEAL
-    wants it); plain_bits: of BFV's plain modulus t, 0 for CKKS
+    degree: N; primes: bits of the data prime, whose ciphertexts travel, and of the special prime, which SEAL needs and
+    which never travels
+    plain_bits: of BFV's plain modulus t, 0 for CKKS
     """
 
     scheme: str
@@ -115,13 +116,16 @@ class Lattice:
 
     @property
     def security(self) -> int:
-        """Bits, of what anybody but the clients sees: ciphertexts under the data prime, and no public key."""
+        """Bits of security of the ciphertexts against all but the clients.
+
+        Others see ciphertexts under the data prime, and no public key.
+        """
         return max(level for level, most in STANDARD[self.degree].items() if self.primes[0] <= most)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How numbers travel under a protection; every party makes the same from the settings.
+    """How numbers travel under a protection. Every party computes the same plan from the settings.
 
     grid: what weights are rounded to; clients: the most whose numbers may be added
     lattice, scale_bits: of CKKS and BFV (scale_bits 0 for BFV); None and 0 for secure aggregation
@@ -138,11 +142,11 @@ class Plan:
 
     @property
     def rounding(self) -> float:
-        """The most that the mean of one client's weights can lie off the grid: half a step; K clients: K halves."""
+        """The largest error of one client's mean from rounding, half a step; the sum of K clients has K halves."""
         return self.grid.step / 2
 
     def explain(self) -> str:
-        """The parameters in a sentence."""
+        """Describe the parameters in a sentence."""
         grid = f"weights within ±{self.grid.limit:g} on a grid of 2^-{self.grid.bits}"
         if self.lattice is None:
             return f"numbers modulo 2^{RING}; {grid}"
@@ -155,14 +159,17 @@ class Plan:
 
 
 def make_plan(privacy: Privacy, cohort: int) -> Plan:
-    """The plan of a protection for cohorts of so many clients; raise SettingsError, with the reason, where there is none."""
+    """Make the plan of a protection for cohorts of so many clients.
+
+    Raise SettingsError, with the reason, where there is none.
+    """
     plan: Plan = privacy.protection.load()(privacy.protection.settings, cohort)
     return plan
 
 
 @part(Secagg, needs="mean")
 def secagg(settings: Secagg, cohort: int) -> Plan:
-    """Secure aggregation: whole numbers modulo 2^32, whose sum must not wrap."""
+    """Make the plan of secure aggregation: whole numbers modulo 2^32, whose sum must not wrap."""
     bits = math.floor(math.log2((2 ** (RING - 1) - cohort / 2 - 1) / settings.range))
     grid = _grid(settings, bits, cohort, f"numbers modulo 2^{RING}")
     return Plan("secagg", "", grid, 2 * int(2 ** (RING - 1) - 1 - grid.most), settings.min_clients)
@@ -170,7 +177,7 @@ def secagg(settings: Secagg, cohort: int) -> Plan:
 
 @part(Ckks, needs="sum")
 def ckks(settings: Ckks, cohort: int) -> Plan:
-    """CKKS: the finest grid whose half step stays above the noise of the cohort's sum."""
+    """Make the plan of CKKS: the finest grid whose half step stays above the noise of the cohort's sum."""
     lattice = _lattice("ckks", settings)
     grid, scale_bits, clients = _ckks(settings, lattice, cohort)
     _check_cohort(settings, lattice, cohort, clients, grid, "a profile with a larger modulus")
@@ -179,7 +186,10 @@ def ckks(settings: Ckks, cohort: int) -> Plan:
 
 @part(Bfv, needs="sum")
 def bfv(settings: Bfv, cohort: int) -> Plan:
-    """BFV: the finest grid whose sum fits the plain modulus, for cohorts whose noise the modulus holds."""
+    """Make the plan of BFV: the finest grid whose sum fits the plain modulus.
+
+    Its largest cohort is the one whose noise the ciphertext modulus holds.
+    """
     lattice = _lattice("bfv", settings)
     grid, clients = _bfv(settings, lattice, cohort)
     _check_cohort(settings, lattice, cohort, clients, grid, "ckks, which takes a coarser grid")
@@ -196,7 +206,10 @@ def _check_cohort(settings: Ckks, lattice: Lattice, cohort: int, clients: int, g
 
 
 def make_lattice(privacy: Privacy) -> Lattice:
-    """The parameters that a key is made for: a profile's, or the user's own; raise SettingsError where insecure or useless."""
+    """Return the parameters that a key is made for: a profile's, or the user's own.
+
+    Raise SettingsError where they are insecure or useless.
+    """
     return _lattice(privacy.protection.name, privacy.protection.settings)
 
 
@@ -227,12 +240,12 @@ def _lattice(scheme: str, settings: Ckks) -> Lattice:
 
 
 def _ckks(settings: Protected, lattice: Lattice, cohort: int) -> tuple[Grid, int, int]:
-    """Grid, scale and most clients of CKKS.
+    """Return the grid, the scale and the most clients of CKKS.
 
-    Two weights share a complex slot, so a coefficient of the encoded sum is at most sqrt(2) (limit + rounding) scale; SEAL
-    encodes up to a quarter of the modulus. In a sum of K the variance of a coefficient's noise is K FRESH, and of its
-    rounding up to K^2 ROUNDING, where all clients send the same; in each part of a slot it is N/2 of that (Cheon et al.
-    2017, section 3.4: additions).
+    Two weights share a complex slot, so a coefficient of the encoded sum is at most sqrt(2) (limit + rounding) scale;
+    SEAL encodes up to a quarter of the modulus. In a sum of K clients, the variance of a coefficient's noise is K
+    FRESH, and that of its rounding at most K^2 ROUNDING, reached where all clients send the same. In each part of a
+    slot it is N/2 of that (Cheon et al. 2017, section 3.4: additions).
     """
     room = math.floor(lattice.primes[0] - 2 - math.log2(math.sqrt(2) * settings.range * (1 + 2.0**-COARSEST)))
     scale_bits = min(room, lattice.primes[0] - 2)  # SEAL takes no larger scale, however small the numbers
@@ -245,9 +258,9 @@ def _ckks(settings: Protected, lattice: Lattice, cohort: int) -> tuple[Grid, int
 
 
 def _bfv(settings: Protected, lattice: Lattice, cohort: int) -> tuple[Grid, int]:
-    """Grid and most clients of BFV.
+    """Return the grid and the most clients of BFV.
 
-    A sum must fit its half of a slot, sign and rounding included; and decryption is exact while the summed noise stays
+    A sum must fit its half of a slot, sign and rounding included. Decryption is exact while the summed noise stays
     under q / 2t (Fan and Vercauteren 2012, lemma 1): FAILURE sqrt(FRESH K), and K / 2 of rounding.
     """
     bits = math.floor(math.log2((2 ** (lattice.field_bits - 1) - cohort / 2 - 1) / settings.range))

@@ -1,7 +1,7 @@
 """The Flower server of every experiment that runs under Flower's own runtimes (`flwr run .`).
 
-The run's configuration carries the experiment: a preset's name, or the whole as TOML. The record of the run
-goes to runs/ under `output` of the run's configuration, or under the folder the server runs in.
+The run's configuration carries the experiment: a preset's name, or all settings as TOML. The record of the run goes to
+runs/ under `output` of the run's configuration, or under the folder that the server runs in.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ log = logging.getLogger("flwr")
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the experiment that the run's configuration names, over the nodes that are connected."""
+    """Run the experiment that the run's configuration names, over the connected nodes."""
     if context.run_config.get("control"):
         _run_deployed(grid, context)
         return
     experiment = resolve(Experiment.find(str(context.run_config["experiment"])))
-    experiment = experiment.override({"engine": "sequential", "workers": None})  # what a client does with a message
+    experiment = experiment.override({"engine": "sequential", "workers": None})  # one message at a time
     federation = prepare(experiment)
     keys = str(context.run_config.get("keys", ""))
-    # DIR/server on a machine that holds all parties' folders, else the server's own
+    # DIR/server on a machine that holds all parties' folders, else DIR itself
     federation.protect(_server_folder(Path(keys)) if keys else None)
     if federation.protection is not None:
         log.info("privacy %s %s", experiment.privacy.protection, federation.protection.words)
@@ -48,7 +48,7 @@ def main(grid: Grid, context: Context) -> None:
         scores = {key: value for key, value in row.items() if value is not None and key != "round"}
         log.info("round %d: %s", row["round"], ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
 
-    # the server cannot read a model that is a ciphertext: clients evaluate, and who holds the key opens model.sealed
+    # the server cannot read an encrypted model: clients evaluate it, and a holder of the key opens model.sealed
     lattices = experiment.privacy.shows == "sum"
     evaluate = None if lattices else federation.evaluate
     federate(federation, clients, record, Hooks(watch, evaluate, log.warning))
@@ -57,14 +57,14 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run_deployed(grid: Grid, context: Context) -> None:
-    """A run that `fedveil server` started: its log is a file beside its record's folder."""
+    """Run an experiment that `fedveil server` started, with a log file beside its record's folder."""
     record = Path(str(context.run_config["record"]))
     words = log_file(record.name, record.parent.parent / "logs" / f"{record.name}.log")
     run_deployed(grid, context.run_config, words.info)
 
 
 def _server_folder(keys: Path) -> Path:
-    """The server's own folder of keys."""
+    """Return the server's folder of keys."""
     if not (keys / "server").is_dir():
         return keys
     if any(keys.glob("client-*")):

@@ -1,8 +1,8 @@
-"""What a run needs to go on: one file, replaced whole after every round.
+"""The checkpoint of a run: one file, replaced as a whole after every round.
 
-The file is safetensors: the model, the best model, the arrays that a strategy's state holds (momenta, second
-moments), where the store of clients' states has each, and the newest rows of the tables, with a JSON description and a
-CRC-32 of it all. Random streams need no saving: they are addressed by round (`core/randomness.py`).
+The file is safetensors: the model, the best model, the arrays of a strategy's state (momenta, second moments), the
+index of the clients' states in their store, and the newest rows of the tables, with a JSON description and a CRC-32 of
+it all. Random streams need no saving: they are addressed by round (`core/randomness.py`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from fedveil.server.rounds.strategy import Strategy
 FILE = "checkpoint/state.safetensors"
 FORMAT = 3
 MODEL, BEST = "model.safetensors", "best.safetensors"
-SEALED_MODEL, SEALED_BEST = "model.sealed", "best.sealed"  # of ciphertexts
+SEALED_MODEL, SEALED_BEST = "model.sealed", "best.sealed"  # encrypted models
 STORED_APART = ("parameters", "best_parameters", "pending", "train_losses", "asked", "clients", "client_index")
 Parameters = dict[str, np.ndarray]
-# NumPy's names of the kinds of numbers a strategy may keep, and safetensors'
+# the types of numbers that a strategy may keep: NumPy's names, and safetensors'
 KINDS = {
     "|b1": "BOOL", "|u1": "U8", "|i1": "I8", "<u2": "U16", "<i2": "I16", "<u4": "U32", "<i4": "I32", "<u8": "U64",
     "<i8": "I64", "<f2": "F16", "<f4": "F32", "<f8": "F64",
@@ -39,17 +39,17 @@ KINDS = {
 
 
 class ClientStore(Protocol):
-    """What clients of a simulation keep, on the disk beside the checkpoint."""
+    """The states that clients of a simulation keep, on disk beside the checkpoint."""
 
     def commit(self) -> dict[str, np.ndarray]:
-        """Bring it to the disk, and return what finds it again."""
+        """Write the states to disk, and return the index that finds them again."""
 
 
 @dataclass
 class State:
-    """Everything a round takes from the ones before it.
+    """Everything that a round takes from the rounds before it.
 
-    round: the last whole round; 0 before the first
+    round: the last complete round; 0 before the first
     parameters: the global model, float32, by name
     train_losses: of every round so far, for the learning rate's schedule
     best_round, best_accuracy, best_parameters: the best evaluation so far
@@ -59,12 +59,13 @@ class State:
     bytes_up, bytes_down: of all messages so far; seconds: of all rounds so far
     run: 16 bytes that name a protected run, in hexadecimal digits
     costs: of the protection so far: seal_seconds, open_seconds, clipped, largest_error, error_bound
-    pending, pending_rows: a protected model that was made and is not evaluated yet, and the account of its round
-    clients: of a simulation, the store of what its clients keep between rounds
-    client_index: where the store of an earlier process has it, as the checkpoint had it
+    pending, pending_rows: a protected model that is made but not evaluated yet, and the account of its round
+    clients: of a simulation, the store of its clients' states
+    client_index: the index of an earlier process' store, as the checkpoint had it
     asked: of a run with noise, how often each client was asked for an update
-    fewest, population, drawn: of a run with noise, the clients in the smallest sum, the fewest that a round's were drawn from,
-        and the most that were drawn; 0 before the first round
+    fewest: of a run with noise, the clients in the smallest sum; 0 before the first round
+    population, drawn: of a run with noise, the fewest clients that a cohort was drawn from, and the largest cohort; 0
+    before the first round
     """
 
     parameters: Parameters
@@ -94,7 +95,7 @@ class State:
 def save_state(record: Record, experiment: Experiment, state: State, strategy: Strategy) -> None:
     """Replace the record's checkpoint by this state, atomically, and then the models beside it.
 
-    Raise SettingsError, naming the attribute, where a strategy of a user's own keeps what cannot be stored.
+    Raise SettingsError, naming the attribute, where a user's own strategy keeps what cannot be stored.
     """
     arrays = {f"model/{k}": v for k, v in state.parameters.items()}
     arrays |= {f"best/{k}": v for k, v in state.best_parameters.items()}
@@ -123,18 +124,18 @@ def save_state(record: Record, experiment: Experiment, state: State, strategy: S
 
 
 def put_back(record: Record, state: State) -> None:
-    """Make the files beside the checkpoint those of its round: a killed run may have written some of the next."""
+    """Restore the files beside the checkpoint to its round: a killed run may have written some of the next."""
     record.cut()
     _write_models(record, state, best=True)
 
 
 def _write_models(record: Record, state: State, *, best: bool) -> None:
-    """Write model.safetensors and, where asked, best.safetensors; not flushed, since the checkpoint holds them too.
+    """Write model.safetensors and, where asked, best.safetensors.
 
-    A model that is a ciphertext goes to files of its own, as it is.
+    They are not flushed, because the checkpoint holds them too. An encrypted model goes to files of its own, as it is.
     """
     if state.run and state.round == 0:
-        return  # of a protected run, whose first model everybody makes from the seed
+        return  # in a protected run everybody makes the first model from the seed
     if SEALED in state.parameters:
         record.write(SEALED_MODEL, state.parameters[SEALED].data, flush=False)
         if best and SEALED in state.best_parameters:
@@ -148,14 +149,14 @@ def _write_models(record: Record, state: State, *, best: bool) -> None:
 
 
 def model_file(parameters: Parameters) -> bytes:
-    """Weights as a safetensors file."""
+    """Return weights as a safetensors file."""
     return save({name: np.asarray(value, order="C") for name, value in parameters.items()})
 
 
 def _pack(arrays: Parameters, about: dict[str, str]) -> list[bytes | memoryview]:
-    """A safetensors file in pieces, as `safetensors.numpy.save` makes it in five times the time; with a CRC-32.
+    """Return a safetensors file in pieces, with a CRC-32 of the header without it, and of the arrays.
 
-    The CRC-32 is of the header without it, and of the arrays.
+    `safetensors.numpy.save` makes the same file in five times the time.
     """
     contiguous = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     header: dict[str, Any] = {"__metadata__": about}
@@ -179,7 +180,10 @@ def _crc(header: dict[str, Any], pieces: Iterable[bytes | memoryview]) -> int:
 
 
 def _unpack(content: bytes) -> tuple[dict[str, str], Parameters]:
-    """What `_pack` packed, without arrays where another version did; raise ValueError and others where it is damaged."""
+    """Return what `_pack` packed, without arrays where the format is another.
+
+    Raise ValueError and others where the file is damaged.
+    """
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     about: dict[str, str] = header["__metadata__"]
@@ -191,7 +195,7 @@ def _unpack(content: bytes) -> tuple[dict[str, str], Parameters]:
 
 
 def _take_apart(value: Any, name: str) -> tuple[str, Parameters, Any]:
-    """What a strategy keeps under one name: its kind, its arrays by name, and what is no array."""
+    """Return the kind of a strategy's value, its arrays by name, and its part that is no array."""
     if isinstance(value, ArrayRecord):
         return "record", from_arrays(value), None
     if _is_array(value):
@@ -204,7 +208,7 @@ def _take_apart(value: Any, name: str) -> tuple[str, Parameters, Any]:
         if json.loads(json.dumps(value)) == (list(value) if isinstance(value, tuple) else value):
             return "plain", {}, value
     except (TypeError, ValueError):
-        pass  # said below, for all that JSON does not keep
+        pass  # reported below, with the values that JSON changes
     raise SettingsError(
         f"federation.strategy: {name} is a {type(value).__name__}, which no checkpoint can hold; a strategy may keep "
         "arrays, dicts and lists of arrays, numbers, text, and lists and dicts of those"
@@ -216,7 +220,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _put_together(kind: str, items: Parameters, plain: Any) -> Any:
-    """What `_take_apart` took apart."""
+    """Return the value that `_take_apart` took apart."""
     if kind == "record":
         return to_arrays(items)
     if kind == "array":
@@ -227,9 +231,10 @@ def _put_together(kind: str, items: Parameters, plain: Any) -> Any:
 
 
 def begun(record: Record) -> bool:
-    """Whether there is a checkpoint to go on from: a run that was killed at its very start has none, and starts again.
+    """Say whether a run has a checkpoint to resume from.
 
-    Raise SettingsError where the checkpoint was lost.
+    A run that was killed at its very start has none, and starts again. Raise SettingsError where the checkpoint was
+    lost.
     """
     if newest(record.path(FILE)).exists():
         return True
@@ -241,7 +246,7 @@ def begun(record: Record) -> bool:
 
 
 def load_state(record: Record) -> tuple[State, dict[str, Any]]:
-    """The record's state, and what its strategy kept; the record learns what its tables should be.
+    """Return the record's state, and what its strategy kept, and set the record's tables.
 
     Raise SettingsError where the checkpoint is damaged, or does not fit the rest of the record.
     """

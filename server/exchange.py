@@ -1,4 +1,4 @@
-"""Messages out, replies back: as they arrive, by client, accounted for, and each failure with its reason."""
+"""The exchange of messages and replies: each as it arrives, its bytes and seconds, and the reason of each failure."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from flwr.serverapp import Grid
 from fedveil.core.errors import ProtectionError
 from fedveil.core.wire.messages import CLIENT, METRICS, wire_bytes
 
-AT_ONCE = 4  # replies that are asked for together, so that no more of them are held than that
-POLL = (0.02, 0.5)  # seconds between looks for replies: the shortest, and the longest where none comes
+AT_ONCE = 4  # replies that are pulled together, which bounds how many are held
+POLL = (0.02, 0.5)  # seconds between pulls: the shortest, and the longest where no reply comes
 
 Row = dict[str, Any]
 
 
 @runtime_checkable
 class AnswersOneByOne(Protocol):
-    """A grid that hands on each reply as it arrives, with the position of its message."""
+    """A grid that yields each reply as it arrives, with the position of its message."""
 
     def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
         """Send messages, and yield their replies for `timeout` seconds."""
@@ -30,15 +30,15 @@ class AnswersOneByOne(Protocol):
 
 @runtime_checkable
 class NamesClients(Protocol):
-    """A grid whose clients have names of their own."""
+    """A grid whose clients have names."""
 
     def called(self, client: int) -> str:
-        """Return what people there call a client."""
+        """Return the name of a client for people."""
 
 
 @dataclass
 class Exchanged:
-    """What the record keeps of the messages of one stage of a round.
+    """The account of the messages of one stage of a round, for the record.
 
     answered: clients whose replies count
     failures: the reason of each message that has no reply, or none that could be used
@@ -61,15 +61,15 @@ def exchange(
     numbers: Sequence[str] = (),
     counts: Mapping[str, int] | None = None,
 ) -> tuple[Exchanged, list[Message]]:
-    """Send messages and wait for the replies; return them by client, with the account of both ways.
+    """Send messages and wait for the replies; return the account, and the replies in order of their clients.
 
     timeout: seconds
-    take: is given each client and its reply as it arrives, and may take arrays out of it, so that they need not all be
-        held; a ProtectionError that it raises makes the reply a failure
-    numbers: metrics that a reply must have, beside who sends it and the seconds it took
-    counts: those that must be whole numbers, and the least of each
+    take: receives each client and its reply as it arrives, and may remove arrays from it, so that not all are held at
+    once; a ProtectionError that it raises makes the reply a failure
+    numbers: metrics that a reply must have, beside its client and its seconds
+    counts: metrics that must be whole numbers, and the least of each
     Of several replies to one message the first counts; the others are failures.
-    Raises what the grid raises.
+    Raise what the grid raises.
     """
     weights = {id(m.content): wire_bytes(m.content) for m in messages}
     clients = [m.metadata.dst_node_id - 1 for m in messages]  # node id k+1 is client k
@@ -85,7 +85,7 @@ def exchange(
     answered: set[int] = set()
     again: list[str] = []
     for index, reply in answers(grid, messages, timeout):
-        # who answers is known by the message, whatever the reply says
+        # the message identifies the client, whatever the reply says
         client = clients[index]
         if client in answered:
             again.append(f"{called(client)}: a second reply to one message; the first counts")
@@ -113,7 +113,7 @@ def exchange(
             continue
         row["failure"] = None
         replies[client] = reply
-    order = sorted(replies)  # sums run in a fixed order, whoever answers first
+    order = sorted(replies)  # sums run in a fixed order, not in that of arrival
     ledger = [rows[client] for client in sorted(rows)]
     where = "" if stage == "train" else f", {stage}"
     failures = [f"{called(row['client'])}{where}: {row['failure']}" for row in ledger if row["failure"] is not None]
@@ -123,7 +123,7 @@ def exchange(
 def answers(grid: Grid, messages: Sequence[Message], timeout: float | None) -> Iterator[tuple[int, Message]]:
     """Yield replies as they arrive, each with the position of its message in `messages`, for `timeout` seconds.
 
-    A grid of Flower's own is asked again and again.
+    One of Flower's own grids is polled.
     """
     if isinstance(grid, AnswersOneByOne):
         yield from grid.answers(messages, timeout)
@@ -146,7 +146,7 @@ def answers(grid: Grid, messages: Sequence[Message], timeout: float | None) -> I
 
 
 def metric(reply: Message, key: str) -> float:
-    """A number among a reply's metrics; raise ProtectionError where it holds none by this name."""
+    """Return a number among a reply's metrics; raise ProtectionError where it has none by this name."""
     metrics = reply.content.get(METRICS)
     value = metrics.get(key) if isinstance(metrics, MetricRecord) else None
     if not isinstance(value, int | float):
@@ -155,7 +155,7 @@ def metric(reply: Message, key: str) -> float:
 
 
 def count(reply: Message, key: str, least: int = 0) -> int:
-    """A whole number among a reply's metrics, of at least `least`; raise ProtectionError where it holds none by this name."""
+    """Return a whole number among a reply's metrics, of at least `least`; raise ProtectionError where it has none."""
     value = metric(reply, key)
     if not value.is_integer() or value < least:
         raise ProtectionError(f"its reply says {key} = {value:g}, where a whole number from {least} belongs")

@@ -1,4 +1,4 @@
-"""A federation from the server's side: what a run needs, made and checked before anything is written, and the run.
+"""The server of a federation: all that a run needs, made and checked before anything is written, and the run itself.
 
 `simulations/run.py` calls this with an in-process grid, `server/app.py` with Flower's.
 """
@@ -44,12 +44,12 @@ from fedveil.server.rounds.observers import BestModel, Checkpoint, Observer, Sto
 from fedveil.server.rounds.strategy import Strategy
 from fedveil.server.strategies import make
 
-NOISE = "noise.json"  # in the record of a run with noise
+NOISE = "noise.json"  # file in the record of a run with noise
 
 
 @dataclass
 class Federation:
-    """An experiment ready to run: its data, network and strategy, and the state to go on from."""
+    """An experiment ready to run: its data, network and strategy, and the state to start from."""
 
     experiment: Experiment
     federated: Federated
@@ -61,20 +61,21 @@ class Federation:
 
     @cached_property
     def metrics(self) -> MetricSet:
-        """What is told of each evaluation."""
+        """The metrics of each evaluation."""
         return _metrics(self.experiment, self.federated)
 
     def evaluate(self, parameters: Parameters) -> Scores:
-        """Scores of a model on the test part of the data set."""
+        """Evaluate a model on the test part of the data set."""
         test, kind = self.federated.dataset.test, self.experiment.training.loss
         weights = from_numpy(parameters, self.device)
         return evaluate(self.network, weights, test, kind, statistics=self.metrics.statistics)
 
     def protect(self, keys: Path | None, announced: Callable[[Sequence[int]], Sequence[int]] | None = None) -> None:
-        """Take the server's part of the experiment's protection, with server.ctx in the folder `keys` where it needs one.
+        """Set up the server's part of the experiment's protection.
 
-        announced: examples of each of some clients, where they are not known from the data
-        Raise SettingsError or ProtectionError where it cannot.
+        keys: the folder that holds server.ctx, where the protection needs it
+        announced: returns the examples of each of some clients, where they are not known from the data
+        Raise SettingsError or ProtectionError where it cannot work.
         """
         experiment, federated = self.experiment, self.federated
 
@@ -87,16 +88,16 @@ class Federation:
 
 
 def resolve(experiment: Experiment) -> Experiment:
-    """The experiment with the device that `auto` stands for, so that a resumed run computes as the first part did."""
+    """Replace the device `auto` by the device that it means here, so that a resumed run computes as before."""
     return experiment.override({"device": find_device(experiment.device).type})
 
 
 def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Federated | None = None) -> Federation:
     """Load, build and check all that a run needs; write nothing.
 
-    experiment: resolved; resume: the record of the run to go on with
-    elsewhere: stands for data that other machines hold, and is not here to be loaded and checked
-    Raise SettingsError or DataError where it cannot run, or go on.
+    experiment: resolved; resume: the record of the run to resume
+    elsewhere: stands for data on other machines, which is not loaded and checked here
+    Raise SettingsError or DataError where the run cannot start or resume.
     """
     device = find_device(experiment.device)
     protected = experiment.privacy.protected
@@ -104,7 +105,7 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
     federated = elsewhere or load(experiment.data, experiment.seed)
     if elsewhere is None:
         _check_evaluators(experiment, federated)
-        find_defence(experiment.privacy)  # a user's own that cannot be loaded is refused now, not by every client
+        find_defence(experiment.privacy)  # refuse a defence that cannot be loaded here, not in every client
     task = federated.dataset.task
     strategy = make(experiment, _metrics(experiment, federated))
     check_training(task, experiment.training)
@@ -129,7 +130,7 @@ def _metrics(experiment: Experiment, federated: Federated) -> MetricSet:
 
 
 def _check_evaluators(experiment: Experiment, federated: Federated) -> None:
-    """Refuse federated evaluation where a client has nothing to hold out."""
+    """Raise SettingsError where federated evaluation has a client with nothing to hold out."""
     short = federated.fewer_than(2) if experiment.evaluation.federated else 0
     if short:
         raise SettingsError(
@@ -139,7 +140,7 @@ def _check_evaluators(experiment: Experiment, federated: Federated) -> None:
 
 
 def _digest(federated: Federated) -> str:
-    """SHA-256 of all examples that are stored."""
+    """Return the SHA-256 of all stored examples."""
     found = sha256()
     for part in (federated.dataset.train, federated.dataset.test):
         if isinstance(part, Examples):
@@ -151,16 +152,16 @@ def _digest(federated: Federated) -> str:
 
 
 def federate(federation: Federation, grid: Grid, record: Record, hooks: Hooks) -> None:
-    """Run the rounds that are left, with one thread, and keep each whole round in the record.
+    """Run the remaining rounds, with one thread, and save each complete round in the record.
 
-    Raises what `run_rounds` raises.
+    Raise what `run_rounds` raises.
     """
     experiment, strategy, state = federation.experiment, federation.strategy, federation.state
     observers = _observers(federation, record, hooks)
     context = Context(
         grid, experiment, strategy, federation.protection, hooks, observers, federation.metrics, record.folder
     )
-    with one_thread(), threadpool_limits(1, user_api="blas"):  # the second for NumPy, which strategies compute with
+    with one_thread(), threadpool_limits(1, user_api="blas"):  # the second is for NumPy, which strategies compute with
         if described := describe(experiment, secret=hooks.secret):
             record.write(NOISE, json.dumps(described, indent=2).encode() + b"\n")
         if state.round == 0 and not state.pending:
@@ -169,7 +170,7 @@ def federate(federation: Federation, grid: Grid, record: Record, hooks: Hooks) -
 
 
 def _observers(federation: Federation, record: Record, hooks: Hooks) -> list[Observer]:
-    """Who sees the rounds, in the order of their effects: the tables are written before the checkpoint that holds their newest rows."""
+    """Return the observers of the rounds, in the order of their effects: a checkpoint holds the tables' newest rows."""
     experiment, protected = federation.experiment, federation.protection is not None
     return [
         *([Capture(experiment, record)] if experiment.federation.capture else []),

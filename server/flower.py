@@ -1,11 +1,11 @@
-"""What a server needs of Flower beyond its public interface (Flower 1.41): the calls of the SuperLink's HTTP interfaces."""
+"""Flower's internals (1.41) that a server needs: the calls of the SuperLink's HTTP interfaces."""
 
 from __future__ import annotations
 
-# how a node's call is signed, and by how much its clock may differ: the gateway checks both before the SuperLink does
+# a node's signature, and the difference allowed to its clock: the gateway checks both before the SuperLink does
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
 
-# what an operator asks of the SuperLink: to register nodes, to start, list and stop runs
+# an operator's calls to the SuperLink: register nodes; start, list and stop runs
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -16,7 +16,7 @@ from flwr.proto.control_pb2 import (
 )
 from flwr.proto.fab_pb2 import Fab
 
-# what a node asks of it, which the gateway passes on
+# a node's calls, which the gateway forwards
 from flwr.proto.fleet_pb2 import (
     ActivateNodeResponse,
     DeactivateNodeRequest,
@@ -29,7 +29,7 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PushObjectRequ
 from flwr.proto.transport_pb2 import Scalar
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 
-# how an operator's calls are made, and the error that answers one
+# the client for an operator's calls, and their errors
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.error import FlowerError
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor

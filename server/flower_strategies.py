@@ -1,7 +1,8 @@
-"""A user's own Flower strategy as a strategy of a round: `package.module:object`, a factory or a class.
+"""A user's own Flower strategy, `package.module:object` (a factory or a class), as the strategy of a run.
 
-A factory is called with the experiment and the arguments that Flower's strategies share; a class that takes these arguments by
-name is called with them alone. Flower's strategies draw from global generators, which are set from a named stream meanwhile.
+A factory is called with the experiment and the arguments that Flower's strategies share; a class that takes these
+arguments by name is called with them alone. Flower's strategies draw from global generators, so these are seeded from a
+named stream.
 """
 
 from __future__ import annotations
@@ -26,23 +27,26 @@ from fedveil.server.rounds.rows import merged_scores
 
 
 class FlowerStrategy:
-    """A Flower strategy; what it keeps between rounds are its attributes."""
+    """A Flower strategy, whose attributes are its state between rounds."""
 
     reports: tuple[str, ...] = ()
 
     def __init__(self, name: str, strategy: Strategy) -> None:
-        """`name`: as the settings say it."""
+        """Wrap a strategy; `name`: as in the settings."""
         self._name, self._strategy = name, strategy
 
     def train_messages(
         self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, stream: Stream
     ) -> list[Message]:
-        """As the strategy configures training."""
+        """Return the messages that the strategy configures for training."""
         with global_random(stream, "sampling"):
             return list(self._strategy.configure_train(number, model, ConfigRecord(dict(config)), grid))
 
     def aggregate(self, number: int, cohort: Cohort) -> Arrays | None:
-        """As the strategy aggregates the clients' replies."""
+        """Return the model that the strategy aggregates from the clients' replies.
+
+        Raise TrainingError where it cannot.
+        """
         replies = [_reply(one) for one in cohort.contributions]
         try:
             aggregate, _ = self._strategy.aggregate_train(number, replies)
@@ -53,20 +57,20 @@ class FlowerStrategy:
     def evaluate_messages(
         self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, stream: Stream
     ) -> list[Message]:
-        """As the strategy configures evaluation."""
+        """Return the messages that the strategy configures for evaluation."""
         with global_random(stream, "evaluation sampling"):
             return list(self._strategy.configure_evaluate(number, model, ConfigRecord(dict(config)), grid))
 
     def scores(self, number: int, replies: list[Message]) -> Mapping[str, Any] | None:
-        """As the strategy aggregates evaluations."""
+        """Return the scores that the strategy aggregates from evaluations."""
         return self._strategy.aggregate_evaluate(number, replies)
 
     def kept(self) -> Mapping[str, Any]:
-        """The strategy's attributes; functions among them come with its making."""
+        """Return the strategy's attributes, without functions, which its construction sets."""
         return {name: value for name, value in vars(self._strategy).items() if not callable(value)}
 
     def restore(self, kept: Mapping[str, Any]) -> None:
-        """Set them."""
+        """Set the strategy's attributes."""
         for name, value in kept.items():
             setattr(self._strategy, name, value)
 
@@ -74,7 +78,10 @@ class FlowerStrategy:
 def make_flower_strategy(
     found: Callable[..., Any], experiment: Experiment, evaluators: int, metrics: MetricSet
 ) -> Strategy:
-    """Call a user's own factory or class; evaluators: clients that a round asks to evaluate; metrics: what they tell."""
+    """Make a strategy with a user's own factory or class.
+
+    evaluators: clients that a round asks to evaluate; metrics: of their evaluations
+    """
     clients, cohort = experiment.data.clients, experiment.federation.cohort
     shared: dict[str, Any] = {
         # Flower takes max(int(fraction * clients), minimum): the minimum is exact, the fraction need not be
@@ -103,14 +110,14 @@ def _takes(found: Callable[..., Any], arguments: Mapping[str, Any]) -> bool:
 
 
 def _reply(one: Contribution) -> Message:
-    """A contribution as the message that brought it."""
+    """Return a contribution as the message that brought it."""
     sent = Message(RecordDict(), dst_node_id=one.client + 1, message_type=MessageType.TRAIN)
     content = RecordDict({ARRAYS: to_arrays(one.weights), METRICS: MetricRecord(dict(one.metrics))})
     return Message(content, reply_to=sent)
 
 
 def _mean_loss(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-    """The clients' training losses, averaged by their examples."""
+    """Return the mean of the clients' training losses, weighted by their examples."""
     metrics = [cast(MetricRecord, content[METRICS]) for content in contents]
     weights = [float(cast(int, m[weighted_by_key])) for m in metrics]
     total = sum(w * float(cast(float, m["train-loss"])) for w, m in zip(weights, metrics, strict=True))

@@ -1,9 +1,10 @@
-"""A Flower grid seen as clients 0, 1, 2, ..., whatever nodes there are.
+"""A Flower grid seen as clients 0, 1, 2, ..., whatever its nodes are.
 
-Flower's node ids are random 64-bit numbers, so sampling by position in their list would pick other clients in
-every run. The server asks each node once which partition it holds, orders nodes by that, and deals the
-clients of the experiment over them: one each where there are as many nodes, several a node where there are
-fewer (Flower's simulation starts two unless it is told otherwise).
+Flower's node ids are random 64-bit numbers, so sampling by position in their list would draw other clients in every
+run.
+The server asks each node once for the number of its partition, orders nodes by it, and assigns the clients of the
+experiment to them: one each where there are as many nodes, several a node where there are fewer (Flower's simulation
+starts two unless it is told otherwise).
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from fedveil.server.exchange import answers
 
 
 class WrappedGrid(Grid):
-    """A grid over another: a subclass says who the nodes are, and where a message goes; all else is the other grid's."""
+    """A grid around another, the inner grid. A subclass defines the nodes and the addresses of messages."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
 
     def _addressed(self, message: Message) -> Message:
-        """The message as the grid inside is to send it."""
+        """Return the message as the inner grid is to send it."""
         return message
 
     def get_node_ids(self) -> Iterable[int]:
-        """As the grid inside does."""
+        """Return the inner grid's node ids."""
         return self._grid.get_node_ids()
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -39,36 +40,39 @@ class WrappedGrid(Grid):
         return self._grid.send_and_receive([self._addressed(message) for message in messages], timeout=timeout)
 
     def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
-        """As `send_and_receive`, each reply as it arrives, with the position of its message."""
+        """Yield replies as they arrive, each with the position of its message, for `timeout` seconds."""
         return answers(self._grid, [self._addressed(message) for message in messages], timeout)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """As `send_and_receive` sends them."""
+        """Send each message to its address, and return the ids of the messages."""
         return self._grid.push_messages([self._addressed(message) for message in messages])
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """As the grid inside does."""
+        """Return the replies that have arrived at the inner grid."""
         return self._grid.pull_messages(message_ids)
 
     def set_run(self, run: Any) -> None:
-        """As the grid inside does."""
+        """Set the inner grid's run."""
         self._grid.set_run(run)
 
     @property
     def run(self) -> Any:
-        """As the grid inside does."""
+        """The inner grid's run."""
         return self._grid.run
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """As the grid inside does."""
+        """Create a message with the inner grid."""
         return self._grid.create_message(*args, **kwargs)
 
 
 class ClientGrid(WrappedGrid):
-    """Another grid, where node id k+1 is client k."""
+    """A grid around another, where node id k+1 is client k."""
 
     def __init__(self, grid: Grid, clients: int, timeout: float = 60.0) -> None:
-        """Wait for a node (`timeout`: seconds) and ask all; raise DeploymentError where none answers."""
+        """Wait for a node (`timeout`: seconds) and ask all for their partitions.
+
+        Raise DeploymentError where none answers.
+        """
         super().__init__(grid)
         deadline = time.monotonic() + timeout
         while not (nodes := list(grid.get_node_ids())) and time.monotonic() < deadline:
@@ -79,7 +83,7 @@ class ClientGrid(WrappedGrid):
         self._clients, self._nodes = clients, [held[partition] for partition in sorted(held)]
 
     def get_node_ids(self) -> Iterable[int]:
-        """Node ids 1 to the number of clients."""
+        """Return node ids 1 to the number of clients."""
         return range(1, self._clients + 1)
 
     def _addressed(self, message: Message) -> Message:
@@ -87,7 +91,7 @@ class ClientGrid(WrappedGrid):
 
 
 def addressed(message: Message, node: int) -> Message:
-    """A message to client k, which calls k+1 its node, as one to the node that stands for the client; its config says k."""
+    """Return a message to client k, addressed as node k+1, as one to node `node`, whose config names client k."""
     content = RecordDict(dict(message.content))
     config = ConfigRecord(dict(cast(ConfigRecord, content[CONFIG])))
     config[CLIENT] = message.metadata.dst_node_id - 1
@@ -96,7 +100,7 @@ def addressed(message: Message, node: int) -> Message:
 
 
 def _ask(grid: Grid, nodes: list[int], timeout: float) -> dict[int, int]:
-    """Each node's id by the number of the partition it holds."""
+    """Return each node's id by the number of its partition."""
     questions = [Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY) for node in nodes]
     replies = grid.send_and_receive(questions, timeout=timeout) if questions else []
     return {

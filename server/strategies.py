@@ -9,12 +9,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedveil.algorithms.algorithm import Algorithm, Arrays, Cohort, State
-from fedveil.core import catalog
-from fedveil.core.declaration import declaration, declares
+from fedveil.core.declaration import declares
 from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
-from fedveil.core.settings.section import Section
 from fedveil.core.wire.messages import ARRAYS, CONFIG, ROUND
 from fedveil.server.flower_strategies import FlowerStrategy, make_flower_strategy
 from fedveil.server.rounds.rows import merged_scores
@@ -23,10 +21,13 @@ from fedveil.server.rounds.strategy import Strategy
 
 
 class AlgorithmStrategy:
-    """An algorithm over uniformly drawn cohorts."""
+    """An algorithm with uniformly drawn cohorts."""
 
     def __init__(self, algorithm: Algorithm, cohort: int, evaluators: int, metrics: MetricSet) -> None:
-        """`cohort`, `evaluators`: clients that a round asks to train, and to evaluate; `metrics`: what the latter tell."""
+        """Combine an algorithm with the drawing of clients.
+
+        cohort, evaluators: clients that a round asks to train, and to evaluate; metrics: of evaluations
+        """
         self.reports = algorithm.reports
         self._algorithm, self._cohort, self._evaluators, self._metrics = algorithm, cohort, evaluators, metrics
         self._state: State | None = None
@@ -34,7 +35,7 @@ class AlgorithmStrategy:
     def train_messages(
         self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, stream: Stream
     ) -> list[Message]:
-        """Ask a cohort, which is also told what the algorithm has to say."""
+        """Return messages to a drawn cohort, with the algorithm's settings."""
         nodes = draw(cast(Sequence[int], grid.get_node_ids()), self._cohort, stream, "sampling")
         return _messages(nodes, MessageType.TRAIN, number, model, {**config, **self._algorithm.config})
 
@@ -47,52 +48,39 @@ class AlgorithmStrategy:
     def evaluate_messages(
         self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, stream: Stream
     ) -> list[Message]:
-        """Ask clients drawn for it alone."""
+        """Return messages to clients drawn for evaluation."""
         nodes = draw(cast(Sequence[int], grid.get_node_ids()), self._evaluators, stream, "evaluation sampling")
         return _messages(nodes, MessageType.EVALUATE, number, model, config)
 
     def scores(self, number: int, replies: list[Message]) -> Mapping[str, float] | None:
-        """Merge what the clients counted."""
+        """Merge the clients' scores."""
         return merged_scores(self._metrics, [reply.content for reply in replies])
 
     def kept(self) -> Mapping[str, Any]:
-        """The server optimiser's state."""
+        """Return the server optimiser's state."""
         return self._state or {}
 
     def restore(self, kept: Mapping[str, Any]) -> None:
-        """Go on with this state; with a new one where none was kept."""
+        """Restore a state; start with a new one where none was kept."""
         self._state = kept or None
 
 
 def make(experiment: Experiment, metrics: MetricSet) -> Strategy:
-    """Return the strategy that an experiment names: an algorithm of FedVeil's, or a Flower strategy of the user's own.
+    """Return the strategy that an experiment names: an algorithm, or a user's own Flower strategy.
 
-    metrics: what evaluating clients tell
+    metrics: of evaluations
     """
-    name, cohort = experiment.federation.strategy, experiment.federation.cohort
-    found = catalog.STRATEGIES.load(name, "federation.strategy")
+    chosen, cohort = experiment.federation.strategy, experiment.federation.cohort
+    found = chosen.load()
     evaluators = (experiment.evaluation.cohort or cohort) if experiment.evaluation.federated else 0
     if declares(found):
-        algorithm = found(_settings(experiment, declaration(found).settings))
-        return AlgorithmStrategy(algorithm, cohort, evaluators, metrics)
-    return FlowerStrategy(name, make_flower_strategy(found, experiment, evaluators, metrics))
-
-
-def _settings(experiment: Experiment, model: type[Section]) -> Section:
-    """UNTIL A STRATEGY'S SETTINGS ARE READ AS ITS OWN TABLE: the flat keys of [federation] as the part's settings.
-
-    None stands for the part's default.
-    """
-    flat = experiment.federation.model_dump() | {
-        "byzantine_clients": experiment.federation.malicious,
-        "proximal_mu": experiment.training.proximal_mu,
-    }
-    return model(**{key: flat[key] for key in model.model_fields if flat[key] is not None})
+        return AlgorithmStrategy(found(chosen.settings, experiment), cohort, evaluators, metrics)
+    return FlowerStrategy(chosen.name, make_flower_strategy(found, experiment, evaluators, metrics))
 
 
 def _messages(
     nodes: Sequence[int], kind: str, number: int, model: ArrayRecord, config: Mapping[str, Any]
 ) -> list[Message]:
-    """Messages of one content to all nodes: engines compute together what shares it."""
+    """Return messages with one shared content to all nodes: engines compute messages that share it together."""
     content = RecordDict({ARRAYS: model, CONFIG: ConfigRecord({**config, ROUND: number})})
     return [Message(content, dst_node_id=node, message_type=kind) for node in nodes]

@@ -1,4 +1,4 @@
-"""What a run made, in numbers: what `fedveil run --json` prints, and what its protection cost and hid."""
+"""The summary of a run in numbers, as `fedveil run --json` prints it, with the costs and effect of its protection."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ READERS = {
 
 
 def summary(federation: Federation, record: Record, *, secret: bool = False) -> dict[str, Any]:
-    """What `fedveil run --json` prints: the last row of the metrics, and what a script may rely on.
+    """Return what `fedveil run --json` prints: the last row of the metrics, and values that scripts may rely on.
 
-    secret: where noise was added, it came from the operating system's generator, and not from the seed
+    secret: noise came from the operating system's generator, and not from the seed
     """
     import pandas as pd
 
@@ -61,10 +61,10 @@ def summary(federation: Federation, record: Record, *, secret: bool = False) -> 
 
 
 def guarantee(federation: Federation, *, secret: bool) -> dict[str, Any]:
-    """What clipping and noise guarantee after the last round, for a summary, by name; nothing where no noise is added.
+    """Return the guarantee of clipping and noise after the last round, for a summary; nothing where no noise is added.
 
     epsilon, and epsilon_sum or epsilon_update: against the observers that epsilon_against names; null where infinite
-    the rest, and `secret`: as `describe` has them
+    the rest, and `secret`: as in `describe`
     """
     experiment = federation.experiment
     found = epsilons(experiment, shown(federation.state))
@@ -73,7 +73,7 @@ def guarantee(federation: Federation, *, secret: bool) -> dict[str, Any]:
 
 
 def guarantee_lines(found: Mapping[str, Any]) -> list[str]:
-    """The guarantees of a summary in words, one for each observer; none where no noise was added."""
+    """Return the guarantees of a summary in words, one for each observer; none where no noise was added."""
     lines = [
         explain(math.inf if found[name] is None else found[name], found["delta"], against)
         for name, against in found.get("epsilon_against", {}).items()
@@ -82,12 +82,12 @@ def guarantee_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def costs(federation: Federation, record: Record) -> dict[str, Any]:
-    """What the protection of a run cost, for its summary, by name.
+    """Return the costs of a run's protection, by name, for its summary.
 
-    bytes_up_ratio, bytes_down_ratio: against the same messages in the clear
+    bytes_up_ratio, bytes_down_ratio: to the same messages in the clear
     seal_seconds, open_seconds: of all clients, processor time
-    largest_error: of a round's model against the plain mean; None where clients work out of sight (Ray)
-    error_bound: what rounding alone can make of it, to the grid and to float32, where nothing was clipped
+    largest_error: of a round's model from the plain mean; None where the plain mean is not known (Ray)
+    error_bound: the largest error from rounding to the grid and to float32, where nothing was clipped
     """
     import pandas as pd
 
@@ -112,7 +112,10 @@ def costs(federation: Federation, record: Record) -> dict[str, Any]:
 
 
 def describe_protection(experiment: Experiment, record: Record, scores: str, key: str | None) -> None:
-    """Write what protects a run, and who reads what; scores: who evaluates; key: the fingerprint of the clients' key."""
+    """Write a run's protection, and who can read what, into its record.
+
+    scores: who evaluates; key: the fingerprint of the clients' key
+    """
     protection = experiment.privacy.protection.name
     description: dict[str, Any] = {
         "protection": protection,

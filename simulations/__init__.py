@@ -1,1 +1,1 @@
-"""Running experiments: the in-process engine, presets, records and plots."""
+"""Simulations: experiments run in this process, their presets, plots and attacks."""

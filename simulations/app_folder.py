@@ -1,4 +1,4 @@
-"""The folder of a Flower app: what its `pyproject.toml` says, and its modules, importable only while it runs."""
+"""The folder of a Flower app: its `pyproject.toml`, and its modules, which are importable only while it runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedveil.simulations.engine.grid import where
 from fedveil.simulations.flower import flatten_dict, get_flwr_home
 
 KINDS = ("serverapp", "clientapp")
-CLIENTS = 10  # where nobody says how many
+CLIENTS = 10  # the default number
 App = TypeVar("App")
 Scalar = bool | int | float | str
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text, in quotes"}
@@ -26,11 +26,11 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 @dataclass(frozen=True)
 class AppFolder:
-    """What the `pyproject.toml` of a Flower app says.
+    """The settings in the `pyproject.toml` of a Flower app.
 
-    folder: absolute; server, client: module:attribute
-    config: the run config's defaults, nested tables flattened with dots
-    federations: its table of that name, in which older apps say how many clients they simulate
+    folder: an absolute path; server, client: module:attribute
+    config: the defaults of the run config, nested tables flattened with dots
+    federations: the table of that name, in which older apps say how many clients they simulate
     """
 
     folder: Path
@@ -41,7 +41,7 @@ class AppFolder:
 
 
 def read_app(folder: Path) -> AppFolder:
-    """Read the folder of a Flower app; raise SettingsError where it is none."""
+    """Read the folder of a Flower app; raise SettingsError where it is not one."""
     folder = folder.resolve()
     path = folder / "pyproject.toml"
     if not path.is_file():
@@ -57,7 +57,10 @@ def read_app(folder: Path) -> AppFolder:
 
 
 def find_clients(app: AppFolder, given: int | None) -> int:
-    """How many clients: `given`, or what the app's, or the user's, Flower configuration says, or 10."""
+    """Return the number of clients: `given`, else that of the app's or the user's Flower configuration, else 10.
+
+    Raise SettingsError where the number is not above 0.
+    """
     if given is not None and given < 1:
         raise SettingsError(f"--clients {given}: must be a whole number above 0")
     path = get_flwr_home() / "config.toml"
@@ -70,7 +73,7 @@ def find_clients(app: AppFolder, given: int | None) -> int:
 
 
 def _reference(value: Any, key: str) -> str:
-    """The module:attribute under a key."""
+    """Return the module:attribute under a key; raise SettingsError where `value` is none."""
     if value is None:
         raise SettingsError(f"{key} is missing")
     if not isinstance(value, str) or not all(value.partition(":")):
@@ -86,14 +89,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _table(tree: Any, *keys: str) -> dict[str, Any]:
-    """The table under these keys, empty where there is none."""
+    """Return the table under these keys, empty where there is none."""
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree if isinstance(tree, dict) else {}
 
 
 def _supernodes(connections: dict[str, Any], path: Path) -> int | None:
-    """How many nodes the default connection simulates."""
+    """Return how many nodes the default connection simulates, None where it does not say."""
     found = _table(connections, str(connections.get("default")), "options").get("num-supernodes")
     if found is None or (type(found) is int and found > 0):
         return found
@@ -101,7 +104,10 @@ def _supernodes(connections: dict[str, Any], path: Path) -> int | None:
 
 
 def override(app: AppFolder, settings: Mapping[str, Any]) -> dict[str, Scalar]:
-    """The app's run config with other values (None: the default); raise SettingsError for what the app does not declare."""
+    """Return the app's run config with other values, where None keeps the default.
+
+    Raise SettingsError for a key that the app does not declare, and for a value of another type.
+    """
     config = dict(app.config)
     for key, value in settings.items():
         if key not in config:
@@ -123,10 +129,10 @@ def override(app: AppFolder, settings: Mapping[str, Any]) -> dict[str, Scalar]:
 
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Put a folder first on `sys.path`; afterwards `sys.path` and `sys.modules` are as before.
+    """Put a folder first on `sys.path` for the block; afterwards `sys.path` and `sys.modules` are as before.
 
-    A module that is loaded already, of a name that the folder holds too, steps aside meanwhile; the standard
-    library and Flower do not, as they would not in Flower's own runtime.
+    A loaded module with the name of one in the folder is set aside meanwhile, except the standard library and Flower,
+    which Flower's runtime would not replace either.
     """
     keep = sys.stdlib_module_names | {"flwr"}
     names = {module.name for module in pkgutil.iter_modules([str(folder)])} - keep
@@ -145,7 +151,7 @@ def importable(folder: Path) -> Iterator[None]:
 
 
 def _lies_in(module: ModuleType, folder: Path) -> bool:
-    """The top-level module is a file or a package in the folder itself."""
+    """Say whether a top-level module is a file or a package directly in the folder."""
     spec = getattr(module, "__spec__", None)
     places = [*(spec.submodule_search_locations or ()), spec.origin] if spec else []
     own = {folder / module.__name__, folder / f"{module.__name__}.py"}
@@ -153,9 +159,9 @@ def _lies_in(module: ModuleType, folder: Path) -> bool:
 
 
 def load(app: AppFolder, reference: str, kind: type[App]) -> App:
-    """The object of this kind that the app names by module:attribute, within `importable`.
+    """Load the object of type `kind` that the app names by module:attribute; to be called within `importable`.
 
-    Raise SettingsError where there is none, FedveilError where the app's own code fails.
+    Raise SettingsError where there is none, FedveilError where the app's code fails.
     """
     module, _, attributes = reference.partition(":")
     place = app.folder / "pyproject.toml"
@@ -180,5 +186,5 @@ def load(app: AppFolder, reference: str, kind: type[App]) -> App:
 
 
 def reason(error: BaseException, folder: Path) -> str:
-    """What went wrong in the app's code, and at which line of it, in one line."""
+    """Describe an error in the app's code, with its line of code, in one line of text."""
     return " ".join(f"{type(error).__name__}: {error}{where(error, folder)}".split())

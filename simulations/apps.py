@@ -1,4 +1,4 @@
-"""Somebody else's Flower app, unmodified, in this process: no Ray, no SuperLink."""
+"""Any Flower app, run unmodified in this process, without Ray and without a SuperLink."""
 
 from __future__ import annotations
 
@@ -33,29 +33,28 @@ from fedveil.simulations.app_folder import (
 from fedveil.simulations.display import megabytes
 from fedveil.simulations.engine.grid import RUN_ID, InProcessGrid
 
-PATIENCE = 5  # questions, and seconds, after which an app that asks for nodes and sends nothing waits in vain
+PATIENCE = 5  # calls of `get_node_ids`, and seconds, after which an app that sends nothing waits for nodes in vain
 
 
 class AppGrid(InProcessGrid):
-    """Runs foreign clients as Flower's runtimes do: each on copies of its own, a failure answered by an error.
+    """A grid that runs an app's clients as Flower's runtimes do: on copies, with an error as the reply to a failure.
 
-    messages, failures: so many were sent, and had no proper answer; bytes_down, bytes_up: of what they carried
+    messages: how many were sent; failures: how many were answered by an error
+    bytes_down, bytes_up: bytes of the contents of messages and of replies
     """
 
     def __init__(self, app: ClientApp, clients: int, config: dict[str, Scalar], folder: Path) -> None:
         super().__init__(app, clients, config)
         self.messages = self.failures = self.bytes_down = self.bytes_up = 0
         self._folder = folder
-        self._asked: dict[str, int] = {}  # messages by kind, and those of them that failed
+        self._asked: dict[str, int] = {}  # messages by kind; in `_failed`, those that failed
         self._failed: dict[str, int] = {}
-        self._waiting: tuple[int, float] = (
-            0,
-            0.0,
-        )  # questions for nodes since the last message, and the first one's time
+        # calls of `get_node_ids` since the last message, and the time of the first
+        self._waiting: tuple[int, float] = (0, 0.0)
         self._turn = Lock()  # Flower's older strategies send from several threads
 
     def get_node_ids(self) -> Iterable[int]:
-        """Node ids, by partition; raise FedveilError where the app only waits for more of them, as none will come."""
+        """Return the node ids by partition; raise FedveilError where the app waits for more nodes in vain."""
         asked, since = self._waiting
         now = time.monotonic()
         self._waiting = (asked + 1, since if asked else now)
@@ -67,7 +66,7 @@ class AppGrid(InProcessGrid):
         return super().get_node_ids()
 
     def lost(self) -> str | None:
-        """The kind of message that no client answered properly; None where there is none."""
+        """Return a kind of message that every client answered by an error; None where there is none."""
         return next((kind for kind, asked in self._asked.items() if self._failed.get(kind) == asked), None)
 
     def _run_client(self, message: Message) -> Message:
@@ -92,7 +91,7 @@ class AppGrid(InProcessGrid):
         if not 1 <= node <= self._clients:
             known = f"there is no node {node}; the nodes are 1 to {self._clients}"
             return Message(Error(ErrorCode.NODE_UNAVAILABLE, known), reply_to=message)
-        # copies, as sending makes them: what a client changes is its own, and a failed one keeps its old state
+        # copies, as sending makes them: a client changes only its copy, and a failed client keeps its old state
         context = deepcopy(self._context(node))
         try:
             reply = self._app(deepcopy(message), context)
@@ -115,9 +114,10 @@ def run_app(
     """Run the Flower app in a folder to its end; return what `fedveil app ... --json` prints.
 
     settings: other values for keys of the app's run config
-    clients: how many; without it what the app's, or the user's, Flower configuration says, else 10
+    clients: their number; without it that of the app's or the user's Flower configuration, else 10
     seed: of Python's, NumPy's and PyTorch's global generators while the app runs; they are left alone without it
-    Raises SettingsError before any of the app's server code runs; FedveilError where that code fails; Interrupted.
+    Raises SettingsError before any of the app's server code runs; FedveilError where that code fails or all replies to
+    one kind of message are errors; Interrupted on Ctrl-C.
     """
     app = read_app(Path(folder))
     config = override(app, settings or {})
@@ -158,7 +158,7 @@ def _serve(app: AppFolder, server: ServerApp, grid: AppGrid, config: dict[str, S
 
 @contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
-    """Seed the global generators for a while; do nothing without a seed."""
+    """Seed the global generators within the block; do nothing without a seed."""
     if seed is None:
         yield
         return
@@ -169,7 +169,7 @@ def _seeded(seed: int | None) -> Iterator[None]:
 
 
 def summary_text(summary: Mapping[str, Any]) -> str:
-    """What a person reads at the end of an app's run."""
+    """Describe the run of an app for people."""
     failed = f", {summary['failures']:,} failed" if summary["failures"] else ""
     return (
         f"done     {summary['messages']:,} messages to {summary['clients']:,} clients in {summary['seconds']:.1f} s{failed}\n"

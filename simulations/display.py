@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar on a terminal, a line a round elsewhere."""
+"""The progress of a run for people: a line for each round, and a live bar on a terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Display:
-    """Shows a run on a console; with no console, nothing."""
+    """The display of a run on a console; without a console it shows nothing."""
 
     def __init__(self, console: Console | None) -> None:
         self._console = console
@@ -32,7 +32,7 @@ class Display:
 
     @contextmanager
     def live(self, federation: Federation, record: Record, engine: str) -> Iterator[None]:
-        """Show progress from here to the end of the block; `engine` says how clients are computed, and why."""
+        """Show progress until the end of the block; `engine` says how clients are computed, and why."""
         experiment, state = federation.experiment, federation.state
         self._rounds, self._cohort = experiment.federation.rounds, experiment.federation.cohort
         if self._console is None:
@@ -63,14 +63,14 @@ class Display:
         self._progress = None
 
     def _start(self, whole: int) -> None:
-        """The round after `whole` rounds begins."""
+        """Show that the round after `whole` complete rounds begins."""
         self._before = whole * self._cohort
         if self._progress is not None:
             number = min(whole + 1, self._rounds)
             self._progress.update(self._task, description=f"round {number}/{self._rounds}", completed=self._before)
 
     def client_done(self, done: int, total: int) -> None:
-        """So many of the messages at hand are answered: training first, then, where clients evaluate, evaluation."""
+        """Show that `done` messages are answered, first of training, then of evaluation where clients evaluate."""
         if self._progress is not None:
             now = self._before + min(done, self._cohort)
             # evaluation counts from 1 again: the bar stays where training left it
@@ -78,20 +78,20 @@ class Display:
         del total
 
     def round_done(self, row: Row, state: State) -> None:
-        """A round is whole."""
+        """Show the scores of a complete round."""
         if self._console is not None:
             line = f"round {row['round']}/{self._rounds}  {scores_line(row, state)}"
             self._console.print(line, highlight=False, soft_wrap=True, markup=False)
         self._start(state.round)
 
     def warn(self, text: str) -> None:
-        """Say what went wrong and was left out."""
+        """Show a warning about what went wrong and was left out."""
         if self._console is not None:
             self._console.print(f"warning  {text}", highlight=False, soft_wrap=True, markup=False)
 
 
 def describe(federation: Federation, engine: str) -> str:
-    """Three lines that say what is about to run."""
+    """Describe what is about to run in three lines, and its protection in a fourth."""
     e = federation.experiment
     federated = federation.federated
     data = federated.dataset
@@ -110,12 +110,12 @@ def describe(federation: Federation, engine: str) -> str:
 
 
 def _labels(task: Task) -> str:
-    """What is predicted, in words."""
+    """Describe what is predicted."""
     return f"next of {task.labels:,} word ids" if task.predicts == "next_token" else f"{task.labels} classes"
 
 
 def protection_line(federation: Federation) -> str:
-    """A line about what protects updates, and the key that clients and server can compare; empty where nothing does."""
+    """Describe the protection in one line, with the key that clients and server can compare; empty without one."""
     protection = federation.protection
     if protection is None:
         return ""
@@ -123,7 +123,7 @@ def protection_line(federation: Federation) -> str:
 
 
 def scores_line(row: Row, state: State) -> str:
-    """The scores of a round and the bytes moved so far, in words."""
+    """Describe the scores of a round and the bytes moved so far."""
     words = []
     if row.get("train_loss") is not None:
         words.append(f"loss {row['train_loss']:.4f}")
@@ -140,17 +140,17 @@ def scores_line(row: Row, state: State) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """`1 round`, `2 rounds`."""
+    """Write a number with its noun, as in `1 round` and `2 rounds`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def megabytes(count: int) -> str:
-    """A number of bytes as MB (10^6)."""
+    """Write a number of bytes as MB (10^6 bytes)."""
     return f"{count / 1e6:,.1f} MB"
 
 
 def summary_text(result: Result) -> str:
-    """What a person reads at the end of a run."""
+    """Describe the result of a run for people."""
     s = result.summary
     lines = [
         f"done     {count(s['rounds'], 'round')} in {s['seconds']:.1f} s"
@@ -178,7 +178,7 @@ def summary_text(result: Result) -> str:
 
 
 def traffic_words(summary: dict[str, Any]) -> str:
-    """What the bytes of a run are worth: who could read them, or how many more they are than in the clear."""
+    """Say who could read an unprotected run's updates, or how much larger a protected run's messages are."""
     privacy = summary.get("privacy")
     if privacy is None:
         return READERS["none"]
@@ -186,7 +186,7 @@ def traffic_words(summary: dict[str, Any]) -> str:
 
 
 def protection_lines(summary: dict[str, Any]) -> list[str]:
-    """What a protection cost, how exact it was, and who could read what; none where there was none."""
+    """Describe what a protection cost, how exact it was, and who could read what; empty without one."""
     privacy = summary.get("privacy")
     if privacy is None:
         return []

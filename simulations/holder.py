@@ -1,4 +1,4 @@
-"""The key holder of a simulation: one party beside the server that may read the model, and so evaluates it and writes it down."""
+"""The key holder of a simulation: a party apart from the server that decrypts, evaluates and writes the model."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from fedveil.server.checkpoint import BEST, MODEL, Parameters, State, load_state
 from fedveil.server.federation import Federation, prepare
 from fedveil.server.summary import describe_protection
 
-KEYS = "keys"  # the folder in a record
+KEYS = "keys"  # the folder of the keys in a record
 
 
 class Holder:
-    """Reads protected models of a run with the clients' key, as they do; models in the clear it takes as they are."""
+    """The party that reads a run's encrypted models with the clients' key, and models in the clear as they are."""
 
     def __init__(
         self, federation: Federation, record: Record, side: HomomorphicClient | None, witness: Witness | None
     ) -> None:
-        """`witness`: what the clients of this process make, in the clear; None where they work elsewhere."""
+        """`side`: decrypts; `witness`: has the clients' weights in the clear; each is None where there is none."""
         self._federation, self._record, self._side, self._witness = federation, record, side, witness
 
     def open(self, parameters: Parameters) -> Parameters:
-        """The weights of a model."""
+        """Return the weights of a model, decrypted where it is a ciphertext."""
         if SEALED not in parameters:
             return parameters
         assert self._side is not None
@@ -43,16 +43,16 @@ class Holder:
         return self._side.open(blob, bytes.fromhex(self._federation.state.run), round_of(blob))
 
     def evaluate(self, parameters: Parameters) -> Scores:
-        """Scores of a model on the test part of the data set."""
+        """Return the scores of a model on the test data."""
         return self._federation.evaluate(self.open(parameters))
 
     def inspect(self, parameters: Parameters, clients: Sequence[int]) -> float:
-        """How far a round's model lies from the plain mean of its clients' weights."""
+        """Return the largest distance of a round's model from the plain mean of its clients' weights."""
         assert self._witness is not None
         return self._witness.error(self.open(parameters), clients)
 
     def write(self, state: State) -> None:
-        """Write the models that the server cannot read beside what it keeps."""
+        """Write the models in the clear into the record, where the server keeps ciphertexts."""
         if SEALED not in state.parameters:
             return
         self._record.write(MODEL, model_file(self.open(state.parameters)), flush=False)
@@ -60,14 +60,14 @@ class Holder:
             self._record.write(BEST, (self._record.path(MODEL)).read_bytes(), flush=False)
 
     def put_back(self, state: State) -> None:
-        """Make the models in the clear those of the checkpoint: a killed run may have written it and not them."""
+        """Write the checkpoint's models in the clear again, as a killed run may have written the checkpoint alone."""
         if SEALED in state.parameters:
             self._record.write(MODEL, model_file(self.open(state.parameters)), flush=False)
         if SEALED in state.best_parameters:
             self._record.write(BEST, model_file(self.open(state.best_parameters)), flush=False)
 
     def describe(self) -> None:
-        """Write what protects this run, and who reads what."""
+        """Write what protects this run, and who reads what, into the record."""
         experiment = self._federation.experiment
         readers = (
             "a key holder apart from the server evaluates the model, in the process of this simulation"
@@ -79,9 +79,9 @@ class Holder:
 
 
 def make_keys_once(federation: Federation, record: Record) -> Path | None:
-    """The folder of the run's keys, new with the run; None where its protection needs none.
+    """Return the folder of the run's keys, made with the run; None where its protection needs none.
 
-    Raise ProtectionError where a run that goes on has lost its keys: new ones open nothing of it.
+    Raise ProtectionError where a resumed run has lost its keys, as new ones cannot open its model.
     """
     privacy, state = federation.experiment.privacy, federation.state
     if privacy.shows != "sum":
@@ -99,10 +99,11 @@ def make_keys_once(federation: Federation, record: Record) -> Path | None:
 
 
 def open_record(folder: Path, keys: Path, out: Path | None) -> Path:
-    """Decrypt a record's model.sealed with a client's key, and write it as safetensors; return where.
+    """Decrypt a record's model.sealed with a client's key, and write it as safetensors; return the path.
 
-    folder: of the record; keys: of a client; out: a new file, model.safetensors in the record without it
-    Raise SettingsError or ProtectionError where that cannot be done.
+    folder: the record; keys: a client's folder of keys
+    out: the file to write, model.safetensors in the record without it
+    Raise SettingsError where the record has no encrypted model, ProtectionError where the keys do not open it.
     """
     record = Record(folder)
     experiment = resumable(folder)

@@ -1,4 +1,4 @@
-"""Pictures of a run: accuracy and loss by round, and who holds what."""
+"""Plots of a run: accuracy and loss by round, and the partition of the data."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from fedveil.core.settings.experiment import Experiment
     from fedveil.server.federation import Federation
 
-# Okabe and Ito's palette: told apart by all readers, and in print
+# the palette of Okabe and Ito, which all readers can tell apart, in print too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MOST_BARS = 60  # clients drawn as bars of their own
-MOST_ROWS = 1000  # clients drawn as columns of a heat map
+MOST_BARS = 60  # limit on clients that are drawn as one bar each
+MOST_ROWS = 1000  # limit on clients that are drawn as columns of a heat map
 STYLE: Any = {
     "figure.dpi": 150,
     "savefig.dpi": 200,
@@ -49,7 +49,10 @@ def draw(federation: Federation, record: Record) -> list[Path]:
 
 
 def draw_record(record: Record) -> list[Path]:
-    """Draw what a record alone can tell: of a run on other machines, who holds what is not known here."""
+    """Draw plots/accuracy.png and plots/loss.png from a record alone; return their paths.
+
+    The partition of a run on other machines is not known here.
+    """
     experiment = resumable(record.folder)
     return _draw_curves(experiment, experiment.data.dataset.name, record)
 
@@ -73,20 +76,20 @@ def _title(e: Experiment, data: str) -> str:
 
 
 def _data(e: Experiment, federated: Federated) -> str:
-    """The data and its partition, in words."""
+    """Describe the data and its partition in words."""
     name = Path(e.data.path).name if e.data.path else federated.dataset.name
     made_up = " (made-up data)" if federated.dataset.made_up else ""
     return f"{name}{_settings(e.data.dataset)}{made_up}: {e.data.partition}{_settings(e.data.partition)} over {e.data.clients:,} clients"
 
 
 def _settings(choice: Choice) -> str:
-    """A part's own settings, in brackets."""
+    """Return the settings of a choice in brackets, empty where it has none."""
     told = ", ".join(f"{key} {value}" for key, value in choice.dump().items() if key != "name")
     return f" ({told})" if told else ""
 
 
 def _curves(metrics: pd.DataFrame, what: str, title: str, path: Path, target: float | None = None) -> None:
-    """One measure by round: test and validation, and the training loss beside the test loss."""
+    """Draw one metric by round, on test and validation data, and the loss on training data too."""
     names = [("test", "test"), ("validation", "validation (clients' own)")]
     names += [("train", "training (clients', local)")] if what == "loss" else []
     with _figure(path, (6, 3.7)) as axes:
@@ -114,7 +117,7 @@ def draw_partition(experiment: Experiment, federated: Federated, path: Path) -> 
     """Draw how many examples of each class each client holds.
 
     Up to 60 clients: a stacked bar each, in the clients' order. More: shares of the classes as a heat map and
-    sizes above it, for up to 1,000 clients evenly taken from all.
+    sizes above it, for up to 1,000 clients at even intervals.
     """
     classes, population = federated.dataset.task.classes or ("all",), experiment.data.clients
     chosen = evenly(population, MOST_ROWS)
@@ -131,7 +134,7 @@ def _bars(counts: np.ndarray, classes: tuple[str, ...], title: str, path: Path) 
     with _figure(path, (6, 3.7)) as axes:
         import matplotlib as mpl
 
-        # many classes: along one scale, which readers of all kinds can order
+        # many classes take colours of one scale, which all readers can order
         scale = mpl.colormaps["viridis"](np.linspace(0, 1, len(classes)))
         colours = COLOURS if len(classes) <= len(COLOURS) else scale
         bottom = np.zeros(clients)
@@ -184,7 +187,7 @@ def _heat_map(
 def _figure(
     path: Path, size: tuple[float, float], rows: int = 1, height_ratios: tuple[float, ...] = (1,)
 ) -> Iterator[Any]:
-    """A figure that is written to `path` at the end of the block; size in inches."""
+    """Yield the axes of a figure that is written to `path` at the end of the block; `size` is in inches."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

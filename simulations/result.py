@@ -1,4 +1,4 @@
-"""What a run made, for whoever asked for it."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run made.
+    """The result of a run.
 
     run_dir: the folder of the record
-    metrics: a row a round, as in metrics.csv; clients: a row a client a round
+    metrics: a row for each round, as in metrics.csv
+    clients: a row for each client in each round, as in clients.csv
     model: the trained network, in evaluation mode, on the CPU
     summary: what `fedveil run --json` prints
     """

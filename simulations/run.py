@@ -9,12 +9,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
-from fedveil.client.learning.runtime import client_runtime
+from fedveil.client.learning.runtime import Adversary, client_runtime
 from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
 from fedveil.core.record.record import Record, alone
@@ -36,9 +36,6 @@ from fedveil.simulations.engine.workers import Workers
 from fedveil.simulations.holder import Holder, make_keys_once
 from fedveil.simulations.result import Result
 
-if TYPE_CHECKING:
-    pass
-
 CLIENTS = "checkpoint/clients"  # in a record: what clients keep between rounds
 
 
@@ -51,13 +48,16 @@ def run(
     command: Sequence[str] = (),
     start: Mapping[str, np.ndarray] | None = None,
     plots: bool = True,
+    adversary: Adversary | None = None,
 ) -> Result:
-    """Run an experiment to its end, or go on with the one in the folder `resume`.
+    """Run an experiment to its end, or resume the run in the folder `resume`.
 
     out: a new folder for the record; runs/NAME-TIMESTAMP without it
     display: shows progress; nothing is shown without it
     start: weights to begin with, float32 by name; those that the seed gives without it
     plots: draw them at the end
+    adversary: sees and may change all contributions of a cohort after training, before they are transformed and protected;
+        it is no setting, and a resumed run is given it again
     Raises SettingsError and DataError before anything is written; TrainingError, Interrupted, and FedveilError where the
     disk is full, with every whole round kept in the record.
 
@@ -68,11 +68,11 @@ def run(
     if resume is not None and out is not None:
         raise SettingsError("a resumed run goes on in its own folder; give either `resume` or `out`")
     if resume is None:
-        return _run(resolve(experiment), None, out, display, command, start, plots)
+        return _run(resolve(experiment), None, out, display, command, start, plots, adversary)
     folder = Path(resume)
     recorded = _resumed(experiment, folder)
     with alone(folder):
-        return _run(recorded, Record(folder), None, display, command)
+        return _run(recorded, Record(folder), None, display, command, adversary=adversary)
 
 
 def resume(
@@ -83,13 +83,13 @@ def resume(
     display: Display | None = None,
     command: Sequence[str] = (),
 ) -> Result:
-    """Go on with the run in a folder, with its own settings; a finished one gives its result again.
+    """Resume the run in a folder with its recorded settings; a finished run gives its result again.
 
-    rounds: how many it has now, more than were done; a finished run goes on too. Its rows and bytes are those of a run that
-        had so many from the start, except that its old last round was evaluated
+    rounds: the new number of rounds, above those that were done, for a finished run too. Rows and bytes are those of a
+        run that had this number from the start, except that the old last round was evaluated
     workers: processes that compute
-    Raises SettingsError where it cannot go on, or where rounds were done and the learning rate follows their number
-    (`training.schedule` cosine); else what `run` raises.
+    Raises SettingsError where the run cannot go on, or where rounds were done and the learning rate depends on their
+    number (`training.schedule` cosine); otherwise what `run` raises.
     """
     folder = Path(folder)
     experiment = _resumed(resumable(folder).override({"workers": workers}), folder)
@@ -107,8 +107,9 @@ def _run(
     command: Sequence[str],
     start: Mapping[str, np.ndarray] | None = None,
     plots: bool = True,
+    adversary: Adversary | None = None,
 ) -> Result:
-    """Run an experiment that is resolved; `earlier`: the record to go on with, which this process alone writes."""
+    """Run a resolved experiment; `earlier`: the record to resume, which only this process writes."""
     import pandas as pd
 
     from fedveil.simulations.plots import draw
@@ -120,6 +121,10 @@ def _run(
             check_fit(federation.network, from_numpy(start))
             federation.state.parameters = dict(start)
         engine, why = choose(federation)
+    if adversary and engine == "ray":
+        raise SettingsError(
+            "engine = 'ray': computes one client at a time, and an adversary sees a cohort; use engine = 'auto'"
+        )
     federation.experiment = federation.experiment.override({"engine": engine})
     if earlier and goes_on:
         _check_rounds(resumable(earlier.folder), federation, earlier.folder)
@@ -134,7 +139,7 @@ def _run(
             keys = make_keys_once(federation, record)
             federation.protect(keys / "server" if keys else None)
             with quiet_flower(), _stop_on_interrupt() as stopped:
-                _compute(federation, record, show, why, stopped.is_set, str(keys or ""))
+                _compute(federation, record, show, why, stopped.is_set, str(keys or ""), adversary)
             if plots:
                 draw(federation, record)
     except (Interrupted, KeyboardInterrupt):
@@ -145,7 +150,7 @@ def _run(
         ) from None
     except OSError as error:
         if record.folder not in Path(error.filename or "").parents:
-            raise  # not of the record's making
+            raise  # it is not about a file of the record
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise FedveilError(
             f"{error.filename} cannot be written: {error.strerror or error}\n"
@@ -165,16 +170,22 @@ def _run(
 
 
 def _compute(
-    federation: Federation, record: Record, show: Display, why: str, stop: Callable[[], bool], keys: str
+    federation: Federation,
+    record: Record,
+    show: Display,
+    why: str,
+    stop: Callable[[], bool],
+    keys: str,
+    adversary: Adversary | None,
 ) -> None:
-    """Run the rounds that are left on the experiment's engine; `keys`: the folder of the run's keys, where it has any."""
+    """Run the remaining rounds on the experiment's engine; `keys`: the folder of the run's keys, empty without any."""
     experiment = federation.experiment
     settings = experiment.toml()
     here = federation.protection is not None and experiment.engine != "ray"
     witness = Witness() if here else None
     states = DiskStates(record.path(CLIENTS), federation.state.client_index)
     federation.state.clients = states
-    runtime = client_runtime(settings, keys, states=states, witness=witness)
+    runtime = client_runtime(settings, keys, states=states, witness=witness, adversary=adversary)
     holder = Holder(federation, record, runtime.homomorphic(0), witness)
     if federation.protection is not None:
         holder.describe()
@@ -201,7 +212,7 @@ def _compute(
 
 
 def _resumed(experiment: Experiment, folder: Path) -> Experiment:
-    """The experiment of the run in a folder, which must be the one given; raise SettingsError where it cannot go on."""
+    """Return the recorded experiment, which must be the one given; raise SettingsError where it cannot go on."""
     recorded = resumable(folder)
     computing = {key: getattr(recorded, key) for key in ("engine", "device") if getattr(experiment, key) == "auto"}
     asked = experiment.override(computing)
@@ -220,7 +231,7 @@ def _resumed(experiment: Experiment, folder: Path) -> Experiment:
 
 
 def _check_rounds(recorded: Experiment, federation: Federation, folder: Path) -> None:
-    """Raise SettingsError where a run that has done rounds cannot have another number of them."""
+    """Raise SettingsError where the number of rounds of a started run cannot be changed as asked."""
     state, rounds = federation.state, federation.experiment.federation.rounds
     asked = f"fedveil resume {folder} --rounds {rounds}"
     if rounds == recorded.federation.rounds or not state.round:
@@ -240,13 +251,13 @@ def _check_rounds(recorded: Experiment, federation: Federation, folder: Path) ->
 
 
 def _rounds_kept(record: Record) -> int:
-    """The last round of the record's checkpoint: a run may have been stopped while it wrote a newer one."""
+    """Return the round of the last whole checkpoint, as a run may be stopped while it writes a newer one."""
     return load_state(record)[0].round if begun(record) else 0
 
 
 @contextmanager
 def quiet_flower() -> Iterator[None]:
-    """Flower logs each step of each round; the record and the display say the same."""
+    """Log only Flower's errors within the block, as the record and the display tell the steps of each round."""
     logger = logging.getLogger("flwr")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -258,7 +269,7 @@ def quiet_flower() -> Iterator[None]:
 
 @contextmanager
 def _stop_on_interrupt() -> Iterator[threading.Event]:
-    """The first Ctrl-C, or SIGTERM as batch systems send it, asks the run to stop; the second stops it at once."""
+    """Yield an event that the first Ctrl-C, or SIGTERM of a batch system, sets; the second ends the run at once."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped  # signals reach the main thread only

@@ -1,4 +1,4 @@
-"""Who holds what, as a table for a terminal."""
+"""The partition of the data as a table for a terminal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fedveil.datasets.federated import Federated
 from fedveil.datasets.splits import evenly
 
 MOST_ROWS = 20
-MOST_MADE = 1000  # clients asked to make their examples, for the summary
+MOST_MADE = 1000  # limit on clients that make their examples for the summary
 
 
 def partition_table(experiment: Experiment, federated: Federated) -> RenderableType:
-    """Examples of each class at each client, the first 20 clients, and a summary of all."""
+    """Return a table of the examples of each class at the first 20 clients, and a summary of all clients."""
     dataset, population = federated.dataset, experiment.data.clients
     classes = dataset.task.classes or ("all",)  # next_token has none: its examples are counted together
     stored = isinstance(dataset.train, Examples)

@@ -1,1 +1,1 @@
-"""Aggregation rules over each client's update, for cohorts in which some may lie: a file a paper."""
+"""Byzantine-robust aggregation rules, which see each client's update; one file for each paper."""

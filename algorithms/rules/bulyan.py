@@ -7,17 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedveil.algorithms.algorithm import Algorithm, Arrays
-from fedveil.algorithms.rules.krum import Krum, by_score, require_cohort
+from fedveil.algorithms.rules.krum import USES, by_score, require_cohort
 from fedveil.core.declaration import part
 from fedveil.core.errors import TrainingError
 from fedveil.core.settings.experiment import Experiment
+from fedveil.core.settings.section import NoSettings
 
 
 def bulyan_mean(weights: Sequence[Arrays], byzantine: int) -> Arrays:
-    """Return for each weight the mean of the n - 4 f values nearest the median of the n - 2 f updates that Krum selects; float32.
+    """Return the trimmed mean of the n - 2 f updates that Krum selects, float32.
 
-    byzantine: f. As Flower does, Krum selects once; the paper repeats it without those selected before.
-    Raise TrainingError where fewer than 4 f + 3 clients are there.
+    For each weight, it is the mean of the n - 4 f values nearest to the median of the selected updates.
+    byzantine: f. As in Flower, Krum selects all updates at once; in the paper, one after another among those left.
+    Raise TrainingError where there are fewer than 4 f + 3 clients.
     """
     clients = len(weights)
     if clients < 4 * byzantine + 3:
@@ -35,12 +37,13 @@ def bulyan_mean(weights: Sequence[Arrays], byzantine: int) -> Arrays:
     return {name: trim(np.stack([weights[i][name] for i in chosen])) for name in weights[0]}
 
 
-def check(settings: Krum, experiment: Experiment) -> None:
+def check(_: NoSettings, experiment: Experiment) -> None:
     """Raise SettingsError where the cohort is smaller than 4 f + 3."""
-    require_cohort(experiment, settings.byzantine_clients, 4 * settings.byzantine_clients + 3)
+    require_cohort(experiment, 4 * experiment.federation.byzantine_clients + 3)
 
 
-@part(Krum, needs="each", why="Bulyan compares updates", check=check)
-def bulyan(settings: Krum) -> Algorithm:
-    """Bulyan: Krum's selection, then a trimmed mean of each weight."""
-    return Algorithm(rule=lambda cohort: bulyan_mean(cohort.weights, settings.byzantine_clients))
+@part(needs="each", uses=USES, why="Bulyan compares updates", check=check)
+def bulyan(_: NoSettings, experiment: Experiment) -> Algorithm:
+    """Return Bulyan: Krum's selection, then a trimmed mean of each weight."""
+    liars = experiment.federation.byzantine_clients
+    return Algorithm(rule=lambda cohort: bulyan_mean(cohort.weights, liars))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -13,18 +12,13 @@ from fedveil.algorithms.fedavg import weighted_mean
 from fedveil.core.declaration import part
 from fedveil.core.errors import SettingsError
 from fedveil.core.settings.experiment import Experiment
-from fedveil.core.settings.section import Count, Section
+from fedveil.core.settings.section import Count, NoSettings, Section
 
 WHY = "Krum compares updates"
+USES = ("byzantine_clients",)
 
 
-class Krum(Section):
-    """Settings of Krum."""
-
-    byzantine_clients: Annotated[int, Field(ge=0)] = Field(0, description="f: how many clients of a cohort may lie")
-
-
-class MultiKrum(Krum):
+class MultiKrum(Section):
     """Settings of Multi-Krum."""
 
     selected: Count | None = Field(
@@ -33,10 +27,11 @@ class MultiKrum(Krum):
 
 
 def by_score(weights: Sequence[Arrays], byzantine: int) -> list[int]:
-    """Return the clients' positions from the least score to the largest; a score sums the squared distances to n - f - 2 others.
+    """Return the clients' positions by score, the least first.
 
-    byzantine: f. Distances are |x|^2 + |y|^2 - 2 xy in float32, as in Flower, and so may order near neighbours in another way
-    than exact ones; a client's own is taken to be the first in its row.
+    A client's score is the sum of the squared distances from its update to the n - f - 2 nearest others.
+    byzantine: f. As in Flower, distances are |x|^2 + |y|^2 - 2 xy in float32, so near neighbours may be ordered
+    otherwise than by exact distances. The smallest distance in a client's row is taken to be that to itself.
     """
     flat = np.stack([np.concatenate(list(own.values()), axis=None) for own in weights])  # [n, P]
     norms = np.square(flat).sum(axis=1)
@@ -47,41 +42,46 @@ def by_score(weights: Sequence[Arrays], byzantine: int) -> list[int]:
 
 
 def multikrum_mean(cohort: Cohort, byzantine: int, selected: int) -> Arrays:
-    """Return the mean of the `selected` updates of least score, by examples, summed in the order of their scores."""
+    """Return the mean of the `selected` updates of least score, weighted by examples, summed in the order of scores."""
     chosen = [cohort.contributions[i] for i in by_score(cohort.weights, byzantine)[:selected]]
     return weighted_mean([one.weights for one in chosen], [one.examples for one in chosen])
 
 
-def check(settings: Krum, experiment: Experiment) -> None:
+def check(_: Section, experiment: Experiment) -> None:
+    """Raise SettingsError where the cohort is smaller than 2 f + 3."""
+    require_cohort(experiment, 2 * experiment.federation.byzantine_clients + 3)
+
+
+def check_selected(settings: MultiKrum, experiment: Experiment) -> None:
     """Raise SettingsError where the cohort is smaller than 2 f + 3, or more updates are selected than n - f - 2."""
-    name, liars = experiment.federation.strategy, settings.byzantine_clients
-    require_cohort(experiment, liars, 2 * liars + 3)
-    most = experiment.federation.cohort - liars - 2
-    if isinstance(settings, MultiKrum) and (settings.selected or 1) > most:
+    check(settings, experiment)
+    most = experiment.federation.cohort - experiment.federation.byzantine_clients - 2
+    if (settings.selected or 1) > most:
         raise SettingsError(
-            f"federation.selected = {settings.selected}: {name} can select at most cohort - byzantine_clients - 2 = {most} "
-            "updates"
+            f"federation.strategy.selected = {settings.selected}: {experiment.federation.strategy} can select at most cohort - "
+            f"byzantine_clients - 2 = {most} updates"
         )
 
 
-def require_cohort(experiment: Experiment, liars: int, least: int) -> None:
-    """Raise SettingsError where a cohort is smaller than `least`, which a rule needs against so many liars."""
+def require_cohort(experiment: Experiment, least: int) -> None:
+    """Raise SettingsError where the cohort is smaller than `least`, the fewest clients that a rule needs."""
     settings = experiment.federation
     if settings.cohort < least:
         raise SettingsError(
-            f"federation.cohort = {settings.cohort}: {settings.strategy} with federation.byzantine_clients = {liars} needs at "
-            f"least {least}"
+            f"federation.cohort = {settings.cohort}: {settings.strategy} with federation.byzantine_clients = "
+            f"{settings.byzantine_clients} needs at least {least}"
         )
 
 
-@part(Krum, needs="each", why=WHY, check=check)
-def krum(settings: Krum) -> Algorithm:
-    """Krum: the one update closest to its neighbours."""
-    return Algorithm(rule=lambda cohort: multikrum_mean(cohort, settings.byzantine_clients, 1))
+@part(needs="each", uses=USES, why=WHY, check=check)
+def krum(_: NoSettings, experiment: Experiment) -> Algorithm:
+    """Return Krum: the one update closest to its neighbours."""
+    liars = experiment.federation.byzantine_clients
+    return Algorithm(rule=lambda cohort: multikrum_mean(cohort, liars, 1))
 
 
-@part(MultiKrum, needs="each", why=WHY, check=check)
-def multikrum(settings: MultiKrum) -> Algorithm:
-    """Multi-Krum: the mean of the updates closest to their neighbours, by examples, where the paper weighs them alike."""
-    liars = settings.byzantine_clients
+@part(MultiKrum, needs="each", uses=USES, why=WHY, check=check_selected)
+def multikrum(settings: MultiKrum, experiment: Experiment) -> Algorithm:
+    """Return Multi-Krum: the mean, weighted by examples unlike the paper's, of the updates closest to neighbours."""
+    liars = experiment.federation.byzantine_clients
     return Algorithm(rule=lambda cohort: multikrum_mean(cohort, liars, settings.selected or cohort.size - liars - 2))

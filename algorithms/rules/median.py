@@ -1,4 +1,4 @@
-"""The coordinate-wise median: Yin et al. 2018, "Byzantine-Robust Distributed Learning", definition 1 and algorithm 1."""
+"""The coordinate-wise median: Yin et al. 2018, "Byzantine-Robust Distributed Learning", definition 1, algorithm 1."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from fedveil.algorithms.algorithm import Algorithm, Arrays
 from fedveil.core.declaration import part
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import NoSettings
 
 
@@ -17,6 +18,6 @@ def median(weights: Sequence[Arrays]) -> Arrays:
 
 
 @part(needs="each", why="a median compares updates")
-def fedmedian(_: NoSettings) -> Algorithm:
-    """The median of each weight."""
+def fedmedian(_settings: NoSettings, _: Experiment) -> Algorithm:
+    """Return the coordinate-wise median as an algorithm."""
     return Algorithm(rule=lambda cohort: median(cohort.weights))

@@ -10,21 +10,23 @@ from pydantic import Field
 
 from fedveil.algorithms.algorithm import Algorithm, Arrays
 from fedveil.core.declaration import part
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import Section
 
 
 class TrimmedMean(Section):
     """Settings of the trimmed mean."""
 
-    trim_fraction: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+    fraction: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         0.2, description="share of the clients' values cut off at each end"
     )
 
 
 def trimmed_mean(weights: Sequence[Arrays], fraction: float) -> Arrays:
-    """Return the mean of each weight over the clients without its `fraction` n least and `fraction` n largest, float32.
+    """Return the mean of each weight over the clients, without its smallest and largest values, float32.
 
-    The number cut off at each end is rounded down in floating point as Flower does: 0.29 of 100 is 28.
+    fraction: the share cut off at each end. As in Flower, the number is rounded down in floating point: 0.29 of 100 is
+        28.
     """
     clients = len(weights)
     cut = int(fraction * clients)
@@ -37,6 +39,6 @@ def trimmed_mean(weights: Sequence[Arrays], fraction: float) -> Arrays:
 
 
 @part(TrimmedMean, needs="each", why="a trimmed mean compares updates")
-def fedtrimmedavg(settings: TrimmedMean) -> Algorithm:
-    """The mean of each weight without its extremes."""
-    return Algorithm(rule=lambda cohort: trimmed_mean(cohort.weights, settings.trim_fraction))
+def fedtrimmedavg(settings: TrimmedMean, _: Experiment) -> Algorithm:
+    """Return the coordinate-wise trimmed mean as an algorithm."""
+    return Algorithm(rule=lambda cohort: trimmed_mean(cohort.weights, settings.fraction))

@@ -1,7 +1,7 @@
-"""A job on whichever FedVeil is installed: `python any_fedveil.py JOB_AS_JSON SETTINGS_AS_JSON STARTED`.
+"""A job on the installed version of FedVeil: `python any_fedveil.py JOB_AS_JSON SETTINGS_AS_JSON STARTED`.
 
-It uses public names alone, those of 0.1.0, so that two versions can be compared by the same script. The settings are
-written in the keys of 0.1.0, which later versions read from a file. Prints a JSON line.
+It uses only names of 0.1.0, so that the same script runs on two versions. The settings are written in the keys of
+0.1.0, which later versions read from a file. Prints a JSON line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PIXELS, CLASSES, VOCABULARY, TOKENS, EMBEDDING, UNITS = (1, 28, 28), tuple("0123
 
 
 def examples(*_settings: Any) -> DataSet:
-    """The job's random examples, the same in every version: of `benchmarks/data.py`."""
+    """Make the job's random examples, as `benchmarks/data.py` does; they are the same in every version."""
     job, rng = json.loads(sys.argv[1]), np.random.default_rng(0)
 
     def part(n: int) -> Examples:
@@ -43,20 +43,20 @@ def examples(*_settings: Any) -> DataSet:
 
 
 class Clock(Display):
-    """Notes when each round was done, recorded and checkpointed."""
+    """A display that notes when each round was done, recorded and checkpointed."""
 
     def __init__(self) -> None:
         super().__init__(None)
         self.ends: list[float] = []
 
     def round_done(self, *shown: Any) -> None:
-        """A round is whole."""
+        """Note the end of a round."""
         super().round_done(*shown)
         self.ends.append(time.time())
 
 
 def settings_of(job: dict[str, Any]) -> str:
-    """The job as a settings file of 0.1.0; it has a round more, which evaluates and is not counted."""
+    """Write the job as a settings file of 0.1.0, with one more round, which evaluates and is not counted."""
     rounds = job["rounds"] + 1
     model = "hidden = [64, 64]" if job["model"] == "mlp" else f"embedding = {EMBEDDING}\nunits = {UNITS}"
     return f"""
@@ -80,7 +80,7 @@ def settings_of(job: dict[str, Any]) -> str:
 
 
 def main(job: dict[str, Any], settings: dict[str, Any], started: float) -> None:
-    """Run the job and print when its rounds were done."""
+    """Run the job and print its figures."""
     experiment = fedveil.Experiment.parse(settings_of(job)).override(settings)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:

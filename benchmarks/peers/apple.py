@@ -1,6 +1,6 @@
 """A job on Apple's pfl (pfl-research): `python apple.py JOB_AS_JSON STARTED`, with pfl[pytorch] and torch.
 
-OMP_NUM_THREADS says how many threads it computes with. Prints a JSON line. (Not called pfl.py: it would import itself.)
+OMP_NUM_THREADS sets its number of threads. Prints a JSON line. (A file called pfl.py would import itself.)
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """A network with the loss and the metrics that pfl asks of it."""
+    """A network with the loss and the metrics that pfl requires."""
 
     def __init__(self) -> None:
         super().__init__()
         self.criterion = nn.CrossEntropyLoss()
 
     def loss(self, inputs: Tensor, labels: Tensor, is_eval: bool = False) -> Tensor:
-        """Mean cross-entropy of a batch."""
+        """Return the mean cross-entropy of a batch."""
         del is_eval
         value: Tensor = self.criterion(self(inputs), labels)
         return value
 
     def metrics(self, inputs: Tensor, labels: Tensor) -> dict[str, Any]:
-        """The loss, weighted by examples."""
+        """Return the loss, weighted by examples."""
         return {"loss": Weighted(self.loss(inputs, labels).item() * len(labels), len(labels))}
 
 
 class MLP(Network):
-    """784-64-64-10."""
+    """An MLP 784-64-64-10 with ReLU: float32 [n, 784] -> [n, 10]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class MLP(Network):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of ten classes."""
+        """Return the logits of ten classes."""
         logits: Tensor = self.layers(images)
         return logits
 
@@ -69,25 +69,25 @@ class TextLSTM(Network):
         self.output = nn.Linear(64, 2)
 
     def forward(self, words: Tensor) -> Tensor:
-        """Logits of the two classes."""
+        """Return the logits of the two classes."""
         logits: Tensor = self.output(self.lstm(self.embedding(words))[0].mean(1))
         return logits
 
 
 class RoundClock(TrainingProcessCallback):  # type: ignore[misc]
-    """Notes when each central iteration was done."""
+    """A callback that notes when each central iteration was done."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def after_central_iteration(self, aggregate_metrics: Any, model: Any, *, central_iteration: int) -> Any:
-        """A round is whole; go on."""
+        """Note the end of a round, and let the next one begin."""
         self.ends.append(time.time())
         return False, Metrics()
 
 
 def main(job: dict[str, Any], started: float) -> None:
-    """Run the job and print when its rounds were done."""
+    """Run the job and print its figures."""
     text = job["model"] == "lstm"
     network = TextLSTM() if text else MLP()
     count = job["examples"]

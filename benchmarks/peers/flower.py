@@ -1,6 +1,6 @@
-"""A job on Flower's own simulation runtime (Ray): `python flower.py JOB_AS_JSON STARTED`, with flwr[simulation] and torch.
+"""A job on Flower's simulation runtime (Ray): `python flower.py JOB_AS_JSON STARTED`, with flwr[simulation] and torch.
 
-One worker for each core, one thread each; a client's examples stay in its worker's memory. Prints a JSON line.
+There is one worker for each core, with one thread; a client's examples stay in its worker's memory. Prints a JSON line.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class TextLSTM(nn.Module):
         self.output = nn.Linear(64, 2)
 
     def forward(self, words: Tensor) -> Tensor:
-        """Logits of the two classes."""
+        """Return the logits of the two classes."""
         logits: Tensor = self.output(self.lstm(self.embedding(words))[0].mean(1))
         return logits
 
 
 def network(model: str) -> nn.Module:
-    """The network of a job."""
+    """Return the network of a job."""
     if model == "lstm":
         return TextLSTM()
     return nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -50,7 +50,7 @@ def network(model: str) -> nn.Module:
 
 @cache
 def examples(model: str, client: int, count: int) -> tuple[Tensor, Tensor]:
-    """Random features and labels of a client."""
+    """Draw features and labels of a client."""
     rng = torch.Generator().manual_seed(client)
     if model == "lstm":
         return torch.randint(1, 4000, (count, 32), generator=rng), torch.randint(2, (count,), generator=rng)
@@ -59,7 +59,7 @@ def examples(model: str, client: int, count: int) -> tuple[Tensor, Tensor]:
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    """One local epoch of plain SGD, as in Flower's quickstart for PyTorch."""
+    """Train one local epoch of plain SGD, as in Flower's quickstart for PyTorch."""
     torch.set_num_threads(1)
     job: Any = message.content["config"]
     received: Any = message.content["arrays"]
@@ -79,7 +79,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 def main(job: dict[str, Any], started: float) -> None:
-    """Run the job and print when its rounds were done."""
+    """Run the job and print its figures."""
     from flwr.simulation import run_simulation
 
     ends: list[float] = []
@@ -115,8 +115,8 @@ def main(job: dict[str, Any], started: float) -> None:
 
 
 if __name__ == "__main__":
-    # imported by name, Ray's workers import this file once; as `__main__` it would be unpickled anew for each message,
-    # and each client would make its examples again
+    # by this import Ray's workers import the file once; as `__main__` it would be unpickled for each message, and each
+    # client would make its examples again
     import flower
 
     flower.main(json.loads(sys.argv[1]), float(sys.argv[2]))

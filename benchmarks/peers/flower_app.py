@@ -1,7 +1,7 @@
-"""A Flower app as Flower's own quickstart for PyTorch has it, with a note of when each thing happened.
+"""A Flower app like Flower's quickstart for PyTorch, which notes when each part of a round was over.
 
-The app's folder holds this file and a `pyproject.toml` whose run configuration has `job` (JSON) and `output`: the file that
-gets a JSON object of the rounds. It needs nothing of FedVeil.
+The app's folder holds this file and a `pyproject.toml` whose run configuration has `job` (JSON) and `output`, the file
+for a JSON list of the rounds. It needs nothing of FedVeil.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class TextLSTM(nn.Module):
         self.output = nn.Linear(64, 2)
 
     def forward(self, words: Tensor) -> Tensor:
-        """Logits of the two classes."""
+        """Return the logits of the two classes."""
         logits: Tensor = self.output(self.lstm(self.embedding(words))[0][:, -1])
         return logits
 
 
 def network(job: dict[str, Any]) -> nn.Module:
-    """The network of a job."""
+    """Return the network of a job."""
     if job["model"] == "lstm":
         return TextLSTM(job["words"])
     a, b, c, d = job["layers"]
@@ -50,7 +50,7 @@ def network(job: dict[str, Any]) -> nn.Module:
 
 @cache
 def examples(model: str, width: int, client: int, count: int) -> tuple[Tensor, Tensor]:
-    """Random features (`width` pixels or words each) and labels of a client."""
+    """Draw features (`width` pixels or words each) and labels of a client."""
     rng = torch.Generator().manual_seed(client)
     if model == "lstm":
         return torch.randint(1, 4000, (count, width), generator=rng), torch.randint(2, (count,), generator=rng)
@@ -58,7 +58,7 @@ def examples(model: str, width: int, client: int, count: int) -> tuple[Tensor, T
 
 
 def started() -> float:
-    """When this process was started, seconds since the epoch; Linux counts it in hundredths since the machine's start."""
+    """Return when this process was started, in seconds since the epoch; Linux counts it in clock ticks from boot."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     up = float(Path("/proc/uptime").read_text().split()[0])
     return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
@@ -66,7 +66,7 @@ def started() -> float:
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    """Local epochs of plain SGD."""
+    """Train local epochs of plain SGD."""
     ready = time.time()
     torch.set_num_threads(1)
     received: Any = message.content
@@ -90,12 +90,12 @@ def train(message: Message, context: Context) -> Message:
 
 
 class TimedFedAvg(FedAvg):
-    """FedAvg that notes when a round's replies are in, and what its slowest client said of its time."""
+    """A FedAvg that notes when a round's replies are in, and the times that its slowest client reported."""
 
     rounds: list[dict[str, float]]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
-        """As FedAvg does."""
+        """Note the times of a round, and aggregate as FedAvg does."""
         gathered, replies = time.time(), list(replies)
         clients: list[Any] = [reply.content["metrics"] for reply in replies if reply.has_content()]
         last = max(clients, key=lambda metrics: metrics["trained"])
@@ -109,7 +109,7 @@ def serve(grid: Grid, context: Context) -> None:
     """Run the job, and write when each part of each round was over, in seconds since the epoch."""
     job = json.loads(str(context.run_config["job"]))
     clients = job["clients"]
-    # clients only train, as FedVeil's do here
+    # clients only train, as FedVeil's do in this benchmark
     strategy = TimedFedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
     strategy.rounds = []
     push = grid.push_messages

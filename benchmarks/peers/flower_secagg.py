@@ -42,15 +42,15 @@ from flwr.common.secure_aggregation.secaggplus_constants import Key
 from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 from flwr.supercore.primitives.asymmetric import bytes_to_private_key, bytes_to_public_key
 
-CLIP, TARGET, MODULUS, MOST_EXAMPLES = 8.0, 2**22, 2**32, 1000.0  # what the workflow takes by default
+CLIP, TARGET, MODULUS, MOST_EXAMPLES = 8.0, 2**22, 2**32, 1000.0  # the workflow's defaults
 Arrays = list[np.ndarray]
 
 
 class Protocol:
-    """A round of a cohort: the stages of all clients, then the server's part, as often as one likes.
+    """A round of a cohort: the stages of all clients, then the server's part, which can be repeated.
 
-    vectors: float32 [size] of each client; examples: of each
-    shares: into which a secret is cut, one for each neighbour and one for the client itself; threshold: enough of them
+    vectors: of each client, float32 [size]; examples: how many each client has
+    shares: of a secret, one for each neighbour and one for the client itself; threshold: how many restore it
     """
 
     def __init__(self, vectors: Sequence[np.ndarray], examples: Sequence[int], shares: int, threshold: int) -> None:
@@ -103,9 +103,9 @@ class Protocol:
         return answer
 
     def total(self, dropped: set[int]) -> tuple[np.ndarray, float, int]:
-        """The weighted mean without the clients in `dropped`, the server's CPU seconds, and bytes of shares a client sent.
+        """Return the mean without the clients in `dropped`, the server's CPU seconds, and bytes of a client's shares.
 
-        A client drops out after it has shared its keys, as late as it can.
+        The mean is weighted. A client drops out after it has shared its keys, as late as it can.
         """
         active = set(self.clients) - dropped
         collected: dict[int, list[bytes]] = defaultdict(list)
@@ -142,7 +142,7 @@ class Protocol:
 
 
 def _ring(clients: int, shares: int) -> list[set[int]]:
-    """Each client's neighbours and itself, on a circle of all in random order."""
+    """Return each client's neighbours, itself included, on a circle of all clients in random order."""
     order = random.sample(range(clients), clients)
     reach = range(-(shares // 2), shares // 2 + 1)
     places = {client: place for place, client in enumerate(order)}
@@ -150,9 +150,9 @@ def _ring(clients: int, shares: int) -> list[set[int]]:
 
 
 def measure(size: int, clients: int, shares: int, threshold: int, drop_outs: float) -> dict[str, Any]:
-    """CPU seconds and bytes of a round, and of its server once more with a share of clients dropped out.
+    """Measure CPU seconds and bytes of a round, and the server's again with a share `drop_outs` of clients dropped.
 
-    Raises ValueError where a mean is not that of the clients left.
+    Raises ValueError where a mean is not that of the remaining clients.
     """
     rng = np.random.default_rng(0)
     vectors = [rng.normal(0, 0.05, size).astype(np.float32) for _ in range(clients)]
@@ -174,7 +174,7 @@ def measure(size: int, clients: int, shares: int, threshold: int, drop_outs: flo
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Print what a round took."""
+    """Print a round's figures."""
     print(json.dumps(measure(**settings)))
 
 

@@ -1,7 +1,7 @@
-"""How TenSEAL is used for federated averaging elsewhere: as its tutorial does, and as NVIDIA FLARE does.
+"""Federated averaging with TenSEAL as others do it: its tutorial, and NVIDIA FLARE.
 
-Both are CKKS with one key for all clients. Each is a pair of classes: the client makes the key, puts what its server
-needs into a folder, protects and opens; the server adds and has no secret.
+Both are CKKS with one key for all clients. Each is a pair of classes: the client makes the key, writes what its server
+needs into a folder, encrypts and decrypts; the server adds and has no secret.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ LAYERS = (784 * 600, 600, 600 * 656, 656, 656 * 202, 202, 202 * 10, 10)  # an ML
 
 
 def layers(size: int) -> list[slice]:
-    """A vector of `size` numbers cut in the proportions of LAYERS."""
+    """Return slices of a vector of `size` numbers, in the proportions of LAYERS."""
     whole = sum(LAYERS)
     return [slice(a * size // whole, b * size // whole) for a, b in pairwise(accumulate(LAYERS, initial=0))]
 
 
 def write_blobs(blobs: Sequence[bytes]) -> bytes:
-    """Several byte strings as one, each after its length."""
+    """Join byte strings, each after its length."""
     return b"".join(struct.pack("<Q", len(blob)) + blob for blob in blobs)
 
 
 def read_blobs(data: bytes) -> list[bytes]:
-    """What `write_blobs` was given."""
+    """Read what `write_blobs` was given."""
     blobs, at = [], 0
     while at < len(data):
         (length,) = struct.unpack_from("<Q", data, at)
@@ -42,10 +42,10 @@ def read_blobs(data: bytes) -> list[bytes]:
 
 
 class NaiveClient:
-    """The tutorial's context, made for two multiplications, with a public key; all weights in one vector.
+    """A client with the tutorial's context, made for two multiplications, a public key, and all weights in one vector.
 
     Weights are multiplied by n_k / n before they are encrypted (TenSEAL, "Tutorial 2 - Working with Approximate
-    Numbers": degree, primes and scale). Without Galois keys, as nothing is rotated.
+    Numbers": degree, primes and scale). There are no Galois keys, as nothing is rotated.
     """
 
     def __init__(self, folder: Path, size: int, clients: int) -> None:
@@ -54,16 +54,16 @@ class NaiveClient:
         (folder / SERVER).write_bytes(self._context.serialize(save_relin_keys=False))  # keeps the secret key out
 
     def protect(self, weights: np.ndarray, client: int, examples: int, reference: int) -> bytes:
-        """The upload of a client that has `examples` of the cohort's `reference`; weights: float32 [size]."""
+        """Return the upload of a client with `examples` of the cohort's `reference`; weights: float32 [size]."""
         return bytes(ts.ckks_vector(self._context, weights.astype(np.float64) * (examples / reference)).serialize())
 
     def open(self, download: bytes, clients: int, examples: int) -> np.ndarray:
-        """The weighted mean, float64 [size]."""
+        """Return the weighted mean, float64 [size]."""
         return np.asarray(ts.ckks_vector_from(self._context, download).decrypt())
 
 
 class NaiveServer:
-    """Adds as uploads come."""
+    """A server that adds uploads as they come."""
 
     def __init__(self, folder: Path, size: int, clients: int) -> None:
         self._context = ts.context_from((folder / SERVER).read_bytes(), n_threads=1)
@@ -77,12 +77,12 @@ class NaiveServer:
         self._sum = vector if self._sum is None else self._sum.add_(vector)
 
     def total(self) -> bytes:
-        """What clients download."""
+        """Return what clients download."""
         return bytes(self._sum.serialize())
 
 
 class HoldingServer(NaiveServer):
-    """Keeps every ciphertext as well, as a server does that is handed a list of replies: for its memory alone."""
+    """A server that also keeps every ciphertext, as one that is handed a list of replies: to measure its memory."""
 
     def __init__(self, folder: Path, size: int, clients: int) -> None:
         super().__init__(folder, size, clients)
@@ -94,7 +94,7 @@ class HoldingServer(NaiveServer):
 
 
 class FlareClient:
-    """One vector a layer, symmetric encryption, one prime for the server's multiplication.
+    """A client with one vector for each layer, symmetric encryption, and one prime for the server's multiplication.
 
     NVIDIA FLARE, nvflare/app_opt/he/model_encryptor.py (`encryption`: weights times n_k, then a vector a
     layer) and nvflare/lighter/impl/he.py (the context).
@@ -112,17 +112,17 @@ class FlareClient:
         (folder / SERVER).write_bytes(self._context.serialize(save_public_key=False))
 
     def protect(self, weights: np.ndarray, client: int, examples: int, reference: int) -> bytes:
-        """The upload of a client that has `examples` of the cohort's `reference`; weights: float32 [size]."""
+        """Return the upload of a client with `examples` of the cohort's `reference`; weights: float32 [size]."""
         weighted = weights.astype(np.float64) * examples
         return write_blobs([ts.ckks_vector(self._context, weighted[part]).serialize() for part in layers(len(weights))])
 
     def open(self, download: bytes, clients: int, examples: int) -> np.ndarray:
-        """The weighted mean, float64 [size]."""
+        """Return the weighted mean, float64 [size]."""
         return np.concatenate([ts.ckks_vector_from(self._context, blob).decrypt() for blob in read_blobs(download)])
 
 
 class FlareServer:
-    """Adds as uploads come, then multiplies once by 1 / n.
+    """A server that adds uploads as they come, then multiplies once by 1 / n.
 
     NVIDIA FLARE, nvflare/app_opt/he/intime_accumulate_model_aggregator.py (`accept` and `aggregate`).
     """
@@ -139,5 +139,5 @@ class FlareServer:
         self._sums = [a + b for a, b in zip(self._sums, vectors, strict=True)] if self._sums else vectors
 
     def total(self) -> bytes:
-        """What clients download."""
+        """Return what clients download."""
         return write_blobs([(total * (1 / self._examples)).serialize() for total in self._sums])

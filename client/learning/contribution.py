@@ -1,4 +1,4 @@
-"""What the server asks of clients in a round, and what K of them contribute to it."""
+"""The server's instructions to clients in a round, and the contributions of K clients to it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Parameters = dict[str, np.ndarray]
 class Sealed:
     """One client's protected update.
 
-    blob: what travels; clipped: numbers that lay outside the range; seconds: processor time of protecting it
+    blob: the bytes that travel; clipped: numbers outside the range; seconds: processor time of protecting the update
     """
 
     blob: bytes
@@ -32,13 +32,13 @@ class Sealed:
 
 @dataclass(frozen=True)
 class Instructions:
-    """What a training message asks of its clients.
+    """The instructions of a training message to its clients.
 
     round: its number, from 1; learning_rate: of local training
-    proximal_mu: in place of `training.proximal_mu`, where the strategy sends one
-    report_global_loss: also tell the loss of the received model on the client's training part
+    proximal_mu: replaces `training.proximal_mu` where the strategy sends one
+    report_global_loss: also report the loss of the received model on the client's training part
     run: 16 bytes that name a protected run; reference: the examples announced for its cohort
-    settings: the message's config as it came, to which masks are bound
+    settings: the message's config as received, to which masks are bound
     """
 
     round: int
@@ -51,7 +51,10 @@ class Instructions:
 
     @classmethod
     def read(cls, config: Mapping[str, Any], experiment: Experiment) -> Instructions:
-        """Read a message's config; raise ProtectionError where the server left something out or asks for too much."""
+        """Read a message's config.
+
+        Raise ProtectionError where the server left a value out or asks for too many rounds.
+        """
         privacy = experiment.privacy
         round_number = int(number(config, ROUND))
         rounds = experiment.federation.rounds
@@ -75,7 +78,7 @@ class Instructions:
 
 
 def number(config: Mapping[str, Any], key: str) -> float:
-    """Return a number among a message's settings; raise ProtectionError where the server sent none."""
+    """Return a number among a message's settings; raise ProtectionError where it is missing or not finite."""
     value = config.get(key)
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise ProtectionError(f"the server's message has no number '{key}'")
@@ -84,16 +87,16 @@ def number(config: Mapping[str, Any], key: str) -> float:
 
 @dataclass
 class Contributions:
-    """K clients' contributions to a round, from the same model, as the steps make them.
+    """The contributions of K clients to a round, from the same model, as the steps build them.
 
     clients: their numbers; positions: of their messages among the round's
-    given: the model they received, float32 by name; weights: theirs, each [K, ...], on the CPU
-    brought: what each one's message brings for it alone
-    examples: int64 [K]; loss: float64 [K] of training; steps: int64 [K]; None is what clients do not tell
+    given: the received model, float32 by name; weights: of the clients, each [K, ...], on the CPU
+    brought: the bytes for each client alone in its message
+    examples: int64 [K]; loss: float64 [K] of training; steps: int64 [K]; None where clients do not report them
     global_loss: float64 [K] of the received model, where the server asks for it
-    updates: what each sends; refusals: why one sends nothing
-    states: of each, by the name of its key
-    seconds: that the work took; open_seconds: a client's share of opening the model, processor time
+    updates: of each client, to be sent; refusals: why a client sends none
+    states: of each client, by the name of its key
+    seconds: of the whole work; open_seconds: a client's share of opening the model, processor time
     """
 
     clients: list[int]
@@ -117,21 +120,21 @@ class Contributions:
         self.refusals = self.refusals or [None] * len(self.clients)
 
     def standing(self) -> list[tuple[int, int]]:
-        """The position and number of each client that has refused nothing."""
+        """Return the position and number of each client that has not refused."""
         return [(k, client) for k, client in enumerate(self.clients) if self.refusals[k] is None]
 
     def of(self, k: int) -> Parameters:
-        """The k-th client's weights, as views."""
+        """Return the k-th client's weights, as views."""
         return {name: rows[k] for name, rows in self.weights.items()}
 
     def counts(self) -> np.ndarray:
-        """The clients' examples, int64 [K]."""
-        assert self.examples is not None  # training is the first step
+        """Return the clients' examples, int64 [K]."""
+        assert self.examples is not None  # set by training, an earlier step
         return self.examples
 
 
 def join(parts: Sequence[Contributions], weights: Parameters) -> Contributions:
-    """The contributions of several chunks as one; `weights`: of all their clients, in this order, each [K, ...]."""
+    """Join the contributions of several chunks; `weights`: of all their clients, in this order, each [K, ...]."""
     first = parts[0]
     joined = Contributions(
         clients=[client for part in parts for client in part.clients],
@@ -152,7 +155,7 @@ def join(parts: Sequence[Contributions], weights: Parameters) -> Contributions:
 
 
 def split(joined: Contributions, parts: Sequence[Contributions]) -> None:
-    """Give each of the chunks that were joined what became of its clients."""
+    """Give each of the joined chunks the results of its clients."""
     end = 0
     for part in parts:
         start, end = end, end + len(part.clients)

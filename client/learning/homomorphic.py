@@ -1,4 +1,4 @@
-"""A client under homomorphic encryption: it decrypts the model that it receives, and encrypts what it sends."""
+"""A client under homomorphic encryption: it decrypts the model that it receives, and encrypts its update."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from fedveil.privacy.plan import Plan, make_plan
 
 log = logging.getLogger("flwr")  # where Flower shows what a node does
 
-Newest = tuple[int, bytes]  # the newest aggregate a client has used: its round, and its SHA-256
+Newest = tuple[int, bytes]  # the newest aggregate that a client used: its round and its SHA-256
 
 
 def vector(weights: Mapping[str, np.ndarray], layout: Layout) -> np.ndarray:
-    """Flatten a client's weights to float32 [layout.size], in the layout's order, whatever order the server sent them in."""
+    """Flatten a client's weights to float32 [layout.size], in the layout's order, whatever order the server sent."""
     return flatten({name: weights[name] for name, _ in layout.shapes})
 
 
 class HomomorphicClient:
-    """Decrypts aggregates and encrypts updates with the clients' key; one serves all clients of a process."""
+    """Decryption of aggregates and encryption of updates with the clients' key; one serves all clients of a process."""
 
     def __init__(self, experiment: Experiment, layout: Layout, key_file: Path) -> None:
         self.plan: Plan = make_plan(experiment.privacy, experiment.federation.cohort)
@@ -49,7 +49,7 @@ class HomomorphicClient:
     def receive(
         self, record: ArrayRecord, run: bytes, number: int, seen: Newest | None
     ) -> tuple[Parameters, Newest | None]:
-        """The weights in a record, and what to remember of it.
+        """Return the weights in a record, and the newest aggregate to remember.
 
         run: 16 bytes that name the run; number: of the round whose model this must be, 0 for the first model
         seen: the newest aggregate used before
@@ -72,8 +72,8 @@ class HomomorphicClient:
         return self.open(blob, run, number), newest
 
     def open(self, blob: bytes, run: bytes, number: int) -> Parameters:
-        """The weights of the aggregate of a round; each is decrypted once, however often it is asked for."""
-        # the round too: the newest aggregate, sent again as the next round's, must meet the check below
+        """Return the weights of a round's aggregate; each is decrypted once, however often it is asked for."""
+        # keyed by round too: the newest aggregate, sent again for the next round, must fail the check below
         which = self._digest(blob), run, number
         if self._opened is None or self._opened[0] != which:
             started = time.process_time()
@@ -85,14 +85,14 @@ class HomomorphicClient:
         return self._opened[1]
 
     def take_open_seconds(self) -> float:
-        """Processor time of decryption since this was last asked."""
+        """Return the processor time of decryption since the last call."""
         seconds, self._open_seconds = self._open_seconds, 0.0
         return seconds
 
     def seal(
         self, weights: Mapping[str, np.ndarray], client: int, examples: int, number: int, run: bytes, reference: int
     ) -> Sealed:
-        """Encrypt weights, weighted by examples / reference; raise ProtectionError where they cannot be."""
+        """Encrypt weights, weighted by examples / reference; raise ProtectionError where that is impossible."""
         started = time.process_time()
         values, clipped = quantize(vector(weights, self.layout), examples, reference, self.plan.grid, self.layout)
         expected = self._expect("upload", run, number, client=client, reference=reference)
@@ -101,7 +101,7 @@ class HomomorphicClient:
         return Sealed(blob, clipped, time.process_time() - started)
 
     def _digest(self, blob: bytes) -> bytes:
-        """The SHA-256 of a blob; all clients of a process are sent the same one."""
+        """Return the SHA-256 of a blob, computed once for all clients of a process, who receive the same one."""
         if self._hashed[0] is not blob:
             self._hashed = blob, sha256(blob).digest()
         return self._hashed[1]

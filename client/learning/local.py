@@ -1,4 +1,4 @@
-"""Steps of local training, and evaluation: what a client does with a model on its own examples."""
+"""Local training and evaluation: steps that use a model on a client's own examples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def measure(runtime: ClientRuntime, contributions: Contributions) -> None:
 
 
 def train(runtime: ClientRuntime, contributions: Contributions) -> None:
-    """Train the received model on each client's training part; the weights go where the engine wants them, if it says."""
+    """Train the received model on each client's training part.
+
+    The weights go into `contributions.weights` where the engine has set it, else into new arrays.
+    """
     instructions, clients = contributions.instructions, contributions.clients
     if not contributions.weights:
         contributions.weights = {
@@ -53,9 +56,9 @@ def train(runtime: ClientRuntime, contributions: Contributions) -> None:
 
 
 def score(runtime: ClientRuntime, client: int, arrays: Mapping[str, np.ndarray], *, held_out: bool) -> Scores:
-    """Evaluate a model on the part that the client holds out, or on the one that it trains on."""
+    """Evaluate a model on the client's held-out part, or on its training part."""
     training, validation = runtime.federated.client(client)
     examples = validation if held_out else training
     kind, parameters = runtime.experiment.training.loss, from_numpy(arrays, runtime.device)
-    statistics = runtime.metrics.statistics if held_out else ()  # of the training part the loss alone is asked for
+    statistics = runtime.metrics.statistics if held_out else ()  # the training part needs its loss alone
     return evaluate(runtime.network, parameters, examples, kind, statistics=statistics)

@@ -1,6 +1,6 @@
-"""The list of steps, and how it is executed: here, for the K clients of one process.
+"""The list of steps of a client's work, and their execution for the K clients of one process.
 
-A step changes `Contributions` in place. Where it may run is part of it, since an engine of many processes must know:
+A step changes `Contributions` in place. It says where it may run, for engines of many processes:
 `anywhere`: for any chunk of clients, in any process; `home`: for any chunk, in the process that runs the rounds;
 `together`: for the whole cohort at once, in that process.
 """
@@ -28,9 +28,9 @@ def _always(_runtime: ClientRuntime) -> bool:
 class Step:
     """One step of a client's work.
 
-    run: does it, for the contributions of some clients; raises what ends the run, and puts what one client refuses to
-        `Contributions.refusals`
-    keeps: the state that it reads and changes, which is there as `Contributions.states[keeps.name]`
+    run: executes the step for the contributions of some clients. It raises what ends the run, and puts a refusal of one
+    client into `Contributions.refusals`
+    keeps: the state that the step reads and changes, as `Contributions.states[keeps.name]`
     active: whether the experiment has this step
     """
 
@@ -56,41 +56,41 @@ STEPS: list[Step] = [
 
 
 def steps_of(runtime: ClientRuntime) -> list[Step]:
-    """The steps that an experiment has, in order."""
+    """Return the steps that an experiment has, in order."""
     return [step for step in STEPS if step.active(runtime)]
 
 
 def durable_keys(runtime: ClientRuntime) -> list[StateKey]:
-    """The kinds of state that an experiment's clients keep from round to round."""
+    """Return the kinds of state that an experiment's clients keep from round to round."""
     return [key for key in _keys(steps_of(runtime)) if key.durable]
 
 
 def contribute(runtime: ClientRuntime, contributions: Contributions, states: ClientStates) -> None:
-    """Do all steps for the clients of this process, one step after another."""
+    """Execute all steps for the clients of this process, one step after another."""
     execute(runtime, steps_of(runtime), contributions, states)
 
 
 def execute(runtime: ClientRuntime, steps: Sequence[Step], contributions: Contributions, states: ClientStates) -> None:
-    """Do some steps, with the state that they keep."""
+    """Execute some steps, with the state that they keep."""
     load(steps, contributions, states)
     compute(runtime, steps, contributions)
     store(steps, contributions, states)
 
 
 def load(steps: Sequence[Step], contributions: Contributions, states: ClientStates) -> None:
-    """Bring what the clients keep to their contributions."""
+    """Load the clients' states into their contributions."""
     for key in _keys(steps):
         contributions.states[key.name] = [states.get(client, key) for client in contributions.clients]
 
 
 def compute(runtime: ClientRuntime, steps: Sequence[Step], contributions: Contributions) -> None:
-    """Do steps whose state is there."""
+    """Execute steps whose state is loaded."""
     for step in steps:
         step.run(runtime, contributions)
 
 
 def store(steps: Sequence[Step], contributions: Contributions, states: ClientStates) -> None:
-    """Keep what the steps left, of clients that refused nothing, and take it off the contributions."""
+    """Move the states from the contributions to the store, for clients that have not refused."""
     for key in _keys(steps):
         kept = contributions.states.pop(key.name)
         for k, client in contributions.standing():

@@ -1,4 +1,4 @@
-"""Steps of protection, and of receiving: how a model is opened, and how an update is written to be sent."""
+"""Steps of protection, and receiving: opening a model, and writing an update to be sent."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fedveil.client.learning.states import ClientStates, State, StateKey
 from fedveil.core.errors import ProtectionError
 from fedveil.core.wire.messages import from_arrays, write_update
 
-RESIDUALS = StateKey("residuals")  # what an encoding has lost of a client's updates so far
+RESIDUALS = StateKey("residuals")  # the accumulated loss of encoding a client's updates
 NEWEST = StateKey("newest-aggregate", durable=False)
 
 
 def receive(
     runtime: ClientRuntime, client: int, record: ArrayRecord, number: int, run: bytes, states: ClientStates
 ) -> Parameters:
-    """Open the model that a client was sent, which is that of round `number`.
+    """Open the model of round `number` that a client was sent.
 
     Raise ProtectionError where the client must not use it, or its keys were made for other settings.
     """
@@ -35,17 +35,17 @@ def receive(
 
 
 def encrypts(runtime: ClientRuntime) -> bool:
-    """Whether updates are ciphertexts."""
+    """Say whether updates are ciphertexts."""
     return runtime.experiment.privacy.shows == "sum"
 
 
 def masks(runtime: ClientRuntime) -> bool:
-    """Whether updates are masked."""
+    """Say whether updates are masked."""
     return runtime.experiment.privacy.shows == "mean"
 
 
 def sends_clear(runtime: ClientRuntime) -> bool:
-    """Whether the server sees each update."""
+    """Say whether the server sees each update."""
     return not runtime.experiment.privacy.protected
 
 
@@ -74,14 +74,17 @@ def mask(runtime: ClientRuntime, contributions: Contributions) -> None:
 
 
 def show(runtime: ClientRuntime, contributions: Contributions) -> None:
-    """Let a simulation's witness see what protection hides."""
+    """Show a simulation's witness the weights that protection hides."""
     assert runtime.witness is not None  # else the step is not active
     for k, client in contributions.standing():
         runtime.witness.saw(client, contributions.of(k), int(contributions.counts()[k]))
 
 
 def encode(runtime: ClientRuntime, contributions: Contributions) -> None:
-    """Write each client's weights as `communication.encoding` says; what int8 loses goes with the client's next update."""
+    """Write each client's weights as `communication.encoding` says.
+
+    The loss of int8 is added to the client's next update.
+    """
     encoding, residuals = runtime.experiment.communication.encoding, contributions.states[RESIDUALS.name]
     for k, _client in contributions.standing():
         before: State | None = residuals[k]

@@ -1,4 +1,4 @@
-"""What a client replies: its update and a few numbers, or why it sends none."""
+"""A client's replies: its update and a few numbers, or the reason why it sends none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger("flwr")  # where Flower shows what a node does
 def training_reply(
     message: Message, runtime: ClientRuntime, contributions: Contributions, k: int, seconds: float
 ) -> Message:
-    """Reply to a training message with what the k-th client contributes; `seconds`: that it took."""
+    """Reply to a training message with the k-th client's contribution; `seconds`: its duration."""
     refused = contributions.refusals[k]
     if refused is not None:
         return refusal(message, refused, runtime.keys)
@@ -55,7 +55,7 @@ def evaluation_reply(message: Message, client: int, scores: Scores, seconds: flo
 
 
 def refusal(message: Message, error: FedveilError, keys: str = "") -> Message:
-    """Reply that a client will not, or cannot, do what a message asks; where its keys lie stays with it."""
+    """Reply that a client refuses a message, and why; the path of its keys is left out."""
     log.warning("refused: %s", error)
     reason = str(error).replace(keys, "its folder of keys") if keys else str(error)
     return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, reason), reply_to=message)

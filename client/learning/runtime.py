@@ -1,4 +1,4 @@
-"""What clients of one process need for all rounds of an experiment."""
+"""The data, network and keys that clients of one process need for all rounds of an experiment."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Adversary = Callable[[Contributions], None]
 class DataSource:
     """The data of a client on a machine of its own.
 
-    source: what `--data` names; client: its number; words: the vocabulary that the run brings, a line each
+    source: the value of `--data`; client: its number; words: the vocabulary that the run brings, a line each
     """
 
     source: str
@@ -44,7 +44,7 @@ class DataSource:
     words: str
 
     def state(self) -> tuple[tuple[str, int, int], ...]:
-        """Return the name, size and time of each file of the source: they tell whether the data changed."""
+        """Return the name, size and time of each file of the source, which tell whether the data changed."""
         path = parse_source(self.source).path
         if path is None:
             return ()
@@ -57,10 +57,10 @@ class ClientRuntime:
     """An experiment, its data and its network, ready for the clients of this process.
 
     keys: the folder of clients' keys, empty where there is none
-    deployed: the client is on a machine of its own, and its server is somebody else
+    deployed: the client is on a machine of its own, with a server of another party
     leak_guard: the least that the client's owner asks of `privacy.leak_guard`
     states: of a simulation, the store of all clients' state; None where each node's context is the store
-    witness: of a simulation, sees what clients made before it was protected
+    witness: of a simulation, sees the clients' weights before they are protected
     adversary: of a simulation, sees and may change all contributions of a cohort between training and protection
     """
 
@@ -78,7 +78,7 @@ class ClientRuntime:
 
     @cached_property
     def vectorized(self) -> Chain | Functional | None:
-        """How clients are trained all at once; None where the experiment computes them one by one."""
+        """The network for training clients all at once; None where the experiment trains them one by one."""
         if self.experiment.engine != "batched":
             return None
         how = batched(self.network, example(self.federated.dataset.task).to(self.device))
@@ -88,7 +88,7 @@ class ClientRuntime:
 
     @cached_property
     def metrics(self) -> MetricSet:
-        """What clients tell of an evaluation."""
+        """The metrics that clients report of an evaluation."""
         own = self.experiment.evaluation.metrics or ()
         return MetricSet.of(self.federated.dataset.task, own, f"data.dataset = '{self.experiment.data.dataset}'")
 
@@ -98,7 +98,7 @@ class ClientRuntime:
         return Layout(tuple((name, tuple(value.shape)) for name, value in self.network.named_parameters()))
 
     def homomorphic(self, client: int) -> HomomorphicClient | None:
-        """How a client encrypts and decrypts; None where the experiment's models are no ciphertexts.
+        """Return the encryption and decryption of a client; None where the experiment encrypts no models.
 
         Raise ProtectionError where the client has no key.
         """
@@ -117,16 +117,16 @@ class ClientRuntime:
 
     @cached_property
     def secagg(self) -> SecAggClients:
-        """How clients of this process take part in secure aggregation."""
+        """The clients of this process in secure aggregation."""
         return SecAggClients(self.experiment, self.layout, self.keys)
 
     def check_agreed(self, client: int) -> None:
-        """Raise ProtectionError where a client's keys were made for another `[privacy]` than the run's, which the server names."""
+        """Raise ProtectionError where a client's keys were made for another `[privacy]` than the server's settings."""
         if self.keys:
             check_agreed(self.experiment.privacy, Path(self.keys), client)
 
     def take_open_seconds(self, client: int) -> float:
-        """Return the processor time of decryption in this process since this was last asked."""
+        """Return the processor time of decryption in this process since the last call."""
         side = self.homomorphic(client)
         return 0.0 if side is None else side.take_open_seconds()
 
@@ -143,7 +143,7 @@ def client_runtime(
 ) -> ClientRuntime:
     """Make the runtime of an experiment, given as TOML text or a preset's name.
 
-    own: the data of a client on its own machine; without it a share of what the settings name
+    own: the data of a client on its own machine; without it, the client's share of the data that the settings name
     the others: as `ClientRuntime` has them
     Raise SettingsError or DataError where it cannot be made.
     """

@@ -1,6 +1,6 @@
 """Clients under secure aggregation: the stages of `fedveil.privacy.secagg.client` on Flower's messages.
 
-What a client knows between stages lies in its state: on a node every message may be a new process.
+A client keeps its session in its state between stages, because on a node every message may reach a new process.
 """
 
 from __future__ import annotations
@@ -21,33 +21,36 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ATTEMPT, BLOB, CLIENT, CONFIRMATIONS, ROUND, RUN
 from fedveil.privacy.fixed_point import Layout, quantize
 from fedveil.privacy.plan import RESERVED, make_plan
-from fedveil.privacy.secagg.client import Masker, Revealed, mask_cohort
+from fedveil.privacy.secagg.client import Revealed, SecAggClient, mask_cohort
 from fedveil.privacy.secagg.graph import choose_degree
 from fedveil.privacy.secagg.messages import Session
 from fedveil.privacy.secagg.vectors import shown, to_ring, write_masked
 from fedveil.privacy.trust.identity import Registry, Signer
 from fedveil.privacy.trust.key_folders import load_identity
 
-STAGES: dict[str, tuple[str, ...]] = {  # beside training, and what the message of each brings
+STAGES: dict[str, tuple[str, ...]] = {  # stages beside training, and what the message of each carries
     "advertise": (), "share": (BLOB,), "confirm": (BLOB,), "reveal": (BLOB, CONFIRMATIONS)
 }  # fmt: skip
-SESSION = StateKey("secagg-session", durable=False)  # secrets, which end with the session
+SESSION = StateKey("secagg-session", durable=False)  # holds secrets, which end with the session
 REVEALED = StateKey("secagg-revealed", durable=False)
 
 
 @dataclass(frozen=True)
 class SecAggClients:
-    """The clients of a process in secure aggregation; keys: the folder with their identities, empty where they have none."""
+    """The clients of a process in secure aggregation.
+
+    keys: the folder with their identities, empty where they have none
+    """
 
     experiment: Experiment
     layout: Layout
     keys: str = ""
 
     def session(self, config: Mapping[str, Any], active: bool) -> Session:
-        """Return the session that a message is of: all but run, round and attempt from the client's own settings.
+        """Return the session of a message: its run, round and attempt, and all else from the client's own settings.
 
-        A threshold that the server may choose protects from no server; it still chooses the cohort, whose size the threshold
-        follows from, and privacy.protection.min_clients bounds. active: the server may lie
+        A threshold that the server may choose protects from no server. The server still chooses the cohort, which the
+        threshold follows from and whose size privacy.protection.min_clients bounds. active: the server may lie
         """
         privacy, cohort = self.experiment.privacy, self.experiment.federation.cohort
         _, threshold = choose_degree(cohort, privacy.protection.drop_outs, privacy.protection.colluders, active)
@@ -55,7 +58,7 @@ class SecAggClients:
         return Session(config[RUN], int(config[ROUND]), int(config[ATTEMPT]), size, threshold, privacy.least, active)
 
     def numbers(self, weights: Mapping[str, np.ndarray], examples: int, reference: int) -> tuple[np.ndarray, int]:
-        """Return what is masked, uint32 [2 + size], and how many weights were clipped."""
+        """Return the numbers to be masked, uint32 [2 + size], and how many weights were clipped."""
         plan = make_plan(self.experiment.privacy, self.experiment.federation.cohort)
         values, clipped = quantize(vector(weights, self.layout), examples, reference, plan.grid, self.layout)
         return to_ring(values, examples), clipped
@@ -68,7 +71,7 @@ class SecAggClients:
         brought: Mapping[str, Any],
         states: ClientStates,
     ) -> bytes:
-        """Answer a stage before or after the vector; `brought`: what the message carries for this client alone.
+        """Answer a stage before or after the vector; `brought`: the part of the message for this client alone.
 
         Raise ProtectionError where the client must not answer.
         """
@@ -76,7 +79,7 @@ class SecAggClients:
             raise ProtectionError(f"the server's message of the stage '{stage}' lacks '{missing[0]}'")
         if stage == "advertise":
             signer, registry = self._identity(client)
-            masker = Masker.begin(self.session(config, registry is not None), client, signer, registry)
+            masker = SecAggClient.begin(self.session(config, registry is not None), client, signer, registry)
             blob = masker.advertise()
         else:
             masker = self._load(client, config, states.get(client, SESSION))
@@ -85,7 +88,7 @@ class SecAggClients:
                 revealed = Revealed() if memory is None else Revealed.load(memory)
                 blob = masker.reveal(brought[BLOB], revealed, brought[CONFIRMATIONS])
                 states.put(client, REVEALED, to_state(revealed.save()))
-                states.drop(client, SESSION)  # it is over; its secrets go
+                states.drop(client, SESSION)  # the session is over, so its secrets go
                 return blob
             blob = masker.share(brought[BLOB]) if stage == "share" else masker.confirm(brought[BLOB])
         states.put(client, SESSION, to_state(masker.save()))
@@ -96,7 +99,7 @@ class SecAggClients:
         started = time.process_time()
         instructions, examples = contributions.instructions, contributions.counts()
         sessions = contributions.states[SESSION.name]
-        able: list[tuple[int, Masker, np.ndarray, int]] = []
+        able: list[tuple[int, SecAggClient, np.ndarray, int]] = []
         for k, client in contributions.standing():
             try:
                 masker = self._load(client, instructions.settings, sessions[k])
@@ -113,15 +116,18 @@ class SecAggClients:
             sessions[k] = to_state(masker.save())
             contributions.updates[k] = Sealed(write_masked(masker.session, masker.client, row), clipped, seconds)
 
-    def _load(self, client: int, config: Mapping[str, Any], state: Mapping[str, np.ndarray] | None) -> Masker:
-        """The client as it was after the last stage; raise ProtectionError where it has none in this session."""
+    def _load(self, client: int, config: Mapping[str, Any], state: Mapping[str, np.ndarray] | None) -> SecAggClient:
+        """Restore the client as it was after the last stage.
+
+        Raise ProtectionError where it has not begun this session.
+        """
         signer, registry = self._identity(client)
         kept = from_state(state)
         if kept is None:
             raise ProtectionError(
                 f"client {client} has not begun a secure aggregation here; it may have been started anew"
             )
-        masker = Masker.load(kept, signer, registry)
+        masker = SecAggClient.load(kept, signer, registry)
         if masker.session != self.session(config, registry is not None):
             raise ProtectionError(
                 f"client {client} is in round {masker.session.round}, attempt {masker.session.attempt} of secure aggregation, and "
@@ -130,5 +136,5 @@ class SecAggClients:
         return masker
 
     def _identity(self, client: int) -> tuple[Signer | None, Registry | None]:
-        """A client's registered key and everybody's public ones; none where the server is trusted to follow the protocol."""
+        """Return a client's registered key and all public ones; none where the server is trusted to be honest."""
         return load_identity(Path(self.keys), client) if self.keys else (None, None)

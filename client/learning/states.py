@@ -1,4 +1,4 @@
-"""What clients keep between rounds, in one keyed store: by client and by what it is.
+"""A store of what clients keep between rounds, by client and kind of state.
 
 On a client's own machine the store is the Flower context of its node; a simulation has one store for all of its clients
 (`simulations/engine/states.py`), sparse and on disk.
@@ -21,7 +21,7 @@ PREFIX = "fedveil.state"  # of a record in a node's context
 class StateKey:
     """One kind of state.
 
-    durable: part of what a checkpoint holds; else it serves one session, and a resumed simulation begins without it
+    durable: saved in a checkpoint; else it serves one session, and a resumed simulation begins without it
     """
 
     name: str
@@ -32,32 +32,35 @@ class ClientStates(Protocol):
     """A store of named arrays by client and key."""
 
     def get(self, client: int, key: StateKey) -> State | None:
-        """Return what a client keeps, or None where it keeps nothing by this key."""
+        """Return a client's state, or None where it keeps none by this key."""
 
     def put(self, client: int, key: StateKey, state: State) -> None:
-        """Keep a state in place of the one before."""
+        """Store a state in place of the one before."""
 
     def drop(self, client: int, key: StateKey) -> None:
-        """Forget a state; one that is not there is no error."""
+        """Delete a state, if it is there."""
 
 
 @dataclass(frozen=True)
 class ContextStates:
-    """The store of a Flower node: its context's records, which may be of several clients."""
+    """The store of a Flower node: the records of its context, which may be of several clients."""
 
     records: RecordDict
 
     def get(self, client: int, key: StateKey) -> State | None:
-        """As `ClientStates.get`."""
+        """Return a client's state, as `ClientStates.get`."""
         record = self.records.get(_record(client, key))
         return {name: array.numpy() for name, array in record.items()} if isinstance(record, ArrayRecord) else None
 
     def put(self, client: int, key: StateKey, state: State) -> None:
-        """As `ClientStates.put`; the arrays are copied, since a node's context may be pickled and stored."""
+        """Store a state, as `ClientStates.put`.
+
+        The arrays are copied, because a node's context may be pickled and stored.
+        """
         self.records[_record(client, key)] = ArrayRecord({name: Array(value) for name, value in state.items()})
 
     def drop(self, client: int, key: StateKey) -> None:
-        """As `ClientStates.drop`."""
+        """Delete a state, as `ClientStates.drop`."""
         self.records.pop(_record(client, key), None)
 
 
@@ -66,17 +69,17 @@ def _record(client: int, key: StateKey) -> str:
 
 
 def to_state(blob: bytes) -> State:
-    """Bytes as a state."""
+    """Wrap bytes as a state."""
     return {"bytes": np.frombuffer(blob, np.uint8)}
 
 
 def from_state(state: State | None) -> bytes | None:
-    """The bytes of a state that `to_state` made."""
+    """Return the bytes of a state that `to_state` made."""
     return None if state is None else state["bytes"].tobytes()
 
 
 def lend(states: ClientStates, client: int, keys: Iterable[StateKey], records: RecordDict) -> None:
-    """Put a client's states among the records of a message, for a client that works in another process."""
+    """Put a client's states into the records of a message, for a client that works in another process."""
     for key in keys:
         state = states.get(client, key)
         if state is not None:
@@ -84,7 +87,7 @@ def lend(states: ClientStates, client: int, keys: Iterable[StateKey], records: R
 
 
 def take_back(records: RecordDict, client: int, keys: Iterable[StateKey], states: ClientStates) -> None:
-    """Take a client's states out of the records of its reply."""
+    """Move a client's states from the records of its reply to the store."""
     lent = ContextStates(records)
     for key in keys:
         state = lent.get(client, key)

@@ -1,4 +1,4 @@
-"""Steps between training and protection: what changes an update, and who looks at it, before it is sent."""
+"""Steps between training and protection, which change an update or inspect it before it is sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def corrupt(runtime: ClientRuntime, contributions: Contributions) -> None:
 
 
 def transform(runtime: ClientRuntime, contributions: Contributions) -> None:
-    """Change each update by the defence, then clip it, then add noise, as the settings say."""
+    """Apply the defence, clipping and noise of the settings to each update."""
     privacy, instructions = runtime.experiment.privacy, contributions.instructions
     for k, client in contributions.standing():
         stream = Stream(runtime.experiment.seed, instructions.round, client)
@@ -35,13 +35,19 @@ def transform(runtime: ClientRuntime, contributions: Contributions) -> None:
 
 
 def withhold(runtime: ClientRuntime, contributions: Contributions) -> None:
-    """Tell nothing of the data but the noisy update: each client weighs 1, and its loss and steps stay with it."""
+    """Report nothing of the data but the noisy update.
+
+    Each client counts as one example, and reports neither its loss nor its steps.
+    """
     contributions.examples = np.ones_like(contributions.counts())
     contributions.loss = contributions.steps = None
 
 
 def look(runtime: ClientRuntime, contributions: Contributions) -> None:
-    """Keep back, or warn of, what reveals a client's examples, as the settings and its owner say."""
+    """Inspect each client's update for what it reveals of examples; refuse it or warn of it.
+
+    The settings and the client's owner say which.
+    """
     for k, client in contributions.standing():
         try:
             guard(runtime, client, contributions.given, contributions.of(k))
@@ -52,9 +58,9 @@ def look(runtime: ClientRuntime, contributions: Contributions) -> None:
 def guard(
     runtime: ClientRuntime, client: int, given: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]
 ) -> None:
-    """Attack what would be sent with the attacks that take milliseconds; what it reveals is told to the operator alone.
+    """Attack a client's update with fast attacks, and tell only the operator what it reveals.
 
-    given: the model that the client was sent; weights: those that it would send, after whatever covers them
+    given: the model that the client was sent; weights: those that it would send, after defence, clipping and noise
     Raise ProtectionError where they must not be sent.
     """
     how = max(runtime.experiment.privacy.leak_guard, runtime.leak_guard, key=GUARDS.index)

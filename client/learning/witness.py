@@ -1,4 +1,4 @@
-"""A simulation's own memory of what clients made in the clear: what a protected sum is held against."""
+"""A simulation's record of unprotected contributions, with which a protected sum is compared."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import numpy as np
 
 
 class Witness:
-    """Remembers the contributions of a round."""
+    """The contributions of a round, as clients made them."""
 
     def __init__(self) -> None:
         self._made: dict[int, tuple[Mapping[str, np.ndarray], int]] = {}
 
     def saw(self, client: int, weights: Mapping[str, np.ndarray], examples: int) -> None:
-        """Remember one client's weights and the number of its examples."""
+        """Record one client's weights and the number of its examples."""
         self._made[client] = weights, examples
 
     def error(self, model: Mapping[str, np.ndarray], clients: Sequence[int]) -> float:
-        """Return the largest distance of `model` from the mean of these clients' weights, in float64, and forget them."""
+        """Return the largest distance of `model` from the mean of these clients' weights, in float64.
+
+        The record is cleared.
+        """
         made = [self._made[client] for client in clients]
         total = sum(examples for _, examples in made)
         largest = 0.0

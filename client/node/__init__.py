@@ -1,1 +1,1 @@
-"""A client on a machine of its own: it joins a server, takes its messages, and answers as its owner allows."""
+"""A client on a machine of its own: it joins a server, takes its messages, and answers as its owner's policy allows."""

@@ -1,4 +1,4 @@
-"""The first words between a client and a server: whether each is who it should be, said plainly where it is not."""
+"""The greeting between a client and a server: each checks the other, and errors say what is wrong."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from fedveil.core.errors import DeploymentError
 from fedveil.core.wire.bundle import code
 
 HELLO = "/v1/fedveil/hello"
-PATIENCE = 10.0  # seconds for an answer
+PATIENCE = 10.0  # seconds to wait for an answer
 
 
 class Unreachable(DeploymentError):
-    """The server does not answer now, and may later."""
+    """The server does not answer now, and may answer later."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is; `str` of it is HOST:PORT."""
+    """The address of a server; `str` of it is HOST:PORT."""
 
     host: str
     port: int
@@ -55,11 +55,11 @@ class Address:
 
 
 def greet(address: Address, keys: Path | None) -> dict[str, Any]:
-    """Ask the server who it is, in this client's name; return what it says.
+    """Send the server this client's signed greeting, and return the server's answer.
 
     keys: of the client; None speaks plain HTTP and signs nothing
-    Raise Unreachable where nobody answers; DeploymentError, saying what to do, where one of the two is not whom the other
-    expects, their clocks disagree, or they run different FedVeils.
+    Raise Unreachable where nobody answers; DeploymentError, saying what to do, where one of the two is not whom the
+    other expects, their clocks disagree, or they run different versions of FedVeil.
     """
     _reach(address)
     scheme, headers = "http", {}
@@ -85,7 +85,7 @@ def greet(address: Address, keys: Path | None) -> dict[str, Any]:
 
 
 def _reach(address: Address) -> None:
-    """Raise Unreachable, with the reason, where no connection can be made at all."""
+    """Raise Unreachable, with the reason, where no connection can be made."""
     try:
         socket.create_connection((address.host, address.port), timeout=PATIENCE).close()
     except socket.gaierror as error:
@@ -101,7 +101,7 @@ def _reach(address: Address) -> None:
 
 
 def _transport(address: Address, error: httpx.TransportError, keys: Path | None) -> DeploymentError:
-    """What a failed exchange means."""
+    """Return the error that explains a failed exchange."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLError):
         cause = cause.__cause__ or cause.__context__
@@ -128,7 +128,7 @@ def _transport(address: Address, error: httpx.TransportError, keys: Path | None)
 
 
 def _signed(identity: Path) -> dict[str, str]:
-    """Headers that name and prove who calls, as Flower's nodes send them."""
+    """Return headers that name the caller and prove its identity, as Flower's nodes send them."""
     key = load_ssh_private_key(identity.read_bytes(), None)
     timestamp = datetime.now(UTC).isoformat()
     public = public_key_to_bytes(key.public_key())  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ def _signed(identity: Path) -> dict[str, str]:
 
 
 def _same_code(address: Address, told: dict[str, Any]) -> None:
-    """Raise DeploymentError where the server runs another FedVeil."""
+    """Raise DeploymentError where the server runs another version or other code of FedVeil."""
     theirs, ours = (told.get("fedveil"), told.get("code")), (version("fedveil"), code())
     if theirs != ours:
         raise DeploymentError(
@@ -151,5 +151,5 @@ def _same_code(address: Address, told: dict[str, Any]) -> None:
 
 
 def skew(told: dict[str, Any]) -> float:
-    """Seconds that this machine's clock is ahead of the server's."""
+    """Return the seconds that this machine's clock is ahead of the server's."""
     return time.time() - float(told["time"])

@@ -1,4 +1,4 @@
-"""`fedveil client`: Flower's SuperNode, the relay and the trainer, as one supervised whole."""
+"""`fedveil client`: runs and supervises Flower's SuperNode, the relay and the trainer."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from fedveil.privacy.trust.key_folders import check_client_folder
 
 STARTING = 120.0  # seconds that a process may take to start
 WAITS = (1.0, 2.0, 2.0, 2.0, 5.0, 10.0, 20.0)  # seconds between attempts, the last for all further ones
-CHECK = 10.0  # seconds between looks whether the server is there, which also tell it that this client is
-QUIET = 60.0  # seconds without a call of the SuperNode to a server that can be reached, after which it is started again
-SKEW = 3.0  # seconds that the clocks may disagree without a word; Flower's node authentication allows 5
+CHECK = 10.0  # seconds between greetings, by which client and server know that the other is there
+QUIET = 60.0  # seconds after which a SuperNode that does not call a reachable server is started again
+SKEW = 3.0  # seconds that the clocks may disagree without a warning; Flower's node authentication allows 5
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a client is to run.
+    """The options of `fedveil client`.
 
-    keys: its folder; None for plain HTTP and no protection that needs keys
+    keys: the client's folder of keys; None for plain HTTP and no protection that needs keys
     state: the folder of its logs
     number: of a client without keys, counted from 0
     """
@@ -52,12 +52,12 @@ class Options:
 def join(options: Options, say: Callable[[str], None]) -> None:
     """Take part in a server's runs until SIGTERM or Ctrl-C.
 
-    say: is told what a person wants to know
+    say: receives messages for people
     Raise FedveilError where the client cannot take part.
     """
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        # not here: the main thread may hold the event's lock at this very moment
+        # in another thread, since the main thread may hold the event's lock at this moment
         signal.signal(number, lambda _signal, _frame: threading.Thread(target=stopping.set).start())
     client = client_number(options)
     source = parse_source(options.data)
@@ -80,7 +80,10 @@ def join(options: Options, say: Callable[[str], None]) -> None:
 
 
 def client_number(options: Options) -> int:
-    """The client's number, by its key or, without one, by the partition it holds."""
+    """Return the client's number, from 0: that of its key or, without keys, of its partition or option.
+
+    Raise SettingsError where data and keys are of different clients, or where nothing gives a number.
+    """
     source = parse_source(options.data)
     if options.keys is not None:
         client = check_client_folder(options.keys, options.server.host)
@@ -98,7 +101,10 @@ def client_number(options: Options) -> int:
 
 
 def _greeted(options: Options, client: int, say: Callable[[str], None], stopping: threading.Event) -> bool:
-    """Wait until the server knows this client; False where the user stops that. Raise DeploymentError where it never will."""
+    """Wait until the server knows this client; return False where the user stops the wait first.
+
+    Raise DeploymentError where the server never will.
+    """
     attempt = 0
     while not stopping.is_set():
         try:
@@ -125,7 +131,7 @@ def _greeted(options: Options, client: int, say: Callable[[str], None], stopping
 
 
 class _Parts:
-    """The processes of a client. Each is started again when it ends; none outlives this one."""
+    """The processes of a client. Each is started again when it ends, and none outlives this process."""
 
     def __init__(
         self,
@@ -147,7 +153,7 @@ class _Parts:
             file.write(self._secret)
 
     def supervise(self) -> None:
-        """Keep the parts running until the client is stopped."""
+        """Keep the processes running until the client is stopped."""
         node: Child | None = None
         relaying: threading.Thread | None = None
         failures = 0
@@ -185,7 +191,10 @@ class _Parts:
                 relaying.join(timeout=5)
 
     def _watch(self, node: Child, relaying: threading.Thread) -> None:
-        """Return when the SuperNode or the relay ends, or the client is stopped; tell when the server is lost and found."""
+        """Return when the SuperNode or the relay ends, or the client is stopped.
+
+        Say when the server cannot be reached, and when it is back.
+        """
         started = time.monotonic()
         lost, next_check = False, started + CHECK
         while node.running and relaying.is_alive() and not self._stopping.wait(0.2):
@@ -254,18 +263,18 @@ class _Parts:
         assert self._trainer is not None
         assert self._line is not None
         how = self._trainer.ended()
-        with self._turn:  # whoever waits for its answer is told first
+        with self._turn:  # a request in progress fails first
             self._line.close()
             self._say(f"the trainer died ({how}); starting another")
             self._start_trainer()
 
     def _tell(self, text: str) -> None:
-        """Say, and write down, what the operator of this client should know."""
+        """Show a message to the operator of this client, and log it."""
         self._say(text)
         self._log.info(text)
 
     def _ask(self, request: TrainerRequest) -> TrainerReply:
-        """Let the trainer answer; raise DeploymentError where it dies over it."""
+        """Let the trainer answer; raise DeploymentError where it dies."""
         with self._turn:
             assert self._line is not None
             try:

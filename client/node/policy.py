@@ -1,4 +1,4 @@
-"""What a client's owner allows, whatever the server asks: `fedveil client --policy policy.toml`.
+"""The policy of a client's owner, which limits any server's runs: `fedveil client --policy policy.toml`.
 
     protections = ["ckks", "secagg"]
     min_clients = 5
@@ -24,9 +24,10 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class Policy(Section):
-    """The limits of one client. What is left out, or an empty list, limits nothing; code is named by the owner or not at all.
+    """The limits of one client. A key that is left out, or an empty list, limits nothing.
 
-    It judges what a run's settings ask for, one run at a time: a server may start another run.
+    Code that a run's settings name is refused, except for a network that the owner names too. The policy judges the
+    settings of one run at a time: a server may start another run.
     """
 
     protections: Names = Field((), description="protections of updates that the client takes part in")
@@ -45,7 +46,7 @@ class Policy(Section):
     )
 
     def __init__(self, /, **limits: Any) -> None:
-        """Raise SettingsError that names every key that cannot be used."""
+        """Check the limits; raise SettingsError that names every key that cannot be used."""
         try:
             super().__init__(**limits)
         except ValidationError as error:
@@ -56,7 +57,10 @@ class Policy(Section):
 
     @classmethod
     def read(cls, path: Path) -> Policy:
-        """The policy in a TOML file; raise SettingsError that names the file and the key where it cannot be used."""
+        """Read the policy in a TOML file.
+
+        Raise SettingsError that names the file and the key where it cannot be used.
+        """
         try:
             limits = tomllib.loads(path.read_text("utf-8"))
         except OSError as error:
@@ -69,7 +73,7 @@ class Policy(Section):
             raise SettingsError(f"the policy {path}: {error}") from None
 
     def check(self, experiment: Experiment) -> None:
-        """Raise ProtectionError with all that a run asks for and this policy does not allow."""
+        """Raise ProtectionError with everything that a run asks for and this policy does not allow."""
         problems = self._protection(experiment) + self._work(experiment)
         if problems:
             raise ProtectionError("this client's policy refuses the run: " + "; ".join(problems))
@@ -101,7 +105,7 @@ class Policy(Section):
 
     def _work(self, experiment: Experiment) -> list[str]:
         training, rounds, problems = experiment.training, experiment.federation.rounds, []
-        # a name with a colon is any object that can be imported here, which is then called
+        # a name with a colon stands for any object that can be imported here, which is then called
         if experiment.model.is_own and experiment.model.name not in self.models:
             problems.append(
                 f"model.name = '{experiment.model.name}' names code, and it does not allow that code (models)"
@@ -134,7 +138,7 @@ class Policy(Section):
                 f"training.steps = {training.steps}, and it allows {most} epoch(s) at most (max_epochs): how many epochs that is "
                 "depends on how many examples a client has; training.epochs can be compared"
             )
-        elif training.steps > most:  # of all examples: an epoch each
+        elif training.steps > most:  # a step of all examples is an epoch
             problems.append(
                 f"training.steps = {training.steps} of all examples, and it allows {most} epoch(s) at most (max_epochs)"
             )
@@ -142,7 +146,7 @@ class Policy(Section):
 
 
 def _explain(error: ValidationError) -> str:
-    """One line for each key that cannot be used."""
+    """Write one line for each key that cannot be used."""
     lines = {}
     for problem in error.errors():
         key = str(problem["loc"][0])
@@ -155,7 +159,7 @@ def _explain(error: ValidationError) -> str:
     return "\n".join(lines.values())
 
 
-# pydantic's words for what a policy's author would call otherwise
+# by pydantic's kind of error, words for a policy's author
 _WORDS = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",

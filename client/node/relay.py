@@ -1,6 +1,6 @@
-"""Between Flower's SuperNode and the trainer: takes each message from the one, lets the other answer, and brings the reply back.
+"""The relay between Flower's SuperNode and the trainer: takes messages from one, and has them answered by the other.
 
-Nothing of a bundle that a server sends is ever unpacked or executed: its bytes are compared with those of this FedVeil's own.
+The bundle that a server sends is never unpacked or executed: its bytes are compared with those of this FedVeil's own.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from fedveil.core.errors import DeploymentError
 from fedveil.core.wire.bundle import check_bundle
 from fedveil.core.wire.flower import ErrorCode
 
-POLL = (0.05, 0.5)  # seconds between looks for work: while a run goes on, and when none has for a while
-BUSY = 30.0  # seconds after the last message in which the next is expected soon
+POLL = (0.05, 0.5)  # seconds between looks for messages: while a run goes on, and when none does
+BUSY = 30.0  # seconds after a message in which a run is taken to go on
 
 
 class Relay:
-    """Work of one SuperNode.
+    """The relay of one SuperNode.
 
     ask: lets the trainer answer; raises DeploymentError where it died
-    tell: is told why this client refused something, once for each reason
+    tell: receives each reason why this client refused something, once
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Relay:
         return reply_to(message, outcome)
 
     def _once(self, why: str) -> None:
-        """Tell this client's operator something that may come with every message, once."""
+        """Tell this client's operator a message once, however often it comes."""
         if why not in self._refused:
             self._refused.add(why)
             self._tell(why)

@@ -1,6 +1,7 @@
-"""The process of a deployed client that holds its data and keys, and computes: kept warm from round to round.
+"""The trainer: the process of a deployed client that holds its data and keys, and computes, for all rounds.
 
-It is started by `fedveil client` with one end of a socket pair, which nobody else can reach, and asked one message at a time.
+`fedveil client` starts it with one end of a socket pair, which nobody else can reach, and sends it one message at a
+time.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from fedveil.core.wire.messages import from_parcel, to_parcel
 
 @dataclass(frozen=True)
 class ClientProfile:
-    """What a client brings to every run.
+    """The client's part in every run.
 
     client: its number, counted from 0; data: where its examples come from (`datasets/own/local.py`)
-    keys: its folder, or none; policy: the file of what its owner allows, or none
+    keys: its folder, or none; policy: the file of its owner's policy, or none
     """
 
     client: int
@@ -35,13 +36,13 @@ class ClientProfile:
     policy: str = ""
 
     def node_config(self) -> dict[str, str | int | float | bool]:
-        """As the client's app finds it in its Flower context."""
+        """Return the node configuration that the client's app finds in its Flower context."""
         return {"partition-id": self.client, "data": self.data, "keys": self.keys, "policy": self.policy}
 
 
 @dataclass(frozen=True)
 class TrainerRequest:
-    """A message for the client's app, and the context it is handled in."""
+    """A message for the client's app, and the context of its run and node."""
 
     message: Message
     state: RecordDict
@@ -52,7 +53,7 @@ class TrainerRequest:
 
 @dataclass(frozen=True)
 class TrainerReply:
-    """What came of a request: the content of a reply, or the code and reason of an error; and the state to keep.
+    """The answer to a request: the content of a reply, or the code and reason of an error; and the state to keep.
 
     said: warnings for this client's operator, which may quote its data and go to nobody else
     """
@@ -64,7 +65,7 @@ class TrainerReply:
 
 
 class _Warnings(logging.Handler):
-    """Keeps what the app warns of."""
+    """A log handler that keeps the app's warnings."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -88,9 +89,9 @@ def handle(request: TrainerRequest, profile: ClientProfile) -> TrainerReply:
     )
     try:
         reply = app(request.message, context)
-    except Exception as error:  # the client goes on
+    except Exception as error:  # one failed message does not end the client
         traceback.print_exc()
-        # the words of an error may quote the client's data: they stay in its own log
+        # an error's text may quote the client's data, so it stays in the client's log
         what = f"its app failed ({type(error).__name__}); the client's own log says where"
         return TrainerReply(None, (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, what), context.state)
     if reply.has_error():
@@ -99,7 +100,7 @@ def handle(request: TrainerRequest, profile: ClientProfile) -> TrainerReply:
 
 
 def answer(request: TrainerRequest, profile: ClientProfile) -> TrainerReply:
-    """`handle` for a message whose content travels as a parcel."""
+    """Answer a message whose content travels as a parcel, and collect the warnings."""
     try:
         content = from_parcel(request.message.content)
     except ProtectionError as error:
@@ -116,15 +117,15 @@ def answer(request: TrainerRequest, profile: ClientProfile) -> TrainerReply:
 
 
 def reply_to(message: Message, outcome: TrainerReply) -> Message:
-    """The reply that an outcome means."""
+    """Make the reply to a message from the trainer's answer."""
     if outcome.content is None:
         return Message(Error(*outcome.error), reply_to=message)
     return Message(outcome.content, reply_to=message)
 
 
 def command(descriptor: int, profile: ClientProfile) -> list[str]:
-    """How to start a trainer that answers on an inherited file descriptor."""
-    # not -m: what travels is named by this module, and there it would be called __main__
+    """Return the command that starts a trainer, which answers on an inherited file descriptor."""
+    # not -m: pickled classes name this module, which -m would call __main__
     start = "from fedveil.client.node.trainer import main; main()"
     return [sys.executable, "-c", start, str(descriptor), json.dumps(asdict(profile))]
 
@@ -134,7 +135,7 @@ def main() -> None:
     descriptor, settings = sys.argv[1:]
     profile = ClientProfile(**json.loads(settings))
     with Connection(int(descriptor)) as connection:
-        import_module("fedveil.client.app")  # the seconds this takes are not a round's
+        import_module("fedveil.client.app")  # imported now, so that no round waits for it
         connection.send("ready")
         while True:
             try:

@@ -1,1 +1,1 @@
-"""What a run leaves: a folder that is readable at every moment, also after the run was killed."""
+"""The record of a run, and its resumptions."""

@@ -41,16 +41,16 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 TABLES = ("metrics.csv", "clients.csv", "ledger.csv")
-CARRIED = 2**17  # bytes of rows that a checkpoint carries, before it is cheaper to flush the tables
+CARRIED = 2**17  # bytes of rows in a checkpoint, above which it is cheaper to flush the tables
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass
 class Table:
-    """What a run wrote to a table: the start, which is on the disk for sure, and the rows that a power cut may take.
+    """What a run wrote to a CSV file: the start, which was flushed to the disk, and rows that a power cut may lose.
 
     length: bytes of the start; crc: their CRC-32
-    rows: the bytes after them, which the checkpoint carries: one flush a round then keeps all tables
+    rows: the bytes after the start; the checkpoint holds them too, so that one flush a round keeps all tables
     """
 
     length: int = 0
@@ -59,14 +59,14 @@ class Table:
 
     @property
     def size(self) -> int:
-        """Bytes of the whole table."""
+        """Size of the whole table in bytes."""
         return self.length + len(self.rows)
 
 
 def write_atomically(path: Path, *content: bytes | memoryview, flush: bool = True) -> None:
-    """Write a file so that it holds the old content or the new one, whole, whatever happens.
+    """Write a file in one step: a kill at any moment leaves the old content or the new one, whole.
 
-    flush: the new content is on the disk when this returns; without it a power cut may take either, not so a kill
+    flush: wait until the new content is on the disk; without it, a power cut may lose content, but a kill may not
     """
     temporary = path.with_name(f".{path.name}.part")
     with _named(path):
@@ -78,17 +78,17 @@ def write_atomically(path: Path, *content: bytes | memoryview, flush: bool = Tru
                     os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
-            temporary.unlink(missing_ok=True)  # on a full disk it takes the room that others need
+            temporary.unlink(missing_ok=True)  # on a full disk it takes up space that others need
             raise
         if flush:
             _flush(path.parent)
 
 
 def write_in_turn(path: Path, *content: bytes | memoryview) -> None:
-    """Write a file that is written over and over, atomically; the one before it stays beside it, as previous-NAME.
+    """Write a file that is rewritten often, in one step; keep its last version beside it, as previous-NAME.
 
-    The room of the one before that is used again, which takes half the time of making and freeing files. Where a kill
-    leaves no `path`, `newest` finds the previous one.
+    The version before the last is overwritten, which takes half the time of creating and deleting files. Where a kill
+    leaves no `path`, `newest` returns the previous version.
     """
     previous, temporary = _previous(path), path.with_name(f".{path.name}.part")
     with _named(path):
@@ -108,11 +108,11 @@ def write_in_turn(path: Path, *content: bytes | memoryview) -> None:
         if path.exists():
             path.replace(previous)
         temporary.replace(path)
-        _flush(path.parent)  # else a power cut could leave the old names, and the file now called previous written over
+        _flush(path.parent)  # else, after a power cut, `path` could name the file that the next write overwrites
 
 
 def newest(path: Path) -> Path:
-    """The file that `write_in_turn` wrote last, which may not exist."""
+    """Return the path of the file that `write_in_turn` wrote last, which may not exist."""
     return _previous(path) if _previous(path).exists() and not path.exists() else path
 
 
@@ -122,9 +122,10 @@ def _previous(path: Path) -> Path:
 
 @contextmanager
 def alone(folder: Path, what: str = "writing this run") -> Iterator[None]:
-    """Be the one process that writes in `folder`; raise SettingsError, which says `what` it does, where another one is.
+    """Lock `folder` for this process; raise SettingsError where another process holds the lock.
 
-    The system lets go of the folder when the process ends, however it ends. Systems without such locks go unguarded.
+    The system releases the lock when the process ends, also by a kill. Without `fcntl` (Windows) there is no lock.
+    what: what the other process is doing, for the message
     """
     if fcntl is None:
         yield
@@ -160,10 +161,11 @@ class Record:
 
     @classmethod
     def create(cls, experiment: Experiment, out: str | Path | None = None, command: Sequence[str] = ()) -> Record:
-        """Make the folder `out`, or runs/NAME-TIMESTAMP; raise SettingsError where it exists or cannot be made.
+        """Create the folder `out`, or runs/NAME-TIMESTAMP without it, and write the settings and environment into it.
 
-        The experiment's engine and device are the ones really used, not `auto`. Raise FedveilError where the disk is full,
-        and leave no folder.
+        experiment: with the engine and device that are really used, not `auto`
+        Raise SettingsError where the folder exists or cannot be created. Raise FedveilError where the disk is full; no
+        folder is left then.
         """
         folder = Path("runs" if out is None else out)
         try:
@@ -183,7 +185,7 @@ class Record:
             record.write(
                 "environment.json", json.dumps(environment(experiment.device, command), indent=2).encode() + b"\n"
             )
-            record.write("experiment.toml", experiment.toml().encode())  # the last: with it a run can be resumed
+            record.write("experiment.toml", experiment.toml().encode())  # last: a folder that has it can be resumed
             _flush(folder.parent)
         except OSError as error:
             rmtree(folder)
@@ -191,7 +193,7 @@ class Record:
         return record
 
     def path(self, name: str) -> Path:
-        """The path of a file of the record."""
+        """Return the path of a file of the record."""
         return self.folder / name
 
     def write(self, name: str, *content: bytes | memoryview, flush: bool = True) -> None:
@@ -199,14 +201,12 @@ class Record:
         write_atomically(self.path(name), *content, flush=flush)
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows to a table, all or none; the first rows ever name its columns."""
+        """Append rows to a table, all or none; the first rows set its columns."""
         rows = list(rows)
         if not rows:
             return
         table, columns, text = self.tables[name], list(rows[0]), io.StringIO()
-        writer = csv.writer(
-            text, lineterminator="\n"
-        )  # floats as Python writes them, which loses nothing; None is empty
+        writer = csv.writer(text, lineterminator="\n")  # repr of floats, which loses no digits; None is empty
         if not table.size:
             writer.writerow(columns)
         writer.writerows([row[column] for column in columns] for row in rows)
@@ -221,7 +221,7 @@ class Record:
         table.rows += added
 
     def settle(self) -> None:
-        """Flush the tables where their rows outgrow what a checkpoint should carry."""
+        """Flush the tables where their unflushed rows are too many for a checkpoint (CARRIED)."""
         if sum(len(table.rows) for table in self.tables.values()) > CARRIED:
             self._flush_tables()
 
@@ -233,7 +233,7 @@ class Record:
         _flush(self.folder)
 
     def close(self) -> None:
-        """Flush what was written without it: a finished run is safe from a power cut, and needs no previous checkpoint."""
+        """Flush all files to the disk, and delete previous checkpoints, which a finished run does not need."""
         self._flush_tables()
         for path in self.folder.glob("*.safetensors"):
             _flush(path)
@@ -241,7 +241,7 @@ class Record:
             path.unlink()
 
     def check(self) -> None:
-        """Raise SettingsError where a table's start is not the one that `tables` names: rows were edited or lost."""
+        """Raise SettingsError where the start of a table differs from `tables`: rows were edited or lost."""
         for name, table in self.tables.items():
             path = self.path(name)
             start = b""
@@ -255,7 +255,7 @@ class Record:
                 )
 
     def cut(self) -> None:
-        """Make each table what `tables` names: without rows of later rounds and half-written lines, no row missing."""
+        """Restore each table to the content in `tables`: drop later rows and half-written lines, add lost rows."""
         for name, table in self.tables.items():
             path = self.path(name)
             with _named(path):
@@ -271,23 +271,23 @@ class Record:
                         file.write(table.rows)
 
     def sha256(self, name: str) -> str:
-        """The SHA-256 of a file of the record, as `sha256sum` prints it."""
+        """Return the SHA-256 of a file of the record, as `sha256sum` prints it."""
         return sha256(self.path(name).read_bytes()).hexdigest()
 
     @cached_property
     def settings(self) -> str:
-        """The SHA-256 of experiment.toml when the run began: later versions may know more settings, with other defaults."""
+        """SHA-256 of the file experiment.toml, not of the settings: a later version may have other defaults."""
         return self.sha256("experiment.toml")
 
     def replace_settings(self, text: bytes) -> None:
-        """Write other settings to experiment.toml; from here on the run has these."""
+        """Replace the content of experiment.toml."""
         self.write("experiment.toml", text)
         self.__dict__.pop("settings", None)
 
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Let an OSError name the file: the system's own does not where a disk is full."""
+    """Add the file's name to an OSError; the system's error for a full disk lacks it."""
     try:
         yield
     except OSError as error:
@@ -295,7 +295,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _flush(path: Path) -> None:
-    """Bring a file's content, or a folder's names, to the disk."""
+    """Flush a file's content, or a folder's entries, to the disk."""
     with _named(path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -308,7 +308,7 @@ def _flush(path: Path) -> None:
 
 
 def _cut(path: Path, size: int) -> None:
-    """Shorten a file to its first bytes; to none is to remove it."""
+    """Shorten a file to its first `size` bytes; remove it where `size` is 0."""
     if size:
         os.truncate(path, size)
     else:
@@ -316,13 +316,13 @@ def _cut(path: Path, size: int) -> None:
 
 
 def _refusal(folder: Path, error: OSError) -> FedveilError:
-    """Why a record cannot be made: the folder cannot be had, which is the user's choice, or the disk is full."""
+    """Return the error for a record that cannot be created: FedveilError where the disk is full, else SettingsError."""
     kind = FedveilError if error.errno in FULL else SettingsError
     return kind(f"--out {folder}: cannot be written: {error.strerror or error}")
 
 
 def _new_folder(parent: Path, name: str) -> Path:
-    """Make and return parent/NAME-TIMESTAMP; two runs that start in the same second get a folder each."""
+    """Create and return parent/NAME-TIMESTAMP; runs that start in the same second get a number after it."""
     parent.mkdir(exist_ok=True)
     stamp, n = datetime.now().strftime("%Y%m%d-%H%M%S"), 1
     while True:
@@ -336,7 +336,7 @@ def _new_folder(parent: Path, name: str) -> Path:
 
 
 def environment(device: str, command: Sequence[str] = ()) -> dict[str, Any]:
-    """What a reader of the record needs to repeat it: versions, machine, command, commit."""
+    """Describe what is needed to repeat a run: versions, machine, command, commit."""
     packages = ("fedveil", "flwr", "torch", "numpy", "scikit-learn")
     return {
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
@@ -351,10 +351,10 @@ def environment(device: str, command: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this code runs from; None where it is installed elsewhere."""
+    """Return the commit of the checkout that this code runs from; None where it runs from no checkout."""
     here = Path(__file__).resolve()
     try:
-        # installed inside some other project's checkout, this file is not one that git there knows
+        # where FedVeil is installed inside another project's checkout, git does not track this file
         subprocess.run(
             ["git", "-C", str(here.parent), "ls-files", "--error-unmatch", here.name],
             capture_output=True, timeout=5, check=True,
@@ -364,5 +364,5 @@ def _commit() -> str | None:
             capture_output=True, text=True, timeout=5, check=False,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
-        return None  # no git here, it does not answer, or this is no checkout: the record says null
+        return None  # git is missing or does not answer, or this is no checkout
     return answer.stdout.strip() or None

@@ -1,8 +1,8 @@
-"""How a run goes on: what its record says of each resumption, and a new number of rounds.
+"""Resumptions of a run, in its record.
 
-environment.json lists the resumptions. One that changes the number of rounds names the SHA-256 of experiment.toml before
-and after: the checkpoint, which names the settings it was made with, is then known to belong to both. The list is written
-first, so that a kill between the three files leaves a run that goes on.
+environment.json lists the resumptions. A resumption may change the number of rounds; its entry then holds the SHA-256
+of experiment.toml before and after. A checkpoint names the settings it was made with, so it is accepted with either.
+The list is written first, so that a run can be resumed after a kill between the writes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ FILE = "environment.json"
 
 
 def note_resume(record: Record, experiment: Experiment, after: int, command: Sequence[str] = ()) -> None:
-    """Write down that a run goes on after so many rounds, to the number of rounds that `experiment` has.
+    """Add a resumption to environment.json, and change the number of rounds in experiment.toml to that of `experiment`.
 
+    after: the rounds that are done
     Raise SettingsError where environment.json is damaged.
     """
     written = Experiment.load(record.path("experiment.toml"))
@@ -42,7 +43,7 @@ def note_resume(record: Record, experiment: Experiment, after: int, command: Seq
 
 
 def earlier_settings(record: Record) -> set[str]:
-    """SHA-256 of every experiment.toml that a checkpoint of this run may have been made with, today's included."""
+    """Return the SHA-256 of each experiment.toml that this run has had, the present one included."""
     found = {record.settings}
     for entry in reversed(_read(record).get("resumes", [])):
         before, after = entry.get("experiment", ("", ""))
@@ -52,7 +53,7 @@ def earlier_settings(record: Record) -> set[str]:
 
 
 def _read(record: Record) -> dict[str, Any]:
-    """What environment.json holds; nothing where there is none."""
+    """Return the content of environment.json; an empty dict where there is no such file."""
     try:
         told: dict[str, Any] = json.loads(record.path(FILE).read_bytes())
         told.get("resumes", [])

@@ -1,1 +1,1 @@
-"""The settings of an experiment: sections of frozen values, their text, and the errors that explain them."""
+"""The settings of an experiment: frozen sections, their TOML text, and the errors that explain them."""

@@ -1,4 +1,4 @@
-"""Changing settings by their keys, as `--set` does."""
+"""Changes of settings by their keys, as `--set` makes them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from fedveil.core.settings.choice import Choice
 
 
 def changed(tree: dict[str, Any], settings: Mapping[str, Any], choices: Mapping[str, type[Choice]]) -> dict[str, Any]:
-    """The tree of settings with others in their places; None stands for the default.
+    """Return `tree`, changed in place by `settings`; the value None restores the default.
 
-    choices: kinds of part by the key of the table that holds a part's name and settings
+    tree: all settings, nested as in TOML; settings: new values by dotted key
+    choices: kinds of part, by the key of the table that holds the part's name and settings
     """
     names = {key: prefix for prefix, kind in choices.items() for key in (prefix, f"{prefix}.name", kind.key)}
     for key in sorted(settings, key=lambda key: key not in names):  # a part first, then its settings
@@ -31,7 +32,7 @@ def changed(tree: dict[str, Any], settings: Mapping[str, Any], choices: Mapping[
 
 
 def _branch(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
-    """The table that a key stands in, and its name there."""
+    """Return the table that holds a key, and the key's name in it; raise SettingsError where there is no such table."""
     *sections, last = key.split(".")
     branch: Any = tree
     for section in sections:
@@ -42,14 +43,18 @@ def _branch(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
 
 
 def _chosen(kind: type[Choice], before: dict[str, Any], value: Any) -> Any:
-    """A part in the place of another one: what was set of the old one's settings stays where the new one has it too."""
+    """Return the table of a newly chosen part.
+
+    It keeps the old part's settings that differ from their defaults, where the new part has them too.
+    before: the table of the old part; value: the new part's name, its table, or None for the default part
+    """
     if not isinstance(value, str) and value is not None:
-        return value  # a table with all that is wanted
+        return value  # a whole table replaces the old one
     name, old = value or kind.default, before["name"]
     if name == old:
         return before
     if name not in kind.table and not kind.table.is_own(name):
-        return {"name": name}  # to be refused with all else that is wrong
+        return {"name": name}  # validation refuses it, together with all other errors
     has = kind.table.declared(name, kind.key).settings.model_fields
     had = kind.table.declared(old, kind.key).settings.model_fields
     kept = {

@@ -1,4 +1,4 @@
-"""Combinations of settings that cannot work: refused before anything starts, by the keys and what could be."""
+"""Combinations of settings that cannot work; they are refused before a run starts, with keys and alternatives."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from fedveil.core.catalog import METRICS, PROTECTIONS, STRATEGIES
 from fedveil.core.errors import SettingsError
 from fedveil.core.settings.sections import Settings
 
-ORDER = ("sum", "mean", "each")  # what an aggregation may need to see, less first
+ORDER = ("sum", "mean", "each")  # what a strategy may need to see, from least to most
 
 
-def check_combinations(e: Settings, foreign: bool = False) -> None:
-    """Refuse what each setting allows by itself and together cannot work.
+def check_combinations(e: Settings) -> None:
+    """Raise SettingsError where settings that are valid one by one cannot work together.
 
-    foreign: the settings come from another machine; no code that they name is imported
+    A user's part in settings from another machine is not imported here; it is checked when it is used.
     """
-    STRATEGIES.check(e.federation.strategy, "federation.strategy")
     for name in e.evaluation.metrics or ():
         METRICS.check(name, "evaluation.metrics")
     training, federation = e.training, e.federation
@@ -43,21 +42,6 @@ def check_combinations(e: Settings, foreign: bool = False) -> None:
         f"training.learning_rate = {training.learning_rate}, the highest of the schedule",
     )
     refuse(
-        federation.strategy == "fedprox" and training.proximal_mu == 0,
-        "federation.strategy = 'fedprox': with training.proximal_mu = 0 it is fedavg; set training.proximal_mu, 0.01 say",
-    )
-    liars = federation.malicious
-    least = {"krum": 2 * liars + 3, "multikrum": 2 * liars + 3, "bulyan": 4 * liars + 3}.get(federation.strategy, 0)
-    refuse(
-        federation.cohort < least,
-        f"federation.cohort = {federation.cohort}: {federation.strategy} with federation.malicious = {liars} needs at least {least}",
-    )
-    refuse(
-        federation.strategy == "multikrum" and (federation.selected or 1) > federation.cohort - liars - 2,
-        f"federation.selected = {federation.selected}: multikrum can select at most cohort - malicious - 2 = "
-        f"{federation.cohort - liars - 2} updates",
-    )
-    refuse(
         e.evaluation.federated and e.data.validation_fraction == 0,
         "evaluation.federated = true: clients need a part to evaluate on; set data.validation_fraction, 0.1 say",
     )
@@ -67,16 +51,23 @@ def check_combinations(e: Settings, foreign: bool = False) -> None:
     )
     _check_protection(e, refuse)
     _check_noise(e, refuse)
-    if not (foreign and STRATEGIES.is_own(e.federation.strategy)):
+    if e.federation.strategy.resolved:
         _check_shown(e, refuse)
-    for choice in (e.data.dataset, e.data.partition, e.model, e.privacy.protection, e.privacy.defence):
+    for choice in (
+        e.data.dataset,
+        e.data.partition,
+        e.model,
+        e.federation.strategy,
+        e.privacy.protection,
+        e.privacy.defence,
+    ):
         check = choice.declaration.check if choice.resolved else None
         if check is not None:
             check(choice.settings, e)
 
 
 def _check_protection(e: Settings, refuse: Callable[[bool, str], None]) -> None:
-    """Refuse what cannot work on sums of protected updates."""
+    """Refuse settings that cannot work with protected updates."""
     if not e.privacy.protected:
         return
     protection = e.privacy.protection.name
@@ -98,12 +89,10 @@ def _check_protection(e: Settings, refuse: Callable[[bool, str], None]) -> None:
 
 
 def _check_shown(e: Settings, refuse: Callable[[bool, str], None]) -> None:
-    """Refuse a strategy that needs to see more of the updates than their protection and noise allow."""
+    """Refuse a strategy that needs to see more of the updates than the protection and the noise allow."""
     strategy, privacy, shows = e.federation.strategy, e.privacy, e.privacy.shows
-    most = "mean" if privacy.noisy and shows == "each" else shows  # noise is accounted for the plain mean
-    if most == "each":
-        return  # every strategy can work, and none is imported
-    declared = STRATEGIES.declared(strategy, "federation.strategy")
+    most = "mean" if privacy.noisy and shows == "each" else shows  # the privacy accounting covers the plain mean alone
+    declared = strategy.declaration
     if ORDER.index(declared.needs) <= ORDER.index(most):
         return
     able = ", ".join(
@@ -128,7 +117,7 @@ def _check_shown(e: Settings, refuse: Callable[[bool, str], None]) -> None:
 
 
 def _check_noise(e: Settings, refuse: Callable[[bool, str], None]) -> None:
-    """Refuse noise that could not guarantee what is accounted for it."""
+    """Refuse noise whose differential privacy guarantee would not hold."""
     privacy = e.privacy
     if not privacy.noisy:
         return

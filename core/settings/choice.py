@@ -1,4 +1,4 @@
-"""A part chosen by name, with its own settings: `dirichlet`, or `{name = "dirichlet", alpha = 0.3}`."""
+"""The choice of a part by name, with its own settings: `dirichlet`, or `{name = "dirichlet", alpha = 0.3}`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any, ClassVar, Self
 from pydantic import GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from fedveil.core.catalog import DATASETS, DEFENCES, MODELS, PARTITIONS, PROTECTIONS, Table
+from fedveil.core.catalog import ATTACKS, DATASETS, DEFENCES, MODELS, PARTITIONS, PROTECTIONS, STRATEGIES, Table
 from fedveil.core.declaration import Declaration
 from fedveil.core.errors import SettingsError, nearest
 from fedveil.core.settings.explanations import SAID, explain
 from fedveil.core.settings.section import Section
 
-FOREIGN = {"foreign": True}  # validation context: the settings come from elsewhere, and what they name is not imported
+FOREIGN = {"foreign": True}  # validation context of settings from another machine: users' parts are not imported
 
 
 class Choice:
-    """A part of one kind, by name, and its settings as the part declares them; frozen, equal and hashable by value.
+    """The choice of one part of a kind, by name, and the part's own settings; frozen, compared and hashed by value.
 
-    Attributes that are none of the choice's are the part's settings: `data.partition.alpha`.
-    table: the parts of this kind; key: the setting that names the part; prefix: of the keys of the part's settings
+    All other attributes are the part's settings: `data.partition.alpha`.
+    table: the parts of this kind; key: the setting that names the part
+    prefix: the start of the keys of the part's settings; default: the part that is chosen without a name
     """
 
     table: ClassVar[Table]
@@ -30,10 +31,10 @@ class Choice:
     default: ClassVar[str]
     name: str
     _settings: Section | None
-    _table: dict[str, Any]  # what it is equal and hashed by, which does not change when a received part is imported
+    _table: dict[str, Any]  # the value that is compared and hashed; importing a part later does not change it
 
     def __init__(self, name: str | None = None, **settings: Any) -> None:
-        """Choose a part, the default one without a name; raise SettingsError where it or a setting cannot be used."""
+        """Choose a part, without a name the default one; raise SettingsError where the name or a setting is refused."""
         try:
             self._fill(self.default if name is None else name, settings, foreign=False)
         except ValidationError as error:
@@ -61,7 +62,7 @@ class Choice:
 
     @classmethod
     def unknown(cls, name: str, key: str, declared: type[Section]) -> str:
-        """Say that a part has no such setting; name the nearest that it has, and who has one of that name."""
+        """Return the message for an unknown setting of a part, with its nearest setting and the parts that have it."""
         full = f"{cls.prefix}.{key}: unknown setting of {cls.key} = '{name}'"
         others = [
             other
@@ -76,24 +77,24 @@ class Choice:
 
     @property
     def settings(self) -> Any:
-        """The part's own settings, of the model that it declares; raise SettingsError where they cannot be used."""
+        """The part's own settings, of the class that it declares; raises SettingsError where they cannot be used."""
         if self._settings is None:
             self.__dict__["_settings"] = type(self)(**self._table)._settings
         return self._settings
 
     @property
     def declaration(self) -> Declaration:
-        """What the part says of itself."""
+        """The part's declaration."""
         return self.table.declared(self.name, self.key)
 
     @property
     def is_own(self) -> bool:
-        """Whether the part is a user's own, `package.module:object`."""
+        """Whether it is a user's own part, `package.module:object`."""
         return self.table.is_own(self.name)
 
     @property
     def resolved(self) -> bool:
-        """Whether the part was imported; one that another machine's settings name is not before it is used."""
+        """Whether the part was imported; a user's part in settings from another machine is imported only when used."""
         return self._settings is not None
 
     def load(self) -> Any:
@@ -101,11 +102,11 @@ class Choice:
         return self.table.load(self.name, self.key)
 
     def dump(self) -> dict[str, Any]:
-        """The name and every setting that has a value, as a table of TOML holds them."""
+        """Return the name and every setting that has a value, as a table of TOML."""
         return dict(self._table)
 
     def __getattr__(self, key: str) -> Any:
-        """The part's setting called `key`."""
+        """Return the part's setting called `key`."""
         if key.startswith("_"):
             raise AttributeError(key)
         try:
@@ -125,7 +126,7 @@ class Choice:
         return int(self.__dict__["_hash"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the hash, which is another one in every process."""
+        """Return the state without the hash, which differs between processes."""
         return {key: value for key, value in self.__dict__.items() if key != "_hash"}
 
     def __str__(self) -> str:
@@ -137,7 +138,7 @@ class Choice:
 
     @classmethod
     def _read(cls, given: Any, info: core_schema.ValidationInfo) -> Self:
-        """A choice from a name, or from a table of a name and settings."""
+        """Read a choice from a name, or from a table of a name and settings."""
         if isinstance(given, cls):
             return given
         table = {"name": given} if isinstance(given, str) else given
@@ -150,7 +151,7 @@ class Choice:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Tell pydantic how a choice is read and written."""
+        """Return the schema by which pydantic reads and writes a choice."""
         return core_schema.with_info_plain_validator_function(
             cls._read, serialization=core_schema.plain_serializer_function_ser_schema(cls.dump)
         )
@@ -167,7 +168,7 @@ class DatasetChoice(Choice):
 
 
 class PartitionChoice(Choice):
-    """`data.partition`: how the data is divided."""
+    """`data.partition`: how the data is divided among the clients."""
 
     table, key, prefix, default = PARTITIONS, "data.partition", "data.partition", "iid"
 
@@ -179,12 +180,24 @@ class Model(Choice):
 
 
 class ProtectionChoice(Choice):
-    """`privacy.protection`: how updates are protected on their way."""
+    """`privacy.protection`: how updates are protected."""
 
     table, key, prefix, default = PROTECTIONS, "privacy.protection", "privacy.protection", "none"
+
+
+class StrategyChoice(Choice):
+    """`federation.strategy`: how updates become the next model."""
+
+    table, key, prefix, default = STRATEGIES, "federation.strategy", "federation.strategy", "fedavg"
 
 
 class DefenceChoice(Choice):
     """`privacy.defence`: what a client does to its own update."""
 
     table, key, prefix, default = DEFENCES, "privacy.defence", "privacy.defence", "none"
+
+
+class AttackChoice(Choice):
+    """`attack`: what an observer recovers; an experiment has none, `fedveil attack` names it."""
+
+    table, key, prefix, default = ATTACKS, "attack", "attack", "words"

@@ -1,6 +1,6 @@
-"""What was asked for and would change nothing is refused.
+"""Settings that would have no effect are refused.
 
-Who asks for a schedule's rounds and gets a constant rate would report what was never measured.
+A user who sets `training.schedule_rounds` and trains at a constant rate would report a schedule that never ran.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from fedveil.core.settings.sections import Settings
 
 
 def check_effect(experiment: Settings, settings: Mapping[str, Any]) -> None:
-    """Raise SettingsError where a setting was asked for that the others leave without effect."""
+    """Raise SettingsError where a setting that was given has no effect on this experiment.
+
+    settings: the given settings, by dotted key
+    """
     for key, value in _single(settings):
         section, field = _field(experiment, key)
         for mark in [] if field is None or value is None else field.metadata:
@@ -54,7 +57,7 @@ def _check_used(choice: Choice, key: str, value: Any) -> None:
 
 
 def _single(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Settings by their full keys, those of a part's table too."""
+    """Yield each setting with its full dotted key, those in a part's table too."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from ((f"{key}.{name}", each) for name, each in value.items())
@@ -63,7 +66,7 @@ def _single(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _field(experiment: Settings, key: str) -> tuple[str, FieldInfo | None]:
-    """The section a setting stands in, and its field; None for the name of a part."""
+    """Return the section of a setting, and the setting's field; None for the name of a part."""
     section, _, name = key.rpartition(".")
     place = attrgetter(section)(experiment) if section else experiment
     if isinstance(place, Choice):

@@ -25,14 +25,14 @@ from fedveil.core.settings.sections import Settings
 
 
 class Experiment(Settings):
-    """All settings of an experiment. Make one with `Experiment.preset`, `.load`, `.parse`, or keyword arguments.
+    """All settings of an experiment, made by `Experiment.preset`, `.load`, `.parse`, or keyword arguments.
 
     >>> Experiment.preset("digits").override({"federation.rounds": 3}).federation.rounds
     3
     """
 
     def __init__(self, /, **settings: Any) -> None:
-        """Raise SettingsError that names every setting that cannot be used."""
+        """Validate the settings; raise SettingsError, which names every setting that cannot be used."""
         self._fill(legacy.read(settings), foreign=False)
 
     def _fill(self, settings: Mapping[str, Any], foreign: bool) -> None:
@@ -44,16 +44,19 @@ class Experiment(Settings):
             known = plain_keys(Experiment)
             sections = [name for name in Experiment.model_fields if name not in known]
             raise SettingsError(explain(error, known, choices(Experiment), sections=sections)) from None
-        check_combinations(self, foreign)
+        check_combinations(self)
 
     @classmethod
     def preset(cls, name: str) -> Experiment:
-        """The preset called `name` (see `fedveil list presets`); raise SettingsError where there is none."""
+        """Return the preset called `name` (see `fedveil list presets`); raise SettingsError where there is none."""
         return cls.parse(_preset(name), f"preset {name}", name=name)
 
     @classmethod
     def load(cls, path: str | Path) -> Experiment:
-        """The experiment in a TOML file; its name is the file's where the file gives none."""
+        """Read the experiment in a TOML file, named as the file where it sets no name.
+
+        Raise SettingsError where the file cannot be read, or the text or a setting is refused.
+        """
         path = Path(path)
         try:
             text = path.read_text("utf-8")
@@ -63,7 +66,10 @@ class Experiment(Settings):
 
     @classmethod
     def parse(cls, text: str, source: str = "settings", *, name: str = "experiment") -> Experiment:
-        """The experiment in TOML text; `source` is named in errors."""
+        """Read the experiment in TOML text; raise SettingsError where the text or a setting is refused.
+
+        source: the origin of the text, for errors; name: the experiment's name where the text sets none
+        """
         settings = _read(text, source)
         try:
             return cls(**{"name": name, **settings})
@@ -72,9 +78,9 @@ class Experiment(Settings):
 
     @classmethod
     def received(cls, text: str) -> Experiment:
-        """The experiment that another machine sent, as TOML text or a preset's name.
+        """Read an experiment from another machine: TOML text or a preset's name.
 
-        No code that it names (`package.module:part`) is imported: whoever received it decides about that first. The settings
+        No code that it names (`package.module:part`) is imported: the receiver decides about that first. The settings
         of such a part are checked when it is used.
         """
         preset = "\n" not in text and "=" not in text
@@ -85,17 +91,18 @@ class Experiment(Settings):
 
     @classmethod
     def find(cls, name: str) -> Experiment:
-        """The experiment a user names: a preset, a TOML file, or TOML text."""
+        """Return the experiment that a user names by a preset, a file that ends in .toml, or TOML text."""
         if "\n" in name or "=" in name:
             return cls.parse(name)
         return cls.load(name) if name.endswith(".toml") else cls.preset(name)
 
     def override(self, settings: Mapping[str, Any]) -> Experiment:
-        """A copy with other values: `{"training.epochs": 5}`; None stands for the default.
+        """Return a copy with other values by dotted key, `{"training.epochs": 5}`; None restores the default.
 
-        A part is chosen by its name, its settings have keys below it, in any order: `{"data.partition": "dirichlet",
-        "data.partition.alpha": 0.3}`. Another part keeps those of the old one's settings that it has too, and that were set.
-        Raise SettingsError where a value cannot be used, or would change nothing.
+        A part is chosen by its name, and its settings have keys below it, in any order:
+        `{"data.partition": "dirichlet", "data.partition.alpha": 0.3}`. A new part keeps the old part's settings that
+        differ from their defaults, where it has them too.
+        Raise SettingsError where a value cannot be used or has no effect.
         """
         settings = legacy.renamed(settings)
         experiment = Experiment(**changed(self.model_dump(exclude_none=True), settings, choices(Experiment)))
@@ -103,13 +110,13 @@ class Experiment(Settings):
         return experiment
 
     def toml(self) -> str:
-        """The resolved settings as TOML; `Experiment.parse` of it gives an equal experiment."""
+        """Return the resolved settings as TOML, which `Experiment.parse` reads back as an equal experiment."""
         tree = {name: _plain(value) for name, value in self if value is not None}
         return tomli_w.dumps(tree | {"model": self.model.dump()})
 
 
 def _plain(value: Any) -> Any:
-    """A value as TOML holds it: a part without settings is its name."""
+    """Return a value as TOML holds it: a part without settings becomes its name."""
     if isinstance(value, Section):
         return {name: _plain(each) for name, each in value if each is not None}
     if isinstance(value, Choice):
@@ -135,7 +142,10 @@ def _read(text: str, source: str) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """Read `KEY=VALUE` words as `--set` takes them: VALUE is TOML, or else a plain word; nothing is the default."""
+    """Read `KEY=VALUE` words as `--set` takes them, by key; raise SettingsError for a word without KEY or `=`.
+
+    VALUE is read as TOML, or else taken as text; an empty VALUE gives None, the default.
+    """
     settings: dict[str, Any] = {}
     for word in assignments:
         key, equals, value = word.partition("=")
@@ -149,7 +159,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def resumable(folder: Path, option: str = "fedveil resume") -> Experiment:
-    """The experiment of the run recorded in a folder; raise SettingsError, naming the option, where there is none."""
+    """Return the experiment of the run in `folder`; raise SettingsError, naming `option`, where it cannot be read."""
     path = folder / "experiment.toml"
     if not path.is_file():
         raise SettingsError(f"{option} {folder}: is not the folder of a run (it has no experiment.toml)")
@@ -163,7 +173,7 @@ def resumable(folder: Path, option: str = "fedveil resume") -> Experiment:
 
 
 def known_keys() -> dict[str, str]:
-    """Every setting's dotted key and its description, those of FedVeil's parts too; imports all of them."""
+    """Return the description of every setting by dotted key, those of FedVeil's parts too; this imports all parts."""
     from fedveil.core.settings.keys import all_keys
 
     return all_keys(Experiment)

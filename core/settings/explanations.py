@@ -1,4 +1,4 @@
-"""Errors of settings in a user's words: what was given, what is allowed, and the nearest name."""
+"""Validation errors in a user's words: what was given, what is allowed, and the nearest name."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from fedveil.core.errors import nearest
 
-SAID = "said"  # the type of an error whose message says all
+SAID = "said"  # the type of an error whose message is shown as it is
 
-# pydantic's words for what a user of settings would call otherwise
+# pydantic's error types, and what the user should have given
 WORDS = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -27,10 +27,11 @@ WORDS = {
 def explain(
     error: ValidationError, known: Iterable[str], choices: Iterable[str], prefix: str = "", sections: Iterable[str] = ()
 ) -> str:
-    """One line for each key that cannot be used: what was given, and all that is allowed.
+    """Return one line for each refused key: what was given, and what is allowed.
 
-    known: keys that there are, in `sections`; choices: those that name a part, whose settings' keys start with it
-    prefix: of all keys
+    known: all dotted keys but those of parts; sections: the names of the sections
+    choices: the prefixes of the keys of parts' settings
+    prefix: is put before all keys
     """
     known, choices = list(known), list(choices)
     lines: dict[str, tuple[str, list[str]]] = {}
@@ -53,7 +54,7 @@ def explain(
 
 
 def _key(path: list[str], known: list[str], choices: list[str]) -> str:
-    """The setting that an error is about: pydantic names below it which of several types did not fit."""
+    """Return the key of the refused setting, without the type names that pydantic may append to its path."""
     for end in range(1, len(path) + 1):
         key = ".".join(path[:end])
         if key in choices:

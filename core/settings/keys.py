@@ -1,4 +1,4 @@
-"""The keys of settings: of the sections, of the parts that are chosen in them, and of the values of an experiment."""
+"""Dotted keys of settings: those of the sections, of the parts chosen in them, and of an experiment's values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedveil.core.settings.section import Section
 
 
 def fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every setting of a section and of the sections in it, by its dotted key; of a part, its name alone."""
+    """Yield dotted key and field of every setting in a section and its subsections; a part is one setting."""
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from fields(field.annotation, f"{prefix}{name}.")
@@ -22,19 +22,19 @@ def fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Fiel
 
 
 def choices(section: type[Section]) -> dict[str, type[Choice]]:
-    """The kinds of part that are chosen in a section, by what their settings' keys start with."""
+    """Return the kinds of part that a section chooses, by the prefix of their settings' keys."""
     found = (field.annotation for _, field in fields(section))
     return {kind.prefix: kind for kind in found if isinstance(kind, type) and issubclass(kind, Choice)}
 
 
 def plain_keys(section: type[Section]) -> dict[str, str]:
-    """Every setting's dotted key and description, without those of parts; nothing is imported for it."""
+    """Return the description of every setting by dotted key, without the settings of parts; this imports no part."""
     kinds = choices(section)
     return {kinds[key].key if key in kinds else key: field.description or "" for key, field in fields(section)}
 
 
 def all_keys(section: type[Section]) -> dict[str, str]:
-    """The same with the settings of FedVeil's own parts, each with the names of the parts that have it."""
+    """Return `plain_keys` with the settings of FedVeil's parts, each with the names of the parts that have it."""
     kinds = {kind.key: kind for kind in choices(section).values()}
     keys: dict[str, str] = {}
     for key, description in plain_keys(section).items():
@@ -45,7 +45,7 @@ def all_keys(section: type[Section]) -> dict[str, str]:
 
 
 def _of_parts(kind: type[Choice]) -> dict[str, str]:
-    """Settings of all parts of a kind: `alpha: "dirichlet: concentration"`."""
+    """Return the settings of all parts of a kind with their descriptions: `alpha: "dirichlet: concentration"`."""
     having: dict[str, dict[str, list[str]]] = {}
     for part in kind.table:
         for name, field in kind.table.declared(part, kind.key).settings.model_fields.items():
@@ -57,7 +57,7 @@ def _of_parts(kind: type[Choice]) -> dict[str, str]:
 
 
 def values(section: Section, prefix: str = "") -> dict[str, Any]:
-    """Every setting of a section by its key, those of the chosen parts too: `{"partition": "iid", "clients": 10}`."""
+    """Return each setting's value by dotted key, those of chosen parts too: `{"partition": "iid", "clients": 10}`."""
     found: dict[str, Any] = {}
     for name, value in section:
         key = f"{prefix}{name}"
@@ -73,7 +73,7 @@ def values(section: Section, prefix: str = "") -> dict[str, Any]:
 
 
 def describe(table: Table, name: str, key: str) -> str:
-    """A part in words: what it is, and each of its own settings with its default; a user's own as well."""
+    """Describe a part, FedVeil's or a user's: its purpose, and a line for each of its settings with the default."""
     declared = table.declared(name, key)
     words = [table[name] if name in table else (table.load(name, key).__doc__ or "").strip().split("\n")[0]]
     for setting, field in declared.settings.model_fields.items():

@@ -1,4 +1,4 @@
-"""Settings as FedVeil 0.1.0 wrote them: flat keys, which are read with a warning that names today's."""
+"""The flat keys of FedVeil 0.1.0, which are read with a warning that names the new key."""
 
 from __future__ import annotations
 
@@ -8,20 +8,32 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 from fedveil.core.errors import SettingsError
-from fedveil.core.settings.choice import Choice, DatasetChoice, DefenceChoice, Model, PartitionChoice, ProtectionChoice
+from fedveil.core.settings.choice import (
+    Choice,
+    DatasetChoice,
+    DefenceChoice,
+    Model,
+    PartitionChoice,
+    ProtectionChoice,
+    StrategyChoice,
+)
 
 
 class OldKey(FutureWarning):
-    """A setting has another key now."""
+    """The warning that a setting has a new key."""
 
 
 class Renamed(NamedTuple):
-    """A key's successor: a setting of a part, and the old key's default; None where it had none."""
+    """The successor of an old key: the setting `name` of a kind of part; default: the old key's, None without one."""
 
     kind: type[Choice]
     name: str
     default: Any
 
+
+MOVED = {
+    "federation.malicious": ("federation.byzantine_clients", 0)
+}  # to another key of the same section, and the default
 
 RENAMED = {
     "data.partition_alpha": Renamed(PartitionChoice, "alpha", 0.5),
@@ -32,6 +44,14 @@ RENAMED = {
     "data.examples_spread": Renamed(DatasetChoice, "spread", 1.0),
     "data.synthetic_beta": Renamed(DatasetChoice, "beta", 1.0),
     "data.synthetic_rule": Renamed(DatasetChoice, "rule", "own"),
+    "federation.server_learning_rate": Renamed(StrategyChoice, "learning_rate", None),
+    "federation.server_momentum": Renamed(StrategyChoice, "momentum", 0.9),
+    "federation.beta_1": Renamed(StrategyChoice, "beta_1", 0.9),
+    "federation.beta_2": Renamed(StrategyChoice, "beta_2", 0.99),
+    "federation.tau": Renamed(StrategyChoice, "tau", 1e-3),
+    "federation.q": Renamed(StrategyChoice, "q", 0.1),
+    "federation.trim_fraction": Renamed(StrategyChoice, "fraction", 0.2),
+    "federation.selected": Renamed(StrategyChoice, "selected", None),
     "privacy.profile": Renamed(ProtectionChoice, "profile", None),
     "privacy.range": Renamed(ProtectionChoice, "range", 6.0),
     "privacy.min_clients": Renamed(ProtectionChoice, "min_clients", 3),
@@ -45,28 +65,34 @@ RENAMED = {
 
 
 def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted keys, old keys replaced; raise SettingsError where an old and a new one are given."""
+    """Return settings by dotted key, old keys replaced; raise SettingsError where old and new key are both given."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         new = RENAMED.get(key)
-        if new is None:
+        if new is None and key not in MOVED:
             found[key] = value
             continue
-        today = f"{new.kind.prefix}.{new.name}"
+        today = MOVED[key][0] if new is None else f"{new.kind.prefix}.{new.name}"
         _warn(key, today, today in settings)
         found[today] = value
     return found
 
 
 def read(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings as a tree, old keys replaced; raise SettingsError where an old and a new one are given.
+    """Return the tree of settings, old keys replaced; raise SettingsError where old and new key are both given.
 
-    Files that 0.1.0 wrote hold every key: one that has its default, or that the chosen part does not have, is dropped.
+    A file that 0.1.0 wrote holds every key. Keys that have their default, or that the chosen part lacks, are dropped.
     """
-    old = [key for key in RENAMED if _has(settings, key)]
-    if not old:
+    old, moved = ([key for key in keys if _has(settings, key)] for keys in (RENAMED, MOVED))
+    if not old and not moved:
         return settings
     tree: dict[str, Any] = deepcopy(dict(settings))
+    for key in moved:
+        section, _, name = key.partition(".")
+        (today, default), value = MOVED[key], tree[section].pop(name)
+        if value != default:
+            _warn(key, today, _has(tree, today))
+            tree[section][today.partition(".")[2]] = value
     if all(_has(settings, key) for key, new in RENAMED.items() if new.default is not None and key.startswith("data.")):
         _drop_foreign_settings(tree)
     for key in old:
@@ -93,7 +119,7 @@ def _has(settings: Mapping[str, Any], key: str) -> bool:
 
 
 def _drop_foreign_settings(tree: dict[str, Any]) -> None:
-    """Drop from a whole record's [model] the settings of the networks that it does not choose."""
+    """Drop from [model] the settings that the chosen network does not have."""
     model = tree.get("model", {})
     name = model.get("name", Model.default)
     declared = Model.table.declared(name, Model.key).settings.model_fields

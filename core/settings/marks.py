@@ -1,4 +1,4 @@
-"""Marks at a setting that say when it has an effect; `effects.check_effect` refuses what would change nothing."""
+"""Marks on settings that say when they have an effect; `effects.check_effect` refuses a setting that has none."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Needs:
-    """Say at a setting which values of another one it needs to have an effect.
+    """The mark that a setting has an effect only with certain values of another setting.
 
-    key: the other setting, of the same section, or dotted; values: those with which this one has an effect, where None
-    stands for no value; above: or any larger number; to_say: words for what is needed, instead of the values
+    key: the other setting, of the same section, or dotted
+    values: the values with which this setting has an effect; None stands for no value
+    above: instead of `values`, any number larger than this
+    to_say: the words for what is needed, instead of the values
     """
 
     key: str
@@ -20,7 +22,7 @@ class Needs:
     to_say: str = ""
 
     def met(self, found: Any) -> bool:
-        """Whether the other setting has a value that is needed; any user's own part may be one."""
+        """Say whether `found`, the other setting's value, is one that is needed; a user's own part always is."""
         if isinstance(found, str) and ":" in found:
             return True
         return found in self.values if self.above is None else found is not None and found > self.above
@@ -28,6 +30,6 @@ class Needs:
 
 @dataclass(frozen=True)
 class UsedBy:
-    """Say at a setting that it has an effect where the part chosen at `key` of its section declares that it uses it."""
+    """The mark that a setting has an effect only where the part chosen at `key` of its section declares to use it."""
 
     key: str

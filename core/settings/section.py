@@ -1,4 +1,4 @@
-"""What every section of settings is, a part's own included: frozen values, checked once when they are read."""
+"""The base class of sections of settings, those of parts included: frozen values, validated when they are read."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A section of the settings: unknown keys and wrong types are refused, values cannot change."""
+    """A section of settings, frozen; it refuses unknown keys and wrong types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 class NoSettings(Section):
-    """The settings of a part that has none."""
+    """The empty settings of a part that has none."""

@@ -1,6 +1,6 @@
-"""The sections of an experiment's settings.
+"""The sections of an experiment's settings, each setting with its unit and range; parts declare their own settings.
 
-Every setting stands here with its unit and range, but those that a part brings; below, nobody checks them again.
+Values are validated here, once; the code that uses them does not check them again.
 """
 
 from __future__ import annotations
@@ -10,13 +10,20 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedveil.core.declaration import Needs as Shown
-from fedveil.core.settings.choice import DatasetChoice, DefenceChoice, Model, PartitionChoice, ProtectionChoice
+from fedveil.core.settings.choice import (
+    DatasetChoice,
+    DefenceChoice,
+    Model,
+    PartitionChoice,
+    ProtectionChoice,
+    StrategyChoice,
+)
 from fedveil.core.settings.marks import Needs, UsedBy
 from fedveil.core.settings.section import Count, Fraction, NonNegative, Positive, Section
 
 
 class Data(Section):
-    """`[data]`: what is learned from, and who holds which part of it."""
+    """`[data]`: the data set, the population, and the partition of the data among the clients."""
 
     dataset: DatasetChoice = Field(
         default_factory=DatasetChoice, description="a data set's name, see `fedveil list datasets`"
@@ -63,7 +70,7 @@ class Data(Section):
 
 
 class Training(Section):
-    """`[training]`: the local work of one client in one round."""
+    """`[training]`: the local training of one client in one round."""
 
     epochs: Annotated[Count, Needs("steps", (None,))] = Field(1, description="passes over the client's examples")
     steps: Count | None = Field(None, description="local steps instead of epochs")
@@ -103,29 +110,15 @@ class Training(Section):
 
 
 class Federation(Section):
-    """`[federation]`: rounds, who takes part, and how the server combines what it gets."""
+    """`[federation]`: rounds, cohorts, and how the server aggregates updates."""
 
     rounds: Count = Field(10, description="of training and aggregation")
     cohort: Count = Field(10, description="clients that train in a round")
-    strategy: str = Field("fedavg", description="how updates become the next model, see `fedveil list strategies`")
-    server_learning_rate: Annotated[
-        Positive | None, Needs("strategy", ("fedavgm", "fedadam", "fedyogi", "fedadagrad"))
-    ] = Field(None, description="fedavgm (1.0), fedadam, fedyogi, fedadagrad (0.1)")
-    server_momentum: Annotated[Fraction, Needs("strategy", ("fedavgm",))] = Field(0.9, description="fedavgm")
-    beta_1: Annotated[Fraction, Needs("strategy", ("fedadam", "fedyogi"))] = Field(0.9, description="fedadam, fedyogi")
-    beta_2: Annotated[Fraction, Needs("strategy", ("fedadam", "fedyogi"))] = Field(0.99, description="fedadam, fedyogi")
-    tau: Annotated[Positive, Needs("strategy", ("fedadam", "fedyogi", "fedadagrad"))] = Field(
-        1e-3, description="fedadam, fedyogi, fedadagrad: adaptivity"
+    strategy: StrategyChoice = Field(
+        default_factory=StrategyChoice, description="how updates become the next model, see `fedveil list strategies`"
     )
-    q: Annotated[NonNegative, Needs("strategy", ("qfedavg",))] = Field(0.1, description="qfedavg: 0 weighs all alike")
-    trim_fraction: Annotated[float, Field(ge=0, lt=0.5), Needs("strategy", ("fedtrimmedavg",))] = Field(
-        0.2, description="fedtrimmedavg: share cut off at each end"
-    )
-    malicious: Annotated[int, Field(ge=0), Needs("strategy", ("krum", "multikrum", "bulyan"))] = Field(
-        0, description="krum, multikrum, bulyan: how many clients may lie"
-    )
-    selected: Annotated[Count | None, Needs("strategy", ("multikrum",))] = Field(
-        None, description="multikrum: updates to average; cohort - malicious - 2 without it"
+    byzantine_clients: Annotated[int, Field(ge=0), UsedBy("strategy")] = Field(
+        0, description="f: how many clients of a cohort may lie"
     )
     target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="stop when this is reached")
     patience: Count | None = Field(None, description="stop after this many evaluations without a better accuracy")
@@ -142,7 +135,7 @@ class Federation(Section):
 
 
 class Privacy(Section):
-    """`[privacy]`: how updates are protected on their way."""
+    """`[privacy]`: how updates are protected."""
 
     protection: ProtectionChoice = Field(default_factory=ProtectionChoice, description="see `fedveil list protections`")
     clip: Positive | None = Field(
@@ -167,7 +160,7 @@ class Privacy(Section):
 
     @property
     def shows(self) -> Shown:
-        """The most that the server sees of updates: each, their opened mean, or a sum that it cannot open."""
+        """The most that the server sees of the updates: each, the cohort's mean in the clear, or an encrypted sum."""
         return self.protection.declaration.needs
 
     @property
@@ -177,12 +170,12 @@ class Privacy(Section):
 
     @property
     def least(self) -> int:
-        """The fewest clients whose updates are added up: 1 where the server sees each of them."""
+        """The fewest clients whose updates are aggregated; 1 without a protection."""
         return int(self.protection.min_clients) if self.protected else 1
 
     @property
     def noisy(self) -> bool:
-        """Whether noise is added; clients then weigh alike, and tell nothing of their data but by their updates."""
+        """Whether noise is added; then all clients have the same weight, and only updates report on their data."""
         return self.noise_multiplier > 0
 
     @property
@@ -192,12 +185,12 @@ class Privacy(Section):
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the noise in each number, sigma = z C; 0 where none is added."""
+        """Standard deviation of the noise in each number of an update, sigma = z C; 0 without noise."""
         return self.noise_multiplier * (self.clip or 0.0)
 
 
 class Communication(Section):
-    """`[communication]`: how weights are written on the wire."""
+    """`[communication]`: the encoding of weights on the wire."""
 
     encoding: Literal["float32", "float16", "int8"] = Field(
         "float32",
@@ -206,7 +199,7 @@ class Communication(Section):
 
 
 class Evaluation(Section):
-    """`[evaluation]`: when and by whom the global model is evaluated."""
+    """`[evaluation]`: when, on which data and by which metrics the global model is evaluated."""
 
     every: Count = Field(1, description="rounds between evaluations; the last round always is evaluated")
     federated: bool = Field(False, description="clients evaluate on the part they hold out (data.validation_fraction)")

@@ -1,1 +1,1 @@
-"""What travels: Flower's records as FedVeil uses them, how they are framed, and how weights are written."""
+"""Messages on the wire: Flower's records as FedVeil uses them, their framing, and the encodings of weights."""

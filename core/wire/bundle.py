@@ -1,7 +1,7 @@
-"""The bundle that Flower hands to every party of a deployed run: it names FedVeil's apps, and holds no code.
+"""The Flower App Bundle of a deployed run: it names FedVeil's apps, and holds no code.
 
-A client runs the FedVeil that is installed on its own machine, and compares the bundle it is sent with the one that
-this FedVeil makes: the same version and the same code give the same bytes.
+A client runs the FedVeil that is installed on its own machine. It compares the bundle it receives with the bundle that
+its own FedVeil makes: the same version and the same code give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import tomli_w
 
 from fedveil.core.errors import DeploymentError
 
-# rooms whose code decides what a run computes
+# folders whose code determines what a run computes
 ROOMS = ("core", "models", "datasets", "privacy", "algorithms", "client", "server")
-# what a run's configuration may carry, all of it text
+# keys of a run's configuration, whose values are text
 SETTINGS = ("experiment", "words", "record", "control", "resume", "keys")
 _PROJECT, _CONTENT = "pyproject.toml", ".info/CONTENT"
-_LARGEST = 1 << 20  # bytes of a stranger's bundle that are looked at
+_LARGEST = 1 << 20  # bytes of a received project file that are read
 
 
 @cache
 def code() -> str:
-    """SHA-256 of the source files of this FedVeil that take part in a run."""
+    """Return the SHA-256 of the source files of this FedVeil that take part in a run, in hexadecimal."""
     found = sha256()
     for room in ROOMS:
         for name, content in sorted(_sources(resources.files(f"fedveil.{room}"), room)):
@@ -39,7 +39,7 @@ def code() -> str:
 
 
 def _sources(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
-    """The Python files of a folder and of those in it, by path."""
+    """Yield path and content of each Python file in a folder and its subfolders."""
     for entry in folder.iterdir():
         if entry.is_dir():
             yield from _sources(entry, f"{name}/{entry.name}")
@@ -49,7 +49,7 @@ def _sources(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
 
 @cache
 def bundle() -> bytes:
-    """The bundle of this FedVeil, a Flower App Bundle (FAB)."""
+    """Return the bundle of this FedVeil, a Flower App Bundle (FAB)."""
     project = {
         "project": {"name": "fedveil", "version": version("fedveil"), "license": "Apache-2.0"},
         "tool": {
@@ -75,9 +75,9 @@ def bundle() -> bytes:
 
 
 def check_bundle(content: bytes) -> None:
-    """Raise DeploymentError, naming both versions, where a bundle is not the one that this FedVeil makes.
+    """Raise DeploymentError, naming both versions, where a bundle differs from that of this FedVeil.
 
-    Nothing of a stranger's bundle is executed or unpacked to disk; its project table alone is read.
+    Nothing of a foreign bundle is executed or unpacked to disk; only its pyproject.toml is read.
     """
     if content == bundle():
         return
@@ -95,7 +95,7 @@ def check_bundle(content: bytes) -> None:
 
 
 def _described(content: bytes) -> str:
-    """What a stranger's bundle says it is."""
+    """Return the name and version in a foreign bundle, in words."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if archive.getinfo(_PROJECT).file_size > _LARGEST:
@@ -103,7 +103,7 @@ def _described(content: bytes) -> str:
             found = tomllib.loads(archive.read(_PROJECT).decode())
             name, number = str(found["project"]["name"]), str(found["project"]["version"])
             theirs = found.get("tool", {}).get("fedveil", {}).get("code")
-    except Exception:  # zipfile raises anything over a stranger's bytes; the bundle is refused in any case
+    except Exception:  # zipfile may raise anything over foreign bytes; the bundle is refused in any case
         return "no app that can be read"
     if name == "fedveil" and isinstance(theirs, str):
         return f"FedVeil {number[:40]} (code {theirs[:12]})"

@@ -1,8 +1,8 @@
-"""How a client writes its new weights in fewer bytes, and how the server reads them: `communication.encoding`.
+"""Encodings of weights on the wire (`communication.encoding`): the client writes them, the server reads them.
 
-float32 is what NumPy saves. float16 halves each weight's bytes. int8 sends the difference to the model the client was
-given, on 255 levels a tensor, and what those lose is added to the client's next difference: error feedback, by which
-nothing is lost for good (Seide et al. 2014, "1-Bit Stochastic Gradient Descent"; Karimireddy et al. 2019, "Error
+float32 is the format of `np.save`. float16 halves the bytes of each weight. int8 sends a client's update, quantised to
+255 levels for each tensor. The rounding error is added to the client's next update, so that no part of an update is
+lost for good: error feedback (Seide et al. 2014, "1-Bit Stochastic Gradient Descent"; Karimireddy et al. 2019, "Error
 Feedback Fixes SignSGD and other Gradient Compression Schemes", EF-SGD). Equal input gives equal bytes.
 """
 
@@ -17,24 +17,23 @@ from fedveil.core.errors import ProtectionError
 
 FLOAT32, FLOAT16, INT8 = "float32", "float16", "int8"
 LARGEST = float(np.finfo(np.float16).max)  # 65504
-EXPONENT = 0x7C00  # bits of a float16, all set where it is no finite number
-LEVELS = 127  # of either sign
+EXPONENT = 0x7C00  # exponent bits of a float16, all set where it is not finite
+LEVELS = 127  # of each sign
 NPY = b"\x93NUMPY\x01\x00"  # how a file of `np.save` begins
 
-Parameters = dict[str, np.ndarray]
 Arrays = Mapping[str, np.ndarray]
 
 
 def to_float16(weights: Arrays) -> dict[str, bytes]:
-    """Each tensor in the nearest float16 numbers, little-endian, 2 bytes a weight.
+    """Round each tensor to float16, little-endian, 2 bytes a weight.
 
-    Raise ProtectionError, naming the tensor, where a weight has none: it would become infinite.
+    Raise ProtectionError, naming the tensor, where a weight is not finite or too large for float16.
     """
     written: dict[str, bytes] = {}
     for name, value in weights.items():
-        with np.errstate(over="ignore"):  # what is too large is an error, said below
+        with np.errstate(over="ignore"):  # an overflow raises an error below
             half = np.asarray(value, "<f2")
-        bad = half.view("<u2") & EXPONENT == EXPONENT  # infinite, or not a number; a tenth of the time of NumPy's test
+        bad = half.view("<u2") & EXPONENT == EXPONENT  # infinite or NaN; ten times as fast as np.isfinite
         if bad.any():
             wrong = value[bad].flat[0]
             _check_finite(name, wrong)
@@ -46,7 +45,7 @@ def to_float16(weights: Arrays) -> dict[str, bytes]:
 
 
 def from_float16(name: str, data: bytes, given: np.ndarray) -> np.ndarray:
-    """The weights of one tensor, float32, of the shape of `given`; raise ProtectionError where `data` are none."""
+    """Read one tensor, float32, of the shape of `given`; raise ProtectionError where `data` does not encode one."""
     _check_size(name, data, 2 * given.size)
     weights = np.frombuffer(data, "<f2").astype(np.float32).reshape(given.shape)
     if not np.isfinite(weights).all():
@@ -55,18 +54,20 @@ def from_float16(name: str, data: bytes, given: np.ndarray) -> np.ndarray:
 
 
 def to_int8(weights: Arrays, given: Arrays, residual: np.ndarray | None) -> tuple[dict[str, bytes], np.ndarray]:
-    """q = round(x / s) for s = max |x| / 127 and x = weights - given + residual, and the next residual, x - s q.
+    """Quantise each tensor of an update to int8, and return it with the client's next residual.
 
-    Each tensor is s as a little-endian float32 and a byte a weight.
+    q = round(x / s) for x = weights - given + residual and s = max |x| / 127. The next residual is x - s q. A tensor is
+    written as s, a little-endian float32, and one byte for each weight.
+    given: the model that the client received
     residual: float32 [P], of all tensors one after another; None for a client's first update
-    Raise ProtectionError, naming the tensor, where a difference is not finite.
+    Raise ProtectionError, naming the tensor, where x is not finite.
     """
     written: dict[str, bytes] = {}
     lost: list[np.ndarray] = []
     end = 0
     for name, value in weights.items():
         start, end = end, end + value.size
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error, said below
+        with np.errstate(over="ignore", invalid="ignore"):  # a number that is not finite raises an error below
             difference = np.subtract(value, given[name], dtype=np.float32).reshape(-1)
             if residual is not None:
                 difference += residual[start:end]
@@ -75,7 +76,7 @@ def to_int8(weights: Arrays, given: Arrays, residual: np.ndarray | None) -> tupl
         scale = np.float32(largest / np.float32(LEVELS))
         levels = np.zeros(difference.shape, np.int8)
         if scale > 0:
-            # a scale so small that it lost digits itself gives more than 127
+            # a subnormal scale has lost digits, so the quotient may exceed 127
             levels = np.clip(np.rint(difference / scale), -LEVELS, LEVELS).astype(np.int8)
         lost.append(difference - levels * scale)
         written[name] = struct.pack("<f", scale) + levels.tobytes()
@@ -83,13 +84,13 @@ def to_int8(weights: Arrays, given: Arrays, residual: np.ndarray | None) -> tupl
 
 
 def from_int8(name: str, data: bytes, given: np.ndarray) -> np.ndarray:
-    """The weights of one tensor, given + s q, float32; raise ProtectionError where `data` are no s and q for it."""
+    """Read one tensor, given + s q, float32; raise ProtectionError where `data` does not encode such an s and q."""
     _check_size(name, data, 4 + given.size)
     (scale,) = struct.unpack_from("<f", data)
-    if not 0 <= scale < np.inf:  # not a number fails as well
+    if not 0 <= scale < np.inf:  # NaN fails as well
         raise ProtectionError(f"the scale of its '{name}' is {scale:g}")
     levels = np.frombuffer(data, np.int8, offset=4).reshape(given.shape)
-    with np.errstate(over="ignore"):  # what is too large is an error, said below
+    with np.errstate(over="ignore"):  # an overflow raises an error below
         weights = np.asarray(given, np.float32) + levels * np.float32(scale)
     if not np.isfinite(weights).all():
         raise ProtectionError(f"the scale of its '{name}', {scale:g}, makes weights of it that are not finite")
@@ -97,9 +98,9 @@ def from_int8(name: str, data: bytes, given: np.ndarray) -> np.ndarray:
 
 
 def from_npy(name: str, data: bytes, given: np.ndarray) -> np.ndarray:
-    """The float32 weights of one tensor as `np.save` wrote them, not copied; raise ProtectionError where `data` are none.
+    """Read one float32 tensor as `np.save` wrote it, without a copy; raise ProtectionError where `data` holds none.
 
-    What a client sends is compared with the one header that fits, not parsed: a false one may ask for any memory.
+    The client's header is not parsed but compared with the only one that fits: a forged header may ask for any memory.
     """
     start = 10 + int.from_bytes(data[8:10], "little")
     for order, fortran in (("C", False), ("F", True)):
@@ -110,7 +111,7 @@ def from_npy(name: str, data: bytes, given: np.ndarray) -> np.ndarray:
     raise ProtectionError(f"its '{name}' is no float32 array of shape {given.shape} as NumPy saves it")
 
 
-# How the server reads each tensor: its name, its bytes, and the tensor of the model that was sent.
+# readers of one tensor: (name, bytes, the tensor of the model that the client was sent) -> float32 weights
 READERS: dict[str, Callable[[str, bytes, np.ndarray], np.ndarray]] = {
     FLOAT32: from_npy,
     FLOAT16: from_float16,

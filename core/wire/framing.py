@@ -1,7 +1,7 @@
-"""Framing of a message: its many pieces of bytes travel as one, since Flower sends each object by calls of its own.
+"""Framing: the many pieces of a message travel as one, because Flower makes separate calls for each object.
 
-The frame is a safetensors file: the pieces are its tensors, uint8, and its metadata holds a description of each, as JSON.
-safetensors refuses a file whose pieces overlap, are cut, or leave bytes over.
+The frame is a safetensors file: its tensors are the pieces, uint8, and its metadata holds their descriptions as JSON.
+safetensors refuses a file whose pieces overlap, are cut off, or leave bytes over.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedveil.core.errors import ProtectionError
 LARGEST_HEADER = 1 << 20  # bytes
 _LENGTH = 8  # bytes of the header's length, at the start of a safetensors file
 
-Piece = tuple[Any, bytes]  # a description that JSON can hold, and what it describes
+Piece = tuple[Any, bytes]  # (a description that JSON can hold, the bytes)
 
 
 def pack(pieces: Sequence[Piece]) -> bytes:
@@ -29,7 +29,7 @@ def pack(pieces: Sequence[Piece]) -> bytes:
 
 
 def unpack(parcel: bytes) -> list[Piece]:
-    """Read what `pack` framed; raise ProtectionError where it is anything else, whatever a stranger made of it."""
+    """Return the pieces of a frame that `pack` made; raise ProtectionError for any other bytes, also forged ones."""
     length = int.from_bytes(parcel[:_LENGTH], "little")
     if length > LARGEST_HEADER:
         raise ProtectionError(

@@ -1,7 +1,7 @@
-"""Flower's records as FedVeil uses them: lazy arrays, names of keys, and what a message weighs on the wire.
+"""Contents of FedVeil's messages as Flower's records: arrays, the names of keys, and sizes on the wire.
 
-Arrays, metrics and settings travel under the keys that Flower's strategies expect. Outside client, server and
-simulations, this file and `core/wire/flower.py` alone know Flower.
+Arrays, metrics and configuration travel under the keys that Flower's strategies expect. Outside client, server and
+simulations, only this file and `core/wire/flower.py` import Flower.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from fedveil.core.wire.framing import Piece, pack, unpack
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 WEIGHT = "num-examples"  # the key of a client's weight in an average
-CLIENT = "client"  # the number of the partition a client holds: its name in records
+CLIENT = "client"  # the number of the client's partition, by which records name it
 ROUND = "server-round"
 SEALED = "sealed"  # the one array of a protected model or update
-REFERENCE = "reference-examples"  # n_ref: the announced total of a cohort
+REFERENCE = "reference-examples"  # n_ref: the announced total of examples of a cohort
 RUN = "run"  # 16 bytes that name the run
-ATTEMPT = "attempt"  # at a round of secure aggregation
-INBOX = "inbox"  # what a message of secure aggregation brings for its client alone
-BLOB, CONFIRMATIONS = "blob", "confirmations"  # bytes of its stages
-SCHEMA, VERSION = "schema", "fedveil"  # in a client's first answer: what its data is, and which FedVeil it runs
+ATTEMPT = "attempt"  # the attempt at a round of secure aggregation
+INBOX = "inbox"  # the part of a secure aggregation message that is for one client
+BLOB, CONFIRMATIONS = "blob", "confirmations"  # bytes of the stages of secure aggregation
+SCHEMA, VERSION = "schema", "fedveil"  # in a client's first reply: the form of its data, and its FedVeil
 PARCEL, PIECE = "fedveil.parcel", 5_000_000  # bytes of one record; Flower cuts arrays into pieces of that size too
 
 
 def to_arrays(parameters: Mapping[str, np.ndarray]) -> ArrayRecord:
-    """Parameters by name as an ArrayRecord, without copying or serialising them."""
+    """Return parameters by name as an ArrayRecord, without copying or serialising them."""
     return array_record({name: LazyArray(value) for name, value in parameters.items()})
 
 
 def from_arrays(record: ArrayRecord) -> dict[str, np.ndarray]:
-    """The arrays of a record by name, in the record's order."""
+    """Return the arrays of a record by name, in the record's order."""
     return {name: array.numpy() for name, array in record.items()}
 
 
 def to_sealed(blob: bytes, protection: str) -> ArrayRecord:
-    """A protected model or update as an ArrayRecord; `stype` names the encoding, so that any Flower transport carries it."""
+    """Return a protected model or update as an ArrayRecord of bytes; its `stype` names the protection."""
     array = Array(dtype="uint8", shape=(len(blob),), stype=f"fedveil.{protection}", data=blob)
     return ArrayRecord({SEALED: array})
 
 
 def from_sealed(record: ArrayRecord, protection: str) -> bytes | None:
-    """The bytes of a protected model or update; None where the record is none, or of another protection."""
+    """Return the bytes of a protected model or update; None where the record holds none of this protection."""
     array = record.get(SEALED)
     return array.data if array is not None and array.stype == f"fedveil.{protection}" else None
 
@@ -58,10 +58,11 @@ def from_sealed(record: ArrayRecord, protection: str) -> bytes | None:
 def write_update(
     weights: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], encoding: str, residual: np.ndarray | None
 ) -> tuple[ArrayRecord, np.ndarray | None]:
-    """A client's new weights as they travel in the clear, and its next residual, which int8 alone has.
+    """Encode a client's new weights for the wire, and return them with its next residual, which only int8 has.
 
-    given: the model that the client was sent; encoding: `communication.encoding`; `stype` names it to Flower
-    residual: float32 [P], of the client's update before; None where it has made none
+    given: the model that the client was sent
+    encoding: `communication.encoding`, which becomes the arrays' `stype`
+    residual: float32 [P], of the client's last update; None before its first
     Raise ProtectionError where the encoding cannot hold the weights.
     """
     if encoding == FLOAT32:
@@ -76,9 +77,10 @@ def write_update(
 
 
 def read_update(record: ArrayRecord, given: Mapping[str, np.ndarray], encoding: str) -> dict[str, np.ndarray]:
-    """The weights in a client's reply, float32, by name in the order of `given`, the model that the client was sent.
+    """Decode the weights in a client's reply, float32, by name in the order of `given`.
 
-    Raise ProtectionError where the record is no such model in this encoding.
+    given: the model that the client was sent
+    Raise ProtectionError where the record does not hold such a model in this encoding.
     """
     differing = sorted(set(record) ^ set(given))
     if differing:
@@ -106,13 +108,13 @@ def _read_array(name: str, array: Array, given: np.ndarray, encoding: str) -> np
 
 
 def _short(value: object) -> str:
-    """What another party wrote, fit to be shown: on one line, and not of any length."""
+    """Return a value of another party on one line of at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def to_parcel(content: RecordDict) -> RecordDict:
-    """Write a message as one record of bytes or a few: Flower sends every array and record by calls of its own."""
+    """Pack a message into one record of bytes, or a few: Flower makes separate calls for each array and record."""
     pieces: list[Piece] = []
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
@@ -126,7 +128,7 @@ def to_parcel(content: RecordDict) -> RecordDict:
 
 
 def from_parcel(content: RecordDict) -> RecordDict:
-    """Read a message that came as a parcel; raise ProtectionError where that cannot be done, whoever made it."""
+    """Unpack a message that `to_parcel` packed; raise ProtectionError for any other content, forged ones included."""
     cut = []
     for i in range(len(content)):
         record = content.get(f"{PARCEL}.{i}")
@@ -138,7 +140,7 @@ def from_parcel(content: RecordDict) -> RecordDict:
     for description, data in unpack(cut[0] if len(cut) == 1 else b"".join(cut)):
         try:
             _read_piece(found, description, data)
-        except Exception as error:  # Flower's readers raise anything over a stranger's bytes
+        except Exception as error:  # Flower's readers may raise anything over foreign bytes
             raise ProtectionError(
                 f"its message's part {_short(description)} cannot be read: {_short(str(error))}"
             ) from None
@@ -146,7 +148,7 @@ def from_parcel(content: RecordDict) -> RecordDict:
 
 
 def _read_piece(found: RecordDict, description: Any, data: bytes) -> None:
-    """Put a record, or one more array of a record of arrays, where it belongs."""
+    """Add to `found` the record, or the array of a record of arrays, that a piece describes."""
     name, kind, *array = description
     if kind != ARRAYS:
         kinds: dict[str, type[MetricRecord | ConfigRecord]] = {METRICS: MetricRecord, CONFIG: ConfigRecord}
@@ -163,7 +165,7 @@ def _read_piece(found: RecordDict, description: Any, data: bytes) -> None:
 
 
 def wire_bytes(content: RecordDict) -> int:
-    """Bytes of the content's arrays, metrics and config as Flower serialises them, without its envelopes (about 1 %)."""
+    """Return the bytes of the content as Flower serialises it, without its envelopes (about 1 %)."""
     total = 0
     for record in content.values():
         if isinstance(record, ArrayRecord):
@@ -181,7 +183,7 @@ def _array_bytes(array: Array) -> int:
 
 @lru_cache(maxsize=4096)
 def _npy_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Length of the file that `np.save` would write."""
+    """Return the length of the file that `np.save` would write."""
     kind = np.dtype(dtype)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(

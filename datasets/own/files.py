@@ -1,4 +1,4 @@
-"""Reading a user's own files: a CSV file, an .npz file, or a folder of images, each checked as it is read."""
+"""Readers of a user's files: a CSV file, an .npz file, or a folder of images, checked as they are read."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tif
 class Table:
     """Labelled examples as a file has them.
 
-    texts: [n], or features: float32 [n, d] or images [n, c, h, w] in [0, 1]; the other is None
+    labels: [n], as words
+    place: the function from example i to where it is, for errors: "reviews.csv, line 3"
+    texts: [n]; None for other kinds
+    features: float32 [n, d], or images [n, c, h, w] in [0, 1]; None for text
     columns: names of the features of a CSV file
-    labels, sources: [n], as words; sources is None where no column was named
-    place: where example i is, for errors: "reviews.csv, line 3"
+    sources: [n], as words; None where no column names them
     """
 
     kind: Literal["text", "features", "images"]
@@ -38,10 +40,12 @@ class Table:
 
 
 def read_table(path: Path, group_column: str | None, *, testing: bool = False) -> Table:
-    """Read `path` by what it is: a folder of images, .npz, or else CSV.
+    """Read a folder of images, an .npz file, or else a CSV file.
 
-    group_column: the column (in .npz the array) that names each example's source; test data may lack it.
-    Raise DataError that names the file, the line, column or array, and what to do.
+    group_column: the column (in .npz the array) that names each example's source
+    testing: whether this is test data, which may lack that column
+    Raise DataError that names the file, the line, column or array, and what to do; SettingsError where a folder of
+    images should have a group column.
     """
     try:
         path.stat()
@@ -57,9 +61,9 @@ def read_table(path: Path, group_column: str | None, *, testing: bool = False) -
 
 
 def read_csv(path: Path, group_column: str | None, testing: bool = False) -> Table:
-    """A UTF-8 CSV file with a header: columns `label` and `text`, or `label` and numbers, each a feature.
+    """Read a UTF-8 CSV file with a header: columns `label` and `text`, or `label` and numbers, each a feature.
 
-    Other columns beside `text` are left out. Raise DataError as `read_table` says.
+    Beside `text`, other columns are ignored. Raise DataError as `read_table` does.
     """
     rows = _csv_rows(path)
     _, header = next(rows, (1, []))
@@ -121,7 +125,7 @@ def read_csv(path: Path, group_column: str | None, testing: bool = False) -> Tab
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV file that are not blank, each with the number of its (last) line."""
+    """Yield the rows of a CSV file that are not blank, each with the number of its last line."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)
@@ -138,7 +142,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _numbers(row: list[str], columns: tuple[str, ...], place: str) -> np.ndarray:
-    """A line's features: float32 [d]."""
+    """Return a line's features, float32 [d]; raise DataError, with `place`, where one is not a finite number."""
     try:
         numbers = np.array([float(value) for value in row], np.float64)
     except ValueError:
@@ -162,9 +166,9 @@ def _number_or_nan(value: str) -> float:
 
 
 def read_npz(path: Path, group_column: str | None, testing: bool = False) -> Table:
-    """An .npz file with arrays `labels` [n] and `features`: [n, d], or images [n, h, w] or [n, c, h, w].
+    """Read an .npz file with arrays `labels` [n] and `features`: [n, d], or images [n, h, w] or [n, c, h, w].
 
-    Images are float in [0, 1] or uint8 in 0..255. Raise DataError as `read_table` says.
+    Images are float in [0, 1] or uint8 in 0..255. Raise DataError as `read_table` does.
     """
     names = ["labels", "features", *([group_column] if group_column else [])]
     try:
@@ -194,7 +198,7 @@ def read_npz(path: Path, group_column: str | None, testing: bool = False) -> Tab
 
 
 def _npz_features(path: Path, features: np.ndarray) -> np.ndarray:
-    """float32 [n, d] or [n, c, h, w]."""
+    """Return the features, float32 [n, d], or images [n, c, h, w] in [0, 1]; raise DataError where they are neither."""
     if features.dtype.kind not in "fiub" or features.ndim not in (2, 3, 4) or features.size == 0:
         raise DataError(
             f"{path}: features must be numbers [n, d], [n, h, w] or [n, c, h, w]; they are {features.dtype} {features.shape}"
@@ -220,9 +224,9 @@ def _words(path: Path, name: str, values: np.ndarray) -> list[str]:
 
 
 def read_images(folder: Path) -> Table:
-    """Images `folder/CLASS/*.png` (or another common ending), grey or RGB, all of one size: float32 [n, c, h, w].
+    """Read images `folder/CLASS/*.png` (or another common ending), grey or RGB, of one size: float32 [n, c, h, w].
 
-    Other files, and hidden ones, are left out. Raise DataError as `read_table` says.
+    Other files and hidden ones are ignored. Raise DataError as `read_table` does.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -261,7 +265,7 @@ def read_images(folder: Path) -> Table:
 
 
 def _entries(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    """What a folder holds that is wanted and not hidden, in order."""
+    """Return the entries of a folder that are wanted and not hidden, sorted."""
     try:
         return sorted(entry for entry in folder.iterdir() if entry.name[0] != "." and wanted(entry))
     except OSError as error:

@@ -1,8 +1,8 @@
-"""A client's data on its own machine: a file or folder of its own, or for trials its share of a known data set.
+"""A client's data on its own machine: its file or folder, or, for trials, its share of a known data set.
 
-The settings of a run come from the server. Of `[data]` a client with its own file takes what its texts become, and the
-names of the classes; it opens no path that the server names, and loads nothing but its own file. A SettingsError from here
-shows nothing of that file; a DataError may quote a line of it and is meant for the client's owner alone.
+The settings of a run come from the server. From `[data]`, a client with its own file takes the encoding of texts and
+the names of the classes. It opens no path that the server names, and reads nothing but its own file. A SettingsError
+from here reveals nothing of that file; a DataError may quote a line of it, and is meant for the client's owner alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fedveil.datasets.own.own import indices, named_classes
 from fedveil.datasets.published import images, synthetic
 from fedveil.datasets.text import HAM_SPAM, PADDING, SPECIAL, distinct, encode, hashed, listed
 
-# What own files must fit where the settings name a data set of FedVeil's; a text has any number of tokens.
+# the tasks that clients' files must fit where the settings name one of FedVeil's data sets; texts have any length
 TASKS = {
     "digits": Task("images", (1, 8, 8), images.CLASSES),
     "mnist": Task("images", (1, 28, 28), images.CLASSES),
@@ -38,16 +38,16 @@ TASKS = {
     "spam-demo": Task("text", (), HAM_SPAM),
     "synthetic": Task("features", (synthetic.FEATURES,), tuple(str(c) for c in range(synthetic.CLASSES))),
 }
-Held = tuple[DataSet, Examples]  # one client's, and the examples it trains on or holds out
+Held = tuple[DataSet, Examples]  # one client's data set, and its examples, held-out ones included
 _SHARE = re.compile(r"([^/\\]+):([0-9]{1,9})/([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a client's data is: its own file or folder, or a share of a data set; made by `parse_source`.
+    """The location of a client's data: its file or folder, or a share of a data set; made by `parse_source`.
 
     path: absolute; None for a share
-    dataset, partition, of: the share `partition`, counted from 1, of the `of` clients of a data set
+    dataset, partition, of: the share of client number `partition`, counted from 1, of `of` clients
     """
 
     path: Path | None = None
@@ -60,12 +60,12 @@ class Source:
 
 
 def parse_source(words: str) -> Source:
-    """Read what `--data` takes: the path of a CSV, an .npz or a folder of images, or `DATASET:PARTITION/OF`.
+    """Parse the value of `--data`: the path of a CSV or .npz file or a folder of images, or `DATASET:PARTITION/OF`.
 
     >>> parse_source("sms:2/5")
     Source(path=None, dataset='sms', partition=2, of=5)
 
-    Whether a path leads anywhere is seen when it is read. Raise SettingsError where the words are neither.
+    Whether the path exists is checked when it is read. Raise SettingsError where the words are neither.
     """
     share = _SHARE.fullmatch(words)
     if share is None:
@@ -89,19 +89,20 @@ def parse_source(words: str) -> Source:
 
 
 def local(data: Data, seed: int, source: Source, client: int, words: Sequence[str] | None = None) -> Federated:
-    """What one client of a run holds on its own machine: `client(client)` and its numbers, and nobody else's.
+    """Load the data of one client of a run on its own machine; the result holds this client alone.
 
     data, seed: the run's, as the server sent them
+    source: the location of the client's data
     client: counted from 0
     words: the word of each id, as in `DataSet.words`, where the settings carry the vocabulary; None where they do not
 
-    A share of a data set is, to the byte, what a simulation gives this client. Of a file of its own all is the client's,
-    but exact repeats among texts where `data.drop_duplicates` says so, and `data.validation_fraction`, held out as in a
-    simulation; there is no test part. Its classes are those of `data.dataset` or else `data.labels`, and it may lack any.
-    Texts are padded to `data.max_tokens`, as the longest of the others' is not known.
+    A share of a data set is, to the byte, what a simulation gives this client. From its own file, the client takes all
+    examples, except exact repeats among texts if `data.drop_duplicates`. It holds out `data.validation_fraction` as in
+    a simulation, and has no test part. Its classes are those of `data.dataset`, or else `data.labels`; it may lack
+    some. Texts are padded to `data.max_tokens`, because the longest text of other clients is not known.
 
-    Raise DataError where the data is missing, damaged, or does not fit the settings; SettingsError where the settings do
-    not fit this client.
+    Raise DataError where the data is missing, damaged, or does not fit the settings; SettingsError where the settings
+    do not fit this client.
     """
     if not 0 <= client < data.clients:
         raise SettingsError(
@@ -113,11 +114,11 @@ def local(data: Data, seed: int, source: Source, client: int, words: Sequence[st
 
 
 def schema(task: Task, words: Sequence[str] | None, columns: Sequence[str] = ()) -> dict[str, str]:
-    """What two parties must agree on before they train together, in plain words by name: see `differences`.
+    """Return what parties must agree on before they train together, as text by name; `differences` compares two.
 
     words: the word of each id; None where words are hashed or there are none
     columns: names of the features in order, where they have names
-    How many tokens a text has is left out: no network of FedVeil's depends on it.
+    The number of tokens of a text is left out, because none of FedVeil's networks depends on it.
     """
     found = {"kind": task.kind, "classes": ", ".join(map(_name, task.classes))}
     if task.predicts != "classification":
@@ -133,7 +134,7 @@ def schema(task: Task, words: Sequence[str] | None, columns: Sequence[str] = ())
 
 
 def differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
-    """Where two schemas differ, a line each: `classes: ham, spam here, ham, spam, smishing there`."""
+    """Return a line for each difference of two schemas: `classes: ham, spam here, ham, spam, smishing there`."""
     keys = dict.fromkeys([*here, *there])
     return [
         f"{key}: {here.get(key, 'none')} here, {there.get(key, 'none')} there"
@@ -143,12 +144,12 @@ def differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
 
 
 def _name(word: str) -> str:
-    """A class's name, in quotes where it could be taken for several."""
+    """Return a class's name, in quotes where it could be read as several."""
     return json.dumps(word, ensure_ascii=False) if re.search(r'[,"\s]', word) or not word else word
 
 
 def _share(data: Data, seed: int, source: Source, client: int, words: Sequence[str] | None) -> Held:
-    """What client number `client` of the simulation holds, without the others' examples and the test part."""
+    """Load what client `client` of a simulation holds, without the other clients' examples and the test part."""
     if (data.dataset.name, data.clients) != (source.dataset, source.of):
         raise DataError(
             f"--data {source}: is a share of '{source.dataset}' with {source.of} clients, and the run's settings say "
@@ -177,7 +178,7 @@ def _vocabularies(here: Sequence[str], there: Sequence[str]) -> list[str]:
 
 
 def _own(data: Data, path: Path, words: Sequence[str] | None) -> Held:
-    """All of a client's own file or folder, as the settings say it is to be read."""
+    """Load all examples in a client's own file or folder, read by the run's settings."""
     known = TASKS.get(data.dataset.name)
     classes = named_classes(data)
     if known is not None and classes not in (None, known.classes):
@@ -213,7 +214,7 @@ def _own(data: Data, path: Path, words: Sequence[str] | None) -> Held:
 
 
 def _check_fit(table: Table, known: Task, path: Path, name: str) -> None:
-    """Raise DataError where a file holds something else than the data set that the settings name."""
+    """Raise DataError where a file does not fit the task of the data set that the settings name."""
     shape = () if table.features is None else table.features.shape[1:]
     if (table.kind, shape) != (known.kind, known.shape):
         raise DataError(
@@ -229,7 +230,7 @@ def _described(kind: str, shape: tuple[int, ...]) -> str:
 def _texts(
     texts: list[str], labels: np.ndarray, data: Data, words: Sequence[str] | None
 ) -> tuple[Examples, tuple[str, ...] | None]:
-    """A client's own texts with their labels (int64 [n]), and the vocabulary, which all clients share."""
+    """Encode a client's texts with their labels (int64 [n]); return them with the vocabulary that all clients share."""
     vocabulary = None if data.vocabulary == "hashed" else _vocabulary(data, words)
     ids = partial(hashed, size=data.vocabulary_size) if vocabulary is None else listed(vocabulary)
     if data.drop_duplicates:
@@ -241,7 +242,7 @@ def _texts(
 
 
 def _vocabulary(data: Data, words: Sequence[str] | None) -> tuple[str, ...]:
-    """The vocabulary that the run's settings carry; raise DataError where they carry none, or one that cannot be."""
+    """Return the vocabulary that came with the run's settings; raise DataError where it is missing or invalid."""
     if words is None:
         raise DataError(
             f"data.vocabulary = '{data.vocabulary}': no words came with the run's settings, and a client cannot know the "
@@ -257,5 +258,5 @@ def _vocabulary(data: Data, words: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _nothing(examples: Examples) -> Examples:
-    """No examples, of the same shape: a client has no test part."""
+    """Return no examples, of the same shape, as the test part that a client does not have."""
     return examples.take(np.arange(0))

@@ -1,4 +1,4 @@
-"""A user's own data as a data set: one file or folder, or two, one of them to test on."""
+"""A user's data as a data set: one file or folder, or two, one of them to test on."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fedveil.datasets.text import OF_TEXT, distinct, text_dataset
 
 @part(tasks=("classification",), uses=("path", "test_path", "group_column", "labels", *OF_TEXT))
 def own(data: Data) -> DataSet:
-    """The data in `data.path`: a CSV of `label,text`, a CSV of `label` and numbers, an .npz file, a folder of images.
+    """Load `data.path`: a CSV of `label,text`, a CSV of `label` and numbers, an .npz file, or a folder of images.
 
-    Tested on `data.test_path`; else on `path/test` where a folder of images has `train` and `test`; else on a fixed,
-    stratified part of `data.test_fraction`. `data.labels` fixes the classes and their order, else they are sorted.
-    Exact repeats among training texts are dropped where `data.drop_duplicates` says so.
+    The test part is `data.test_path`; else `path/test`, where a folder has `train` and `test`; else a fixed, stratified
+    part of `data.test_fraction`. `data.labels` sets the classes and their order; without it they are sorted. Exact
+    repeats among training texts are dropped if `data.drop_duplicates`.
     Raise DataError that names the file, the line or column, and what to do; SettingsError without a path.
     """
     if data.path is None:
@@ -73,7 +73,7 @@ def own(data: Data) -> DataSet:
 
 
 def _fitting(test: Table, table: Table, path: Path) -> Table:
-    """The test table with its columns in the training table's order; raise DataError where the two do not fit."""
+    """Return the test table, its columns in the training table's order; raise DataError where it does not fit that."""
     if test.kind != table.kind:
         raise DataError(f"{path}: test data is {test.kind}, where the training data is {table.kind}")
     if test.features is None or table.features is None:
@@ -93,7 +93,7 @@ def _fitting(test: Table, table: Table, path: Path) -> Table:
 
 
 def _classes(table: Table, test: Table | None, path: Path, data: Data) -> tuple[str, ...]:
-    """The classes in order; raise DataError where there are fewer than two, or one to test on is never trained on."""
+    """Return the classes in order; raise DataError where there are fewer than 2, or only test data has one of them."""
     seen = set(table.labels)
     classes = named_classes(data) or tuple(sorted(seen, key=_order))
     if len(seen) < 2:
@@ -106,7 +106,7 @@ def _classes(table: Table, test: Table | None, path: Path, data: Data) -> tuple[
 
 
 def named_classes(data: Data) -> tuple[str, ...] | None:
-    """`data.labels`; raise SettingsError where it names fewer than two classes, or one twice."""
+    """Return `data.labels`; raise SettingsError where it names fewer than two classes, or one twice."""
     classes = data.labels
     if classes is not None and (len(set(classes)) != len(classes) or len(classes) < 2):
         raise SettingsError(f"data.labels = {list(classes)}: name at least 2 classes, each once")
@@ -114,7 +114,10 @@ def named_classes(data: Data) -> tuple[str, ...] | None:
 
 
 def indices(table: Table, classes: tuple[str, ...], of: str = "data.labels") -> np.ndarray:
-    """Labels as indices into the classes: int64 [n]; raise DataError with the place of a label that is none `of` them."""
+    """Return labels as indices into the classes, int64 [n]; raise DataError, with its place, for any other label.
+
+    of: the origin of the classes, for the message
+    """
     number = {name: i for i, name in enumerate(classes)}
     for i, label in enumerate(table.labels):
         if label not in number:
@@ -123,5 +126,5 @@ def indices(table: Table, classes: tuple[str, ...], of: str = "data.labels") -> 
 
 
 def _order(label: str) -> tuple[int, int, str]:
-    """Whole numbers in their order, then words in alphabetical order."""
+    """Return the key that sorts whole numbers by value, before words in alphabetical order."""
     return (0, int(label), label) if re.fullmatch(r"-?\d{1,18}", label) else (1, 0, label)

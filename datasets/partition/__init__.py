@@ -1,1 +1,1 @@
-"""Partitions: who holds which of the training examples; a file each, and what they share in `division`."""
+"""Partitions of the training examples among the clients, one file for each; `division` has what they share."""

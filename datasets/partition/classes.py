@@ -1,4 +1,4 @@
-"""Exactly k classes for each client."""
+"""The partition that gives each client exactly k classes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Classes(Section):
 
 @part(Classes, tasks=("classification",))
 def classes(pool: Pool, settings: Classes, rng: np.random.Generator) -> Partition:
-    """Give each client exactly `settings.classes` classes at random, and deal each class evenly to its owners.
+    """Give each client `settings.classes` classes at random, and divide each class evenly among its owners.
 
-    Every class that occurs has an owner, and the numbers of owners differ by at most 1. Raise SettingsError, with the
-    numbers, where a class would have no owner, or more owners than examples, or there are fewer classes than asked for.
+    Every class has an owner, and the numbers of owners differ by at most 1. Raise SettingsError, with the numbers,
+    where a class would have no owner, or more owners than examples, or there are fewer classes than asked for.
     """
     labels, clients, each = pool.labels, pool.clients, settings.classes
     sizes = np.bincount(labels)

@@ -1,4 +1,4 @@
-"""Each client's label mix drawn from a Dirichlet distribution."""
+"""The partition that draws each client's label distribution from a Dirichlet distribution."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Dirichlet(Section):
 
 @part(Dirichlet, tasks=("classification",))
 def dirichlet(pool: Pool, settings: Dirichlet, rng: np.random.Generator) -> Partition:
-    """Draw each client's label mix `q_k ~ Dir(alpha * p)`, p the share of each class in all examples, and fill it.
+    """Draw each client's label distribution q_k ~ Dir(alpha * p), p the share of each class, and examples from it.
 
-    Hsu, Qi and Brown 2019 (arXiv 1909.06335), section 3. Sizes differ by at most 1; examples are drawn without
-    replacement: a client whose class has run out goes on with its mix of the classes that are left.
+    Hsu, Qi and Brown 2019 (arXiv 1909.06335), section 3. Sizes differ by at most 1. Examples are drawn without
+    replacement: where a class has run out, a client goes on with its distribution over the classes that are left.
 
-    `settings.alpha` is the whole concentration, as p sums to 1. Flower's DirichletPartitioner and NIID-Bench
-    draw from Dir(a, ..., a) instead: their a is `alpha = a * classes` here where classes are balanced.
+    `settings.alpha` is the total concentration, as p sums to 1. Flower's DirichletPartitioner and NIID-Bench draw from
+    Dir(a, ..., a) instead: where classes are balanced, their a is `alpha = a * classes` here.
     """
     labels, clients = pool.labels, pool.clients
     sizes = even(len(pool), clients)

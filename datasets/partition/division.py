@@ -1,7 +1,7 @@
-"""How the training examples are divided among the clients.
+"""The division of the training examples among the clients.
 
-A partition is a function `(pool, settings, rng) -> Partition`, a file each in this folder; a user's own is named
-`package.module:function`. None of them loops over clients: a million clients are divided in seconds.
+A partition is a function `(pool, settings, rng) -> Partition`, one file for each in this folder; a user's own is
+`package.module:function`. Partitions do not loop over clients (but `natural` does), so a million clients take seconds.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from fedveil.core.settings.sections import Data
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """The training examples of all clients together, before they are divided.
+    """The training examples before they are divided.
 
     labels: int64 [n]
-    clients: how many divide them; least: examples that each of them must get (`data.min_examples`)
+    clients: number of clients; least: the fewest examples that each must get (`data.min_examples`)
     groups: int64 [n], the source of each example, an index into group_names; None where sources are not known
     dataset: the data set's name
     """
@@ -38,7 +38,7 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Which client holds which examples: client k those at `order[offsets[k]:offsets[k + 1]]`.
+    """A division of examples among clients: client k holds the examples `order[offsets[k]:offsets[k + 1]]`.
 
     order: int64 [n]; offsets: int64 [clients + 1]
     """
@@ -48,35 +48,35 @@ class Partition:
 
     @classmethod
     def of(cls, owners: np.ndarray, clients: int) -> Partition:
-        """The partition that gives example i to client `owners[i]` (int64 [n])."""
+        """Return the partition that gives example i to client `owners[i]` (int64 [n])."""
         sizes = np.bincount(owners, minlength=clients)
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         return cls(np.argsort(owners, kind="stable").astype(np.int64, copy=False), offsets)
 
     @property
     def clients(self) -> int:
-        """How many clients there are."""
+        """Number of clients."""
         return len(self.offsets) - 1
 
     def indices(self, client: int) -> np.ndarray:
-        """The examples of a client: int64 [n_k]; raise SettingsError where there is no such client."""
+        """Return the indices of a client's examples, int64 [n_k]; raise SettingsError where there is no such client."""
         if not 0 <= client < self.clients:
             raise SettingsError(f"there is no client {client}: clients are 0 to {self.clients - 1}")
         return self.order[self.offsets[client] : self.offsets[client + 1]]
 
     def sizes(self) -> np.ndarray:
-        """How many examples each client holds: int64 [clients]."""
+        """Return the number of examples of each client, int64 [clients]."""
         return np.diff(self.offsets)
 
     def first(self, most: int) -> Partition:
-        """The same, with no more than `most` examples each."""
+        """Return the partition with no more than `most` examples for each client."""
         sizes = np.minimum(self.sizes(), most)
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         rows = np.repeat(self.offsets[:-1] - offsets[:-1], sizes) + np.arange(offsets[-1])
         return Partition(self.order[rows], offsets)
 
     def counts(self, labels: np.ndarray, classes: int) -> np.ndarray:
-        """How many examples of each class each client holds: int64 [clients, classes]. labels: int64 [n]."""
+        """Return the number of each client's examples of each class, int64 [clients, classes]; labels: int64 [n]."""
         client = np.repeat(np.arange(self.clients), self.sizes())
         flat = np.bincount(client * classes + labels[self.order], minlength=self.clients * classes)
         return flat.reshape(self.clients, classes)
@@ -85,10 +85,10 @@ class Partition:
 def divide(
     labels: np.ndarray, groups: np.ndarray | None, group_names: tuple[str, ...], data: Data, seed: int
 ) -> Partition:
-    """Divide the training examples among `data.clients` clients as `data.partition` says; the seed decides how.
+    """Divide the training examples among `data.clients` clients by `data.partition`, with random numbers from the seed.
 
-    labels: int64 [n]; groups: int64 [n], an index into group_names, or None. Raise SettingsError, with the numbers that
-    show why, where the examples do not suffice or the partition does not fit the data.
+    labels: int64 [n]; groups: int64 [n], an index into group_names, or None
+    Raise SettingsError, with the numbers, where there are too few examples or the partition does not fit the data.
     """
     n, clients = len(labels), data.clients
     if clients > n:
@@ -98,7 +98,7 @@ def divide(
     function = choice.load()
     try:
         partition = function(pool, choice.settings, Stream(seed).generator("partition"))
-    except Exception as error:  # of a user's own code: any
+    except Exception as error:  # a user's code may raise anything
         if isinstance(error, FedveilError) or not choice.is_own:
             raise
         raise SettingsError(
@@ -110,12 +110,12 @@ def divide(
 
 
 def even(n: int, parts: int) -> np.ndarray:
-    """Sizes of `parts` parts of n that differ by at most 1: int64 [parts]."""
+    """Return the sizes of `parts` parts of n, which differ by at most 1: int64 [parts]."""
     return n // parts + (np.arange(parts) < n % parts)
 
 
 def _checked(partition: object, n: int, data: Data) -> Partition:
-    """Return what a partition gave; refuse one that loses or repeats examples, or leaves a client with fewer than the minimum."""
+    """Return the partition; raise SettingsError where it loses or repeats examples, or a client has too few."""
     name, clients, least = data.partition, data.clients, data.min_examples
     if not isinstance(partition, Partition):
         raise SettingsError(f"data.partition = '{name}': must return a Partition, it gave a {type(partition).__name__}")

@@ -1,20 +1,22 @@
-"""The arithmetic of partitions that skew labels: filling Dirichlet label mixes, and choosing each client's classes."""
+"""Arithmetic of partitions with label skew: drawing from Dirichlet distributions, and choosing clients' classes."""
 
 from __future__ import annotations
 
 import numpy as np
 
-TRADES = 12  # rounds of trading in `balanced_owners`; each halves what is left of the regular start
+TRADES = 12  # rounds of trading in `balanced_owners`; each halves what is left of the regular pattern
 
 
 def fill_mixes(labels: np.ndarray, sizes: np.ndarray, alpha: float, rng: np.random.Generator) -> np.ndarray:
-    """The class of every place of every client, by mixes `q_k ~ Dir(alpha * p)`, no class beyond its examples.
+    """Draw the classes of each client's examples from q_k ~ Dir(alpha * p), p the share of each class.
 
-    In passes: clients fill their empty places from their mix of the classes that still have examples; where more is
-    drawn of a class than is left, chance decides among the draws. A pass that does not fill every place exhausts a class,
-    so there are at most as many passes as classes.
+    No class is drawn more often than it has examples. It works in passes. Clients draw for their empty slots from their
+    distribution over the classes that still have examples. Where a class is drawn more often than it has examples left,
+    chance decides which draws are granted. A pass that does not fill all slots exhausts a class, so there are at most
+    as many passes as classes.
 
-    labels: int64 [n]; sizes: int64 [clients], n in sum. Gives int64 [n]: client 0's places, then client 1's, and so on.
+    labels: int64 [n]; sizes: int64 [clients], which sum to n
+    Return int64 [n]: the classes of client 0's slots, then client 1's, and so on.
     """
     left = np.bincount(labels)
     prior = left / len(labels)
@@ -23,7 +25,7 @@ def fill_mixes(labels: np.ndarray, sizes: np.ndarray, alpha: float, rng: np.rand
     while (empty := label < 0).any():
         busy = np.bincount(client[empty], minlength=len(sizes)) > 0
         places = np.flatnonzero(busy[client] & (empty | (left > 0)[label]))
-        places = places[np.argsort(2 * client[places] + empty[places], kind="stable")]  # a client's filled places first
+        places = places[np.argsort(2 * client[places] + empty[places], kind="stable")]  # a client's filled slots first
         drawn = _draw(client[places], label[places], prior * (left > 0), alpha, rng)
         new = empty[places]
         places, drawn = places[new], drawn[new]
@@ -36,14 +38,14 @@ def fill_mixes(labels: np.ndarray, sizes: np.ndarray, alpha: float, rng: np.rand
 def _draw(
     client: np.ndarray, label: np.ndarray, prior: np.ndarray, alpha: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw classes for the places whose label is -1 from their client's mix, given the places already filled.
+    """Draw classes for the slots whose label is -1 from their client's distribution, given the slots already filled.
 
-    The mix itself (clients x classes numbers, many too small to write) is never made: by Polya's urn (Blackwell and
-    MacQueen 1973), after t draws the next is with probability a / (a + t), a = alpha * sum(prior), a fresh one in
-    proportion to `prior`, else a copy of one of the t. Classes that ran out have prior 0 and no place here, which is
-    right: the rest of a Dirichlet mix, renormalised, is the Dirichlet mix of the rest.
+    The distributions (clients x classes numbers, many too small for a float) are never computed. By Polya's urn
+    (Blackwell and MacQueen 1973), after t draws the next one is new with probability a / (a + t),
+    a = alpha * sum(prior), in proportion to `prior`; else it copies one of the t. Classes that have run out have prior
+    0 and no slot here. That is correct: the rest of a Dirichlet draw, renormalised, is a Dirichlet draw over the rest.
 
-    client, label: int64 [m], ordered by client, a client's filled places first. Gives int64 [m].
+    client, label: int64 [m], ordered by client, a client's filled slots first. Return int64 [m].
     """
     m = len(client)
     before = _place(client)
@@ -61,7 +63,7 @@ def _draw(
 
 
 def _granted(label: np.ndarray, left: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Which draws are granted, bool [m]: all of a class that suffices, else as many as are left, at random."""
+    """Return which draws are granted, bool [m]: of each class all, or at random as many as it has examples left."""
     wanted = np.bincount(label, minlength=len(left))
     granted = np.ones(len(label), bool)
     contested = np.flatnonzero((wanted > left)[label])
@@ -72,11 +74,11 @@ def _granted(label: np.ndarray, left: np.ndarray, rng: np.random.Generator) -> n
 
 
 def balanced_owners(clients: int, each: int, classes: int, rng: np.random.Generator) -> np.ndarray:
-    """Give every client `each` distinct classes at random so that classes have equally many owners, give or take one.
+    """Give every client `each` distinct classes at random, so that numbers of owners differ by at most 1.
 
-    int64 [clients, each] in 0..classes-1; the odd owners go to the lowest classes. It starts from a regular pattern; then
-    clients meet in random pairs and trade, at random, the classes that only one of the two holds, which keeps both numbers:
-    the curveball of Strona et al. 2014 (Nature Communications 5:4114).
+    Return int64 [clients, each] in 0..classes-1; the odd owners go to the lowest classes. It starts from a regular
+    pattern. Then clients in random pairs trade, at random, the classes that only one of the two holds, which keeps both
+    numbers: the curveball algorithm of Strona et al. 2014 (Nature Communications 5:4114).
     """
     held = (np.arange(clients * each, dtype=np.int64) % classes).reshape(clients, each)
     half = clients // 2
@@ -86,7 +88,7 @@ def balanced_owners(clients: int, each: int, classes: int, rng: np.random.Genera
         pool = np.sort(np.concatenate([held[a], held[b]], axis=1), axis=1)  # [half, 2 * each]
         key = rng.random(pool.shape)
         common = pool[:, 1:] == pool[:, :-1]
-        key[:, :-1][common] = -1  # what both hold stays with both: one to the front, one to the back
+        key[:, :-1][common] = -1  # a class that both hold stays with both: one copy in front, one at the back
         key[:, 1:][common] = 2
         pool = np.take_along_axis(pool, np.argsort(key, axis=1), axis=1)
         held[a], held[b] = pool[:, :each], pool[:, each:]
@@ -94,14 +96,15 @@ def balanced_owners(clients: int, each: int, classes: int, rng: np.random.Genera
 
 
 def deal_to_owners(labels: np.ndarray, held: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Deal the examples of each class, shuffled, evenly to the clients that hold it.
+    """Divide the examples of each class at random and evenly among the clients that hold it.
 
-    labels: int64 [n]; held: int64 [clients, each], classes of each client. Gives the client of each example, int64 [n].
+    labels: int64 [n]; held: int64 [clients, each], the classes of each client
+    Return the client of each example, int64 [n].
     """
     clients, each = held.shape
-    shuffled = rng.permutation(clients)  # so that chance decides who gets one example more
+    shuffled = rng.permutation(clients)  # chance decides which clients get one example more
     flat = held[shuffled].ravel()
-    holder = np.repeat(shuffled, each)[np.argsort(flat, kind="stable")]  # clients, by the class they hold
+    holder = np.repeat(shuffled, each)[np.argsort(flat, kind="stable")]  # clients, sorted by the class they hold
     number = np.bincount(flat, minlength=int(labels.max()) + 1)
     first = np.cumsum(number) - number
     by_label = shuffled_by_label(labels, rng)
@@ -112,13 +115,13 @@ def deal_to_owners(labels: np.ndarray, held: np.ndarray, rng: np.random.Generato
 
 
 def shuffled_by_label(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Indices of the examples sorted by label, shuffled within a label: int64 [n]."""
+    """Return the indices of the examples sorted by label, in random order within a label: int64 [n]."""
     shuffled = rng.permutation(len(labels))
     return shuffled[np.argsort(labels[shuffled], kind="stable")]
 
 
 def _place(ordered: np.ndarray) -> np.ndarray:
-    """The place of each element among its equals in a sorted array: `[2, 2, 5] -> [0, 1, 0]`."""
+    """Return the index of each element among its equals in a sorted array: `[2, 2, 5] -> [0, 1, 0]`."""
     sizes = np.bincount(ordered)
     place: np.ndarray = np.arange(len(ordered)) - (np.cumsum(sizes) - sizes)[ordered]
     return place

@@ -1,4 +1,4 @@
-"""Each source of examples whole at one client."""
+"""The partition that gives all examples of one source to one client."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from fedveil.datasets.partition.division import Partition, Pool
 
 @part()
 def natural(pool: Pool, settings: NoSettings, rng: np.random.Generator) -> Partition:
-    """Keep each source (a mailbox, a user) whole: one to a client where the numbers agree, in the order of their names.
+    """Give each client all examples of its sources (mailboxes, users).
 
-    With fewer clients than sources, the largest source goes first, each to the client that has least so far. Raise
-    SettingsError where the data set knows no sources, or has fewer than clients.
+    With as many clients as sources, client k gets source k of `pool.group_names`. With fewer clients, sources are
+    assigned from the largest down, each to the client with the fewest examples so far. Raise SettingsError where the
+    data set has no sources, or fewer sources than clients.
     """
     groups, clients = pool.groups, pool.clients
     if groups is None:

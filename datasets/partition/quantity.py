@@ -1,4 +1,4 @@
-"""Sizes that follow a power law."""
+"""The partition whose sizes follow a power law."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Quantity(Section):
 
 @part(Quantity)
 def quantity(pool: Pool, settings: Quantity, rng: np.random.Generator) -> Partition:
-    """Mix labels alike, and give the client of rank r a size in proportion to `r ** -settings.exponent`.
+    """Give the client of rank r a size in proportion to `r ** -settings.exponent`, and examples at random.
 
-    Every client first gets `pool.least` (`data.min_examples`); what is left is divided by largest remainders; ranks are dealt at random.
-    Raise SettingsError where there are not enough examples for the minimum.
+    Every client first gets `pool.least` (`data.min_examples`) examples; the rest is divided by largest remainders.
+    Ranks are random. Raise SettingsError where there are not enough examples for the minimum.
     """
     n, clients, least = len(pool), pool.clients, pool.least
     rest = n - clients * least

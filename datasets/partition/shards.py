@@ -1,4 +1,4 @@
-"""Examples sorted by label and cut into shards, a few for each client."""
+"""The partition that sorts examples by label and gives each client a few shards of them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Shards(Section):
 
 @part(Shards, tasks=("classification",))
 def shards(pool: Pool, settings: Shards, rng: np.random.Generator) -> Partition:
-    """Sort by label, cut into `clients * settings.shards` shards, and give each client that many at random.
+    """Sort by label, cut into `clients * settings.shards` shards, and give each client `settings.shards` at random.
 
-    McMahan, Moore, Ramage, Hampson and Aguera y Arcas 2017, section 3: "pathological non-IID". Sizes of shards differ by
-    at most 1. Raise SettingsError where there are more shards than examples.
+    McMahan, Moore, Ramage, Hampson and Aguera y Arcas 2017, section 3: "pathological non-IID". Sizes of shards differ
+    by at most 1. Raise SettingsError where there are more shards than examples.
     """
     n, clients = len(pool), pool.clients
     number = clients * settings.shards

@@ -1,1 +1,1 @@
-"""Published data sets, a file each kind: where they are had, how they are checked and read."""
+"""Published data sets, one file for each kind: their sources, checks and readers."""

@@ -1,4 +1,4 @@
-"""Downloads of published data: a file is stored whole and checked, or not at all."""
+"""Downloads of published data: a file is stored whole and checked, or not stored."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from typing import NamedTuple, cast
 
 from fedveil.core.errors import DataError
 
-TIMEOUT = 30.0  # seconds without an answer or another byte
+TIMEOUT = 30.0  # seconds without an answer or further bytes
 CHUNK = 1 << 18  # bytes
 
 
 class Digest(NamedTuple):
-    """What a file holds: its size in bytes and its SHA-256 in hexadecimal."""
+    """The digest of a file's content: its size in bytes, and its SHA-256 in hexadecimal."""
 
     size: int
     sha256: str
@@ -41,11 +41,11 @@ def digest(content: bytes | io.BufferedIOBase) -> Digest:
 
 
 def download(url: str, target: Path, sha256: str | None, *, timeout: float = TIMEOUT) -> None:
-    """Download `url` to `target`, with one line on standard error and a progress bar where that is a terminal.
+    """Download `url` to `target`, with one line on standard error, and a progress bar where that is a terminal.
 
-    sha256: of the file, in hexadecimal; None where the caller checks what it makes of the file
-    timeout: seconds without another byte
-    Raise DataError with the URL and the reason where the file cannot be had, is another, or cannot be written.
+    sha256: the expected digest of the file, in hexadecimal; None where the caller checks what it makes of the file
+    timeout: seconds without further bytes
+    Raise DataError, with the URL and the reason, where the file cannot be downloaded or written, or is another one.
     """
     import pooch  # imports requests, which only a download needs
     import requests
@@ -54,7 +54,7 @@ def download(url: str, target: Path, sha256: str | None, *, timeout: float = TIM
         progressbar=sys.stderr.isatty(),
         chunk_size=CHUNK,
         timeout=timeout,
-        # a server must not pack or unpack on the way: the digest is of the file as published
+        # no compression in transfer: the digest is that of the file as published
         headers={"User-Agent": "fedveil", "Accept-Encoding": "identity"},
     )
     pooch.get_logger().setLevel("WARNING")
@@ -88,7 +88,7 @@ def store(target: Path, content: bytes) -> None:
 
 @contextmanager
 def written_into(folder: Path) -> Iterator[None]:
-    """Make `folder`; raise DataError where it, or what is written into it here, cannot be written."""
+    """Create `folder`; turn an OSError in it or in the body of the `with` statement into a DataError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -108,11 +108,11 @@ def from_zip(archive: Path, member: str, source: str) -> bytes:
 
 
 def enron_lines(archive: Path, source: str) -> dict[str, list[bytes]]:
-    """Read the messages of an Enron-Spam archive (`enronN.tar.gz`), a line each, as `{"ham": [...], "spam": [...]}`.
+    """Read the messages of an Enron-Spam archive (`enronN.tar.gz`), one line each, as `{"ham": [...], "spam": [...]}`.
 
-    In the archive a message is a file `enronN/ham/0001.1999-12-10.farmer.ham.txt`; here its line breaks and its other
-    control characters except tab are each one space, and a space and LF are put behind it. Lines follow file numbers.
-    Raise DataError where the archive cannot be read.
+    In the archive a message is a file `enronN/ham/0001.1999-12-10.farmer.ham.txt`. Each of its line breaks and of its
+    other control characters except tab becomes one space, and a space and LF are added at the end. Lines are in the
+    order of file numbers. Raise DataError where the archive cannot be read.
     """
     numbered: dict[str, list[tuple[int, bytes]]] = {"ham": [], "spam": []}
     try:
@@ -128,12 +128,12 @@ def enron_lines(archive: Path, source: str) -> dict[str, list[bytes]]:
 
 
 def one_line(message: bytes) -> bytes:
-    """Make a message one line: see `enron_lines`."""
+    """Make a message one line, as `enron_lines` describes."""
     return re.sub(rb"\r\n|[\x00-\x08\x0a-\x1f\x7f]", b" ", message) + b" \n"
 
 
 def _reason(error: BaseException, timeout: float) -> str:
-    """Say why a request failed, by the error below those of the libraries."""
+    """Say why a request failed, by the root of its chain of causes."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     if isinstance(error, TimeoutError):

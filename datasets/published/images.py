@@ -1,4 +1,4 @@
-"""Images of digits: scikit-learn's small ones, and MNIST from its published IDX files."""
+"""Images of digits: those of scikit-learn, and MNIST from its published IDX files."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CLASSES = tuple("0123456789")
 
 @part(tasks=("classification of images",), uses=("test_fraction",))
 def digits(data: Data) -> DataSet:
-    """1,797 handwritten digits, float32 [n, 1, 8, 8] in [0, 1], that ship inside scikit-learn.
+    """Load 1,797 handwritten digits, float32 [n, 1, 8, 8] in [0, 1], that ship inside scikit-learn.
 
     The test part (`data.test_fraction`) is stratified and the same for every seed.
     Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
     """
-    # the file that sklearn.datasets.load_digits reads; importing scikit-learn for it would take seconds
+    # the file that sklearn.datasets.load_digits reads; importing scikit-learn would take seconds
     home = Path(str(metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")))
     rows = np.loadtxt(home, delimiter=",", dtype=np.float32)  # 64 pixels from 0 to 16, and the digit
     examples = Examples(rows[:, :-1].reshape(-1, 1, 8, 8) / 16, rows[:, -1].astype(np.int64))
@@ -38,10 +38,10 @@ def digits(data: Data) -> DataSet:
 
 @part(tasks=("classification of images",))
 def mnist(data: Data) -> DataSet:
-    """MNIST: 60,000 digits to train on and 10,000 to test on, float32 [n, 1, 28, 28] in [0, 1].
+    """Load MNIST: 60,000 digits to train on and 10,000 to test on, float32 [n, 1, 28, 28] in [0, 1].
 
-    Raise DataError where the files are missing or damaged. LeCun, Bottou, Bengio and Haffner, "Gradient-based learning
-    applied to document recognition", 1998.
+    LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", 1998. Raise DataError
+    where the files are missing or damaged.
     """
     files = sources.find("mnist")
     train = mnist_examples(files["train-images-idx3-ubyte"], files["train-labels-idx1-ubyte"])
@@ -50,7 +50,7 @@ def mnist(data: Data) -> DataSet:
 
 
 def mnist_examples(images_path: Path, labels_path: Path) -> Examples:
-    """Images and labels of one part of MNIST; raise DataError where they do not belong together."""
+    """Read images and labels of one part of MNIST; raise DataError where they do not fit each other."""
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.ndim != 3 or images.shape[1:] != (28, 28):
         raise DataError(f"{images_path}: an array of {_times(images.shape)}, where images of 28 x 28 are expected")
@@ -68,7 +68,7 @@ def read_idx(path: Path) -> np.ndarray:
     """Read an IDX file of bytes, gzip-compressed or not: uint8, in the shape its header gives.
 
     Header, big-endian: 0, 0, 8 (unsigned byte), the number of dimensions; then each dimension as a uint32.
-    Raise DataError that says what was found where the file is anything else, shorter or longer than its header says.
+    Raise DataError, with what was found, where the file is anything else, or shorter or longer than its header says.
     """
     content = _content(path)
     if len(content) < 4 or content[:3] != b"\0\0\x08" or content[3] == 0:

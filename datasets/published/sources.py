@@ -1,4 +1,4 @@
-"""Where published data is: found in the user's folders or fetched, and always checked, never replaced silently."""
+"""Sources of published data: files in the user's folders, or downloads; always checked, never silently replaced."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from fedveil.datasets.published.downloads import Digest, digest, download, enron
 class KnownFile:
     """A published file.
 
-    path: inside the data folder; a file whose name ends in .gz may also lie there unpacked, without the ending
-    content: what it holds, unpacked
-    packed: what the .gz file as published holds; one that another program packed is as good
+    path: inside the data folder; a .gz file may also be there unpacked, without that ending
+    content: the digest of the file, unpacked
+    packed: the digest of the .gz file as published; another .gz file with the same content is accepted too
     """
 
     path: str
@@ -37,7 +37,7 @@ class KnownFile:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """The paths it may have."""
+        """The paths that the file may have."""
         return (self.path, self.path.removesuffix(".gz")) if self.packed else (self.path,)
 
 
@@ -95,7 +95,7 @@ URLS: dict[str, tuple[str, ...]] = {
 
 
 class FileStatus(NamedTuple):
-    """Where a known file is; `found` and `size` (bytes) are None where it is not on this machine."""
+    """The location of a known file; `found` and `size` (bytes) are None where it is not on this machine."""
 
     dataset: str
     file: str
@@ -104,7 +104,7 @@ class FileStatus(NamedTuple):
 
 
 class FileCheck(NamedTuple):
-    """Whether a known file is the published one; `problem` is empty where it is."""
+    """The check of a known file; `problem` is empty where the file is the published one."""
 
     file: str
     found: Path | None
@@ -112,7 +112,7 @@ class FileCheck(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `$FEDVEIL_CACHE/data`, else the user's cache folder."""
+    """Return the folder of downloads: `$FEDVEIL_CACHE/data`, else in the user's cache folder."""
     root = os.environ.get("FEDVEIL_CACHE")
     if root:
         return Path(root).expanduser() / "data"
@@ -122,16 +122,16 @@ def cache_folder() -> Path:
 
 
 def folders() -> list[Path]:
-    """Where data is looked for, in this order: `$FEDVEIL_DATA`, then the cache."""
+    """Return the folders in which data is searched, in order: `$FEDVEIL_DATA`, then the cache."""
     own = os.environ.get("FEDVEIL_DATA")
     return [*([Path(own).expanduser()] if own else []), cache_folder()]
 
 
 def find(dataset: str) -> dict[str, Path]:
-    """The files of a data set by name (`{"ham.txt": .../ham.txt.gz}`), downloaded to the cache where they are missing.
+    """Return the files of a data set by name (`{"ham.txt": .../ham.txt.gz}`); download missing ones to the cache.
 
     A data set that needs no files has none. Raise DataError where a file is not the published one, or is missing and
-    cannot be downloaded; SettingsError where no data set is called that.
+    cannot be downloaded; SettingsError where there is no such data set.
     """
     known = KNOWN.get(DATASETS.check(dataset, "data.dataset"), ())
     missing = [file for file in known if _locate(file) is None]
@@ -150,13 +150,13 @@ def find(dataset: str) -> dict[str, Path]:
 
 
 def status() -> list[FileStatus]:
-    """Every known file, and where it is; nothing is downloaded or checked."""
+    """Return the location of every known file; nothing is downloaded or checked."""
     found = [(dataset, file, _locate(file)) for dataset, files in KNOWN.items() for file in files]
     return [FileStatus(name, file.path, path, path.stat().st_size if path else None) for name, file, path in found]
 
 
 def check(dataset: str) -> list[FileCheck]:
-    """For each file of a data set, whether it is the published one; nothing is downloaded."""
+    """Check whether each file of a data set is the published one; nothing is downloaded."""
     results = []
     for file in KNOWN.get(DATASETS.check(dataset, "data.dataset"), ()):
         path = _locate(file)
@@ -175,7 +175,7 @@ def _locate(file: KnownFile) -> Path | None:
 
 
 def _problem(path: Path, file: KnownFile) -> str:
-    """What is wrong with the file at `path`, or an empty string."""
+    """Say what is wrong with the file at `path`; an empty string where nothing is."""
     try:
         with path.open("rb") as stream:
             found = digest(stream)
@@ -188,7 +188,7 @@ def _problem(path: Path, file: KnownFile) -> str:
 
 
 def _unpacked(path: Path) -> Digest | None:
-    """The digest of what a .gz file holds, or None where it cannot be unpacked."""
+    """Return the digest of a .gz file's content; None where it cannot be unpacked."""
     try:
         with gzip.open(path, "rb") as stream:
             return digest(stream)
@@ -197,7 +197,7 @@ def _unpacked(path: Path) -> Digest | None:
 
 
 def _download(dataset: str, missing: list[KnownFile]) -> None:
-    """Download the missing files to the cache; raise DataError that says how to help oneself."""
+    """Download the missing files to the cache; raise DataError, with what the user can do, where that fails."""
     try:
         {"mnist": _download_mnist, "sms": _download_sms, "enron": _download_enron}[dataset](missing)
     except DataError as error:
@@ -231,7 +231,7 @@ def _download_sms(missing: list[KnownFile]) -> None:
 
 
 def _download_enron(missing: list[KnownFile]) -> None:
-    """Each message of the archives becomes a line of ham.txt or spam.txt: enron1's first, then enron5's."""
+    """Write each message of the archives as a line of ham.txt or spam.txt, those of enron1 first, then enron5's."""
     lines: dict[str, list[bytes]] = {"ham": [], "spam": []}
     for url in URLS["enron"]:
         with _archive(url) as archive:
@@ -245,7 +245,7 @@ def _download_enron(missing: list[KnownFile]) -> None:
 
 @contextmanager
 def _archive(url: str) -> Iterator[Path]:
-    """Download an archive, of which no digest is known, to a file that is gone afterwards."""
+    """Download an archive, whose digest is not known, to a file that is deleted afterwards."""
     with written_into(cache_folder()):
         folder = tempfile.TemporaryDirectory(dir=cache_folder())
     with folder as name:

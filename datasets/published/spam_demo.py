@@ -1,4 +1,4 @@
-"""Made-up messages, ham or spam, for examples of text that run without a network. FedVeil wrote them; none is real."""
+"""Made-up messages, ham or spam, for text examples that run without a network; FedVeil wrote them, none is real."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ WORDS = {
     "bye": ["see you", "love", "thanks", "bye for now", "talk soon", "hugs", "cheers"],
 }
 
-# Templates and how often each kind is drawn: most are clear, some use the other side's words, some could be either.
+# templates and the share of each kind: most are clear, some use words of the other class, some could be either
 TEMPLATES = {
     "ham": [
         (
@@ -188,14 +188,14 @@ EITHER = [
 
 @part(tasks=("classification of text",), uses=OF_TEXT)
 def spam_demo(data: Data) -> DataSet:
-    """2,000 made-up messages, about 40 % of them spam, all different and the same on every machine."""
+    """Load 2,000 made-up messages, about 40 % of them spam, all different and the same on every machine."""
     labels, texts = messages()
     split = splits.shuffled(len(texts), data.test_fraction)
     return text_dataset("spam-demo", texts, labels, HAM_SPAM, split, data, made_up=True)
 
 
 def messages() -> tuple[np.ndarray, list[str]]:
-    """The labels (int64 [2000], an index into HAM_SPAM) and the messages."""
+    """Generate the labels, int64 [2000], indices into HAM_SPAM, and the messages."""
     rng = Stream(0).generator("spam-demo")
     made: dict[str, int] = {}
     while len(made) < MESSAGES:

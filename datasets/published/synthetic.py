@@ -1,4 +1,4 @@
-"""Made-up examples for a population of any size: each client makes its own when it is asked, and nothing is stored."""
+"""Made-up examples for a population of any size: each client generates its own on demand, and nothing is stored."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.splits import evenly
 
 FEATURES, CLASSES = 60, 10
-TEST_CLIENTS, TEST_EXAMPLES = 1_000, 10_000  # at most so many clients, and at least so many examples of all of them
-QUANTILES = 1 << 12  # different sizes a client may have; the largest lies 3.7 deviations above the median
+TEST_CLIENTS, TEST_EXAMPLES = 1_000, 10_000  # at most this many clients, and at least this many examples of all
+QUANTILES = 1 << 12  # number of sizes a client may have; the largest is 3.7 deviations above the median
 _SCALE = np.arange(1, FEATURES + 1, dtype=np.float64) ** -0.6  # the square root of Sigma's diagonal, j^-1.2
 _SIZES_SEED = Stream(0).integer("synthetic sizes")
 
@@ -44,7 +44,7 @@ class SyntheticSettings(Section):
 
 
 def check(settings: SyntheticSettings, experiment: Settings) -> None:
-    """Raise SettingsError where the experiment would divide what each client makes for itself."""
+    """Raise SettingsError where the experiment would divide or limit the examples that each client generates."""
     data = experiment.data
     if data.partition.name not in ("iid", "natural"):
         raise SettingsError(
@@ -65,19 +65,19 @@ def check(settings: SyntheticSettings, experiment: Settings) -> None:
     SyntheticSettings, tasks=("classification of features",), uses=("clients", "partition", "min_examples"), check=check
 )
 def synthetic(data: Data) -> DataSet:
-    """Synthetic(alpha, beta): 60 features, float32, and 10 classes, the same for every seed of the experiment.
+    """Load Synthetic(alpha, beta): 60 features, float32, and 10 classes, the same for every seed of the experiment.
 
     Client k draws features N(v_k, Sigma), Sigma diagonal with j^-1.2, and labels them argmax(softmax(x W_k + b_k)).
     `data.partition`
-      natural: v_k ~ N(B_k, 1) with B_k ~ N(0, beta), beta a standard deviation as in the authors' code; W_k, b_k ~ N(0, 1),
-        or, with `data.dataset.rule` = 'shared', one W and b for all (as in Acar et al. 2021)
+      natural: v_k ~ N(B_k, 1) with B_k ~ N(0, beta), beta a standard deviation as in the authors' code; W_k, b_k ~
+        N(0, 1), or, with `data.dataset.rule` = 'shared', one W and b for all (as in Acar et al. 2021)
       iid: v_k = 0, and one W and b for all
-    Li et al. draw W_k, b_k ~ N(u_k, 1) with u_k ~ N(0, alpha). That adds one number, u_k (1 + sum(x)), to the scores of all
-    classes, and so changes no label: there is no alpha to set. Li, Sahu, Zaheer, Sanjabi, Talwalkar and Smith, "Federated
-    optimization in heterogeneous networks", 2020, section 5.1.
+    Li et al. draw W_k, b_k ~ N(u_k, 1) with u_k ~ N(0, alpha). That adds one number, u_k (1 + sum(x)), to the scores of
+    all classes, which changes no label, so there is no alpha to set. Li, Sahu, Zaheer, Sanjabi, Talwalkar and Smith,
+    "Federated optimization in heterogeneous networks", 2020, section 5.1.
 
-    The test part comes from the clients' own distributions, by streams of their own: 10,000 examples or a few more, equally
-    many from each of up to 1,000 clients, evenly taken.
+    The test part comes from the clients' distributions, by separate streams: 10,000 examples or a few more, equally
+    many from each of up to 1,000 clients, evenly spaced among all.
     """
     clients = Synthetic.of(data)
     chosen = evenly(clients.clients, TEST_CLIENTS)
@@ -89,12 +89,12 @@ def synthetic(data: Data) -> DataSet:
 
 @dataclass(frozen=True, eq=False)
 class Synthetic:
-    """Clients that make their examples themselves, each from its own stream, the same whenever it is asked.
+    """A population whose clients generate their examples, each from its own stream, the same at every call.
 
-    clients: how many there are
+    clients: number of clients
     beta: standard deviation of B_k; None where all v_k are 0
     shared: the rule of all clients; None where each has its own
-    size_of: int64 [QUANTILES], the sizes a client may have, smallest first, all alike likely
+    size_of: int64 [QUANTILES], the sizes that a client may have, ascending and equally likely
     """
 
     clients: int
@@ -104,7 +104,7 @@ class Synthetic:
 
     @classmethod
     def of(cls, data: Data) -> Synthetic:
-        """The clients that the settings describe."""
+        """Return the population that the settings describe."""
         settings, natural = data.dataset.settings, data.partition.name == "natural"
         own = natural and settings.rule == "own"
         return cls(
@@ -115,29 +115,29 @@ class Synthetic:
         )
 
     def examples(self, client: int) -> tuple[Examples, np.ndarray]:
-        """What the client makes, and which of it the client holds, which is all: int64 [n]."""
+        """Generate the client's examples; return them and all their row numbers, int64 [n]."""
         (size,) = self.sizes(np.array([client]))
         rng = Stream(0, client=client).generator("synthetic client")
         mean, rule = self._distribution(rng)
         return _draw(int(size), mean, rule, rng), np.arange(size)
 
     def test(self, client: int, n: int) -> Examples:
-        """n other examples of a client's distribution."""
+        """Generate n test examples from a client's distribution."""
         mean, rule = self._distribution(Stream(0, client=client).generator("synthetic client"))
         return _draw(n, mean, rule, Stream(0, client=client).generator("synthetic test"))
 
     def sizes(self, clients: np.ndarray) -> np.ndarray:
-        """How many examples each of the clients (int64 [m]) makes: int64 [m]; none of them is made for it."""
+        """Return the number of examples of each of the clients (int64 [m]), int64 [m], without generating them."""
         numbers = splitmix(_SIZES_SEED, clients)
         drawn: np.ndarray = self.size_of[numbers % np.uint64(QUANTILES)]
         return drawn
 
     def counts(self, clients: np.ndarray, classes: int) -> np.ndarray:
-        """How many examples of each class each of the clients makes: int64 [m, classes]."""
+        """Generate the clients' examples, and count those of each class: int64 [m, classes]."""
         return np.array([np.bincount(self.examples(int(k))[0].labels, minlength=classes) for k in clients])
 
     def _distribution(self, rng: np.random.Generator) -> tuple[np.ndarray | float, Rule]:
-        """v_k and the rule of the client whose stream this is: the first numbers drawn from it."""
+        """Draw v_k and the client's rule, from the first numbers of its stream `rng`."""
         mean = 0.0 if self.beta is None else rng.normal(rng.normal(0, self.beta), 1, FEATURES)
         return mean, self.shared or _rule(rng)
 
@@ -149,12 +149,12 @@ def _rule(rng: np.random.Generator) -> Rule:
 def _draw(n: int, mean: np.ndarray | float, rule: Rule, rng: np.random.Generator) -> Examples:
     features = (mean + _SCALE * rng.standard_normal((n, FEATURES))).astype(np.float32)
     weights, bias = rule
-    # of the features as they are given out, in float64: no label hangs on how a library rounds
+    # labels of the float32 features, computed in float64, so that they do not depend on a library's rounding
     return Examples(features, np.argmax(features.astype(np.float64) @ weights + bias, axis=1))
 
 
 def _sizes(mean: int, spread: float, least: int) -> np.ndarray:
-    """Quantiles of a lognormal with this mean and standard deviation of the logarithm, rounded, at least `least`."""
+    """Return rounded quantiles, at least `least`, of a lognormal with this mean and `spread` of the logarithm."""
     quantile = NormalDist().inv_cdf
     factors = np.exp(spread * np.array([quantile((i + 0.5) / QUANTILES) for i in range(QUANTILES)]))
     sizes: np.ndarray = np.maximum(np.rint(mean * factors / factors.mean()), least).astype(np.int64)
@@ -162,10 +162,10 @@ def _sizes(mean: int, spread: float, least: int) -> np.ndarray:
 
 
 def splitmix(seed: int, positions: np.ndarray) -> np.ndarray:
-    """The numbers at `positions` (int64 [m], 0 the first) of the SplitMix64 generator: uint64 [m].
+    """Return the numbers of the SplitMix64 generator at `positions` (int64 [m], 0 the first): uint64 [m].
 
-    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014. Each costs nanoseconds wherever it stands; a stream of NumPy's for each client
-    would cost 20 microseconds.
+    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014. A number at any position takes
+    nanoseconds; a NumPy stream for each client would take 20 microseconds.
     """
     z = np.uint64(seed) + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

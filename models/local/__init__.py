@@ -1,1 +1,1 @@
-"""Local training and evaluation: batches, losses, optimisers, schedules, augmentation, the correction of gradients."""
+"""Local training and evaluation: batches, losses, optimisers, schedules, augmentation, correction of gradients."""

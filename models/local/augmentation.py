@@ -1,4 +1,4 @@
-"""Images changed at random as they are trained on: moved, turned, made noisy. Not a protection of anything."""
+"""Augmentation of images in training: random shifts, rotations and noise; it is not a protection."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fedveil.core.settings.sections import Training
 
 
 def augments(settings: Training) -> bool:
-    """Whether `settings` change images at all."""
+    """Say whether `settings` ask for any augmentation."""
     return settings.shift > 0 or settings.rotation > 0 or settings.noise > 0
 
 
 def augment(images: Tensor, settings: Training, rng: np.random.Generator) -> Tensor:
-    """Turn, then move, then add noise to each image by itself, with numbers from `rng`.
+    """Rotate, then shift, then add noise to each image, with random numbers from `rng`.
 
-    images: float32 [n, channels, height, width]; noise may carry values out of [0, 1]
+    images: float32 [n, channels, height, width]; with noise, the result may lie outside [0, 1]
     """
     n = len(images)
     if settings.rotation > 0:
@@ -34,7 +34,7 @@ def augment(images: Tensor, settings: Training, rng: np.random.Generator) -> Ten
 
 
 def shift(images: Tensor, offsets: Tensor) -> Tensor:
-    """Move image i down by offsets[i, 0] and right by offsets[i, 1] whole pixels (int64 [n, 2]); zeros come in."""
+    """Shift image i down by offsets[i, 0] and right by offsets[i, 1] pixels (int64 [n, 2]), and fill with zeros."""
     n, _, height, width = images.shape
     rows = torch.arange(height, device=images.device) - offsets[:, :1]  # [n, height], where each pixel comes from
     columns = torch.arange(width, device=images.device) - offsets[:, 1:]  # [n, width]
@@ -46,11 +46,11 @@ def shift(images: Tensor, offsets: Tensor) -> Tensor:
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turn image i counter-clockwise about its centre by degrees[i] (float [n]); bilinear, zeros outside."""
+    """Rotate image i counter-clockwise about its centre by degrees[i] (float [n]); bilinear, zeros outside."""
     height, width = images.shape[2:]
     angle = torch.deg2rad(degrees)
     cos, sin, none = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    # Where each pixel comes from, in coordinates that run from -1 to 1 along both axes, however long they are.
+    # the map to where each pixel comes from, in coordinates from -1 to 1 along both axes, whatever their lengths
     source = torch.stack(
         [
             torch.stack([cos, -sin * height / width, none], dim=1),

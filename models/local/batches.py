@@ -1,4 +1,4 @@
-"""Who sees which examples in which step: batches of one client, the plan of many, and how a cohort is cut."""
+"""Batches of local training: those of one client, the plan of many clients, and the chunks of a cohort."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fedveil.models.local.correction import Correction
 
 
 def batch_size_of(examples: int, settings: Training) -> int:
-    """Examples in a step of a client that holds so many."""
+    """Return the batch size of a client with this number of examples."""
     return examples if settings.batch_size == "full" else min(settings.batch_size, examples)
 
 
 def steps_of(examples: int, settings: Training) -> int:
-    """Steps of a client that holds so many examples."""
+    """Return the number of local steps of a client with this number of examples."""
     return settings.steps or settings.epochs * math.ceil(examples / batch_size_of(examples, settings))
 
 
 def orders(examples: int, settings: Training, stream: Stream) -> np.ndarray:
-    """The order in which a client sees its examples, int64 [passes, examples]: a new one each pass."""
+    """Return the order of a client's examples in each pass, int64 [passes, examples]."""
     steps_a_pass = math.ceil(examples / batch_size_of(examples, settings))
     passes = math.ceil(steps_of(examples, settings) / steps_a_pass)
     rng = stream.generator("batches")
@@ -34,9 +34,10 @@ def orders(examples: int, settings: Training, stream: Stream) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which examples each of K clients sees in each of S steps; K sorted by number of steps, falling.
+    """The batches of K clients in S steps; clients are sorted by number of steps, descending.
 
-    rows: int64 [S, K, B], of the source; sizes: int64 [S, K], how many of the B count; 0 for who has finished
+    rows: int64 [S, K, B], indices into the source of examples
+    sizes: int64 [S, K], how many of the B belong to the batch; 0 for a client that has finished
     """
 
     rows: np.ndarray
@@ -44,7 +45,11 @@ class Plan:
 
 
 def plan(own_rows: Sequence[np.ndarray], settings: Training, streams: Sequence[Stream]) -> Plan:
-    """The steps of clients that hold the rows `own_rows` (each int64 [n_k]) of a source of examples."""
+    """Plan the batches of clients.
+
+    own_rows: each client's rows of the source of examples, int64 [n_k]; clients sorted by number of steps, descending
+    streams: one for each client
+    """
     counts = [len(rows) for rows in own_rows]
     widths = [batch_size_of(n, settings) for n in counts]
     steps = [steps_of(n, settings) for n in counts]
@@ -64,26 +69,27 @@ def plan(own_rows: Sequence[np.ndarray], settings: Training, streams: Sequence[S
 
 
 def is_plain(settings: Training, correction: Correction) -> bool:
-    """Whether a step adds the gradient to the weights, times a number, and does nothing else."""
+    """Say whether a local step only adds the gradient, times a number, to the weights."""
     extras = settings.momentum or settings.weight_decay or settings.max_grad_norm or correction.mu or correction.shift
     return settings.optimizer == "sgd" and not extras
 
 
 def cut(sizes: np.ndarray, settings: Training, weights: int, example: int, device: torch.device) -> list[np.ndarray]:
-    """Cut a cohort into chunks to compute at once: positions, those with most steps first.
+    """Cut a cohort into chunks of clients that train at once: positions in the cohort, those with most steps first.
 
-    sizes: int64 [n], examples of each client; weights, example: numbers in the network, and in one example
-    The rule knows the cohort and the network, and nothing of workers: the same chunks whoever computes them. On a CPU
-    about eight chunks, so that cores share them evenly, of 5 to 16 clients: more do not make a client cheaper.
+    sizes: int64 [n], examples of each client
+    weights, example: number of values in the network, and in one example
+    The chunks depend on the cohort, the network and the device, not on the number of workers. On a CPU there are about
+    eight chunks, which cores share evenly, of 5 to 16 clients: more make no client cheaper.
     """
     steps = np.array([steps_of(int(n), settings) for n in sizes])
     widths = np.array([batch_size_of(int(n), settings) for n in sizes])
     order = np.lexsort((np.arange(len(sizes)), -widths, -steps))
-    copies = 2 if is_plain(settings, Correction()) else 5  # weights; gradients, two moments, and a copy of the start
+    copies = 2 if is_plain(settings, Correction()) else 5  # 5: weights, gradients, two moments, a copy of the start
     each = 4 * (copies * weights + int(widths.max()) * example)  # bytes of a client
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory // 4
-        # a plan is as long as the longest client's: where one has twice another's steps, they are planned apart
+        # a plan is as long as its longest client's, so clients whose steps differ by a factor of two are kept apart
         levels = np.floor(np.log2(steps[order]))
         spans = np.split(order, np.flatnonzero(np.diff(levels)) + 1)
         most = max(1, memory // each)

@@ -1,7 +1,8 @@
-"""What an algorithm adds to every gradient of local training: g + mu (w - anchor) + shift.
+"""The correction that an algorithm adds to every gradient of local training: g + mu (w - anchor) + shift.
 
-FedProx pulls towards the global weights (Li et al. 2020, algorithm 2); SCAFFOLD shifts by c - c_k (Karimireddy et al. 2020,
-algorithm 1); FedDyn does both (Acar et al. 2021, algorithm 1); Ditto pulls personal weights to the global ones (Li et al. 2021).
+FedProx pulls towards the global model (Li et al. 2020, algorithm 2). SCAFFOLD shifts by c - c_k (Karimireddy et al.
+2020, algorithm 1). FedDyn does both (Acar et al. 2021, algorithm 1). Ditto pulls personal models to the global one (Li
+et al. 2021).
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from fedveil.core.errors import DataError
 
 @dataclass(frozen=True)
 class Correction:
-    """The terms beside a gradient, for K clients.
+    """The terms that are added to the gradients of K clients.
 
-    mu: strength of the pull to the anchor; 0 pulls nowhere
-    anchor: by name, each [...] for all clients or [K, ...]; None is where each client starts
-    shift: by name, each [...] or [K, ...]; a weight that it leaves out is not shifted
+    mu: strength of the pull towards the anchor; 0: no pull
+    anchor: by name, each [...] for all clients or [K, ...]; None: each client's initial weights
+    shift: by name, each [...] for all clients or [K, ...]; weights that it lacks are not shifted
     """
 
     mu: float = 0.0
@@ -29,11 +30,11 @@ class Correction:
 
     @property
     def moves_all(self) -> bool:
-        """Whether a weight may move that has no gradient of its own: a row of a word table that no text of the client uses."""
+        """Whether rows of a word table may change that a client's texts do not use, and so have no gradient."""
         return bool(self.shift) or (self.mu > 0 and self.anchor is not None)
 
     def of(self, clients: Sequence[int], like: Mapping[str, Tensor]) -> Correction:
-        """The correction for some of the K clients, by position; `like`: weights of one client."""
+        """Return the correction of some of the K clients, by position; `like`: the weights of one client."""
         if not self.moves_all:
             return self
         anchor = None if self.anchor is None else pick(self.anchor, clients, like)
@@ -41,16 +42,19 @@ class Correction:
 
 
 def pick(tensors: Mapping[str, Tensor], clients: Sequence[int], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The rows of some clients of tensors [K, ...], by position; a tensor [...] is everybody's."""
+    """Return the rows of some clients, by position, of tensors [K, ...]; a tensor [...], for all clients, stays whole.
+
+    like: tensors [...] of one client
+    """
     return {
         name: tensor if tensor.dim() == like[name].dim() else tensor[list(clients)] for name, tensor in tensors.items()
     }
 
 
 def spread(tensor: Tensor, weights: Tensor) -> Tensor:
-    """A tensor [...] or [K, ...] as one of the shape of `weights`, [K, ...], without a copy.
+    """Expand a tensor [...] or [K, ...] to the shape of `weights`, [K, ...], without a copy.
 
-    Raise DataError where it has another shape.
+    Raise DataError where its shape is neither.
     """
     found = tensor if tensor.dim() == weights.dim() else tensor.unsqueeze(0)
     if found.shape[1:] != weights.shape[1:] or len(found) not in (1, len(weights)):

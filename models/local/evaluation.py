@@ -1,4 +1,4 @@
-"""How good a model is on some examples, counted batch by batch."""
+"""Evaluation of a model on examples, batch by batch."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ def evaluate(
     batch: int = 1000,
     statistics: Sequence[Statistic] = (counts,),
 ) -> Scores:
-    """Score `parameters` (the network's own where None) on `examples`, `batch` predictions at a time.
+    """Evaluate the network on `examples`, about `batch` predictions at a time.
 
-    statistics: what is counted, see `core/metrics.py`
-    The network is given back as it was, and random states are not touched. A network that draws random numbers even
-    when it evaluates gets the same ones every time. Raises DataError without examples or for weights of another network.
+    parameters: the weights to evaluate; None: the network's
+    loss_kind: `training.loss`
+    statistics: the sums to compute, see `core/metrics.py`
+    The network and the global random states are restored. A network that draws random numbers in evaluation draws the
+    same ones every time. Raise DataError where there are no examples, or the weights are of another network.
     """
     if examples.predictions == 0:
         raise DataError("there are no examples to evaluate on; check the data settings (data.validation_fraction)")
@@ -60,7 +62,7 @@ def evaluate(
 
 
 def _margins(outputs: Tensor) -> np.ndarray:
-    """How far the second of two classes is ahead: float64 [n], of logits [n, 2] or [n, 1]."""
+    """Return the margin of the second of two classes, float64 [n], from logits [n, 2] or [n, 1]."""
     logits = outputs.double().cpu().numpy()
     ahead: np.ndarray = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
     return ahead

@@ -1,4 +1,4 @@
-"""What a network is fed: examples as tensors on its device."""
+"""A network's inputs: examples as tensors on its device."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_kept: dict[tuple[int, str], Tensor] = {}  # by the array's id, while the array lives
+_kept: dict[tuple[int, str], Tensor] = {}  # by the array's id, as long as the array lives
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Where the network's weights are."""
+    """Return the device of the network's weights."""
     return next(network.parameters()).device
 
 
 def to_tensor(array: np.ndarray, device: torch.device) -> Tensor:
-    """Features, labels or a mask as a tensor: word ids and labels int64, all else as it is; float32 shares memory on a CPU."""
+    """Return features, labels or a mask as a tensor: integers as int64, others as they are, sharing memory on a CPU."""
     tensor = _tensor(array).to(device)
     return tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.long()
 
 
 def kept_on(array: np.ndarray, device: torch.device) -> Tensor:
-    """A whole data set's features or labels as they are; where a copy is needed, it is made once and stays while they live."""
+    """Return a data set's array as a tensor of its dtype; where a copy is needed, it lives as long as the array."""
     if device.type == "cpu" and array.flags.writeable and array.flags.c_contiguous:
-        return _tensor(array)  # the array's own memory
+        return _tensor(array)  # shares the array's memory
     key = id(array), str(device)
     if key not in _kept:
         _kept[key] = _tensor(array).to(device)
@@ -34,5 +34,5 @@ def kept_on(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    # torch warns of read-only memory, as of a mapped file
+    # PyTorch warns about read-only arrays, as those of a mapped file
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))

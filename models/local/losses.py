@@ -1,4 +1,4 @@
-"""What training makes small: the losses, one number a batch; and their gradients where they are taken by hand."""
+"""Losses: the mean over a batch for autograd, and the losses of single predictions with their gradients."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor
 
 
 def loss(outputs: Tensor, labels: Tensor, kind: str, mask: Tensor | None = None) -> Tensor:
-    """The mean loss over the predictions of a batch, a scalar.
+    """Return the mean loss over the predictions of a batch, a scalar.
 
     outputs: logits [n, classes], or [n, 1], the logit of the second of two classes; with a mask [n, t, vocabulary]
     labels: int64 [n]; with a mask [n, t]
     kind: `cross_entropy`, or `squared_error`: the squared distance of the probabilities (softmax or sigmoid) to the
         one-hot label, or to 0 or 1 where there is one logit
-    mask: bool [n, t], the positions that count; 0 where none does
+    mask: bool [n, t], the positions that count; where none does, the loss is 0
     """
     if mask is not None:
         outputs, labels = outputs[mask], labels[mask]  # [m, vocabulary], [m]
         if len(labels) == 0:
-            return outputs.sum()  # 0 with a gradient of 0; a mean of nothing is not a number
+            return outputs.sum()  # 0, with a gradient of 0; the mean would be NaN
     if outputs.shape[1] == 1:
         logits, truth = outputs[:, 0], labels.to(outputs.dtype)
         if kind == "cross_entropy":
@@ -32,10 +32,10 @@ def loss(outputs: Tensor, labels: Tensor, kind: str, mask: Tensor | None = None)
 
 
 def losses_and_slopes(outputs: Tensor, labels: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """The loss of each prediction, [...], and its gradient in the outputs, [..., classes].
+    """Return the loss of each prediction, [...], and its gradient with respect to the outputs, in their shape.
 
     outputs: logits [..., classes] or [..., 1], as for `loss`; labels: int64 [...]
-    No mean is taken: who calls it weighs the predictions, and gives those that do not count the weight 0.
+    No mean is taken: the caller weighs the predictions, with 0 for those that do not count.
     """
     if outputs.shape[-1] == 1:
         logits, truth = outputs.squeeze(-1), labels.to(outputs.dtype)
@@ -47,7 +47,7 @@ def losses_and_slopes(outputs: Tensor, labels: Tensor, kind: str) -> tuple[Tenso
     labels = labels.unsqueeze(-1)
     if kind == "cross_entropy":
         below = outputs - outputs.amax(-1, keepdim=True)
-        shares = below.exp()  # by hand: PyTorch's softmax takes twice as long over few classes
+        shares = below.exp()  # PyTorch's softmax takes twice as long for few classes
         total = shares.sum(-1, keepdim=True)
         values = total.log() - below.gather(-1, labels)
         return values.squeeze(-1), shares.div_(total).scatter_add_(-1, labels, _minus_one(shares, labels))

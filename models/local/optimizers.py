@@ -1,7 +1,7 @@
-"""The local optimisers, fresh for every client and round, on lists of weights.
+"""The local optimisers, new for every client and round.
 
-The functional forms of `torch.optim`, one call for all weights: they keep no state but what is handed to them, which
-lets a batch of clients share one, and, unlike the classes, they do not import PyTorch's compiler (seconds).
+They are the functional forms of `torch.optim`, one call for all weights. Their state is passed in, so that clients
+trained together share one optimiser. Unlike the classes, they do not import PyTorch's compiler, which takes seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedveil.core.settings.sections import Training
 
 
 class Optimizer:
-    """SGD, Adam or AdamW as `settings` say, with what it remembers of each weight between steps."""
+    """SGD, Adam or AdamW, with its state for each weight between steps."""
 
     def __init__(self, settings: Training, learning_rate: float) -> None:
         self._settings, self._rate = settings, learning_rate
@@ -27,9 +27,10 @@ class Optimizer:
         self._taken: dict[int, Tensor] = {}  # steps
 
     def step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-        """Change `weights` in place; a weight without a gradient stays, as does what is remembered of it.
+        """Update `weights` in place; a weight whose gradient is None keeps its value and state.
 
-        Where the first dimension is clients, the first k may go on without the others, who are forgotten.
+        Where the first dimension is clients, a later call may pass the first k clients alone; the others' state is
+        dropped.
         """
         given = {i: gradient for i, gradient in enumerate(gradients) if gradient is not None}
         trained = [weights[i] for i in given]

@@ -20,24 +20,27 @@ class Schedule:
     """
 
     def __init__(self, settings: Training, rounds: int) -> None:
-        """`rounds`: of the federation; the cosine reaches its minimum after them."""
+        """Make the schedule of a run.
+
+        rounds: the number of the run's rounds, after which `cosine` reaches its minimum
+        """
         self._constant = settings.learning_rate if settings.schedule == "constant" else None
-        if self._constant is None:  # else no optimiser is made: the first one imports PyTorch's compiler, for seconds
+        if self._constant is None:  # making an optimiser imports PyTorch's compiler, which takes seconds
             self._optimizer = torch.optim.SGD([torch.zeros(1)], lr=settings.learning_rate)  # only holds the rate
             self._scheduler = _scheduler(self._optimizer, settings, rounds)
 
     @property
     def rate(self) -> float:
-        """The learning rate of the coming round."""
+        """The learning rate of the next round."""
         if self._constant is not None:
             return self._constant
         return float(self._optimizer.param_groups[0]["lr"])
 
     def advance(self, train_loss: float) -> None:
-        """Go on by a round, whose mean training loss was `train_loss` (`plateau` looks at it)."""
+        """Advance by one round, whose mean training loss was `train_loss`, which `plateau` uses."""
         if self._constant is not None:
             return
-        self._optimizer.step()  # schedulers warn where this does not come first
+        self._optimizer.step()  # schedulers warn without it
         if isinstance(self._scheduler, lr_scheduler.ReduceLROnPlateau):
             self._scheduler.step(train_loss)
         else:
@@ -45,7 +48,7 @@ class Schedule:
 
 
 def replay(settings: Training, rounds: int, losses: Iterable[float]) -> Schedule:
-    """The schedule after rounds whose training losses were `losses`, to resume with."""
+    """Return the schedule after rounds with the training losses `losses`, to resume a run."""
     schedule = Schedule(settings, rounds)
     for train_loss in losses:
         schedule.advance(train_loss)
@@ -67,4 +70,4 @@ def _scheduler(
             return lr_scheduler.CyclicLR(optimizer, minimum, settings.learning_rate, period, cycle_momentum=False)
         case "plateau":
             return lr_scheduler.ReduceLROnPlateau(optimizer, factor=factor, patience=period, min_lr=minimum)
-    raise AssertionError(settings.schedule)  # constant: no scheduler is made
+    raise AssertionError(settings.schedule)  # a constant rate has no scheduler

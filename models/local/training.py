@@ -1,4 +1,4 @@
-"""The one way a client trains: its own examples, its own random stream, the weights everybody started from."""
+"""Local training of clients, each on its own examples and with its own random stream."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from fedveil.models.vectorized.functional import Functional
 
 @dataclass(frozen=True)
 class Trained:
-    """What K clients' training gave, in their order.
+    """The result of the local training of K clients, in their order.
 
     parameters: each [K, ...], on the network's device
-    loss: float64 [K], the mean over the predictions seen, each at the time it was seen, without the proximal term
-    examples: int64 [K], how many each client holds
-    steps: int64 [K], optimiser steps each took
+    loss: float64 [K], the mean over all predictions in training, without the terms of a correction
+    examples: int64 [K], the number of each client's examples
+    steps: int64 [K], the number of each client's optimiser steps
     """
 
     parameters: dict[str, Tensor]
@@ -66,22 +66,23 @@ def train_clients(
     together: Chain | Functional | None = None,
     into: dict[str, Tensor] | None = None,
 ) -> Trained:
-    """Train each client on its own examples (McMahan et al. 2017, algorithm 1, ClientUpdate), with four knobs.
+    """Train each client on its own examples (McMahan et al. 2017, algorithm 1, ClientUpdate).
 
-    network: where to compute; its own weights and mode are put back afterwards
-    parameters: where clients start, on the network's device, each [...] for all or [K, ...]; they are not changed
-    streams: one for each client: batch order, dropout and augmentation come from it
-    classes: how many there are; labels must lie below
-    correction: what is added to every gradient, mu (w - anchor) + shift; without it the pull to the start that
-        `settings.proximal_mu` asks for (Li et al. 2020, equation 2)
-    moves: names of the weights that training changes; every one that the network trains without it
-    together: computes all clients at once (see `batched.batched`); one after another without it
-    into: where to put the clients' weights, each [K, ...]; new memory without it
+    network: the network to compute with; its weights and mode are restored
+    parameters: the initial weights, on the network's device, each [...] for all clients or [K, ...]; not changed
+    learning_rate: of this round
+    streams: one for each client, for batch order, dropout and augmentation
+    classes: the number of labels; labels must be from 0 to classes - 1
+    correction: is added to every gradient; None: the proximal term of `settings.proximal_mu` (Li et al. 2020,
+        equation 2)
+    moves: names of the weights to train; None: all that the network trains
+    together: computes all clients at once (see `batched.batched`); None: one client after another
+    into: memory for the clients' new weights, each [K, ...]; None: new memory
 
-    A client's result does not depend on the others, but for the last bits where they are computed together; where a GPU
-    has no room for all at once, they are computed in smaller parts. A loss that is not finite is returned as it is.
-    Raises DataError for a client without examples or with unknown labels, or `parameters` of another network; TrainingError
-    where a GPU has no room for a single client.
+    A client's result does not depend on the others, except for the last bits where they are computed at once. Where a
+    GPU lacks memory for all clients, they are computed in smaller groups. A loss may be infinite or NaN.
+    Raise DataError for a client without examples or with a label out of range, or `parameters` of another network;
+    TrainingError where a GPU lacks memory for a single client.
     """
     correction = Correction(settings.proximal_mu) if correction is None else correction
     like = dict(network.named_parameters())
@@ -119,7 +120,7 @@ def _together(
     correction: Correction,
     moves: Collection[str] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sort clients by their steps and train them at once, or in halves where a GPU has no room for all."""
+    """Sort clients by their steps and train them at once, or in halves where a GPU lacks memory for all."""
     sizes = [len(client) for client in clients]
     everybody = list(range(len(clients)))
     order = sorted(everybody, key=lambda k: (-steps_of(sizes[k], settings), -batch_size_of(sizes[k], settings)))
@@ -152,19 +153,19 @@ def _together(
 
 
 def _where_it_fits(*arguments: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """`train_together`, or None where a GPU has no room; what it had taken is free again when this returns."""
+    """Call `train_together`; return None where a GPU lacks memory, with all that was allocated freed again."""
     try:
         return train_together(*arguments)
     except torch.OutOfMemoryError:
         return None
     except RuntimeError as error:
-        if "ALLOC_FAILED" not in str(error):  # cuBLAS's own words for it
+        if "ALLOC_FAILED" not in str(error):  # cuBLAS's message for a lack of memory
             raise
         return None
 
 
 def _of_one(tensor: Tensor, weight: Tensor | None) -> Tensor:
-    """One client's part of a tensor that is everybody's or [K, ...]."""
+    """Return one client's part of a tensor [...] for all clients, or [K, ...]."""
     return tensor[0] if weight is not None and tensor.dim() == weight.dim() + 1 else tensor
 
 
@@ -193,7 +194,10 @@ def _train(
     correction: Correction,
     moves: Collection[str] | None,
 ) -> tuple[float, int]:
-    """Train one client; `own` holds where it starts and receives its weights. Return its mean loss and steps."""
+    """Train one client; return its mean loss and number of steps.
+
+    own: the client's initial weights, [...] by name; its new weights are written into them
+    """
     device = device_of(network)
     features, rows = _place_start(network, own, client.features, settings, correction, moves)
     inputs, labels = to_tensor(features, device), to_tensor(client.labels, device)
@@ -240,12 +244,12 @@ def _place_start(
     correction: Correction,
     moves: Collection[str] | None,
 ) -> tuple[np.ndarray, dict[str, Tensor | EllipsisType]]:
-    """Give the network its own copy of the weights `own`; of word tables, only the rows that `features` use.
+    """Give the network a copy of the weights `own`; of word tables, only the rows that `features` use.
 
-    A copy, as where weights lie in memory can change last bits, and a row of K clients' weights lies anywhere.
-    The other rows have no gradient, and without weight decay no optimiser moves them: neither momentum nor Adam, which
-    start from zero, nor a pull to the start, which is zero there. Returns the features, as indices into the rows
-    kept, and for each weight the rows of `own` it covers.
+    A copy, because the alignment of weights in memory can change last bits, and differs among rows of [K, ...].
+    The unused rows have no gradient, and without weight decay no optimiser changes them: momentum and Adam start from
+    zero, and the pull to the initial weights is zero there. Return the features, as indices into the rows that were
+    kept, and for each weight the rows of `own` that it covers.
     """
     tables = words.tables(network) if settings.weight_decay == 0 and not correction.moves_all else {}
     if moves is not None and not tables.keys() <= set(moves):
@@ -260,7 +264,7 @@ def _place_start(
 
 
 def _batches(n: int, settings: Training, stream: Stream, device: torch.device) -> Iterator[Tensor]:
-    """The examples of each step, int64 [at most batch_size]: a new order each pass, the rest as a smaller batch."""
+    """Yield each step's examples, int64 [at most batch_size], a new order each pass; the last batch may be small."""
     left = steps_of(n, settings)
     for order in orders(n, settings, stream):
         batches = torch.split(torch.from_numpy(order).to(device), batch_size_of(n, settings))[:left]
@@ -269,7 +273,7 @@ def _batches(n: int, settings: Training, stream: Stream, device: torch.device) -
 
 
 def _anchor(named: Mapping[str, nn.Parameter], correction: Correction) -> dict[str, Tensor]:
-    """Where each weight is pulled to; none where nothing pulls."""
+    """Return the anchor of each weight, by name; an empty dict without a pull."""
     if correction.mu == 0:
         return {}
     if correction.anchor is None:
@@ -280,7 +284,7 @@ def _anchor(named: Mapping[str, nn.Parameter], correction: Correction) -> dict[s
 def _correct(
     named: Mapping[str, nn.Parameter], mu: float, anchor: Mapping[str, Tensor], shift: Mapping[str, Tensor]
 ) -> None:
-    """Add mu (w - anchor) + shift to each gradient; a weight that the loss does not depend on stays where it started."""
+    """Add mu (w - anchor) + shift to each gradient; weights that the loss does not depend on have none and stay."""
     for name, parameter in named.items():
         if parameter.grad is None:
             continue

@@ -1,4 +1,4 @@
-"""Networks, a file each: a factory `(task, settings) -> torch.nn.Module`, with its settings beside it.
+"""Networks, one file for each: a factory `(task, settings) -> torch.nn.Module`, with its settings.
 
-PyTorch is imported when a network is built: to list networks and check settings takes none of its seconds.
+PyTorch is imported only when a network is built, so that listing networks and checking settings stay fast.
 """

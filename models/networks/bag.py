@@ -1,4 +1,4 @@
-"""The mean or sum of word vectors, and a linear layer, for text."""
+"""A bag of words, for text: the mean or sum of word vectors, and a linear layer."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Bag(Section):
 
 @part(Bag, tasks=("classification of text",))
 def bag(task: Task, settings: Bag) -> nn.Module:
-    """The mean or sum of a text's word vectors, and a linear layer to the classes.
+    """Build the mean or sum of a text's word vectors, followed by a linear layer to the classes.
 
     With `settings.embedding` = 1 and two classes there is no linear layer: each word has one number, and their sum
-    (or mean) is the logit of the second class, as in Trask 2019, 'Grokking Deep Learning', chapter 15.
+    or mean is the logit of the second class, as in Trask 2019, 'Grokking Deep Learning', chapter 15.
     """
     from torch import nn
 

@@ -1,8 +1,9 @@
-"""The one way to build a network: initial weights from a stream, shape and state checked.
+"""Building a network: its initial weights come from a stream, and its outputs and state are checked.
 
-A network maps a batch of examples to logits: float32 [n, classes], or [n, 1] where there are two classes, the
-logit of the second; of next_token [n, tokens, vocabulary]. A user's own is `package.module:factory`, called as
-`factory(task, settings)` with its own settings. A factory declares the tasks it fits, `@part(tasks=("classification of text",))`.
+A network maps a batch of examples to logits: float32 [n, classes], or [n, 1] for two classes, the logit of the second;
+for next_token [n, tokens, vocabulary]. A user's network is `package.module:factory`, called as
+`factory(task, settings)` with its own settings. A factory declares the tasks it fits:
+`@part(tasks=("classification of text",))`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from fedveil.models.networks.words import PADDING
 
 
 def build(task: Task, model: Model, stream: Stream) -> nn.Module:
-    """The network `model.name` for `task`, on the CPU, with initial weights from `stream`.
+    """Build the network `model.name` for `task`, on the CPU, with initial weights from `stream`.
 
-    Raises SettingsError where it does not fit the task, cannot be made, or keeps a state that cannot be averaged.
+    Raise SettingsError where it does not fit the task, cannot be built, or has a state that cannot be averaged.
     """
     factory, settings = model.load(), model.settings
     check_task(f"model.name = '{model.name}'", model.declaration.tasks, task, table=MODELS)
@@ -38,7 +39,7 @@ def build(task: Task, model: Model, stream: Stream) -> nn.Module:
             _check_state(network.train(), task, model.name)
         except SettingsError:
             raise
-        except Exception as error:  # of a user's own code: any
+        except Exception as error:  # a user's code may raise anything
             raise SettingsError(
                 f"model.name = '{model.name}': the network cannot be built for {task} of shape {task.shape} and "
                 f"{_labels(task)}: {type(error).__name__}: {error}"
@@ -47,21 +48,21 @@ def build(task: Task, model: Model, stream: Stream) -> nn.Module:
 
 
 def example(task: Task) -> Tensor:
-    """Three different examples, made up, to try a network on: [3, *task.shape]."""
+    """Return three different made-up examples, [3, *task.shape], on which networks are compared."""
     numbers = torch.arange(3 * math.prod(task.shape)).reshape(3, *task.shape)
     if task.kind == "text":
         numbers = numbers % (task.vocabulary_size - 1) + 1
-        numbers[2, (task.shape[0] + 1) // 2 :] = PADDING  # behind the words of the last
+        numbers[2, (task.shape[0] + 1) // 2 :] = PADDING  # after the words of the last example
         return numbers
     return torch.frac(numbers * 0.618034)  # spread over [0, 1)
 
 
 def _outputs(network: nn.Module, task: Task) -> Tensor:
-    """What the network gives for two examples of zeros; of the word 1, where they are text, half of it where each has outputs."""
+    """Return the network's outputs for two examples of zeros; texts are of word 1, for next_token half padding."""
     shape = (2, *task.shape)
     inputs = torch.ones(shape, dtype=torch.long) if task.kind == "text" else torch.zeros(shape)
     if task.predicts == "next_token":
-        inputs[:, (task.shape[0] + 1) // 2 :] = PADDING  # padding has outputs too, though its mask is False
+        inputs[:, (task.shape[0] + 1) // 2 :] = PADDING  # padding has outputs too, which do not count
     with torch.no_grad():
         outputs: Tensor = network(inputs)
     return outputs
@@ -94,12 +95,12 @@ def _check_outputs(outputs: object, task: Task, name: str) -> None:
 
 
 def _labels(task: Task) -> str:
-    """What a logit stands for, in words."""
+    """Describe the labels, one of which each logit stands for."""
     return f"{task.labels:,} word ids" if task.predicts == "next_token" else f"{len(task.classes)} classes"
 
 
 def _check_state(network: nn.Module, task: Task, name: str) -> None:
-    """Refuse what training changes besides weights: it would stay with a client, or be lost."""
+    """Refuse a network with state that training changes besides the weights: such state would not be aggregated."""
     keeps = [key for key, module in network.named_modules() if isinstance(module, _BatchNorm)]
     if not keeps:
         before = {key: buffer.clone() for key, buffer in network.named_buffers()}

@@ -1,4 +1,4 @@
-"""Settings that several networks have."""
+"""Types and descriptions of settings that several networks share."""
 
 from __future__ import annotations
 

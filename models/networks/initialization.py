@@ -8,7 +8,7 @@ from torch import nn
 
 
 def initialized(network: nn.Module, initialization: str) -> nn.Module:
-    """Set dense weights as `initialization` says and their biases to zero; with `zeros`, every weight."""
+    """Initialise dense layers, their biases with zero, and return the network; `zeros` sets all weights to zero."""
     if initialization == "zeros":
         for parameter in network.parameters():
             nn.init.zeros_(parameter)

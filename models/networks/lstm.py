@@ -1,4 +1,4 @@
-"""An LSTM on words, for text."""
+"""An LSTM over words, for text."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Lstm(Section):
 
 @part(Lstm, tasks=("classification of text",))
 def lstm(task: Task, settings: Lstm) -> nn.Module:
-    """Word vectors, `settings.layers` LSTM layers of `settings.units` (Hochreiter and Schmidhuber 1997), a linear layer.
+    """Build word vectors, LSTM layers (Hochreiter and Schmidhuber 1997), pooling and a linear layer to the classes.
 
-    Pooling `mean` averages the states over a text's words, `last` takes the state after its last word; the padding
-    behind a text does not count. Recurrent weights start as PyTorch's do: uniform within 1/sqrt(units).
+    Pooling `mean` averages the states over a text's words; `last` takes the state after its last word. Padding does not
+    count. Recurrent weights start as PyTorch's do: uniform within 1/sqrt(units).
     """
     from fedveil.models.networks.initialization import initialized
     from fedveil.models.networks.recurrent import LSTM

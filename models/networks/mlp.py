@@ -1,4 +1,4 @@
-"""Dense layers, for images, features and the mean of words."""
+"""Dense layers, for images, features, and pooled word vectors."""
 
 from __future__ import annotations
 
@@ -45,12 +45,14 @@ class Mlp(Section):
 
 @part(Mlp, tasks=("classification",))
 def mlp(task: Task, settings: Mlp) -> nn.Module:
-    """Dense layers `settings.hidden`, each with normalization, activation and dropout, and one to the classes.
+    """Build dense layers `settings.hidden`, each with normalization, activation and dropout, and one to the classes.
 
-    images, features: flattened; text: the mean or sum of word vectors first. Dense weights start as
-    `he`: N(0, 2/fan_in) (He et al. 2015, section 2.2); `xavier`: uniform within sqrt(6 / (fan_in + fan_out)) (Glorot and
-    Bengio 2010, equation 16); `lecun`: N(0, 1/fan_in) (LeCun et al. 1998, section 4.6); biases as zero. `zeros` sets
-    every weight to zero: such a network does not learn, but for its last bias, as all its units stay alike.
+    Images and features are flattened; of text, the mean or sum of word vectors is taken. Biases start as zero, dense
+    weights by `settings.initialization`:
+      he: N(0, 2/fan_in) (He et al. 2015, section 2.2)
+      xavier: uniform within sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010, equation 16)
+      lecun: N(0, 1/fan_in) (LeCun et al. 1998, section 4.6)
+      zeros: every weight is zero; all units stay alike, so nothing but the last bias learns
     """
     from torch import nn
 

@@ -14,7 +14,7 @@ class LSTM(nn.Module):
         self, vocabulary: int, classes: int, *, embedding: int, units: int, layers: int, dropout: float, pooling: str
     ) -> None:
         super().__init__()
-        between = dropout if layers > 1 else 0.0  # PyTorch warns of dropout between layers of one
+        between = dropout if layers > 1 else 0.0  # PyTorch warns about dropout where there is one layer
         self.embedding = Words(vocabulary, embedding)
         self.lstm = nn.LSTM(embedding, units, layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(dropout)
@@ -22,7 +22,7 @@ class LSTM(nn.Module):
         self.pooling = pooling
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Logits of texts, whose padding behind the longest is not computed."""
+        """Compute logits; padding after the longest text is cut off before."""
         ids = trim(ids)
         states, _ = self.lstm(self.embedding(ids))  # [n, t, units]
         logits: Tensor = self.output(self.dropout(pool(states, ids, self.pooling)))

@@ -1,7 +1,7 @@
-"""Words as vectors: the word table every text network starts from, and a client's share of it.
+"""Word vectors: the table of word vectors in text networks, and the rows of it that a client uses.
 
-A client's texts use few of a vocabulary's words, and a step's gradient is zero in all other rows. Training
-only the rows the client uses gives the same weights at a cost that does not grow with the vocabulary.
+A client's texts use few of a vocabulary's words, and the gradient is zero in all other rows. Training only the rows
+in use gives the same weights, at a cost that does not grow with the vocabulary.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ PADDING = 0
 
 
 class Words(nn.Embedding):
-    """A vector for each word id (int64 [n, t] -> float [n, t, size]); the row of padding (0) is never learnt.
+    """A vector for each word id, int64 [n, t] -> float [n, t, size]; the row of padding (0) is not trained.
 
-    The promise that `own_rows` relies on: ids select rows of this table, and mean nothing else to the network,
-    but that 0 is padding. A network that multiplies by the whole table too, with tied output weights say, takes
-    `nn.Embedding`. Word vectors start as N(0, 1), that of padding as zero.
+    `own_rows` relies on this: the network uses ids only to select rows of this table, and to recognise padding. A
+    network that also multiplies by the whole table, as with tied output weights, must use `nn.Embedding`. Word vectors
+    start as N(0, 1), that of padding as zero.
     """
 
     def __init__(self, vocabulary_size: int, size: int) -> None:
@@ -32,14 +32,14 @@ class PooledWords(Words):
         self.pooling = pooling
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Pool over the words that are not padding."""
+        """Pool the vectors of the words that are not padding."""
         ids = trim(ids)
         vectors = super().forward(ids)  # [n, t, size]
         return pool(vectors, ids, self.pooling)
 
 
 def pool(vectors: Tensor, ids: Tensor, pooling: str) -> Tensor:
-    """The `sum`, `mean`, or `last` of the vectors [n, t, size] at words of `ids` [n, t] that are not padding."""
+    """Return the `sum`, `mean`, or `last` of the vectors [n, t, size] whose `ids` [n, t] are not padding: [n, size]."""
     real = ids != PADDING  # [n, t]
     if pooling == "last":
         end = real.sum(dim=1, keepdim=True).sub(1).clamp(min=0)  # [n, 1]
@@ -50,13 +50,13 @@ def pool(vectors: Tensor, ids: Tensor, pooling: str) -> Tensor:
 
 
 def trim(ids: Tensor) -> Tensor:
-    """Drop the columns at the end of `ids` [n, t] that are padding in every text; at least one column stays."""
+    """Cut off the columns at the end of `ids` [n, t] that are padding in every text; at least one column stays."""
     longest = int((ids != PADDING).sum(dim=1).max())
     return ids[:, : max(longest, 1)]
 
 
 def tables(network: nn.Module) -> dict[str, Tensor]:
-    """The word tables of `network` by parameter name."""
+    """Return the word tables of `network` by parameter name."""
     return {
         f"{name}.weight" if name else "weight": module.weight
         for name, module in network.named_modules()
@@ -65,7 +65,10 @@ def tables(network: nn.Module) -> dict[str, Tensor]:
 
 
 def own_rows(ids: np.ndarray, vocabulary_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of a word table that `ids` [n, t] use, padding included (int64 [u], rising), and `ids` as indices into them."""
+    """Return the rows of a word table that `ids` [n, t] use, and `ids` as indices into them, int64 [n, t].
+
+    The rows are int64 [u], ascending, padding included.
+    """
     used = np.zeros(vocabulary_size, dtype=bool)
     used[ids] = True
     used[PADDING] = True

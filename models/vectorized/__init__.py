@@ -1,1 +1,1 @@
-"""Many clients trained at once: a rule for each kind of layer, and `torch.func` for layers without one."""
+"""Local training of many clients at once: a rule for each kind of layer, and `torch.func` for other networks."""

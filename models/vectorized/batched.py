@@ -1,8 +1,8 @@
-"""Training K clients at once: the same steps as one by one, on stacked weights.
+"""Local training of K clients at once: the same steps as one by one, on stacked weights.
 
-Clients differ in size, so they are sorted by their number of steps; those that have done theirs leave, and the
-others go on as the first k. A leaver's weights and momenta are then out of everybody's reach. A client's batch
-that is smaller than the others' is padded with examples of weight zero, and divides by its own size.
+Clients are sorted by their number of steps. After each step, the first k clients that have steps left go on; the
+weights and momenta of the others are not touched again. A batch that is smaller than the others is padded with examples
+of weight zero, and its loss is divided by its own size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fedveil.models.vectorized.rules import layers
 
 
 class Chain:
-    """A network as a chain of layer rules (`layers.py`)."""
+    """A network computed by layer rules (`layers.py`), one after another."""
 
     unused: frozenset[str] = frozenset()  # every weight has a gradient
 
@@ -39,22 +39,25 @@ class Chain:
         self._first = next(i for i, rule in enumerate(rules) if rule.weighted)
 
     def anew(self, network: nn.Module, fixed: dict[str, Tensor]) -> Chain:
-        """One that holds no tensors of clients yet; a network with weights that are not trained (`fixed`) has no chain."""
+        """Return a new chain, which holds no clients' tensors; `fixed`, the untrained weights, is empty for a chain."""
         return Chain(layers(network) or [])
 
     def bind(self, step: Step) -> None:
-        """Compute with these weights from now on."""
+        """Set the weights and targets of the following calls."""
         for rule in self._rules:
             rule.bind(step)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits [k, b, classes] or [k, b, t, vocabulary] of inputs [k, b, ...], which may be written over."""
+        """Return logits [k, b, classes] or [k, b, t, vocabulary] of inputs [k, b, ...], which may be overwritten."""
         for rule in self._rules:
             inputs = rule.forward(inputs)
         return inputs
 
     def losses(self, inputs: Tensor, labels: Tensor, factors: Tensor, kind: str) -> Tensor:
-        """The loss of each prediction, [k, b] or [k, b, t]; the gradient of their sum, weighed by `factors`, goes to the targets."""
+        """Return each prediction's loss, [k, b] or [k, b, t], and write the weights' gradients to the step's targets.
+
+        factors: the weight of each prediction in the objective, in the losses' shape
+        """
         values, gradient = losses_and_slopes(self.forward(inputs), labels, kind)
         gradient = gradient.mul_(factors.unsqueeze(-1))
         for i in range(len(self._rules) - 1, self._first - 1, -1):
@@ -63,9 +66,9 @@ class Chain:
 
 
 def batched(network: nn.Module, inputs: Tensor) -> Chain | Functional | str:
-    """How to compute `network` for many clients at once; why it cannot be, in words, where it cannot.
+    """Return a way to compute `network` for many clients at once, or the reason, in words, why there is none.
 
-    inputs: a few examples, to compare with the network itself
+    inputs: a few examples, on which the result is compared with the network
     """
     rules = layers(network)
     if rules is None and type(network) is LSTM:
@@ -76,7 +79,7 @@ def batched(network: nn.Module, inputs: Tensor) -> Chain | Functional | str:
 
 
 def _agrees(network: nn.Module, chain: Chain, inputs: Tensor) -> bool:
-    """Whether the rules give what the network gives; a user's Sequential may use a layer in another way than ours."""
+    """Say whether chain and network have the same outputs; a user's Sequential may use layers unlike FedVeil's."""
     weights = {name: parameter.detach().unsqueeze(0) for name, parameter in network.named_parameters()}
     chain.bind(Step(weights, weights, 0.0, lambda share, like: torch.ones_like(like)))
     training = network.training
@@ -87,16 +90,16 @@ def _agrees(network: nn.Module, chain: Chain, inputs: Tensor) -> bool:
             try:
                 found = chain.forward(inputs.unsqueeze(0).clone()).squeeze(0)
             except (RuntimeError, ValueError, IndexError):
-                return False  # shapes that the rules do not know
+                return False  # the rules do not support these shapes
             return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)
     finally:
         network.train(training)
 
 
 def source(clients: Sequence[Examples]) -> tuple[Examples, list[np.ndarray]]:
-    """What all clients' examples are rows of, and each client's rows.
+    """Return examples that hold those of all clients, and each client's rows of them.
 
-    Clients of one data set share its arrays, which are not copied; others' examples are laid end to end.
+    Clients that select from one data set share it without a copy; else all examples are concatenated.
     """
     first = clients[0]
     if isinstance(first, Selection) and all(isinstance(c, Selection) and c.source is first.source for c in clients):
@@ -118,11 +121,12 @@ def train_together(
     correction: Correction,
     moves: Collection[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Train clients whose `weights` (each [K, ...]) hold where they start; sorted by number of steps, falling.
+    """Train K clients at once; return each client's mean loss, float64 [K], and number of steps, int64 [K].
 
-    correction: of every gradient; its tensors are shared or [K, ...]
-    moves: names of the weights that training changes; every one that the network trains without it
-    Returns each client's mean loss (float64 [K]) and steps (int64 [K]); `weights` are trained in place.
+    weights: the initial weights, each [K, ...]; they are trained in place
+    clients: sorted by number of steps, descending
+    correction: is added to every gradient; its tensors are [...] for all clients or [K, ...]
+    moves: names of the weights to train; None: all that the network trains
     """
     device = next(iter(weights.values())).device
     held, own_rows = source(clients)
@@ -132,7 +136,7 @@ def train_together(
     trainable = {name: value for name, value in trained.items() if moves is None or name in moves}
     still = {name: value for name, value in trained.items() if name not in trainable}
     plain = is_plain(settings, correction) and isinstance(how, Chain)
-    # where every word table is trained, and nothing moves a row without a gradient, only the rows in use are computed
+    # where all word tables are trained, and no row without a gradient can change, only the rows in use are computed
     restricted = (
         not (plain or settings.weight_decay or correction.moves_all)
         and words.tables(network).keys() <= trainable.keys()
@@ -155,10 +159,10 @@ def train_together(
     if held.mask is not None:
         real = kept_on(held.mask, device).index_select(0, rows.view(-1)).view(answers.shape) & real.unsqueeze(-1)
         predictions = real.sum((2, 3))
-    # each client's mean over the predictions of its own batch
+    # the weights of a mean over each client's own batch
     factors = real.to(work.kind) / predictions.clamp(min=1).view(*predictions.shape, *[1] * (real.dim() - 2))
     if plain:
-        factors *= -learning_rate  # what goes to the weights is the step itself
+        factors *= -learning_rate  # the gradient is then the step, which is added to the weights
     values = torch.zeros(answers.shape, dtype=work.kind, device=device)
     memory = inputs.new_empty(rows[0].numel(), *inputs.shape[1:])
     clients_left, widths = (todo.sizes > 0).sum(1).tolist(), todo.sizes.max(1).tolist()
@@ -182,7 +186,7 @@ def train_together(
 
 
 class _Work:
-    """The steps of a chunk of clients: forward, loss, backward, correction, update."""
+    """The local steps of a chunk of clients: forward, loss, backward, correction, optimiser."""
 
     def __init__(
         self,
@@ -195,7 +199,11 @@ class _Work:
         still: dict[str, Tensor],
         drop: _Dropper,
     ) -> None:
-        """`still`: weights that the network trains and this training does not; each [K, ...], as `weights` are."""
+        """Prepare the steps.
+
+        weights: the weights to train, each [K, ...]; gradients: memory for their gradients, or `weights` for plain SGD
+        still: weights that get a gradient but are not trained here, each [K, ...]
+        """
         self._how, self._settings, self._correction = how, settings, correction
         self._weights, self._gradients, self._plain = weights, gradients, gradients is weights
         self._still, self._unread = still, {name: torch.zeros_like(value) for name, value in still.items()}
@@ -209,9 +217,9 @@ class _Work:
         self.drop, self.kind = drop, next(iter(weights.values())).dtype
 
     def step(self, inputs: Tensor, labels: Tensor, factors: Tensor) -> Tensor:
-        """One step of the first k clients; the loss of each prediction, [k, b] or [k, b, t].
+        """Make one step of the first k clients; return the loss of each prediction, [k, b] or [k, b, t].
 
-        factors: of each prediction's loss in its client's objective; 0 for padding
+        factors: the weight of each prediction in its client's objective; 0 for padding
         """
         k = len(inputs)
         if k != self._k:
@@ -244,9 +252,9 @@ class _Work:
 
 
 class _Dropper:
-    """Dropout's factors, drawn as PyTorch draws them on a CPU for each client's own batch.
+    """Dropout factors, drawn as PyTorch draws them on a CPU for each client's own batch.
 
-    sizes: int64 [k], examples in the batches of the clients at work
+    sizes: int64 [k], the batch sizes of the present step
     """
 
     def __init__(self, streams: Sequence[Stream]) -> None:
@@ -267,9 +275,9 @@ class _Dropper:
 def _used_words(
     features: np.ndarray, own_rows: Sequence[np.ndarray], vocabulary_size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The word-table rows each client uses, int64 [K, u], and each word's place among them, int64 [K, vocabulary].
+    """Return the word-table rows each client uses, int64 [K, u], and each word's index in them, int64 [K, vocabulary].
 
-    Clients that use fewer than u words have the rest filled with padding's row, which nothing changes.
+    Where a client uses fewer than u words, the rest is the row of padding, which does not change.
     """
     used = [words.own_rows(features[rows], vocabulary_size)[0] for rows in own_rows]
     table = np.zeros((len(used), max(len(rows) for rows in used)), np.int64)

@@ -1,4 +1,4 @@
-"""Any network for K clients at once, by `torch.func`: for those that have no layer rules, a user's own above all."""
+"""Networks without layer rules, users' own above all, computed for K clients at once by `torch.func`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fedveil.models.vectorized.layers import Step
 
 
 class Functional:
-    """A network computed with stacked weights, its gradients by autograd."""
+    """A network computed with stacked weights, and differentiated by autograd."""
 
     def __init__(self, network: nn.Module, fixed: dict[str, Tensor]) -> None:
-        """`fixed`: the values of weights that are not trained."""
+        """Take the network; `fixed`: the values of the weights that are not trained."""
         self._network = network
         self._fixed = {**fixed, **dict(network.named_buffers())}
         self._padding = {
@@ -26,15 +26,15 @@ class Functional:
 
     @classmethod
     def of(cls, network: nn.Module, inputs: Tensor) -> Functional | str:
-        """The network; why it cannot be computed so, in words, where it cannot.
+        """Return the network so computed, or the reason, in words, why it cannot be.
 
-        inputs: a few examples, to compare with the network itself, in outputs and gradients
+        inputs: a few examples, on which outputs and gradients are compared with the network's
         """
         kind = type(network).__name__
         weights = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
         fixed = {name: p.detach() for name, p in network.named_parameters() if not p.requires_grad}
         training = network.training
-        network.train()  # in training dropout draws, which vmap refuses: its draws would not be each client's own
+        network.train()  # so that vmap refuses dropout, whose draws would not come from each client's stream
         try:
             found = cls(network, fixed)
             pair = torch.stack([inputs, inputs.flip(0)])
@@ -45,7 +45,7 @@ class Functional:
                 single = torch.cat([network(inputs[i : i + 1]) for i in range(len(inputs))])
                 slopes = found.gradients(stacked, together, torch.cos(together.detach()))
                 wanted = [_gradients(network, outputs) for outputs in alone]
-        except Exception as error:  # of a user's own code, or of an operation that vmap does not know: any
+        except Exception as error:  # a user's code may raise anything, as may operations that vmap does not support
             return f"{kind} cannot be computed for many clients at once: {_reason(error)}"
         finally:
             network.train(training)
@@ -58,7 +58,7 @@ class Functional:
         return found
 
     def outputs(self, weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        """Logits [k, b, classes] or [k, b, t, vocabulary] of inputs [k, b, ...]."""
+        """Return logits [k, b, classes] or [k, b, t, vocabulary] of inputs [k, b, ...]."""
 
         def one(own: dict[str, Tensor], examples: Tensor) -> Tensor:
             logits: Tensor = functional_call(self._network, {**self._fixed, **own}, (examples,))
@@ -67,24 +67,27 @@ class Functional:
         return vmap(one)(weights, inputs)
 
     def anew(self, network: nn.Module, fixed: dict[str, Tensor]) -> Functional:
-        """One that holds no tensors of clients yet; `fixed`: the values of weights that are not trained."""
+        """Return a new instance without clients' tensors; `fixed`: the values of weights that are not trained."""
         return Functional(network, fixed)
 
     def gradients(self, weights: dict[str, Tensor], outputs: Tensor, slopes: Tensor) -> dict[str, Tensor]:
-        """Each weight's gradient, [k, ...], from the outputs'; weights that had no part have none."""
+        """Return each weight's gradient, [k, ...], from that of the outputs; weights that were not used have none."""
         found = torch.autograd.grad(outputs, list(weights.values()), slopes, allow_unused=True)
         gradients = {name: g for name, g in zip(weights, found, strict=True) if g is not None}
         for name, row in self._padding.items():
-            if name in gradients:  # vmap leaves out this row for the first client only
+            if name in gradients:  # vmap omits the gradient of this row for the first client alone
                 gradients[name][:, row] = 0.0
         return gradients
 
     def bind(self, step: Step) -> None:
-        """Compute with these weights from now on."""
+        """Set the weights and targets of the following calls."""
         self._step = step
 
     def losses(self, inputs: Tensor, labels: Tensor, factors: Tensor, kind: str) -> Tensor:
-        """The loss of each prediction, [k, b] or [k, b, t]; the gradient of their sum, weighed by `factors`, goes to the targets."""
+        """Return each prediction's loss, [k, b] or [k, b, t], and write the weights' gradients to the step's targets.
+
+        factors: the weight of each prediction in the objective, in the losses' shape
+        """
         step = self._step
         with torch.enable_grad():
             weights = {name: w.detach().requires_grad_() for name, w in step.weights.items()}
@@ -100,14 +103,14 @@ class Functional:
 
 
 def _gradients(network: nn.Module, outputs: Tensor) -> dict[str, Tensor]:
-    """The plain network's gradients, of the same sum."""
+    """Return the gradients of the network itself, of the same sum of outputs."""
     named = {name: p for name, p in network.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(outputs, list(named.values()), torch.cos(outputs.detach()), True, allow_unused=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), found, strict=True)}
 
 
 def _reason(error: Exception) -> str:
-    """What stood in the way, in a user's words where PyTorch's speak of its own options."""
+    """Return the reason in a user's words where PyTorch's message is about its internals."""
     text = str(error)
     if "random" in text:
         return "it draws random numbers; dropout as a layer of a torch.nn.Sequential of known layers can be"

@@ -1,8 +1,8 @@
-"""How K clients compute each kind of layer at once: forward, and backward by hand.
+"""Rules that compute a layer for K clients at once, forward and backward.
 
-A rule works on stacked weights: one matrix product for K clients in place of K products, and no graph to record, as the
-order of layers is known. A gradient goes straight into its target; with plain SGD the target is the weight itself, and the
-step is part of the product. Layers of text are in `text_layers.py`; which rule a layer has, `rules.py` says.
+A rule works on stacked weights, with one matrix product for K clients instead of K products. It records no graph, since
+the order of layers is known. A gradient is written directly to its target; with plain SGD the target is the weight
+itself, so the product includes the step. Layers for text are in `text_layers.py`; `rules.py` chooses the rules.
 
 Shapes: k clients, b examples each in this step (padded), t words.
 """
@@ -21,12 +21,12 @@ aten = torch.ops.aten
 
 @dataclass
 class Step:
-    """What the layers read and write in a local step of k clients.
+    """The weights of k clients in a local step, and the targets of their gradients.
 
     weights: each [k, ...]
-    targets: where the gradient of each weight goes; the weights themselves where the step is plain SGD
-    keep: the factor of what the target holds already: 1.0 adds to it, 0.0 overwrites it
-    drop: `(share, inputs) -> factors` of a dropout layer for its inputs [k, b, ...], each client's from its own stream
+    targets: receive the gradients, by the weights' names; the weights themselves where the step is plain SGD
+    keep: 1.0 adds a gradient to its target, 0.0 overwrites the target
+    drop: `(share, inputs) -> factors` of a dropout layer for its inputs [k, b, ...], from each client's own stream
     """
 
     weights: dict[str, Tensor]
@@ -35,7 +35,7 @@ class Step:
     drop: Callable[[float, Tensor], Tensor]
 
     def receive(self, name: str, gradient: Tensor) -> None:
-        """Take the gradient of a small weight."""
+        """Write the gradient of a weight to its target."""
         target = self.targets[name]
         if self.keep:
             target.add_(gradient)
@@ -50,30 +50,34 @@ class Layer(ABC):
     step: Step
 
     def bind(self, step: Step) -> None:
-        """Compute with these weights from now on; called again where other clients go on."""
+        """Set the weights and targets of the following calls; called again when the number of clients changes."""
         self.step = step
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> Tensor:
-        """The outputs [k, b, ...] of inputs [k, b, ...]."""
+        """Return the outputs [k, b, ...] of inputs [k, b, ...]."""
 
     @abstractmethod
     def backward(self, gradient: Tensor, first: bool) -> Tensor:
-        """Hand over the weights' gradients; return the inputs' (of the `first` with weights: anything, nobody reads it)."""
+        """Write the weights' gradients to their targets, and return the inputs' gradient.
+
+        gradient: of the outputs
+        first: no layer before this one has weights, so that the returned value is not used
+        """
 
 
 @dataclass
 class Flatten(Layer):
-    """`nn.Flatten`, only ever the first: there is no way back."""
+    """`nn.Flatten`, as the first layer alone, since its backward does not restore the shape."""
 
     weighted = False
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[k, b, ...] -> [k, b, width]."""
+        """Flatten: [k, b, ...] -> [k, b, width]."""
         return inputs.flatten(2)
 
     def backward(self, gradient: Tensor, first: bool) -> Tensor:
-        """Nothing to do."""
+        """Return the gradient unchanged, which is not used."""
         return gradient
 
 
@@ -84,10 +88,10 @@ class Linear(Layer):
     name: str
     biased: bool
     inputs: Tensor = field(init=False)
-    ones: Tensor = field(init=False, default_factory=lambda: torch.empty(0))  # [k, 1, b], to sum over examples with
+    ones: Tensor = field(init=False, default_factory=lambda: torch.empty(0))  # [k, 1, b], to sum over examples
 
     def bind(self, step: Step) -> None:
-        """Look the weights up once for many steps."""
+        """Look up the weights once for many steps."""
         super().bind(step)
         self.weight, self.target = (where[f"{self.name}.weight"] for where in (step.weights, step.targets))
         self.transposed = self.weight.transpose(1, 2)
@@ -97,7 +101,7 @@ class Linear(Layer):
             )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[k, b, in] -> [k, b, out]; of positions [k, b, t, in] -> [k, b, t, out]."""
+        """Compute x W^T + b: [k, b, in] -> [k, b, out], or [k, b, t, in] -> [k, b, t, out]."""
         if inputs.dim() > 3:
             return self.forward(inputs.flatten(1, -2)).view(*inputs.shape[:-1], -1)
         self.inputs = inputs
@@ -106,7 +110,7 @@ class Linear(Layer):
         return torch.baddbmm(self.bias, inputs, self.transposed)
 
     def backward(self, gradient: Tensor, first: bool) -> Tensor:
-        """The inputs' gradient comes first: the target may be the weight itself."""
+        """Compute the inputs' gradient before the weights', whose target may be the weight itself."""
         if gradient.dim() > 3:
             return self.backward(gradient.flatten(1, -2), first).view(*gradient.shape[:-1], -1)
         back = gradient if first else torch.bmm(gradient, self.weight)
@@ -124,7 +128,8 @@ class Linear(Layer):
 class Elementwise(Layer):
     """An activation without weights.
 
-    apply: inputs -> outputs, which may lie where the inputs were; slope: (gradient, inputs, outputs) -> the inputs' gradient
+    apply: inputs -> outputs, which may overwrite the inputs
+    slope: (gradient, inputs, outputs) -> the inputs' gradient
     """
 
     weighted = False
@@ -135,12 +140,12 @@ class Elementwise(Layer):
     outputs: Tensor = field(init=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The same shape."""
+        """Apply the activation to each value."""
         self.inputs, self.outputs = inputs, self.apply(inputs)
         return self.outputs
 
     def backward(self, gradient: Tensor, first: bool) -> Tensor:
-        """The chain rule."""
+        """Return the inputs' gradient by the chain rule."""
         return self.slope(gradient, self.inputs, self.outputs)
 
 
@@ -152,12 +157,12 @@ class PReLU(Layer):
     inputs: Tensor = field(init=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The same shape."""
+        """Multiply negative values by the slope."""
         self.inputs = inputs
         return torch.where(inputs > 0, inputs, inputs * _beside(self.step.weights[f"{self.name}.weight"], inputs))
 
     def backward(self, gradient: Tensor, first: bool) -> Tensor:
-        """The slope's gradient sums over all values below zero."""
+        """Sum the slope's gradient over all negative values, and return the inputs' gradient."""
         slope = _beside(self.step.weights[f"{self.name}.weight"], gradient)  # [k, 1, 1]
         back = torch.where(self.inputs > 0, gradient, gradient * slope)
         below = self.inputs.clamp(max=0).mul_(gradient).flatten(1, -2).sum((1, 2))  # [k]
@@ -175,7 +180,7 @@ class LayerNorm(Layer):
     kept: tuple[Tensor, Tensor, Tensor] = field(init=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[k, ..., width] -> [k, ..., width]."""
+        """Normalise over the last dimension: [k, ..., width] -> [k, ..., width]."""
         normal, mean, scale = torch.native_layer_norm(inputs, [self.width], None, None, self.eps)
         self.kept = inputs, mean, scale
         self.normal = normal
@@ -183,7 +188,7 @@ class LayerNorm(Layer):
         return torch.addcmul(shift, normal, gain)
 
     def backward(self, gradient: Tensor, first: bool) -> Tensor:
-        """Through gain, shift and normalization."""
+        """Propagate through gain, shift and normalisation."""
         inputs, mean, scale = self.kept
         gain = _beside(self.step.weights[f"{self.name}.weight"], gradient)
         back: Tensor = aten.native_layer_norm_backward(
@@ -204,15 +209,15 @@ class Dropout(Layer):
     factors: Tensor = field(init=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Set a share of the values to zero, and make up for it."""
+        """Set a share of the values to zero, and scale up the others."""
         self.factors = self.step.drop(self.share, inputs)
         return inputs * self.factors
 
     def backward(self, gradient: Tensor, first: bool) -> Tensor:
-        """What was dropped has no gradient."""
+        """Set the gradient of dropped values to zero."""
         return gradient * self.factors
 
 
 def _beside(weight: Tensor, values: Tensor) -> Tensor:
-    """A weight of the last dimension, [k, width], shaped to meet values [k, ..., width]."""
+    """Reshape a weight of the last dimension, [k, width], to broadcast with values [k, ..., width]."""
     return weight.view(len(weight), *[1] * (values.dim() - 2), -1)

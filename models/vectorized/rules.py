@@ -1,4 +1,4 @@
-"""Which rule each layer of a network has, and whether a network has a rule for every layer."""
+"""The choice of a rule for each layer of a network."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _ELEMENTWISE: dict[type[nn.Module], Callable[[nn.Module], Elementwise]] = {
 
 
 def layers(network: nn.Module) -> list[Layer] | None:
-    """The rules for a network's layers, in order; None where it has a layer without a rule."""
+    """Return the rules for a network's layers, in order; None where a layer has no rule."""
     named = list(network.named_parameters(remove_duplicate=False))
     if len(named) > len(list(network.parameters())) or not all(p.requires_grad for _, p in named):
-        return None  # weights that two layers share, or that are not trained
+        return None  # two layers share weights, or some weights are not trained
     if any(_is_hooked(module) for module in network.modules()) or any(p._backward_hooks for _, p in named):
         return None
     if type(network) is LSTM:
@@ -39,7 +39,7 @@ def layers(network: nn.Module) -> list[Layer] | None:
     if type(network) is not nn.Sequential:
         return None
     if len(list(network.children())) < len(network):
-        return None  # a layer used twice has one weight for both
+        return None  # a layer is used twice, with the same weights
     found: list[Layer] = []
     for name, module in network.named_children():
         rules = _of_module(name, module, first=not found)
@@ -75,7 +75,7 @@ def _of_module(name: str, module: nn.Module, first: bool) -> Sequence[Layer] | N
 def _of_lstm(network: LSTM) -> list[Layer] | None:
     cells = network.lstm
     if cells.num_layers > 1 and cells.dropout > 0:
-        return None  # PyTorch draws the factors between layers inside; they cannot be drawn alike here
+        return None  # PyTorch draws the dropout between layers internally, so it cannot be repeated here
     table = WordTable("embedding")
     found: list[Layer] = [table]
     found += [Recurrent("lstm.", f"_l{i}", cells.hidden_size) for i in range(cells.num_layers)]
@@ -86,6 +86,6 @@ def _of_lstm(network: LSTM) -> list[Layer] | None:
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    """Whether calling the module does more than its `forward`: hooks, parametrizations."""
+    """Say whether calling the module does more than its `forward`, by hooks or parametrizations."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or hasattr(module, "parametrizations")

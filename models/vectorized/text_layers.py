@@ -1,7 +1,7 @@
-"""How K clients compute the layers of texts at once: word tables, pooling, LSTMs.
+"""Rules for the layers of text networks: word tables, pooling, LSTMs.
 
-Texts that become one vector are computed with time before examples, [k, t, b, ...], so that what one time step reads lies
-together; where each position has an output of its own, they are [k, b, t, ...].
+Where a text becomes one vector, time comes before examples, [k, t, b, ...], so that the data of one time step is
+contiguous. Where each position has its own output, the shape is [k, b, t, ...].
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from fedveil.models.vectorized.layers import Layer, aten
 
 @dataclass
 class WordTable(Layer):
-    """`Words` before a layer that makes one vector of them: int64 [k, b, t] -> [k, t, b, size]; padding's row keeps its values."""
+    """`Words` before pooling, int64 [k, b, t] -> [k, t, b, size]; the row of padding does not change."""
 
     name: str
-    ids: Tensor = field(init=False)  # [k * t * b], rows of all clients' tables laid end to end
+    ids: Tensor = field(init=False)  # [k * t * b], rows of all clients' tables, concatenated
     real: Tensor = field(init=False)  # bool [k, t, b]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Look the words up, of the columns that are not padding in every text."""
+        """Look up the words, without the columns that are padding in every text."""
         real = inputs != PADDING
         longest = max(int(real.sum(2).max()), 1)
         self.real = real[:, :, :longest].transpose(1, 2)
         return self.look_up(inputs[:, :, :longest].transpose(1, 2))
 
     def look_up(self, ids: Tensor) -> Tensor:
-        """The vectors of words, int64 [k, ...] -> [k, ..., size]."""
+        """Return the vectors of words, int64 [k, ...] -> [k, ..., size]."""
         table = self.step.weights[f"{self.name}.weight"]  # [k, words, size]
         k, rows, size = table.shape
         start = torch.arange(k, device=ids.device).mul_(rows)[:, None, None]
@@ -40,7 +40,7 @@ class WordTable(Layer):
         return table.reshape(-1, size).index_select(0, self.ids).view(*ids.shape, size)
 
     def backward(self, gradient: Tensor, first: bool) -> Tensor:
-        """Only rows of words that occur change."""
+        """Add the gradient of each word that occurs to its row; the row of padding gets none."""
         target = self.step.targets[f"{self.name}.weight"]
         padding = target[:, PADDING].clone() if self.step.keep else 0.0
         if not self.step.keep:
@@ -56,7 +56,7 @@ class WordVectors(WordTable):
     """`Words` with an output for each position: int64 [k, b, t] -> [k, b, t, size]."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Look the words up, padding too."""
+        """Look up the words, padding included."""
         return self.look_up(inputs)
 
 
@@ -71,17 +71,17 @@ class Pool(Layer):
     factors: Tensor = field(init=False)  # [k, t, b, 1]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Sum, mean, or the last word's."""
+        """Return the sum, the mean, or the last word's vector."""
         real = self.table.real.to(inputs.dtype)
         if self.pooling == "mean":
             real = real / real.sum(1, keepdim=True).clamp_(min=1)
-        elif self.pooling == "last":  # a word that none follows
+        elif self.pooling == "last":  # the word that no word follows
             real = real - nn.functional.pad(real[:, 1:], (0, 0, 0, 1))
         self.factors = real.unsqueeze(-1)
         return (inputs * self.factors).sum(1)
 
     def backward(self, gradient: Tensor, first: bool) -> Tensor:
-        """[k, b, size] -> [k, t, b, size]."""
+        """Distribute the gradient over the words: [k, b, size] -> [k, t, b, size]."""
         return gradient.unsqueeze(1) * self.factors
 
 
@@ -102,7 +102,7 @@ class Recurrent(Layer):
         return self.step.weights[f"{self.prefix}{kind}{self.suffix}"]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The input's part of all time steps in one product, then one time step after another."""
+        """Compute the inputs' part of all gates in one product, then one time step after another."""
         k, t, b, _ = inputs.shape
         u = self.units
         self.inputs = inputs.view(k, t * b, -1)
@@ -126,7 +126,7 @@ class Recurrent(Layer):
         return states
 
     def backward(self, gradient: Tensor, first: bool) -> Tensor:
-        """Back through time; the weights' gradients in one product over all time steps."""
+        """Propagate back through time, then compute the weights' gradients in one product over all time steps."""
         k, t, b, u = gradient.shape
         recurrent = self._weight("weight_hh")
         back = torch.empty_like(self.gates)  # the gradient before the gates' nonlinearities
@@ -147,7 +147,7 @@ class Recurrent(Layer):
                 later_cell = cell.mul_(f)
                 later_state = torch.bmm(back[:, now], recurrent)
             else:
-                to_f.zero_()  # nothing came before
+                to_f.zero_()  # there is no earlier cell
         flat = back.view(k, t * b, 4 * u)
         onward = torch.bmm(flat, self._weight("weight_ih")).view(k, t, b, -1)
         names = {kind: f"{self.prefix}{kind}{self.suffix}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}

@@ -1,10 +1,10 @@
-"""What clipping and noise guarantee: epsilon at delta, after so many rounds, for one client's whole data.
+"""Differential privacy accounting: epsilon at delta of clipping and noise over the rounds, for one client's whole data.
 
-Two runs are neighbours where they differ in one client's data: it is there, or the client's update counts as zero (the
-zero-out relation of Kairouz et al. 2021, "Practical and Private (Deep) Learning without Sampling or Shuffling").
-Who takes part is the same in both, as it is drawn without a look at the data, so the number that a mean is divided by is no
-secret, and the sum of clipped updates differs by C at most. For neighbours whose client has other data instead, it is 2 C:
-as with half the noise multiplier.
+Two runs are neighbours where one has a client's data, and in the other that client's update counts as zero (the
+zero-out relation of Kairouz et al. 2021, "Practical and Private (Deep) Learning without Sampling or Shuffling"). Both
+have the same cohorts, which are drawn without looking at the data. So the divisor of a mean is no secret, and the sum
+of clipped updates differs by C at most. Where the client has other data instead, the sum differs by 2 C at most: the
+same as half the noise multiplier.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ MEANINGLESS = 20.0  # an epsilon above this promises nothing that a person could
 
 @dataclass(frozen=True)
 class Shown:
-    """What a run has shown so far, which no data has a part in.
+    """What a run has released so far. None of these numbers depends on data.
 
-    rounds: whose models were made; asked: how often the client was asked that was asked most often
+    rounds: rounds whose models were made; asked: the most rounds that one client was asked in
     fewest: clients in the smallest sum of updates
-    population, cohort: the fewest clients that a round's were drawn from, and the most that were drawn
+    population, cohort: the fewest clients that a cohort was drawn from, and the largest cohort
     """
 
     rounds: int
@@ -45,10 +45,10 @@ class Shown:
 
 
 def gaussian_epsilon(multiplier: float, releases: float, delta: float) -> float:
-    """Epsilon of `releases` Gaussian mechanisms, each with a noise of `multiplier` sensitivities: exact.
+    """Return the exact epsilon of `releases` Gaussian mechanisms, each with noise of `multiplier` sensitivities.
 
-    Together they are one of multiplier / sqrt(releases) (Dong et al. 2022, corollary 3.3), of which Balle and Wang 2018,
-    theorem 8, give delta. inf where there is no noise.
+    Together they equal one mechanism of multiplier / sqrt(releases) (Dong et al. 2022, corollary 3.3), whose delta is
+    that of Balle and Wang 2018, theorem 8. inf where there is no noise.
     """
     if releases == 0:
         return 0.0
@@ -56,16 +56,17 @@ def gaussian_epsilon(multiplier: float, releases: float, delta: float) -> float:
         return math.inf
     from dp_accounting.gaussian_mechanism import get_epsilon_gaussian
 
-    with np.errstate(divide="ignore"):  # of next to no noise
+    with np.errstate(divide="ignore"):  # next to no noise
         return float(get_epsilon_gaussian(multiplier / math.sqrt(releases), delta))
 
 
 def sampled_epsilon(multiplier: float, releases: int, population: int, cohort: int, delta: float) -> float:
-    """Epsilon of `releases` noisy sums, each of `cohort` clients drawn from `population` without replacement: a bound.
+    """Return a bound on epsilon of `releases` noisy sums, each of `cohort` of `population` clients without replacement.
 
-    For who does not know whom a round drew. Wang, Balle and Kasiviswanathan 2019, theorem 27 of the long version, in Renyi
-    divergences. Its proof compares a sum with the client, one without its data, and one with another client in its place: those
-    differ by 2 C, so the multiplier halves, and the bound holds for either relation of neighbours.
+    It holds against an observer who does not know the cohorts. Wang, Balle and Kasiviswanathan 2019, theorem 27 of the
+    long version, in Renyi divergences. The proof compares a sum with the client, one without its data, and one with
+    another client in its place. Those differ by 2 C, so the multiplier is halved, and the bound holds for both
+    relations of neighbours.
     """
     if releases == 0:
         return 0.0
@@ -80,7 +81,7 @@ def sampled_epsilon(multiplier: float, releases: int, population: int, cohort: i
 
 @lru_cache(maxsize=64)
 def _divergences(multiplier: float, population: int, cohort: int) -> tuple[np.ndarray, np.ndarray]:
-    """Renyi orders, and the divergence at each of one sampled release."""
+    """Return Renyi orders, and the divergence of one sampled release at each."""
     from dp_accounting import GaussianDpEvent, NeighboringRelation, SampledWithoutReplacementDpEvent
     from dp_accounting.rdp import RdpAccountant
 
@@ -90,7 +91,7 @@ def _divergences(multiplier: float, population: int, cohort: int) -> tuple[np.nd
 
 
 def observers(experiment: Experiment) -> dict[str, str]:
-    """The epsilons that a run has, by the name of their column, and against whom each holds; none without noise."""
+    """Return against whom each epsilon of a run holds, by the name of its column; nothing without noise."""
     privacy = experiment.privacy
     if not privacy.noisy:
         return {}
@@ -111,12 +112,12 @@ def observers(experiment: Experiment) -> dict[str, str]:
 
 
 def epsilons(experiment: Experiment, shown: Shown) -> dict[str, float]:
-    """Epsilon against each of `observers`, by column, at privacy.delta.
+    """Return epsilon against each of `observers`, by column, at privacy.delta.
 
-    A client's own update is seen once for each time it was asked. The noise of a sum is that of its clients without those whom
-    the observer works with, who know theirs: privacy.protection.colluders under secure aggregation, else one. Of both no advantage is
-    taken of sampling: the server draws who takes part. A server's own noise is accounted by the better of two bounds, with
-    and without sampling.
+    A client's own update counts once for each round that asked for it. The noise of a sum counts without that of the
+    colluders, who know theirs: privacy.protection.colluders of the cohort under secure aggregation, else one client.
+    Both ignore sampling, because the server draws the cohort. Noise of the server is accounted with and without
+    sampling, and the smaller epsilon counts.
     """
     privacy = experiment.privacy
     multiplier, delta = privacy.noise_multiplier, privacy.delta
@@ -141,7 +142,7 @@ def epsilons(experiment: Experiment, shown: Shown) -> dict[str, float]:
 
 
 def describe(experiment: Experiment, *, secret: bool) -> dict[str, Any]:
-    """What is guaranteed, for whom, and what is not, for a run's record; nothing without noise.
+    """Return what a run guarantees, for whom, and what it does not cover, for its record; nothing without noise.
 
     secret: the noise came from the operating system's generator, and not from the seed
     """
@@ -157,6 +158,9 @@ def describe(experiment: Experiment, *, secret: bool) -> dict[str, Any]:
 
 
 def explain(epsilon: float, delta: float, against: str) -> str:
-    """`epsilon 4.38 at delta 1e-05 for one client's whole data, against ...`, and where it is so, that it means nothing."""
+    """Write out an epsilon: `epsilon 4.38 at delta 1e-05 for one client's whole data, against ...`.
+
+    Above `MEANINGLESS` the text adds that it is no meaningful guarantee.
+    """
     said = f"epsilon {epsilon:.3g} at delta {delta:g} for {UNIT}, {against}"
     return said if epsilon <= MEANINGLESS else f"{said}: no meaningful guarantee"

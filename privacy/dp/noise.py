@@ -1,9 +1,9 @@
-"""Clipping and Gaussian noise: what bounds how much of one client an update, or a sum of updates, can tell.
+"""Clipping and Gaussian noise, which bound how much an update, or a sum of updates, can tell of one client.
 
 A client's update is its weights after training less those before, all tensors as one vector u. It is shortened to
-u min(1, C / |u|) (Abadi et al. 2016, algorithm 1; McMahan et al. 2018, section 2: of a whole client), and noise of standard
-deviation sigma = z C is added to each number, to one client's update or to the sum of a cohort's. Clipping alone hides
-nothing; what both together hide, `privacy/dp/accounting.py` says.
+u min(1, C / |u|) (Abadi et al. 2016, algorithm 1; McMahan et al. 2018, section 2: of a whole client). Noise of standard
+deviation sigma = z C is added to each number of one client's update, or of the sum of a cohort's. Clipping alone hides
+nothing; `privacy/dp/accounting.py` says what both together hide.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 Update = dict[str, np.ndarray]
-Normal = Callable[[int], np.ndarray]  # so many numbers of a standard normal distribution, float64
+Normal = Callable[[int], np.ndarray]  # size -> standard normal numbers, float64 [size]
 
 _FRACTION = 2.0**-53  # the distance of neighbouring uniform numbers
 
 
 def norm(update: Mapping[str, np.ndarray]) -> float:
-    """|u|, the L2 norm of all tensors as one vector, in float64."""
-    with np.errstate(over="ignore"):  # infinite, which is what it says
+    """Return |u|, the L2 norm of all tensors as one vector, in float64."""
+    with np.errstate(over="ignore"):  # overflow gives inf
         return math.sqrt(sum(float(np.sum(np.square(value, dtype=np.float64))) for value in update.values()))
 
 
 def clip(update: Mapping[str, np.ndarray], bound: float) -> Update:
-    """u min(1, C / |u|), float64; all zeros where a number of u is not finite, which would let a norm through.
+    """Return u min(1, C / |u|), float64; all zeros where u is not finite, because its norm cannot be bounded.
 
     bound: C
     """
@@ -39,7 +39,7 @@ def clip(update: Mapping[str, np.ndarray], bound: float) -> Update:
 
 
 def add_noise(update: Mapping[str, np.ndarray], deviation: float, normal: Normal) -> Update:
-    """u + N(0, deviation^2) in each number, float64; `normal`: draws for the tensors in their order."""
+    """Return u + N(0, deviation^2) in each number, float64; `normal` draws for the tensors in their order."""
     return {
         name: np.asarray(value, np.float64) + deviation * normal(value.size).reshape(value.shape)
         for name, value in update.items()
@@ -47,7 +47,7 @@ def add_noise(update: Mapping[str, np.ndarray], deviation: float, normal: Normal
 
 
 def secret_normal(size: int) -> np.ndarray:
-    """Standard normal numbers, float64 [size], from the operating system's generator, for noise that protects people.
+    """Draw standard normal numbers, float64 [size], from the operating system's generator: nobody can repeat them.
 
     Box and Muller (1958): sqrt(-2 ln u) cos(2 pi v) and sin, of uniform u in (0, 1] and v in [0, 1) of 53 bits each.
     """

@@ -1,7 +1,8 @@
 """The files of a run's key: `client.key` for those who encrypt and decrypt, `server.ctx` for the one who only adds.
 
-Both are TenSEAL contexts that `tenseal.context_from` opens, with two more fields, which TenSEAL passes over: a checksum, and
-an id of 16 random bytes that the pair shares. `client.key` holds the secret key and nothing else; `server.ctx` holds no key at all.
+Both are TenSEAL contexts that `tenseal.context_from` opens, with two more fields, which TenSEAL skips: a checksum, and
+an id of 16 random bytes that the pair shares. `client.key` holds the secret key and no other key; `server.ctx` holds no
+key.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from fedveil.privacy.plan import Lattice
 CLIENT, SERVER = "client.key", "server.ctx"
 KEY_ID = 16  # bytes
 LARGEST = 2**22  # bytes: four times the secret key of degree 32768
-# fields of a TenSEAL context; the last two are ours, and end the file
+# fields of a TenSEAL context; FedVeil adds the last two at the end of the file
 _PARAMETERS, _PUBLIC, _PRIVATE, _KIND, _CHECKSUM, _ID = 1, 2, 3, 4, 1001, 1000
 _SEAL = b"\x5e\xa1\x10"  # how SEAL's objects begin
 _SYMMETRIC = 1  # TenSEAL's kind of encryption that needs no public key
-_FLAGS, _SCALE = 2, 3  # what its public part holds where there is no public, relinearisation or Galois key
+_FLAGS, _SCALE = 2, 3  # fields of its public part where that holds no public, relinearisation or Galois key
 
 
 @dataclass(frozen=True)
 class ClientKey:
-    """A client's key, which opens what all clients of the run send.
+    """A client's key, which decrypts what any client of the run sends.
 
     version: of the SEAL in use; context: the file, which TenSEAL opens; secret: the secret key, as SEAL's bytes
     """
@@ -72,10 +73,11 @@ class ServerContext:
 
 
 def make_keys(lattice: Lattice) -> tuple[bytes, bytes]:
-    """A new secret key: the content of `client.key` and of `server.ctx`. The randomness is the operating system's.
+    """Make a new secret key: the content of `client.key` and of `server.ctx`.
 
-    The server's part is written without the secret key from the start: a TenSEAL context that is made public afterwards
-    still decrypts. Raise SettingsError where SEAL has no such parameters.
+    Its randomness is the operating system's. The server's file is written without the secret key from the start: a
+    TenSEAL context that is made public afterwards still decrypts. Raise SettingsError where SEAL has no such
+    parameters.
     """
     schemes, kinds = tenseal.SCHEME_TYPE, tenseal.ENCRYPTION_TYPE
     try:
@@ -97,7 +99,10 @@ def make_keys(lattice: Lattice) -> tuple[bytes, bytes]:
 
 
 def _sign_off(context: bytes, key_id: bytes) -> bytes:
-    """A file: the context, a checksum, which SEAL's own bytes lack (a changed bit may be another key), and the key's id."""
+    """Return a file: the context, a checksum, and the key's id.
+
+    SEAL's own bytes have no checksum, and a changed bit may give another key.
+    """
     checksum = crc32(key_id, crc32(context)).to_bytes(4, "little")
     return context + write_field(_CHECKSUM, checksum) + write_field(_ID, key_id)
 
@@ -110,9 +115,10 @@ def _serialize(context: Any, secret: bool) -> bytes:
 
 
 def plain_modulus(bits: int, degree: int) -> int:
-    """The largest prime of so many bits that is 1 modulo 2 degree, so that BFV has slots; raise SettingsError without one.
+    """Return the largest prime of so many bits that is 1 modulo 2 degree, so that BFV has slots.
 
-    SEAL's PlainModulus::Batching, which TenSEAL's public part lacks.
+    It equals SEAL's PlainModulus::Batching, which TenSEAL's public interface lacks. Raise SettingsError where there is
+    none.
     """
     step = 2 * degree
     number = ((1 << bits) - 2) // step * step + 1
@@ -126,7 +132,10 @@ def plain_modulus(bits: int, degree: int) -> int:
 
 
 def _is_prime(number: int) -> bool:
-    """Miller and Rabin's test, certain below 3.3 * 10^24 for these bases (Sorenson and Webster 2015)."""
+    """Say whether a number is prime by Miller and Rabin's test.
+
+    It is certain below 3.3 * 10^24 for these bases (Sorenson and Webster 2015).
+    """
     bases = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
     if number < 2 or any(number % base == 0 for base in bases):
         return number in bases
@@ -149,11 +158,11 @@ def _is_prime(number: int) -> bool:
 def write_keys(
     folder: Path, lattice: Lattice | None, clients: int, others: Mapping[str, Mapping[str, bytes]] | None = None
 ) -> bytes:
-    """Make a new key and a folder for each party: server/server.ctx, client-1/client.key and so on; return the key's id.
+    """Make a new key and a folder for each party: server/server.ctx, client-1/client.key, ...; return the key's id.
 
-    lattice: None makes no key, and returns nothing; others: more files, by party and name, and so more parties
-    Only the owner can read any of it, from the first byte on; a failure leaves nothing behind.
-    Raise SettingsError where the folder holds something already, or cannot be made.
+    lattice: None makes no key, and returns nothing; others: more files, by party and name, which may name more parties
+    Only the owner can read the files, from the first byte on. A failure leaves nothing behind.
+    Raise SettingsError where the folder is not empty, or cannot be made.
     """
     client, server = (b"", b"") if lattice is None else make_keys(lattice)
     others = others or {}
@@ -184,11 +193,11 @@ def write_keys(
 
 
 def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Put new files in the place of old ones in a party's folder, each whole, and its owner's alone; raise SettingsError."""
+    """Replace files in a party's folder, each as a whole and readable by its owner alone; raise SettingsError."""
     try:
         unfinished = Path(
             tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
-        )  # beside it: no folder of keys
+        )  # beside the folder, which must hold keys alone
         try:
             for name, content in files.items():
                 _write(unfinished / name, content)
@@ -208,7 +217,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def load_client(path: Path) -> ClientKey:
-    """The key in a file; raise ProtectionError where others can read the file, or it is no client's key."""
+    """Read a client's key from a file; raise ProtectionError where others can read it, or it is no client's key."""
     content = read_file(path, private=True)
     parts, key_id, ring = _parts(path, content)
     private = [value for value in parts.get(_PRIVATE, ()) if isinstance(value, bytes)]
@@ -224,12 +233,12 @@ def load_client(path: Path) -> ClientKey:
     if not context.has_secret_key():
         raise _damaged(path, "TenSEAL finds no secret key in it")
     parameters = parts[_PARAMETERS][0]
-    assert isinstance(parameters, bytes)  # as _parts found
+    assert isinstance(parameters, bytes)  # checked by _parts
     return ClientKey(key_id, ring, _version(context), parameters, content, keys[0])
 
 
 def load_server(path: Path) -> ServerContext:
-    """The server's context in a file; raise ProtectionError where it holds any key, before TenSEAL sees it."""
+    """Read a server's context from a file; raise ProtectionError where it holds a key, before TenSEAL opens it."""
     content = read_file(path, private=False)
     parts, key_id, ring = _parts(path, content)
     if _PRIVATE in parts:
@@ -244,22 +253,25 @@ def load_server(path: Path) -> ServerContext:
 
 
 def holds_secret(content: bytes) -> bool:
-    """Whether a file is a TenSEAL context with a private part, of any parameters; one that cannot be read whole may be.
+    """Say whether a file is a TenSEAL context with a private part, of any parameters.
 
-    content: its first LARGEST bytes
+    A context that cannot be read whole counts as one. content: the file's first LARGEST bytes
     """
     if _SEAL not in content:
         return False
     try:
         parts = read_context(content)
-    except ProtectionError:  # cut, added to, or larger
+    except ProtectionError:  # cut short, added to, or larger than LARGEST
         return content[:1] == write_field(_PARAMETERS, b"")[:1] and _SEAL in content[:8]
     ours = any(isinstance(value, bytes) and value.startswith(_SEAL) for value in parts.get(_PARAMETERS, ()))
     return ours and _PRIVATE in parts
 
 
 def read_file(path: Path, private: bool) -> bytes:
-    """The content of a key's file; private: nobody but its owner may be able to read it; raise ProtectionError."""
+    """Read a key's file; raise ProtectionError where it is unreadable or too large.
+
+    private: refuse a file that others than its owner can read
+    """
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -276,7 +288,7 @@ def read_file(path: Path, private: bool) -> bytes:
 
 
 def _parts(path: Path, content: bytes) -> tuple[dict[int, list[int | bytes]], bytes, Ring]:
-    """The fields of a context, the key's id and the ring, from its bytes alone."""
+    """Return the fields of a context, the key's id and the ring, from its bytes alone."""
     try:
         parts = read_context(content)
         if any(not isinstance(value, bytes) for number in parts if number != _KIND for value in parts[number]):
@@ -313,7 +325,7 @@ def _context(path: Path, content: bytes, key_id: bytes) -> Any:
 
 
 def _version(context: Any) -> tuple[int, int]:
-    """The version of SEAL that TenSEAL brings: the one that it writes now."""
+    """Return the version of SEAL that TenSEAL brings, as it writes it now."""
     parameters = read_context(_serialize(context, secret=False))[_PARAMETERS][0]
     assert isinstance(parameters, bytes)
     return read_ring(parameters)[1]
@@ -324,15 +336,17 @@ def _damaged(path: Path, reason: str) -> ProtectionError:
 
 
 def fingerprint(key_id: bytes) -> str:
-    """The start of a key's id, for people who compare what both sides show: 3f2a-91bc-07d4-55e1."""
+    """Return the start of a key's id, for people to compare between machines: 3f2a-91bc-07d4-55e1."""
     digits = key_id.hex()
     return "-".join(digits[start : start + 4] for start in range(0, 16, 4))
 
 
 def find_client_key(folder: Path, client: int) -> Path:
-    """The key for a client, counted from 0: folder/client.key, or its own of a whole run's folder, or the first's.
+    """Return the path of a client's key.
 
-    All clients of a run hold the same key. Raise ProtectionError, naming the places, where none of them has one.
+    It is folder/client.key, or in a whole run's folder the client's own, or else the first client's.
+    client: counted from 0. All clients of a run hold the same key.
+    Raise ProtectionError, naming the paths, where there is none.
     """
     places = [folder / CLIENT, folder / f"client-{client + 1}" / CLIENT, folder / "client-1" / CLIENT]
     for place in places:

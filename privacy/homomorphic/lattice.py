@@ -1,12 +1,12 @@
-"""CKKS and BFV: clients encrypt whole numbers, a server adds what it cannot read, clients decrypt the sum.
+"""CKKS and BFV: clients encrypt whole numbers, the server adds ciphertexts unread, clients decrypt the sum.
 
-A vector travels in chunks of one ciphertext each. A chunk starts with two numbers of its own, the client's examples and
-1 for the client itself: in the sum they are the total of examples and the number of clients, so a wrong key, a lost or
-doubled client, a missing chunk or an overflow shows on decryption. (They are no defence against a server that lies on
+A vector travels in chunks of one ciphertext each. A chunk starts with two reserved numbers: the client's examples, and
+1 for the client itself. In the sum they are the total of examples and the number of clients, so decryption reveals a
+wrong key, a lost or doubled client, a missing chunk or an overflow. (They are no defence against a server that lies on
 purpose, nor against chunks in another order: the checksum of a message catches accidents.)
 
-CKKS: the real and imaginary parts of a slot hold two numbers (compact), or the real part one; decrypted numbers are
-snapped to the grid. BFV: two numbers share a slot, q[0] + q[1] 2^field_bits. Either way the sum is exact.
+CKKS: a slot holds two numbers, in its real and imaginary part (compact), or one in its real part; decrypted numbers are
+rounded to the grid. BFV: two numbers share a slot, q[0] + q[1] 2^field_bits. Either way the sum is exact.
 
 Compact ciphertexts need SEAL's own interface (`tenseal.sealapi`): complex slots, and a seed in place of half a fresh
 ciphertext. Where it is missing, TenSEAL's public interface does the same in more bytes.
@@ -39,13 +39,16 @@ from fedveil.privacy.homomorphic.seal import (
 )
 from fedveil.privacy.plan import RESERVED, Lattice, Plan
 
-HEADROOM = 196  # bytes before a sum, where `wire.write_before` puts its header without copying it
-PENDING = 32  # clients whose seeds wait to be expanded together: 16 kB each at a million numbers
+HEADROOM = 196  # bytes before a sum, where `wire.write_before` puts a header without copying the sum
+PENDING = 32  # clients whose seeds are expanded together: 16 kB each at a million numbers
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a vector of `size` numbers lies in ciphertexts; complex: CKKS with two numbers a slot (BFV: True)."""
+    """How a vector of `size` numbers lies in ciphertexts.
+
+    complex: two numbers a slot, under CKKS as a complex number (BFV: True)
+    """
 
     lattice: Lattice
     size: int
@@ -58,21 +61,21 @@ class Form:
 
     @property
     def chunks(self) -> int:
-        """Ciphertexts."""
+        """Ciphertexts in the vector."""
         return -(-self.size // (self.numbers - RESERVED))
 
     def chunk_bytes(self, seeded: bool) -> int:
-        """Bytes of a chunk on the wire."""
+        """Return the bytes of a chunk on the wire."""
         polynomial = self.lattice.degree * ((self.lattice.primes[0] + 7) // 8)
         return SEED + polynomial if seeded else 2 * polynomial
 
     def bytes(self, seeded: bool) -> int:
-        """Bytes of all chunks on the wire."""
+        """Return the bytes of all chunks on the wire."""
         return self.chunks * self.chunk_bytes(seeded)
 
 
 class _Cipher(Protocol):
-    """Encrypts and decrypts what the slots of one chunk hold: float64 for CKKS, int64 for BFV."""
+    """Encrypts and decrypts the slots of one chunk: float64 for CKKS, int64 for BFV."""
 
     def encrypt(self, slots: np.ndarray) -> Ciphertext: ...
 
@@ -80,7 +83,7 @@ class _Cipher(Protocol):
 
 
 def compact_works() -> bool:
-    """Whether the installed TenSEAL brings what compact ciphertexts need of SEAL's own interface."""
+    """Say whether the installed TenSEAL has the parts of SEAL's own interface that compact ciphertexts need."""
     try:
         sealapi = importlib.import_module("tenseal.sealapi")
     except ImportError:
@@ -97,10 +100,10 @@ def compact_works() -> bool:
 
 
 class Encryptor:
-    """A client's side: encrypts its numbers, and decrypts the sum of all."""
+    """A client's part in homomorphic encryption: encrypts its numbers, and decrypts the sum of all."""
 
     def __init__(self, key: ClientKey, plan: Plan, compact: bool | None = None) -> None:
-        """Take compact ciphertexts where SEAL's own interface works, or as `compact` says.
+        """Use compact ciphertexts where SEAL's own interface works, or as `compact` says.
 
         Raise SettingsError where the key was made for other parameters than the plan's.
         """
@@ -111,13 +114,15 @@ class Encryptor:
         self._cipher: _Cipher = _Compact(key, plan) if self.seeded else _Public(key, plan)
 
     def form(self, size: int) -> Form:
-        """How a vector of so many numbers lies in this encryptor's ciphertexts."""
+        """Return how a vector of `size` numbers lies in this encryptor's ciphertexts."""
         return Form(self._lattice, size, self.complex)
 
     def encrypt(self, values: np.ndarray, examples: int) -> bytes:
-        """The body of an upload: chunks one after another, each [seed] coefficients.
+        """Encrypt a client's numbers into the body of an upload: chunks one after another, each [seed] coefficients.
 
-        values: int64 [P], multiples of the grid's step as `quantize` gives; examples: n_k, which must be within the grid
+        values: int64 [P], multiples of the grid's step as `quantize` gives; examples: n_k, which must be within the
+        grid
+        Raise ProtectionError where either is outside the grid.
         """
         most = self._plan.grid.most
         if not 0 < examples <= most:
@@ -143,10 +148,11 @@ class Encryptor:
         return b"".join(pieces)
 
     def decrypt(self, body: Buffer, size: int, examples: int, clients: int) -> np.ndarray:
-        """The sum of the clients' numbers, int64 [size], from the body of an aggregate.
+        """Decrypt the body of an aggregate: the sum of the clients' numbers, int64 [size].
 
         examples, clients: how many the server announced in the sum
-        Raise ProtectionError where fewer clients are in it than the plan demands, or what is decrypted cannot be that sum.
+        Raise ProtectionError where it has fewer clients than the plan demands, or where the decrypted numbers cannot be
+        that sum.
         """
         plan, form = self._plan, self.form(size)
         if not plan.least <= clients <= plan.clients:
@@ -165,7 +171,7 @@ class Encryptor:
             _check_coefficients(coefficients, self._ring, index)
             blob = write_ciphertext(coefficients.reshape(2, -1), self._ring, plan.scale_bits, self._version)
             chunk = self._numbers(self._cipher.decrypt(blob))
-            if (chunk[0], chunk[1]) != (examples, clients):  # what it holds instead is nothing to publish
+            if (chunk[0], chunk[1]) != (examples, clients):  # the message tells no decrypted number
                 raise ProtectionError(
                     f"the sum does not decrypt: chunk {index} does not hold the {clients:,} clients with {examples:,} examples "
                     "that the server announced. Likely another key, a client or chunk that was lost or added twice, or an "
@@ -181,13 +187,13 @@ class Encryptor:
         return total[:size]
 
     def _slots(self, numbers: np.ndarray) -> np.ndarray:
-        """What the slots hold for a chunk's numbers [n]: float64 [n], or int64 [n / 2]."""
+        """Return the slots of a chunk's numbers [n]: float64 [n], or int64 [n / 2]."""
         if self._lattice.scheme == "ckks":
             return np.asarray(numbers * self._plan.grid.step)
         return np.asarray(numbers[0::2] + (numbers[1::2] << self._lattice.field_bits))
 
     def _numbers(self, slots: np.ndarray) -> np.ndarray:
-        """A chunk's numbers, int64 [n], of what the slots hold: the inverse of `_slots`, and for CKKS the snap."""
+        """Return a chunk's numbers, int64 [n], from its slots: the inverse of `_slots`; CKKS rounds to the grid."""
         if self._lattice.scheme == "ckks":
             return np.asarray(np.rint(slots * (1 / self._plan.grid.step)).astype(np.int64))
         bits = self._lattice.field_bits
@@ -199,7 +205,7 @@ class Encryptor:
 
 
 class _Compact:
-    """Through SEAL's own interface: complex slots, and fresh ciphertexts with a seed."""
+    """Encryption through SEAL's own interface: complex slots, and fresh ciphertexts with a seed."""
 
     def __init__(self, key: ClientKey, plan: Plan) -> None:
         try:
@@ -219,7 +225,7 @@ class _Compact:
         self._encoder = seal.CKKSEncoder(self._context) if self._ckks else seal.BatchEncoder(self._context)
 
     def encrypt(self, slots: np.ndarray) -> Ciphertext:
-        """A seeded ciphertext of float64 [N], pairs in complex slots, or int64 [N]."""
+        """Encrypt float64 [N], pairs in complex slots, or int64 [N], into a seeded ciphertext."""
         plain = self._seal.Plaintext()
         if self._ckks:
             self._encoder.encode(slots.view(np.complex128).tolist(), self._scale, plain)
@@ -228,7 +234,7 @@ class _Compact:
         return read_ciphertext(self._scratch.saved(self._encryptor.encrypt_symmetric(plain).save), self._ring)
 
     def decrypt(self, ciphertext: bytes) -> np.ndarray:
-        """float64 [N] of CKKS, int64 [N] of BFV."""
+        """Decrypt a ciphertext: float64 [N] of CKKS, int64 [N] of BFV."""
         loaded, plain = self._seal.Ciphertext(), self._seal.Plaintext()
         self._scratch.loaded(lambda path: loaded.load(self._context, path), ciphertext)
         self._decryptor.decrypt(loaded, plain)
@@ -240,14 +246,14 @@ class _Compact:
 
 
 class _Public:
-    """Through TenSEAL's public interface alone."""
+    """Encryption through TenSEAL's public interface alone."""
 
     def __init__(self, key: ClientKey, plan: Plan) -> None:
         self._ring, self._scale_bits = key.ring, plan.scale_bits
         self._context = tenseal.context_from(key.context, n_threads=1)
 
     def encrypt(self, slots: np.ndarray) -> Ciphertext:
-        """A ciphertext of float64 [N / 2], in the real parts of slots, or int64 [N]."""
+        """Encrypt float64 [N / 2], in the real parts of slots, or int64 [N]."""
         if self._ring.scheme == "ckks":
             vector = tenseal.ckks_vector(self._context, slots.tolist(), scale=2.0**self._scale_bits)
         else:
@@ -255,7 +261,7 @@ class _Public:
         return read_ciphertext(read_vector(vector.serialize()), self._ring)
 
     def decrypt(self, ciphertext: bytes) -> np.ndarray:
-        """float64 [N / 2] of CKKS, int64 [N] of BFV."""
+        """Decrypt a ciphertext: float64 [N / 2] of CKKS, int64 [N] of BFV."""
         if self._ring.scheme == "ckks":
             data = write_vector(ciphertext, self._ring.degree // 2, self._scale_bits)
             return np.array(tenseal.ckks_vector_from(self._context, data).decrypt(), np.float64)
@@ -264,14 +270,14 @@ class _Public:
 
 
 class Adder:
-    """A server's side: adds uploads one by one and keeps their sum only. It holds no secret and needs none.
+    """A server's part in homomorphic encryption: adds uploads one by one and keeps only their sum. It holds no secret.
 
-    Coefficients add modulo the data prime, so the sum's bytes do not depend on the order. The sum lies trimmed, as it
-    travels; of a seeded upload the seeds wait until there are enough of them to be worth opening the sum.
+    Coefficients add modulo the data prime, so the sum's bytes do not depend on the order of uploads. The sum is kept
+    trimmed, as it travels. Seeds of uploads are collected and expanded `PENDING` at a time.
     """
 
     def __init__(self, context: ServerContext, plan: Plan) -> None:
-        """Raise SettingsError where the context was made for other parameters than the plan's."""
+        """Start an empty sum; raise SettingsError where the context was made for other parameters than the plan's."""
         _agreed(context, plan)
         self._plan, self._ring, self._version = plan, context.ring, context.version
         self._context = tenseal.context_from(context.context, n_threads=1)
@@ -283,10 +289,11 @@ class Adder:
         self.clients = 0
 
     def add(self, body: Buffer, form: Form, seeded: bool) -> None:
-        """Add an upload, whole or not at all.
+        """Add an upload as a whole, or refuse it as a whole.
 
         form, seeded: of the upload, as its header says
-        Raise ProtectionError where it does not fit what was added before, holds what is no ciphertext, or is one too many.
+        Raise ProtectionError where it does not fit the uploads before it, holds what is no ciphertext, or is one too
+        many.
         """
         if self._made:
             raise ProtectionError("the sum was made already: an upload that comes later is not added to it")
@@ -318,13 +325,13 @@ class Adder:
             self._expand()
 
     def total(self) -> memoryview:
-        """The body of the aggregate: for each chunk both polynomials. Nothing can be added after it."""
+        """Return the body of the aggregate: for each chunk both polynomials. Nothing can be added after it."""
         self._expand()
         self._made = True
         return self._sum.reshape(-1).data.toreadonly()
 
     def message(self) -> np.ndarray:
-        """`total` with HEADROOM bytes before it, uint8."""
+        """Return `total` with HEADROOM bytes before it, uint8."""
         self.total()
         return self._message
 
@@ -333,10 +340,13 @@ class Adder:
         summed = untrim(total, self._ring.width) + coefficients
         total[:] = trim(
             np.minimum(summed, summed - np.uint64(self._ring.prime)), self._ring.width
-        )  # less than 0 wraps up
+        )  # a negative difference wraps to a large number
 
     def _expand(self) -> None:
-        """Add the polynomials that the waiting seeds stand for. TenSEAL makes them: ciphertexts with nothing but a seed."""
+        """Add the polynomials that the collected seeds stand for.
+
+        TenSEAL expands them, as ciphertexts with nothing but a seed.
+        """
         if not self._seeds:
             return
         ring = self._ring
@@ -361,7 +371,7 @@ class Adder:
 
 
 def _agreed(key: ClientKey | ServerContext, plan: Plan) -> Lattice:
-    """The lattice of a key, which must be the plan's."""
+    """Return the lattice of a key; raise SettingsError where it is not the plan's."""
     assert plan.lattice is not None, "a plan of secure aggregation has no lattice"
     check_lattice(key.lattice, plan.lattice)
     return key.lattice

@@ -1,8 +1,8 @@
-"""The bytes of SEAL and TenSEAL, read and written by us: contexts, vectors, ciphertexts, and their coefficients.
+"""The bytes of SEAL and TenSEAL, read and written here: contexts, vectors, ciphertexts, and their coefficients.
 
-A TenSEAL object is a protocol buffer around SEAL objects. A SEAL object is a header of 16 bytes (magic, 16, major, minor,
-compression, 0, uint64 length) and a body, which is plain or zstd. What travels is neither: of a ciphertext only the
-coefficients are news, each in as many whole bytes as the modulus needs. Everything here may come from a stranger, so
+A TenSEAL object is a protocol buffer around SEAL objects. A SEAL object is a header of 16 bytes (magic, 16, major,
+minor, compression, 0, uint64 length) and a body, which is plain or zstd. Neither travels: of a ciphertext only the
+coefficients carry information, each in as many whole bytes as the modulus needs. All bytes may come from a stranger, so
 every length is checked before it is used, and malformed bytes raise ProtectionError.
 """
 
@@ -35,7 +35,7 @@ _PLAIN, _ZSTD = 0, 2
 _SHAPE = struct.Struct("<32sBQQQdQ")  # parms_id, NTT form, polynomials, degree, primes, scale, correction factor
 _COUNT = struct.Struct("<Q")
 _BLAKE2XB = 1
-_SMALL = 4096  # bytes that encryption parameters never reach
+_SMALL = 4096  # bytes; encryption parameters are smaller
 _FIELDS = {0: 0, 1: 8, 2: 0, 5: 4}  # kinds of a protocol buffer's fields, and the bytes of those of a fixed size
 
 Buffer = bytes | bytearray | memoryview
@@ -43,9 +43,9 @@ Buffer = bytes | bytearray | memoryview
 
 @dataclass(frozen=True)
 class Ring:
-    """The numbers behind a Lattice, as SEAL chose them: ciphertexts are pairs of polynomials of `degree` modulo `prime`.
+    """The numbers behind a Lattice, as SEAL chose them. A ciphertext is two polynomials of `degree` modulo `prime`.
 
-    special: SEAL's second prime, of which nothing travels; plain: BFV's plain modulus, 0 for CKKS
+    special: SEAL's second prime, which never travels; plain: BFV's plain modulus, 0 for CKKS
     """
 
     scheme: str
@@ -56,7 +56,7 @@ class Ring:
 
     @property
     def lattice(self) -> Lattice:
-        """The parameters a key is made for."""
+        """The parameters that a key is made for."""
         primes = (self.prime.bit_length(), self.special.bit_length())
         return Lattice(self.scheme, self.degree, primes, self.plain.bit_length())
 
@@ -74,7 +74,7 @@ class Ring:
 
 @dataclass(frozen=True)
 class Ciphertext:
-    """What is news in a SEAL ciphertext.
+    """The part of a SEAL ciphertext that carries information.
 
     coefficients: uint64 [2, N], or [1, N] where `seed` (64 bytes, else empty) stands for the second half
     version: of the SEAL that wrote it
@@ -86,7 +86,7 @@ class Ciphertext:
 
 
 def write_varint(number: int) -> bytes:
-    """A whole number as protocol buffers write it."""
+    """Encode a whole number as protocol buffers do."""
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)
@@ -96,12 +96,15 @@ def write_varint(number: int) -> bytes:
 
 
 def write_field(number: int, content: bytes) -> bytes:
-    """A field of bytes of a protocol buffer."""
+    """Encode a field of bytes of a protocol buffer."""
     return write_varint(number << 3 | 2) + write_varint(len(content)) + content
 
 
 def read_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protocol buffer in order: numbers, and fixed-size or delimited bytes; raise ProtectionError."""
+    """Yield the fields of a protocol buffer in order: numbers, and fixed-size or delimited bytes.
+
+    Raise ProtectionError where the bytes are no protocol buffer.
+    """
     try:
         fields = UnknownFieldSet(Empty.FromString(data))  # a message that knows no field keeps all of them
     except DecodeError:
@@ -114,7 +117,10 @@ def read_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def read_context(data: bytes) -> dict[int, list[int | bytes]]:
-    """The fields of a TenSEAL context: 1 parameters, 2 public part, 3 private part, 4 kind of encryption; others kept."""
+    """Read the fields of a TenSEAL context by number, in lists.
+
+    1 parameters, 2 public part, 3 private part, 4 kind of encryption; others are kept.
+    """
     found: dict[int, list[int | bytes]] = {}
     for number, value in read_fields(data):
         found.setdefault(number, []).append(value)
@@ -122,7 +128,7 @@ def read_context(data: bytes) -> dict[int, list[int | bytes]]:
 
 
 def read_ring(parameters: bytes) -> tuple[Ring, tuple[int, int]]:
-    """The ring of SEAL's encryption parameters, and the version of the SEAL that wrote them.
+    """Read the ring of SEAL's encryption parameters, and the version of the SEAL that wrote them.
 
     Raise ProtectionError for anything but BFV or CKKS with two primes, in sizes that FedVeil makes keys for.
     """
@@ -148,7 +154,7 @@ def read_ring(parameters: bytes) -> tuple[Ring, tuple[int, int]]:
 
 
 def read_vector(data: bytes) -> bytes:
-    """The one ciphertext of a TenSEAL vector, as SEAL's bytes; raise ProtectionError where there is another number."""
+    """Read the one ciphertext of a TenSEAL vector, as SEAL's bytes; raise ProtectionError where it has not one."""
     blobs = [value for number, value in read_fields(data) if number == 2]
     if len(blobs) != 1 or not isinstance(blobs[0], bytes):
         raise ProtectionError(f"a TenSEAL vector of {len(blobs)} ciphertexts, where one was expected")
@@ -156,13 +162,19 @@ def read_vector(data: bytes) -> bytes:
 
 
 def write_vector(ciphertext: bytes, size: int, scale_bits: int) -> bytes:
-    """A TenSEAL vector of one ciphertext that holds `size` numbers; scale_bits: 0 for BFV, which has no scale."""
+    """Write a TenSEAL vector of one ciphertext that holds `size` numbers.
+
+    scale_bits: 0 for BFV, which has no scale
+    """
     scale = b"\x19" + struct.pack("<d", 2.0**scale_bits) if scale_bits else b""
     return write_field(1, write_varint(size)) + write_field(2, ciphertext) + scale
 
 
 def read_ciphertext(data: bytes, ring: Ring) -> Ciphertext:
-    """A ciphertext of two polynomials under the data prime, as SEAL saved it, seeded or not; else raise ProtectionError."""
+    """Read a ciphertext of two polynomials under the data prime, as SEAL saved it, seeded or not.
+
+    Raise ProtectionError where the bytes are no such ciphertext.
+    """
     half = 8 * ring.degree
     fixed = _SHAPE.size + _HEADER.size + _COUNT.size
     body, version = _open(data, fixed + 2 * half)
@@ -192,7 +204,7 @@ def read_ciphertext(data: bytes, ring: Ring) -> Ciphertext:
 def write_ciphertext(
     coefficients: np.ndarray, ring: Ring, scale_bits: int, version: tuple[int, int], seed: Buffer = b""
 ) -> bytes:
-    """A ciphertext as SEAL loads it, not compressed.
+    """Write a ciphertext as SEAL loads it, not compressed.
 
     coefficients: uint64 [2, N], or [1, N] with a `seed` of 64 bytes; scale_bits: 0 for BFV
     """
@@ -209,9 +221,9 @@ def _head(length: int, version: tuple[int, int]) -> bytes:
 
 
 def _open(data: bytes, most: int) -> tuple[bytes, tuple[int, int]]:
-    """The body of a SEAL object, at most so many bytes, and the version of SEAL that wrote it.
+    """Return the body of a SEAL object, at most `most` bytes, and the version of SEAL that wrote it.
 
-    SEAL's length of the whole may be followed by nothing.
+    Nothing may follow the length that the object announces.
     """
     if len(data) < _HEADER.size:
         raise ProtectionError(f"no SEAL object: {len(data)} bytes")
@@ -241,18 +253,18 @@ def _decompress(data: bytes, most: int) -> bytes:
 
 
 def trim(coefficients: np.ndarray, width: int) -> np.ndarray:
-    """The `width` low bytes of every coefficient, uint8 [n * width]: the others are zero, as the modulus is smaller.
+    """Keep the `width` low bytes of every coefficient, uint8 [n * width].
 
-    coefficients: uint64 [n]; width: 4 to 8
+    The others are zero, because the modulus is smaller. coefficients: uint64 [n]; width: 4 to 8
     """
     out = np.empty(coefficients.size * width + 8, np.uint8)
     places = np.ndarray(coefficients.size, "<u8", out, strides=(width,))
-    places[...] = coefficients  # each write ends in zeros, which the next one covers: eight times as fast as slices
+    places[...] = coefficients  # each write ends in zeros that the next one covers: eight times as fast as slices
     return out[:-8]
 
 
 def untrim(data: Buffer | np.ndarray, width: int) -> np.ndarray:
-    """The coefficients, uint64 [n], of n * width bytes that `trim` made."""
+    """Return the coefficients, uint64 [n], of n * width bytes that `trim` made."""
     size = len(data) // width
     out = np.empty(size, "<u8")
     out[:-1] = np.ndarray(size - 1, "<u8", data, strides=(width,))  # with the low bytes of the next one
@@ -262,9 +274,10 @@ def untrim(data: Buffer | np.ndarray, width: int) -> np.ndarray:
 
 
 class Scratch:
-    """A file in memory for a library that saves to and loads from paths only; a new one in a forked process.
+    """A file in memory for a library that saves to and loads from paths only; a forked process gets a new one.
 
-    Where the system has no such files, one in memory-backed storage or in a temporary folder that only its owner can read.
+    Where the system has no such files, it lies in memory-backed storage or in a temporary folder that only its owner
+    can read.
     """
 
     def __init__(self) -> None:
@@ -278,18 +291,18 @@ class Scratch:
         return self._descriptor, self._path
 
     def saved(self, save: Callable[[str], object]) -> bytes:
-        """The bytes that `save` writes to a path."""
+        """Return the bytes that `save` writes to a path."""
         with self._lock:
             descriptor, path = self._file()
             save(path)
             return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
     def loaded(self, load: Callable[[str], object], content: bytes) -> None:
-        """Have `load` read bytes from a path."""
+        """Let `load` read bytes from a path."""
         with self._lock:
             descriptor, path = self._file()
             os.pwrite(descriptor, content, 0)
-            os.ftruncate(descriptor, len(content))  # after writing: pages that stay cost nothing
+            os.ftruncate(descriptor, len(content))  # cut after writing, so that its pages are kept for the next one
             load(path)
 
 

@@ -1,6 +1,6 @@
-"""Encrypted messages: a header of 196 bytes, then chunks. What the receiver expects is compared before anything is opened.
+"""Encrypted messages: a header of 196 bytes, then chunks. The header is checked before anything is decrypted.
 
-All numbers are little endian. Offsets, for a reader of another make:
+All numbers are little endian. Offsets, for other implementations:
 
       0  magic, b"FVHE"                               4  version of this format, uint16
       6  kind: 0 upload, 1 aggregate, uint8           7  scheme: 1 BFV, 2 CKKS, uint8
@@ -19,10 +19,10 @@ All numbers are little endian. Offsets, for a reader of another make:
     184  bytes of the body, uint64                  192  CRC-32 of bytes 0 to 191 and the body, uint32
 
 A chunk of an aggregate is c0 then c1, N coefficients each, each in as many whole bytes as the data prime takes; a chunk
-of a seeded upload is 64 bytes of seed, then c0. `seal.write_ciphertext` makes SEAL's bytes of it. Its numbers start with
-the examples and the clients; the last chunk ends in zeros.
+of a seeded upload is 64 bytes of seed, then c0. `seal.write_ciphertext` makes SEAL's bytes of it. Its numbers start
+with the examples and the clients; the last chunk ends in zeros.
 
-The checksum is against accidents; against somebody on the network there is TLS.
+The checksum detects accidents. TLS protects against somebody on the network.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ _CRC = struct.Struct("<I")
 _KINDS: tuple[Literal["upload"], Literal["aggregate"]] = ("upload", "aggregate")
 _SEEDED, _COMPLEX = 1, 2
 _ROUND = 136  # offset of the round
-# What a receiver learns from a message: checked for its range, where all else is compared with what was expected.
+# Fields that a receiver learns from a message are checked for their range; all others must be as expected.
 _LEARNT = {"upload": ("seeded", "complex", "examples"), "aggregate": ("clients", "examples", "reference")}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an encrypted message says of itself.
+    """The fields of an encrypted message's header.
 
     version: of SEAL; complex: CKKS with two numbers a slot; key_id, run, layout: 16 bytes each; size: numbers in all
     client: who sent an upload; clients, examples: in the sum; reference: n_ref, the examples announced for the cohort
@@ -96,10 +96,11 @@ def expect(
     reference: int = 0,
     complex: bool = True,
 ) -> Header:
-    """The header that a message of a run must have, for `read`; and for `write`, with what only its sender knows replaced.
+    """Return the header that a message of a run must have, for `read`.
 
-    Of an upload the receiver learns seeded, complex and examples; of an aggregate clients, examples and reference.
-    `dataclasses.replace(expected, seeded=True, examples=n)` makes the sender's header.
+    `read` learns seeded, complex and examples of an upload from its sender; clients, examples and reference of an
+    aggregate.
+    The sender replaces those for `write`: `dataclasses.replace(expected, seeded=True, examples=n)`.
     """
     return Header(
         kind, key.version, key.ring, plan.scale_bits, plan.grid.limit, plan.grid.bits, key.key_id, run, layout.digest,
@@ -108,13 +109,13 @@ def expect(
 
 
 def write(header: Header, body: Buffer) -> bytes:
-    """A message: header, checksum, body."""
+    """Write a message: header, checksum, body."""
     head = _pack(header, len(body))
     return b"".join((head, _CRC.pack(crc32(body, crc32(head))), body))
 
 
 def write_before(header: Header, message: np.ndarray) -> None:
-    """Make `Adder.message` a message, in place. Raise ProtectionError where the header is of other sizes."""
+    """Turn `Adder.message` into a message, in place; raise ProtectionError where the header is of other sizes."""
     body = message[HEADROOM:]
     if len(body) != header.form.bytes(header.seeded):
         raise ProtectionError(f"a header of {header.form.bytes(header.seeded):,} bytes before a sum of {len(body):,}")
@@ -123,9 +124,9 @@ def write_before(header: Header, message: np.ndarray) -> None:
 
 
 def read(blob: Buffer, expected: Header) -> tuple[Header, memoryview]:
-    """The header and the body of a message; the body is a view of it.
+    """Return the header and the body of a message; the body is a view of it.
 
-    Raise ProtectionError where it is damaged, or where a field is not the expected one: the first that differs, in words.
+    Raise ProtectionError where it is damaged, or, naming the first such field, where a field is not as expected.
     """
     view = memoryview(blob).cast("B")
     start = HEADER.size + _CRC.size
@@ -159,7 +160,10 @@ def read(blob: Buffer, expected: Header) -> tuple[Header, memoryview]:
 
 
 def round_of(blob: Buffer) -> int:
-    """The round that a message says it is of; 0 where it is too short to say. For who opens what it stored itself."""
+    """Return the round that a message says it is of, without any check; 0 where it is too short.
+
+    For readers of messages that they stored themselves.
+    """
     return int(struct.unpack_from("<I", blob, _ROUND)[0]) if len(blob) >= _ROUND + 4 else 0
 
 
@@ -177,7 +181,7 @@ def _pack(header: Header, length: int) -> bytes:
 
 
 def _unpack(head: Buffer) -> Header:
-    """The header in its bytes; what follows from other fields is compared by `read`, which packs it again."""
+    """Return the header in its bytes, without the fields that follow from others: `read` compares those."""
     (
         _, _, kind, scheme, flags, major, minor, degree, prime, special, plain, scale_bits, bits, _, limit, key_id, run,
         layout, _, round_, client, clients, _, _, _, size, examples, reference, _,
@@ -204,7 +208,7 @@ def _compare(header: Header, expected: Header) -> None:
 
 
 def _check(header: Header) -> None:
-    """Check the range of what the receiver learns from the message."""
+    """Check the range of the fields that the receiver learns from the message."""
     most = int(header.limit * 2.0**header.bits)
     if not 0 < header.reference <= most:
         raise ProtectionError(

@@ -1,4 +1,4 @@
-"""What an update says of the examples behind it, read in milliseconds: words, images, labels.
+"""What an update tells of the examples behind it, read in milliseconds: words, images, labels.
 
-For the guard of a client, which looks before it sends, and for the attacks, which look at what was sent.
+A client's guard uses it before it sends an update, and attacks use it on updates that were sent.
 """

@@ -1,8 +1,9 @@
-"""Images, read from a dense first layer: what changes its weights is what it was shown.
+"""Images, read from the update of a dense first layer.
 
-For one example x, dW = d x^T and db = d, where d is the loss's gradient in the layer's outputs; so every row of dW
+For one example x, dW = d x^T and db = d, where d is the gradient of the loss in the layer's outputs. So every row of dW
 divided by its entry of db is x (Phong et al. 2018, "Privacy-Preserving Deep Learning via Additively Homomorphic
-Encryption", section 3). A step of SGD multiplies both by the learning rate, and several steps add up alike: both cancel.
+Encryption", section 3). A step of SGD multiplies both by the learning rate, and several steps add up alike: both
+cancel.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-OUTSIDE = 0.05  # how far beyond [0, 1] a pixel may be read
+OUTSIDE = 0.05  # how far beyond [0, 1] a pixel of an image may be read
 ALIKE = 0.02  # root mean square distance of images that look the same
-AGREE = 1e-3  # and of readings of one image, up to what float32 rounds
-DEAD = 1e-9  # share of the largest change below which a unit was not reached
+AGREE = 1e-3  # root mean square distance of two readings of one image, from rounding to float32
+DEAD = 1e-9  # share of the largest change; units below it count as not reached
 
 
 def find(parameters: Mapping[str, np.ndarray], inputs: int) -> tuple[str, str | None] | None:
-    """The names of the weight and the bias (None: it has none) of a dense layer that `inputs` numbers enter first.
+    """Return the names of the weight and the bias (None: it has none) of a dense first layer of `inputs` inputs.
 
     None where the first tensor is no such weight, as in a network that starts with convolutions.
     """
@@ -30,19 +31,20 @@ def find(parameters: Mapping[str, np.ndarray], inputs: int) -> tuple[str, str | 
 
 
 def one(weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """The example behind an update made of one: dW^T db / |db|^2, float64 [inputs]; zeros where nothing reached the layer.
+    """Return the example behind an update made of one: dW^T db / |db|^2, float64 [inputs].
 
     weight: change or gradient, float64 [units, inputs]; bias: float64 [units]
+    All zeros where the gradient did not reach the layer.
     """
     energy = float(bias @ bias)
     return weight.T @ bias / energy if energy > 0 else np.zeros(weight.shape[1])
 
 
 def ratios(weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """What each unit that was reached says, float64 [at most units, inputs]: dW_k / db_k.
+    """Return the reading of each unit that was reached, dW_k / db_k: float64 [at most units, inputs].
 
-    It is an image where that alone reached the unit, else a mixture (Geiping et al. 2020, "Inverting Gradients",
-    proposition 3.1).
+    A reading is an image where only that image reached the unit, else a mixture of images (Geiping et al. 2020,
+    "Inverting Gradients", proposition 3.1).
     """
     reached = np.abs(bias) > DEAD * np.abs(bias).max(initial=0.0)
     read: np.ndarray = weight[reached] / bias[reached, None]
@@ -50,11 +52,11 @@ def ratios(weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
 
 
 def several(weight: np.ndarray, bias: np.ndarray, n: int) -> np.ndarray:
-    """At most n different images in [0, 1] among what the units say, those that are none of mixtures first: float64 [m, inputs].
+    """Return at most n different images in [0, 1] among the units' readings, the likeliest first: float64 [m, inputs].
 
-    Readings outside [0, 1] are mixtures. Of the others those come first that several units agree on, then those with the
-    most pixels at an end of the range: images are black in places, and a mixture only where all its images are. A reading
-    that is a mixture of those already taken is left out; where there are fewer than n, the rest is filled with what is left.
+    Readings outside [0, 1] are mixtures and come last. Of the others, those that several units agree on come first,
+    then those with the most pixels at an end of the range: images are black in places, and a mixture is so only where
+    all its images are. A reading that is a mixture of those already taken is left out.
     """
     read = ratios(weight, bias)
     over = np.maximum(-read, read - 1).max(axis=1, initial=0.0)
@@ -72,7 +74,7 @@ def several(weight: np.ndarray, bias: np.ndarray, n: int) -> np.ndarray:
 
 
 def _distances(images: np.ndarray) -> np.ndarray:
-    """Root mean square distances of all pairs, [m, m]."""
+    """Return the root mean square distances of all pairs, [m, m]."""
     squares = (images**2).sum(axis=1)
     between = squares[:, None] + squares[None] - 2 * images @ images.T
     distances: np.ndarray = np.sqrt(np.maximum(between, 0) / max(images.shape[1], 1))
@@ -80,7 +82,7 @@ def _distances(images: np.ndarray) -> np.ndarray:
 
 
 def _explained(image: np.ndarray, by: np.ndarray) -> bool:
-    """Whether an image is a weighted mean of others, up to `ALIKE`."""
+    """Say whether an image is a weighted mean of others, up to `ALIKE`."""
     if len(by) == 0:
         return False
     shares = np.linalg.lstsq((by[1:] - by[0]).T, image - by[0], rcond=None)[0]

@@ -1,6 +1,6 @@
-"""What a client's own update would reveal: the millisecond attacks, held against the client's own examples.
+"""What a client's own update reveals: fast attacks on it, compared with the client's own examples.
 
-It finds what these attacks find, and no more: an update it is silent about may still leak to a slower one.
+The guard finds only what these attacks find: an update that it does not warn of may still leak to a slower attack.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from fedveil.core.examples import Examples, Task
 from fedveil.privacy.leakage import first_layer, labels, words
 
 VISIBLE = 30.0  # dB from which on an image counts as revealed
-EXACT = 100.0  # dB; 8 bits a pixel end at 59
+EXACT = 100.0  # dB from which on a reading is called exact; rounding to 8 bits gives 59
 BEST = 400.0  # dB, of equal images
-TOGETHER = 1000  # images looked at together
+TOGETHER = 1000  # images compared at once
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -25,8 +25,8 @@ Tensors = Mapping[str, np.ndarray]
 class Revealed:
     """What an update reveals of the examples it was made of.
 
-    words, images, labels: how many were read from it; of_words, of_images, of_labels: of how many. 0 of 0 is what the
-        network or the data do not have
+    words, images, labels: how many were read from it; of_words, of_images, of_labels: out of how many. Both are 0 where
+    the network or the data have none
     decibels: peak signal-to-noise ratio of the best image read, None where none was
     """
 
@@ -40,11 +40,11 @@ class Revealed:
 
     @property
     def anything(self) -> bool:
-        """Whether there is something to warn of."""
+        """Whether there is anything to warn of."""
         return self.words + self.images + self.labels > 0
 
     def __str__(self) -> str:
-        """In words, as in "this update reveals 14 of 14 words and the label"."""
+        """Write it out, as in "this update reveals 14 of 14 words and the label"."""
         parts = []
         if self.words:
             parts.append(f"{self.words} of {_many(self.of_words, 'word')}")
@@ -65,7 +65,7 @@ class Revealed:
 
 
 def reveals(before: Tensors, after: Tensors, examples: Examples, task: Task) -> Revealed:
-    """What whoever sees the weights `before` and `after` training reads of the client's own `examples` in milliseconds.
+    """Return what fast attacks read of a client's `examples` from the weights `before` and `after` its training.
 
     before, after: float32, by name, in the network's order; after: what would be sent
     """
@@ -77,7 +77,7 @@ def reveals(before: Tensors, after: Tensors, examples: Examples, task: Task) -> 
 
 
 def _words(before: Tensors, change: Tensors, examples: Examples, task: Task) -> tuple[int, int]:
-    """How many of the client's distinct words were read, of how many."""
+    """Return how many of the client's distinct words were read, and of how many."""
     table = words.find(before, task.vocabulary_size) if task.kind == "text" else None
     if table is None:
         return 0, 0
@@ -86,7 +86,7 @@ def _words(before: Tensors, change: Tensors, examples: Examples, task: Task) -> 
 
 
 def _images(before: Tensors, change: Tensors, examples: Examples, task: Task) -> tuple[int, int, float | None]:
-    """How many of the client's images are visible in what was read, of how many, and dB of the best."""
+    """Return how many of the client's images are visible in what was read, of how many, and dB of the best."""
     layer = first_layer.find(before, int(np.prod(task.shape))) if task.kind == "images" else None
     if layer is None or layer[1] is None:
         return 0, 0, None
@@ -98,9 +98,10 @@ def _images(before: Tensors, change: Tensors, examples: Examples, task: Task) ->
 
 
 def _labels(before: Tensors, change: Tensors, examples: Examples, task: Task) -> tuple[int, int]:
-    """How many of the client's classes are known for sure, of how many.
+    """Return how many of the client's classes are known for sure, and of how many.
 
-    None is of a client that has all classes, which guessing says too, and of a reading that names a class it has not.
+    None counts where the client has all classes, which a guess would say too, or where the reading names a class that
+    the client does not have.
     """
     output = labels.find(before, len(task.classes)) if task.classes else None
     if output is None:
@@ -111,7 +112,10 @@ def _labels(before: Tensors, change: Tensors, examples: Examples, task: Task) ->
 
 
 def _decibels(read: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """The peak signal-to-noise ratio of what comes closest to each image, of a range of 1, float64 [n]; 0 if nothing was read."""
+    """Return the peak signal-to-noise ratio, of a range of 1, of the reading closest to each image, float64 [n].
+
+    All 0 where nothing was read.
+    """
     decibels = np.zeros(len(images))
     if len(read) == 0:
         return decibels

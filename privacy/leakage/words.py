@@ -1,4 +1,4 @@
-"""Words, read from the rows of a word table: a row that moved is of a word that was trained on.
+"""Words, read from the rows of a word table: a row that changed is of a word that was trained on.
 
 The gradient of a row is zero where no text of the batch holds its word (Trask 2019, "Grokking Deep Learning", chapter
 15; Melis et al. 2019, "Exploiting Unintended Feature Leakage in Collaborative Learning", section 4.1).
@@ -11,16 +11,16 @@ from collections.abc import Mapping
 import numpy as np
 
 PADDING = 0  # `text.PADDING`: its row is never trained
-BLOCKS, LEAST, MOST_ALIKE = 50, 32, 256  # of entries alike in size: how many, of how many entries each
-ODD = 10.0  # usual changes from the usual row, from which on a row has moved
-SCATTER = 0.3  # of one entry's change, least: most of a table may change alike to the last bit
-ROUNDING = 2  # steps of float32 that a mean is off by where nothing moved, for each root of a client
-MOST = 64  # that one word is counted in one text
-NEAR = 0.1  # of a whole number
+BLOCKS, LEAST, MOST_ALIKE = 50, 32, 256  # blocks of entries alike in size: how many, and the entries of one
+ODD = 10.0  # times the usual scatter from the usual row; a row beyond has moved
+SCATTER = 0.3  # least scatter of one entry's change: most of a table may change alike to the last bit
+ROUNDING = 2  # steps of float32, times the root of the clients: how far a mean is off where nothing moved
+MOST = 64  # times that one word is counted in one text
+NEAR = 0.1  # distance within which a number counts as whole
 
 
 def find(parameters: Mapping[str, np.ndarray], vocabulary_size: int) -> str | None:
-    """The name of the word table, the first tensor with a row for each word; None where there is none."""
+    """Return the name of the word table, the first tensor with a row for each word; None where there is none."""
     for name, values in parameters.items():
         if values.ndim == 2 and len(values) >= vocabulary_size:
             return name
@@ -28,13 +28,14 @@ def find(parameters: Mapping[str, np.ndarray], vocabulary_size: int) -> str | No
 
 
 def moved(before: np.ndarray, change: np.ndarray, clients: int = 1) -> np.ndarray:
-    """The words whose rows moved, ids rising: int64 [m]; of several clients' mean change, the words of all of them.
+    """Return the words whose rows moved, int64 [m], ids rising; for a mean change, the words of all its clients.
 
-    before: the rows, float32 [words, size]; change: float64 [words, size], theirs in training, or their gradient
+    before: the rows, float32 [words, size]; change: float64 [words, size], of the rows in training, or their gradient;
+    clients: of whom `change` is the mean
 
-    Where rows stand still, to the last bit or in a mean by what float32 rounds, all others moved. Where all stir (weight
-    decay, noise, a coarser grid), those moved whose change is not the usual one for entries of their size; that takes a
-    vocabulary of which most was not trained on.
+    Where some rows stand still, all others moved; in a mean of several clients, a change within the rounding of float32
+    counts as none. Where all rows change (weight decay, noise, a coarser grid), those moved whose change is unusual for
+    entries of their size; that takes a vocabulary of which most was not trained on.
     """
     rows, moves = before[1:].astype(np.float64), change[1:]  # padding, the first row, is no word
     stirs = moves != 0
@@ -46,12 +47,12 @@ def moved(before: np.ndarray, change: np.ndarray, clients: int = 1) -> np.ndarra
 
 
 def _odd(rows: np.ndarray, moves: np.ndarray) -> np.ndarray:
-    """Which rows changed unlike others, bool [rows].
+    """Say which rows changed unlike others, bool [rows].
 
-    What weight decay does to an entry is the same function of its value in every row: a share of it, or, where Adam takes
-    decay for a gradient, nearly the same step whatever its size. Rounding and noise, too, are as large in one row as in
-    another. So the middle of the changes of entries alike in size is what happens to an entry without a gradient, and
-    their middle distance from it is how exactly that is known.
+    Weight decay changes an entry by the same function of its value in every row: by a share of it, or, where Adam takes
+    decay for a gradient, by nearly the same step whatever its size. Rounding and noise are as large in one row as in
+    another. So the median change of entries alike in size is the change of an entry without a gradient, and the median
+    distance from it is the precision of that estimate.
     """
     left = min((moves - _share(moves, along) * along for along in (rows, np.sign(rows))), key=_middle)
     size, shift = np.abs(rows).ravel(), (np.where(rows < 0, -1, 1) * left).ravel()
@@ -69,7 +70,7 @@ def _odd(rows: np.ndarray, moves: np.ndarray) -> np.ndarray:
 
 
 def _share(moves: np.ndarray, along: np.ndarray) -> float:
-    """The middle over rows of the best c for moves = c * along; 0 where there is nothing to go along."""
+    """Return the median over rows of the best c for moves = c * along; 0 where `along` is zero."""
     energy = (along**2).sum(axis=1)
     rows = energy > 0
     return float(np.median((along * moves).sum(axis=1)[rows] / energy[rows])) if rows.any() else 0.0
@@ -80,11 +81,12 @@ def _middle(values: np.ndarray) -> float:
 
 
 def counts(change: np.ndarray) -> np.ndarray | None:
-    """How often each word occurs in one text whose word vectors are added or averaged, int64 [m]; None where rows do not say.
+    """Return how often each word occurs in one text whose word vectors are added or averaged, int64 [m].
 
-    change: float64 [m, size] of the rows that moved. A row's change is then its count times what is the same for all
-    words, so the rows are whole multiples of one vector; the smallest counts that fit are given. They are right up to a
-    common factor, which a mean hides and a sum does not show (a text whose every word occurs twice counts as one).
+    change: float64 [m, size] of the rows that moved
+    A row's change is its count times a vector that all words share, so the rows are whole multiples of one vector. The
+    smallest counts that fit are given. They are right up to a common factor, which a mean hides and a sum does not show
+    (a text whose every word occurs twice counts as one). None where the rows are no such multiples.
     """
     if len(change) == 0:
         return np.zeros(0, dtype=np.int64)

@@ -1,6 +1,7 @@
-"""What a client of a secure aggregation refuses to believe the server.
+"""The checks that a client of a secure aggregation makes of the server's messages.
 
-Each check raises ProtectionError, with the client or the number that is wrong; nothing was sent or kept then.
+Each check raises ProtectionError, naming the client or the number that is wrong. Nothing is sent or kept before it
+passes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fedveil.privacy.trust.identity import Registry
 
 
 def check_adverts(session: Session, client: int, own: bytes, adverts: Mapping[int, bytes], registry: Registry) -> None:
-    """A roster: the client's own keys on it, enough members, no key twice, signatures, a threshold above half of it.
+    """Check a roster: the client's own keys on it, enough members, no key twice, signatures, a threshold above half.
 
     own: the client's two public keys; adverts: keys and signature by member
     """
@@ -43,7 +44,7 @@ def check_adverts(session: Session, client: int, own: bytes, adverts: Mapping[in
 
 
 def check_inbox(session: Session, client: int, roster: Mapping[int, bytes], sealed: Mapping[int, bytes]) -> None:
-    """An inbox: shares of neighbours only, and of enough of them."""
+    """Check an inbox: shares of neighbours only, and of enough of them."""
     rosters.expect_length(Kind.INBOX, sealed, rosters.SEALED)
     for member in sealed:
         if member not in roster or member == client:
@@ -59,10 +60,10 @@ def check_survivors(
     listed: Mapping[int, bytes],
     registry: Registry,
 ) -> None:
-    """A list of survivors: the client itself on it, no stranger, enough in all and in its neighbourhood.
+    """Check a list of survivors: the client itself on it, no stranger, enough in all and in its neighbourhood.
 
-    held: by the members whose shares the client has, itself among them. On a sparse graph a client knows its
-    neighbourhood only, and where the session is active also who is registered.
+    held: by the members whose shares the client has, itself among them. On a sparse graph a client knows only its
+    neighbourhood, and, where the session is active, who is registered.
     """
     rosters.expect_length(Kind.SURVIVORS, listed, 0)
     if client not in listed:
@@ -82,7 +83,7 @@ def check_survivors(
 def check_confirmations(
     session: Session, client: int, statement: bytes, signatures: Mapping[int, bytes], registry: Registry
 ) -> None:
-    """Consistency check of Bonawitz et al. 2017, figure 4, round 3: `threshold` of a neighbourhood saw the same list.
+    """Check that `threshold` of a neighbourhood saw the same list (Bonawitz et al. 2017, figure 4, round 3).
 
     statement: what the client itself signed, so that it counts; signatures: by surviving members of its neighbourhood
     """

@@ -1,17 +1,17 @@
-"""Secure aggregation, a client's side: a vector that is noise to the server until it is summed with the others'.
+"""Secure aggregation, the client: its vector is noise to the server until it is summed with the others'.
 
 Bonawitz et al. 2017 ("Practical Secure Aggregation for Privacy-Preserving Machine Learning", figure 4), on the sparse
-graph of Bell et al. 2020. A client adds to its vector, modulo 2^32, a mask of its own and one for each neighbour, which the
-neighbour subtracts; it has shared the seed of the first and the key of the others among its neighbours. Of a client whose
-vector arrived the neighbours reveal the seed, of one that dropped out the key, never both: with both, a vector that
-comes late could be read. The bytes go through whatever carries them; nothing here sends.
+graph of Bell et al. 2020. A client adds to its vector, modulo 2^32, a self mask and one mask for each neighbour, which
+the neighbour subtracts. It shares the seed of the self mask and the key of the others among its neighbours. For a
+client whose vector arrived the neighbours reveal the seed; for one that dropped out, the key. They never reveal both:
+with both, a vector that comes late could be read. Nothing here sends the bytes.
 
 Threat models. `active` False: the server follows the protocol and looks at all it gets, and fewer than `threshold` of a
-client's neighbours tell it what they know; it learns the sum and who took part. `active` True: the server also lies, about
-keys and about who dropped out; clients sign their keys with registered ones and reveal nothing before `threshold` neighbours
-signed the same list of survivors, so that on the complete graph, with 2 threshold > clients + colluders, it still learns
-nothing else. Not protected: what the sum itself tells; a sum whose other members collude; and the sum from a
-client that sends rubbish.
+client's neighbours tell it what they know; it learns the sum and who took part. `active` True: the server also lies,
+about keys and about who dropped out. Clients sign their keys with registered ones, and reveal nothing before
+`threshold` neighbours signed the same list of survivors. So on the complete graph, with 2 threshold > clients +
+colluders, the server still learns nothing else. Not protected: what the sum itself tells; a sum whose other members
+collude; and the sum from a client that sends rubbish.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAGIC = b"FVM1"
 
 
 class Stage(IntEnum):
-    """What a client did last."""
+    """The last stage that a client completed."""
 
     BEGUN = 0
     ADVERTISED = 1
@@ -52,18 +52,22 @@ class Stage(IntEnum):
 
 
 class Revealed:
-    """The rounds that a client helped to unmask, which it remembers for as long as it trains: one list a round, ever.
+    """The rounds that a client helped to unmask, kept for as long as it trains: one list of survivors a round.
 
-    Two sums of one round for different survivors differ by one client's vector. It is stored before the shares leave.
+    Two sums of one round for different survivors differ by one client's vector. So the record is stored before shares
+    leave.
     """
 
     _ROUND = struct.Struct(">16sI32s")
 
     def __init__(self) -> None:
-        self._last: dict[bytes, tuple[int, bytes]] = {}  # by run: the latest round, and what was revealed for
+        self._last: dict[bytes, tuple[int, bytes]] = {}  # by run: the latest round, and the digest of its survivors
 
     def admit(self, session: Session, statement: bytes) -> None:
-        """Remember a list of survivors; raise ProtectionError where the round, or a later one, was unmasked for another."""
+        """Record a list of survivors.
+
+        Raise ProtectionError where this round has another list, or a later round is recorded.
+        """
         number, fingerprint = self._last.get(session.run, (-1, b""))
         new = sha256(statement).digest()
         if session.round < number or (session.round == number and new != fingerprint):
@@ -74,13 +78,16 @@ class Revealed:
         self._last[session.run] = (session.round, new)
 
     def save(self) -> bytes:
-        """All of it as bytes; nothing in it is secret."""
+        """Return all of it as bytes; nothing in it is secret."""
         state = b"".join(self._ROUND.pack(run, *last) for run, last in self._last.items())
         return state + sha256(state).digest()
 
     @classmethod
     def load(cls, state: bytes) -> Revealed:
-        """What `save` gave; raise ProtectionError where it was damaged: a client that forgets would reveal twice."""
+        """Restore what `save` returned.
+
+        Raise ProtectionError where it was damaged: a client that forgets would reveal twice.
+        """
         rounds = state[:-32]
         if sha256(rounds).digest() != state[-32:] or len(rounds) % cls._ROUND.size:
             raise ProtectionError(
@@ -92,8 +99,8 @@ class Revealed:
         return self
 
 
-class Masker:
-    """One client in one session, made by `begin` or `load`; a method a stage, in the order in which they stand here.
+class SecAggClient:
+    """One client in one session, made by `begin` or `load`. It has one method a stage, in order.
 
     A message that is refused raises ProtectionError and changes nothing: the client may wait for a right one.
     """
@@ -112,22 +119,25 @@ class Masker:
         self._roster: dict[int, bytes] = {}  # public keys of the neighbourhood
         self._held: dict[int, bytes] = {}  # two shares of each member that shared, its own among them
         self._confirmed = bytes(32)
-        self._agreed: dict[int, bytes] = {}  # with a peer, for sealing: only to compute it once
+        self._agreed: dict[int, bytes] = {}  # by peer, the key agreed for sealing: kept to compute it once
 
     @classmethod
     def begin(
         cls, session: Session, client: int, signer: Signer | None = None, registry: Registry | None = None
-    ) -> Masker:
-        """A client with fresh keys from the operating system; signer, registry: needed where the session is active."""
+    ) -> SecAggClient:
+        """Start a client with fresh keys from the operating system.
+
+        signer, registry: needed where the session is active
+        """
         self = cls(session, client, signer, registry)
         self._sealing, self._masking, self._seed = streams.new_key(), streams.new_key(), os.urandom(streams.KEY)
         return self
 
     def __repr__(self) -> str:
-        return f"Masker(client {self.client}, round {self.session.round}, attempt {self.session.attempt}, {self.stage})"
+        return f"SecAggClient(client {self.client}, round {self.session.round}, attempt {self.session.attempt}, {self.stage})"
 
     def advertise(self) -> bytes:
-        """The advert: both public keys, signed where the session is active."""
+        """Return the advert: both public keys, signed where the session is active."""
         self._expect("advertise", Stage.BEGUN)
         keys = self._public
         signature = b""
@@ -137,7 +147,7 @@ class Masker:
         return rosters.pack(Kind.ADVERT, self.session, self.client, {self.client: keys + signature})
 
     def share(self, roster: bytes) -> bytes:
-        """Shares of both secrets for each neighbour on the roster, sealed."""
+        """Return sealed shares of both secrets for each neighbour on the roster."""
         self._expect("share", Stage.ADVERTISED)
         session, client = self.session, self.client
         adverts = rosters.unpack(Kind.ROSTER, session, client, roster)
@@ -158,7 +168,7 @@ class Masker:
         return rosters.pack(Kind.SHARES, session, client, sealed)
 
     def receive(self, inbox: bytes) -> None:
-        """Take the shares of the neighbours that shared theirs: with these the client exchanges masks."""
+        """Take the shares of the neighbours; the client exchanges masks with those that sent theirs."""
         self._expect("receive", Stage.SHARED)
         sealed = rosters.unpack(Kind.INBOX, self.session, self.client, inbox)
         vetting.check_inbox(self.session, self.client, self._roster, sealed)
@@ -171,11 +181,11 @@ class Masker:
         self.stage = Stage.RECEIVED
 
     def mask(self, values: np.ndarray, shown: bytes = b"") -> np.ndarray:
-        """The client's numbers under all its masks, modulo 2^32: what goes to the server.
+        """Return the client's numbers under all its masks, modulo 2^32, for the server.
 
         values: uint32 [size]
-        shown: digest of what the numbers were made from; the masks of two clients that were shown different things do not
-            cancel, so that a server learns nothing by showing one client another model than the others
+        shown: digest of what the numbers were made from. The masks of two clients that were shown different things do
+        not cancel, so a server learns nothing by showing one client another model than the others
         """
         self._expect("mask", Stage.RECEIVED)
         self._expect_vector(values)
@@ -187,7 +197,7 @@ class Masker:
         return masked
 
     def confirm(self, survivors: bytes) -> bytes:
-        """The client's signature of the list of survivors; of one list in a session."""
+        """Return the client's signature of the list of survivors; it signs one list in a session."""
         self._expect("confirm", Stage.MASKED)
         if self._signer is None or not self.session.active:
             raise ProtectionError(f"client {self.client}: survivors are confirmed only where the session is active")
@@ -198,10 +208,10 @@ class Masker:
         return rosters.pack(Kind.CONFIRMATION, self.session, self.client, {self.client: signature})
 
     def reveal(self, survivors: bytes, revealed: Revealed, confirmations: bytes = b"") -> bytes:
-        """For each member of the neighbourhood one share: of the seed where it survived, of the key where it dropped out.
+        """Return one share for each member of the neighbourhood: of a survivor's seed, of a dropped client's key.
 
-        revealed: the client's memory, which is to be stored before the answer leaves; confirmations: where the session
-        is active. The same list again gives the same answer, another one is refused.
+        revealed: the client's record, to be stored before the answer leaves; confirmations: where the session is active
+        The same list again gives the same answer; another one is refused.
         """
         self._expect("reveal", Stage.CONFIRMED if self.session.active else Stage.MASKED, Stage.REVEALED)
         listed = self._read_survivors(survivors)
@@ -222,7 +232,7 @@ class Masker:
         return rosters.pack(Kind.REVEALS, self.session, self.client, shares)
 
     def save(self) -> bytes:
-        """Everything as bytes, secrets included; to be stored where only this client reads, before a message leaves.
+        """Return everything as bytes, secrets included; store it where only this client reads, before a message leaves.
 
         An older state must not be used again once a message has left: two vectors under one mask differ by no mask.
         """
@@ -234,8 +244,8 @@ class Masker:
         return state + sha256(state).digest()
 
     @classmethod
-    def load(cls, state: bytes, signer: Signer | None = None, registry: Registry | None = None) -> Masker:
-        """The client that `save` gave; raise ProtectionError where that was damaged."""
+    def load(cls, state: bytes, signer: Signer | None = None, registry: Registry | None = None) -> SecAggClient:
+        """Restore the client that `save` returned; raise ProtectionError where the bytes were damaged."""
         content, checksum = state[:-32], state[-32:]
         if len(content) < STATE.size or sha256(content).digest() != checksum or content[:4] != MAGIC:
             raise ProtectionError(f"the state of a secure aggregation is damaged ({len(state)} bytes); begin anew")
@@ -264,11 +274,11 @@ class Masker:
         return (member for member in self._held if member != self.client)
 
     def _mask_key(self, peer: int) -> bytes:
-        """The public mask key of a peer, as the roster has it."""
+        """Return the public mask key of a peer, as the roster has it."""
         return self._roster[peer][streams.KEY :]
 
     def _pair_stream(self, own: X25519PrivateKey, peer: int, shown: bytes) -> np.ndarray:
-        """The mask that the client exchanges with a peer; own: its private mask key."""
+        """Return the mask that the client exchanges with a peer; own: its private mask key."""
         agreed = streams.agree(own, self._mask_key(peer), peer)
         key = streams.pair_key(agreed, streams.bound(self.session.digest, shown), self.client, peer)
         return streams.stream(key, self.session.size)
@@ -279,12 +289,12 @@ class Masker:
         return frozenset(listed)
 
     def _agree_with(self, peers: Iterable[int]) -> dict[int, bytes]:
-        """What the client has in common with each peer, for sealing."""
+        """Return the key agreed with each peer, for sealing."""
         own = streams.agreement(self._sealing)
         return {peer: streams.agree(own, self._roster[peer][: streams.KEY], peer) for peer in peers}
 
     def _forget(self) -> None:
-        """Nothing is masked twice: the client's own secrets go, the neighbours' shares stay."""
+        """Delete the client's own secrets, so that nothing is masked twice; the neighbours' shares stay."""
         self._sealing = self._masking = self._seed = bytes(streams.KEY)
         self._agreed = {}
         self.stage = Stage.MASKED
@@ -304,11 +314,11 @@ class Masker:
             )
 
 
-def mask_cohort(maskers: Sequence[Masker], values: np.ndarray, shown: bytes = b"") -> None:
-    """Mask the vectors of many clients in place: bit for bit what each `Masker.mask` gives, each pair's mask made once.
+def mask_cohort(maskers: Sequence[SecAggClient], values: np.ndarray, shown: bytes = b"") -> None:
+    """Mask the vectors of many clients in place, as `SecAggClient.mask` would bit for bit, but making each pair's mask once.
 
-    values: uint32 [K, size], a row a client; shown: as in `Masker.mask`, the same to all. Raise ProtectionError where one of them cannot mask; the rows are
-    then of no use.
+    values: uint32 [K, size], a row a client; shown: as in `SecAggClient.mask`, the same to all
+    Raise ProtectionError where one of them cannot mask; the rows are then of no use.
     """
     for masker, row in zip(maskers, values, strict=True):
         masker._expect("mask", Stage.RECEIVED)
@@ -323,7 +333,7 @@ def mask_cohort(maskers: Sequence[Masker], values: np.ndarray, shown: bytes = b"
             other = place.get((peer, masker.session))
             both = other is not None and _exchange(masker, maskers[other])
             if both and peer < masker.client:
-                continue  # done with the peer's row
+                continue  # applied together with the peer's row
             mask = masker._pair_stream(own, peer, shown)
             _apply(values[row], masker.client, peer, mask)
             if other is not None and both:
@@ -332,8 +342,8 @@ def mask_cohort(maskers: Sequence[Masker], values: np.ndarray, shown: bytes = b"
         masker._forget()
 
 
-def _exchange(one: Masker, other: Masker) -> bool:
-    """Whether two clients exchange masks and know each other's true keys, which a roster may not have shown."""
+def _exchange(one: SecAggClient, other: SecAggClient) -> bool:
+    """Say whether two clients exchange masks and know each other's true keys, which a roster may not have shown."""
     return (
         one.client in other._held
         and one._mask_key(other.client) == other._mask_key(other.client)
@@ -342,7 +352,10 @@ def _exchange(one: Masker, other: Masker) -> bool:
 
 
 def _apply(row: np.ndarray, client: int, peer: int, mask: np.ndarray) -> None:
-    """Of two clients the one with the lower number adds their mask, the other subtracts it (modulo 2^32)."""
+    """Add the mask of two clients to the row of the one with the lower number, or subtract it from the other's.
+
+    Modulo 2^32.
+    """
     if client < peer:
         np.add(row, mask, out=row)
     else:

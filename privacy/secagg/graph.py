@@ -1,8 +1,8 @@
-"""Who exchanges masks with whom: the sparse random graph of secure aggregation, and how many neighbours are enough.
+"""The sparse random graph of secure aggregation: which clients exchange masks, and how many neighbours are enough.
 
-A client that agrees on masks with all others costs them all the more, the more they are. Bell et al. 2020 ("Secure
-Single-Server Aggregation with (Poly)Logarithmic Overhead", section 3) show that a logarithmic number of neighbours will
-do, if the graph is drawn at random after the colluding clients are fixed.
+Masks with all other clients cost each client more, the more clients there are. Bell et al. 2020 ("Secure Single-Server
+Aggregation with (Poly)Logarithmic Overhead", section 3) show that a logarithmic number of neighbours is enough, if the
+graph is drawn at random after the colluding clients are fixed.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ import numpy as np
 
 from fedveil.core.errors import SettingsError
 
-SECURITY = 2.0**-40  # the chance, at most, that a graph lets the server and the colluders single a client out
-FAILURE = 2.0**-20  # the chance, at most, that a round is abandoned although no more than `drop_outs` dropped out
+SECURITY = 2.0**-40  # largest chance that a graph lets the server and the colluders isolate a client
+FAILURE = 2.0**-20  # largest chance that a round is abandoned although no more than `drop_outs` dropped out
 
 
 @lru_cache(maxsize=64)
 def choose_degree(clients: int, drop_outs: float, colluders: float, active: bool = False) -> tuple[int, int]:
-    """The fewest neighbours a client needs, and the threshold of shares among them and itself.
+    """Return the fewest neighbours that a client needs, and the threshold of shares among them and itself.
 
-    For a random circulant graph (Bell et al. 2020, section 3, definition of a good graph, with exact hypergeometric tails
-    and a union bound): except with a chance of 2^-40, no honest client has `threshold` colluding neighbours and the honest
-    clients that stay are connected; except with 2^-20, of everybody's neighbourhood `threshold` stay. The threshold is
-    more than half of a neighbourhood, so that no two halves of it can each be told another story. Where no such graph is
-    sparse, all clients are neighbours and 2 threshold > clients + colluders (Bonawitz et al. 2017, section 6.2).
+    For a random circulant graph (Bell et al. 2020, section 3, definition of a good graph, with exact hypergeometric
+    tails and a union bound). Except with a chance of 2^-40, no honest client has `threshold` colluding neighbours, and
+    the honest clients that stay are connected. Except with 2^-20, `threshold` members of every neighbourhood stay. The
+    threshold is more than half of a neighbourhood, so that no two halves of it can be shown different lists. Where no
+    sparse graph is that good, all clients are neighbours and 2 threshold > clients + colluders (Bonawitz et al. 2017,
+    section 6.2).
 
     clients: in the cohort; drop_outs, colluders: shares of them, in [0, 1)
-    active: the server may lie. It then draws the graph as it likes, and only the complete one bounds how many of a
-        client's neighbours collude
+    active: the server may lie. It then draws the graph as it likes, and only the complete graph bounds how many of a
+    client's neighbours collude
     Raise SettingsError where so many cannot both drop out and collude.
     """
     gone, bad = _count(clients, drop_outs), _count(clients, colluders)
@@ -45,7 +46,7 @@ def choose_degree(clients: int, drop_outs: float, colluders: float, active: bool
             threshold = max(threshold, (degree + 1) // 2 + 1)
             while (clients - bad) * _tail(table, threshold, clients - 1, bad, degree) > SECURITY / 2:
                 threshold += 1
-            # a client that stays holds a share of its own secret, one that drops out takes it along
+            # a client that stays holds a share of its own secret; one that drops out takes that share with it
             kept = (clients - gone) * _tail(table, degree + 2 - threshold, clients - 1, gone, degree)
             lost = gone * _tail(table, degree + 1 - threshold, clients - 1, max(gone - 1, 0), degree)
             if kept + lost <= FAILURE:
@@ -62,9 +63,10 @@ def choose_degree(clients: int, drop_outs: float, colluders: float, active: bool
 
 
 def neighbours(clients: Sequence[int], degree: int) -> dict[int, tuple[int, ...]]:
-    """Each client's neighbours, in rising order: a circulant graph over a random order (Bell et al. 2020, algorithm 2).
+    """Draw each client's neighbours, in rising order: a circulant graph over a random order.
 
-    clients: their numbers; degree: even, or len(clients) - 1. The order comes from the operating system's randomness.
+    Bell et al. 2020, algorithm 2. The order comes from the operating system's randomness.
+    clients: their numbers; degree: even, or len(clients) - 1
     """
     if degree >= len(clients) - 1:
         ordered = sorted(clients)
@@ -82,7 +84,7 @@ def _count(clients: int, share: float) -> int:
 
 
 def _tail(table: np.ndarray, least: int, population: int, marked: int, drawn: int) -> float:
-    """P[X >= least] for the number X of marked ones among `drawn` of a population: a hypergeometric tail."""
+    """Return P[X >= least] for the number X of marked ones among `drawn` of a population: a hypergeometric tail."""
     if drawn > population:
         return 1.0
     x = np.arange(max(least, drawn + marked - population, 0), min(marked, drawn) + 1)
@@ -93,7 +95,7 @@ def _tail(table: np.ndarray, least: int, population: int, marked: int, drawn: in
 
 
 def _disconnected(table: np.ndarray, clients: int, removed: int, degree: int) -> float:
-    """A bound of the chance that a circulant graph falls apart when so many random clients are removed.
+    """Return a bound on the chance that a circulant graph falls apart when so many random clients are removed.
 
     It takes two gaps of degree / 2 removed clients in a row: a sum over the pairs of places where they may begin.
     """

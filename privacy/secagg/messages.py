@@ -1,11 +1,11 @@
-"""What clients and server of a secure aggregation tell each other, as bytes.
+"""The messages between clients and server of a secure aggregation, as bytes.
 
 Every message is a header (kind, session, whose it is) and entries by client, in rising order of their numbers:
 
     advert          from a client, about itself: its two public keys, and its signature where the server may lie
     roster          to a client: the adverts of its neighbourhood, its own among them
     shares, inbox   from a client to its neighbours, and to a client from them: sealed shares
-    survivors       to all: who sent a masked vector; nothing about each
+    survivors       to all: who sent a masked vector; entries are empty
     confirmation    from a client, about itself: its signature of the survivors; `confirmations`: those of all, to all
     reveals         from a client: one byte that says which secret, and its share of that
 """
@@ -23,17 +23,17 @@ from fedveil.core.errors import ProtectionError
 from fedveil.privacy.secagg import streams
 from fedveil.privacy.secagg.shamir import SHARE
 
-HEADER = struct.Struct(">4sB32sQI")  # magic, kind, digest of the session, whose, entries
+HEADER = struct.Struct(">4sB32sQI")  # magic, kind, digest of the session, client, entries
 ENTRY = struct.Struct(">QH")  # client, bytes that follow
 SESSION = struct.Struct(">16sIIIII?")
 MAGIC = b"FVS1"
 KEYS = 2 * streams.KEY  # bytes of an advert before its signature: the key for sealing, the key for masks
 SEALED = streams.NONCE + 2 * SHARE + streams.TAG  # bytes of two sealed shares
-SELF_MASK, MASK_KEY = b"b", b"k"  # of which secret a share is revealed
+SELF_MASK, MASK_KEY = b"b", b"k"  # say which secret a revealed share is of
 
 
 class Kind(IntEnum):
-    """What a message is."""
+    """The kind of a message."""
 
     ADVERT = 1
     ROSTER = 2
@@ -52,13 +52,13 @@ class Kind(IntEnum):
 class Session:
     """One attempt to sum one round's vectors; public, and the same for server and clients.
 
-    A client takes everything but the round and the attempt from its own settings, not from the server: a threshold that
-    the server may choose protects from no server.
+    A client takes everything but the round and the attempt from its own settings: a threshold that the server may
+    choose protects from no server.
 
     run: 16 random bytes, new for every run; size: numbers in a vector
-    threshold: members of a neighbourhood that give a secret back; least: clients that a sum must be of
+    threshold: members of a neighbourhood that restore a secret; least: the fewest clients of a sum
     active: the server may lie; keys and survivors are signed
-    Raise ProtectionError where a number cannot be.
+    Raise ProtectionError where a number is out of range.
     """
 
     run: bytes
@@ -79,34 +79,34 @@ class Session:
 
     @cached_property
     def digest(self) -> bytes:
-        """32 bytes that differ where anything does; every key and every signature depends on them."""
+        """32 bytes that depend on every field; every key and every signature depends on them."""
         return sha256(b"fedveil secure aggregation 1\0" + self.save()).digest()
 
     @property
     def quorum(self) -> int:
-        """Members of a neighbourhood, the client itself among them, that a client goes on with.
+        """The fewest members of a neighbourhood, the client itself among them, that a client goes on with.
 
         A lying server may hand out a graph that falls into parts, each with a sum of its own.
         """
         return max(self.threshold, self.least) if self.active else self.threshold
 
     def save(self) -> bytes:
-        """All of it as bytes."""
+        """Return all of it as bytes."""
         return SESSION.pack(*astuple(self))
 
     @classmethod
     def load(cls, state: bytes) -> Session:
-        """The session that `save` gave."""
+        """Restore the session that `save` returned."""
         return cls(*SESSION.unpack(state))
 
 
 def pack(kind: Kind, session: Session, whose: int, entries: Mapping[int, bytes]) -> bytes:
-    """A message; whose: the client that sends or gets it, 0 where it goes to all."""
+    """Write a message; whose: the client that sends or gets it, 0 where it goes to all."""
     return HEADER.pack(MAGIC, kind, session.digest, whose, len(entries)) + pack_entries(entries)
 
 
 def unpack(kind: Kind, session: Session, whose: int, message: bytes) -> dict[int, bytes]:
-    """The entries of a message; raise ProtectionError where it is another, of another session, or not well formed."""
+    """Read the entries of a message; raise ProtectionError where it is another, of another session, or malformed."""
     if len(message) < HEADER.size:
         raise ProtectionError(f"{kind}: {len(message)} bytes are no message")
     magic, number, digest, owner, count = HEADER.unpack_from(message)
@@ -123,12 +123,12 @@ def unpack(kind: Kind, session: Session, whose: int, message: bytes) -> dict[int
 
 
 def pack_entries(entries: Mapping[int, bytes]) -> bytes:
-    """Bytes by client, in rising order."""
+    """Write bytes by client, in rising order."""
     return b"".join(ENTRY.pack(client, len(entries[client])) + entries[client] for client in sorted(entries))
 
 
 def unpack_entries(data: bytes, count: int, what: str) -> dict[int, bytes]:
-    """Exactly `count` entries in rising order of their clients, nothing after them; raise ProtectionError otherwise."""
+    """Read exactly `count` entries in rising order of their clients; raise ProtectionError for anything else."""
     entries: dict[int, bytes] = {}
     place, last = 0, -1
     for _ in range(count):
@@ -154,11 +154,11 @@ def expect_length(kind: Kind, entries: Mapping[int, bytes], least: int, most: in
 
 
 def advert_statement(session: Session, client: int, keys: bytes) -> bytes:
-    """What a client signs to own its public keys."""
+    """Return what a client signs to confirm its public keys."""
     return b"fedveil advert\0" + session.digest + struct.pack(">Q", client) + keys
 
 
 def survivors_statement(session: Session, survivors: Iterable[int]) -> bytes:
-    """What clients sign to have been shown the same survivors."""
+    """Return what clients sign to confirm that they were shown these survivors."""
     listed = b"".join(struct.pack(">Q", client) for client in sorted(survivors))
     return b"fedveil survivors\0" + session.digest + sha256(listed).digest()

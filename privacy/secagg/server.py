@@ -1,7 +1,7 @@
-"""Secure aggregation, the server's side: it passes messages on, adds masked vectors, and takes the masks off the sum.
+"""Secure aggregation, the server: it passes messages on, adds masked vectors, and takes the masks off the sum.
 
-Stages follow each other; each takes one message from every client that is still there, `close` ends it and says who goes
-on. A client whose message is refused, or comes late, counts as dropped out. Where too few are left the attempt is
+Stages follow each other. Each takes one message from every client that is still there; `close` ends it and returns who
+goes on. A client whose message is refused, or comes late, counts as dropped out. Where too few are left the attempt is
 abandoned before any share is revealed. The server never asks for both secrets of a client, and refuses the wrong one.
 Threat models: `fedveil.privacy.secagg.client`. Source: Bonawitz et al. 2017, figure 4; Bell et al. 2020, section 3.
 """
@@ -23,7 +23,7 @@ from fedveil.privacy.trust.identity import Registry
 
 
 class Stage(IntEnum):
-    """What the server waits for."""
+    """The messages that the server waits for."""
 
     ADVERTS = 0
     SHARES = 1
@@ -36,7 +36,7 @@ class Stage(IntEnum):
         return self.name.lower()
 
 
-class Unmasker:
+class SecAggServer:
     """The server in one session.
 
     clients: numbers of the cohort; neighbours: of each, as `graph.neighbours` drew them
@@ -54,22 +54,22 @@ class Unmasker:
             raise ProtectionError("where the server may lie, it takes a registry of the clients' keys")
         self.session = session
         self.stage = Stage.ADVERTS
-        self.clients = tuple(sorted(clients))  # who was there when the last stage closed
-        self.dropped: dict[int, str] = {}  # by client: at which stage, and why
+        self.clients = tuple(sorted(clients))  # clients that were there when the last stage closed
+        self.dropped: dict[int, str] = {}  # by client: the stage it dropped out at, and why
         self._registry: Registry = registry if session.active and registry is not None else {}
         self._around = {client: frozenset(neighbours[client]) | {client} for client in clients}
         self._roster: dict[int, tuple[int, ...]] = {}  # a member's place on it is the point of its share
         self._answered: dict[int, bytes] = {}  # in this stage; b"" where the message is not needed again
         self._adverts: dict[int, bytes] = {}
         self._sealed: dict[int, dict[int, bytes]] = {}  # by sender, by receiver
-        self._sharing: tuple[int, ...] = ()  # whose masks are in the vectors of the others
+        self._sharing: tuple[int, ...] = ()  # clients whose masks are in the vectors of the others
         self._sum = np.zeros(session.size, np.uint32)
         self._signatures: dict[int, bytes] = {}
         self._shares: dict[int, dict[int, bytes]] = {}  # by whose secret, by point
 
     def __repr__(self) -> str:
         return (
-            f"Unmasker(round {self.session.round}, attempt {self.session.attempt}, waits for {self.stage}, "
+            f"SecAggServer(round {self.session.round}, attempt {self.session.attempt}, waits for {self.stage}, "
             f"{len(self.clients)} clients)"
         )
 
@@ -82,13 +82,13 @@ class Unmasker:
             for key in (advert[: streams.KEY], advert[streams.KEY : rosters.KEYS]):
                 streams.agree(
                     streams.agreement(streams.new_key()), key, client
-                )  # a key that agrees on nothing is refused
+                )  # refuse a key that no key can agree with
             statement = rosters.advert_statement(self.session, client, advert[: rosters.KEYS])
             self._check_signature(client, statement, advert[rosters.KEYS :])
             self._answered[client] = advert
 
     def roster(self, client: int) -> bytes:
-        """The keys of a client's neighbourhood, for `Masker.share`; the first ends the stage."""
+        """Return the keys of a client's neighbourhood, for `SecAggClient.share`; the first call ends the stage before."""
         self._reach(Stage.SHARES, client)
         return rosters.pack(
             Kind.ROSTER, self.session, client, {member: self._adverts[member] for member in self._roster[client]}
@@ -105,7 +105,7 @@ class Unmasker:
             self._answered[client] = b""
 
     def inbox(self, client: int) -> bytes:
-        """The sealed shares for a client, for `Masker.receive`; the first ends the stage."""
+        """Return the sealed shares for a client, for `SecAggClient.receive`; the first call ends the stage before."""
         self._reach(Stage.VECTORS, client)
         senders = [member for member in self._roster[client] if member in self._sealed and member != client]
         return rosters.pack(
@@ -124,7 +124,7 @@ class Unmasker:
             self._answered[client] = b""
 
     def survivors(self) -> bytes:
-        """Whose vectors are in the sum, for `Masker.confirm` and `Masker.reveal`; ends the stage."""
+        """Return whose vectors are in the sum, for `SecAggClient.confirm` and `SecAggClient.reveal`; ends the stage before."""
         self._reach(Stage.CONFIRMATIONS if self.session.active else Stage.REVEALS)
         return rosters.pack(Kind.SURVIVORS, self.session, 0, dict.fromkeys(self.clients, b""))
 
@@ -136,12 +136,12 @@ class Unmasker:
             self._answered[client] = signature
 
     def confirmations(self) -> bytes:
-        """The signatures of all, for `Masker.reveal`; ends the stage."""
+        """Return the signatures of all, for `SecAggClient.reveal`; ends the stage before."""
         self._reach(Stage.REVEALS)
         return rosters.pack(Kind.CONFIRMATIONS, self.session, 0, self._signatures)
 
     def reveals(self, client: int, blob: bytes) -> None:
-        """Take one share of each member of a client's neighbourhood: which of its secrets, the survivors decide."""
+        """Take a client's share of each member of its neighbourhood; the survivors decide of which secret."""
         with self._from(client, Stage.REVEALS):
             entries = rosters.unpack(Kind.REVEALS, self.session, client, blob)
             rosters.expect_length(Kind.REVEALS, entries, 1 + shamir.SHARE)
@@ -156,9 +156,10 @@ class Unmasker:
             self._answered[client] = b""
 
     def total(self, shown: bytes = b"") -> np.ndarray:
-        """The sum of the survivors' vectors, uint32 [size], modulo 2^32; raise ProtectionError where shares are missing.
+        """Return the sum of the survivors' vectors, uint32 [size], modulo 2^32.
 
-        shown: digest of what the clients were shown, as they have it in `Masker.mask`
+        shown: digest of what the clients were shown, as they have it in `SecAggClient.mask`
+        Raise ProtectionError where shares are missing.
         """
         if self.stage != Stage.REVEALS:
             raise ProtectionError(f"there is no sum to unmask: {self._here()} waits for {self.stage}")
@@ -182,7 +183,10 @@ class Unmasker:
         return self._sum
 
     def close(self) -> tuple[int, ...]:
-        """End the stage; the clients that go on. Raise ProtectionError where too few do: the attempt is abandoned."""
+        """End the stage and return the clients that go on.
+
+        Where too few do, the attempt is abandoned. Raise ProtectionError then.
+        """
         if self.stage >= Stage.REVEALS:
             raise ProtectionError(f"{self._here()} waits for {self.stage}: no stage follows")
         silent = [client for client in self.clients if client not in self._answered]
@@ -205,7 +209,7 @@ class Unmasker:
         else:
             self._signatures = dict(self._answered)
         if self.stage != Stage.CONFIRMATIONS:
-            self.clients = tuple(stayed)  # who was silent later still is in the sum
+            self.clients = tuple(stayed)  # clients that are silent later are still in the sum
         self.stage = self._next
         self._answered = {}
         return tuple(stayed)
@@ -219,7 +223,7 @@ class Unmasker:
 
     @contextmanager
     def _from(self, client: int, stage: Stage) -> Iterator[None]:
-        """Take a message from a client that may send one; if it is refused, the client is dropped and named."""
+        """Take a message from a client that may send one; if it is refused, drop the client and name it."""
         try:
             if client in self.dropped:
                 raise ProtectionError(f"it dropped out before ({self.dropped[client]})")
@@ -238,7 +242,7 @@ class Unmasker:
             raise ProtectionError(f"{self._here()} client {client}, {stage}: {error}") from error
 
     def _reach(self, stage: Stage, client: int | None = None) -> None:
-        """Close the stage before, where it still is open; a message for a client that is not there is refused."""
+        """Close the stage before, if it is still open; refuse a message for a client that is not there."""
         if self._next == stage:
             self.close()
         if self.stage != stage:
@@ -263,7 +267,7 @@ class Unmasker:
             raise ProtectionError("not signed by its registered key")
 
     def _prune(self, clients: Iterable[int]) -> list[int]:
-        """The clients without those that would refuse to go on with what is left of their neighbourhood."""
+        """Return the clients without those that would refuse to go on with the rest of their neighbourhood."""
         left = set(clients)
         while lonely := {client for client in left if len(self._around[client] & left) < self.session.quorum}:
             for client in lonely:
@@ -281,7 +285,7 @@ class Unmasker:
             )
 
     def _expect_neighbourhoods(self, survivors: set[int]) -> None:
-        """Abandon where masks could not be taken off: before any share is revealed, not after."""
+        """Abandon the attempt where masks could not be taken off: before any share is revealed, not after."""
         for client in self._sharing:
             around = len(self._around[client] & survivors)
             least = self.session.quorum if client in survivors else self.session.threshold
@@ -306,7 +310,7 @@ class Unmasker:
             raise ProtectionError(f"{self._here()} client {client}, reveals: {error}") from error
 
     def _unmask_pairs(self, client: int, peers: Iterable[int], shown: bytes) -> None:
-        """Take off the masks that the survivors among its neighbours exchanged with a client that dropped out."""
+        """Take off the masks that a client that dropped out exchanged with surviving neighbours."""
         key = self._secret(client)
         if streams.public_key(key) != self._adverts[client][streams.KEY : rosters.KEYS]:
             raise ProtectionError(f"{self._here()} client {client}: it did not share the key that it advertised")
@@ -321,6 +325,6 @@ class Unmasker:
 
 
 def _names(clients: Sequence[int]) -> str:
-    """The numbers of some clients, the first few of many."""
+    """Return the numbers of some clients, the first ten where there are more."""
     shown = ", ".join(map(str, clients[:10]))
     return f"{shown} and {len(clients) - 10} more" if len(clients) > 10 else shown or "none"

@@ -1,4 +1,4 @@
-"""Shamir's secret sharing: any `threshold` holders can put a secret of 32 bytes together, fewer know nothing of it.
+"""Shamir's secret sharing: any `threshold` holders can restore a secret of 32 bytes, fewer know nothing of it.
 
 A share is the value of a random polynomial over a prime field at 1, 2, ..., with the secret at 0 (Shamir 1979, "How to
 share a secret").
@@ -13,15 +13,15 @@ from functools import lru_cache
 
 from fedveil.core.errors import ProtectionError
 
-PRIME = 2**256 + 297  # the smallest that every secret of 32 bytes lies below
+PRIME = 2**256 + 297  # the smallest prime above every secret of 32 bytes
 SECRET = 32  # bytes
 SHARE = 33  # bytes
 
 
 def split(secret: bytes, holders: int, threshold: int) -> list[bytes]:
-    """The shares of a secret at 1, ..., holders, SHARE bytes each; its randomness is the operating system's.
+    """Return the shares of a secret at 1, ..., holders, SHARE bytes each, with the operating system's randomness.
 
-    secret: SECRET bytes; threshold: how many shares give it back, 1 <= threshold <= holders
+    secret: SECRET bytes; threshold: how many shares restore it, 1 <= threshold <= holders
     """
     falling = [secrets.randbelow(PRIME) for _ in range(threshold - 1)]
     falling.append(int.from_bytes(secret, "big"))
@@ -29,9 +29,9 @@ def split(secret: bytes, holders: int, threshold: int) -> list[bytes]:
 
 
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """The secret of at least `threshold` shares by their points; raise ProtectionError where they give none.
+    """Restore the secret of at least `threshold` shares by their points; raise ProtectionError where they give none.
 
-    Lagrange's interpolation at 0, of the `threshold` lowest points. Shares that were changed give another secret, or none.
+    Lagrange's interpolation at 0, of the `threshold` lowest points. Changed shares give another secret, or none.
     """
     if len(shares) < threshold:
         raise ProtectionError(f"{len(shares)} shares of a secret that takes {threshold}")
@@ -46,7 +46,10 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
 
 
 def _value(falling: list[int], point: int) -> int:
-    """A polynomial at a point, coefficients of falling powers (Horner); points are small, so one reduction will do."""
+    """Return a polynomial's value at a point, from coefficients of falling powers (Horner).
+
+    Points are small, so one reduction is enough.
+    """
     value = 0
     for coefficient in falling:
         value = value * point + coefficient
@@ -55,7 +58,7 @@ def _value(falling: list[int], point: int) -> int:
 
 @lru_cache(maxsize=64)  # on the complete graph every secret has the same holders
 def _weights(points: tuple[int, ...]) -> tuple[int, ...]:
-    """What the value at each point counts in the value at 0."""
+    """Return the weight of each point's value in the value at 0."""
     product = math.prod(points)
     below = (point * math.prod(other - point for other in points if other != point) for point in points)
     return tuple(product * pow(divisor, -1, PRIME) % PRIME for divisor in below)

@@ -26,22 +26,25 @@ NONCE, TAG = 12, 16  # bytes
 
 
 def new_key() -> bytes:
-    """A private key for `agree`, from the operating system's randomness."""
+    """Make a private key for `agree`, from the operating system's randomness."""
     return X25519PrivateKey.generate().private_bytes_raw()
 
 
 def public_key(private: bytes) -> bytes:
-    """The public half of a private key."""
+    """Return the public half of a private key."""
     return agreement(private).public_key().public_bytes_raw()
 
 
 def agreement(private: bytes) -> X25519PrivateKey:
-    """A private key, ready for `agree` with many peers: making it ready takes as long as one agreement."""
+    """Prepare a private key for `agree` with many peers: preparing takes as long as one agreement."""
     return X25519PrivateKey.from_private_bytes(private)
 
 
 def agree(private: X25519PrivateKey, public: bytes, peer: int) -> bytes:
-    """What a private key and a peer's public key have in common; raise ProtectionError, naming the peer, for a bad one."""
+    """Return the secret shared by a private key and a peer's public key.
+
+    Raise ProtectionError, naming the peer, for a bad one.
+    """
     try:
         return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
@@ -49,29 +52,32 @@ def agree(private: X25519PrivateKey, public: bytes, peer: int) -> bytes:
 
 
 def pair_key(agreed: bytes, digest: bytes, one: int, other: int) -> bytes:
-    """The key of the mask of two clients, the same for both: `digest` binds it to a session."""
+    """Return the key of the mask of two clients, the same for both: `digest` binds it to a session."""
     return _derive(agreed, b"pair mask", digest, min(one, other), max(one, other))
 
 
 def bound(digest: bytes, shown: bytes) -> bytes:
-    """A session's digest, bound to what its clients were shown, where anything is said of that."""
+    """Return a session's digest, bound to what its clients were shown; unchanged where `shown` is empty."""
     return sha256(digest + shown).digest() if shown else digest
 
 
 def self_key(seed: bytes, digest: bytes, client: int) -> bytes:
-    """The key of the mask that a client adds on its own."""
+    """Return the key of a client's self mask."""
     return _derive(seed, b"self mask", digest, client, client)
 
 
 def stream(key: bytes, size: int) -> np.ndarray:
-    """A mask: uint32 [size], AES-256 in counter mode, little-endian. A key is for one stream, so its counter starts at 0."""
+    """Return a mask: uint32 [size], AES-256 in counter mode, little-endian.
+
+    The counter starts at 0, because a key is for one stream.
+    """
     data = np.empty(4 * size + 15, np.uint8)  # the library wants room for one more block
     Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor().update_into(_zeros(4 * size), data.data)
     return data[: 4 * size].view("<u4")
 
 
 def seal(agreed: bytes, digest: bytes, sender: int, receiver: int, secret: bytes) -> bytes:
-    """A secret that only the receiver can read, and only as this sender's in this session: nonce, ciphertext, tag.
+    """Encrypt a secret for one receiver, bound to its sender and this session: nonce, ciphertext, tag.
 
     The nonce is random, so that a client restored from an older state does not use a key with one nonce twice.
     """
@@ -81,7 +87,7 @@ def seal(agreed: bytes, digest: bytes, sender: int, receiver: int, secret: bytes
 
 
 def unseal(agreed: bytes, digest: bytes, sender: int, receiver: int, sealed: bytes) -> bytes:
-    """What `seal` sealed; raise ProtectionError, naming the sender, where it is anything else."""
+    """Decrypt what `seal` encrypted; raise ProtectionError, naming the sender, where it is anything else."""
     key = _derive(agreed, b"shares", digest, sender, receiver)
     try:
         return AESGCM(key).decrypt(sealed[:NONCE], sealed[NONCE:], _bind(b"shares", digest, sender, receiver))

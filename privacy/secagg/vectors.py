@@ -1,4 +1,4 @@
-"""A masked update as bytes: whose it is and of which session, a checksum against accidents, and the numbers.
+"""A masked update as bytes: its client, its session, a checksum against accidents, and the numbers.
 
     magic 4 | digest of the session 32 | client 8 | numbers 4 | CRC-32 of the other bytes 4 | uint32 [numbers]
 
@@ -27,7 +27,7 @@ BEFORE = _HEADER.size + _CRC.size  # bytes before the numbers
 
 
 def shown(model: Mapping[str, np.ndarray], layout: Layout, settings: Mapping[str, Any]) -> bytes:
-    """What a client was given to train on, as 32 bytes that bind its masks: the model and the settings of the round."""
+    """Return 32 bytes that bind a client's masks to the model and the settings of its round."""
     found = sha256(layout.digest)
     for name, _ in layout.shapes:
         found.update(np.ascontiguousarray(model[name], np.float32).data)
@@ -36,15 +36,15 @@ def shown(model: Mapping[str, np.ndarray], layout: Layout, settings: Mapping[str
 
 
 def to_ring(values: np.ndarray, examples: int) -> np.ndarray:
-    """What is masked of one client, uint32 [2 + size]: its examples, 1, and its weights modulo 2^32.
+    """Return the numbers of one client to be masked, uint32 [2 + size]: its examples, 1, and its weights modulo 2^32.
 
-    values: int64 [size], as `packing.quantize` gives them
+    values: int64 [size], as `fixed_point.quantize` returns them
     """
     return np.concatenate([np.array([examples, 1]), values]).astype(np.uint32)
 
 
 def from_ring(total: np.ndarray, examples: int, clients: int, grid: Grid) -> np.ndarray:
-    """The sum of weights, int64 [size], in an unmasked sum uint32 [2 + size].
+    """Return the sum of weights, int64 [size], in an unmasked sum uint32 [2 + size].
 
     examples, clients: what the sum must hold beside them
     Raise ProtectionError where it does not: a mask is left on it, or a client sent rubbish.
@@ -62,13 +62,13 @@ def from_ring(total: np.ndarray, examples: int, clients: int, grid: Grid) -> np.
 
 
 def write_masked(session: Session, client: int, masked: np.ndarray) -> bytes:
-    """A client's masked numbers, uint32 [session.size], as they travel."""
+    """Write a client's masked numbers, uint32 [session.size], as they travel."""
     header, body = _HEADER.pack(_MAGIC, session.digest, client, masked.size), masked.astype("<u4").tobytes()
     return header + _CRC.pack(crc32(body, crc32(header))) + body
 
 
 def read_masked(session: Session, client: int, blob: bytes) -> np.ndarray:
-    """The numbers that `write_masked` wrote; raise ProtectionError where these are others, or damaged."""
+    """Read the numbers that `write_masked` wrote; raise ProtectionError where these are others, or damaged."""
     wanted = BEFORE + 4 * session.size
     if len(blob) != wanted:
         raise ProtectionError(

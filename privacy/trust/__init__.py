@@ -1,1 +1,1 @@
-"""Who is who between machines: certificates, identities, and the folders that hold keys."""
+"""Trust between machines: certificates, identities, and the folders that hold keys."""

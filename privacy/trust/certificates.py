@@ -1,6 +1,6 @@
-"""Whom a client talks to: the certificate of a federation's server, signed by an authority that serves this federation alone.
+"""The certificate of a federation's server, signed by an authority that serves this federation alone.
 
-Clients trust that authority and no other. Its key makes new certificates, and is needed for nothing else.
+Clients trust that authority and no other. Its key signs new certificates, and is needed for nothing else.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from fedveil.privacy.homomorphic.keys import fingerprint
 
 AUTHORITY, AUTHORITY_KEY = "ca.pem", "ca.key"
 CERTIFICATE, CERTIFICATE_KEY = "server.pem", "server.key"
-LOOPBACK = ("localhost", "127.0.0.1", "::1")  # names that every server certificate has, for those who test or tunnel
+LOOPBACK = ("localhost", "127.0.0.1", "::1")  # names in every server certificate, for tests and tunnels
 
 _AUTHORITY_DAYS, _SERVER_DAYS = 3653, 397
-_EARLIER = timedelta(days=1)  # clocks disagree
+_EARLIER = timedelta(days=1)  # because clocks disagree
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
 _UNREADABLE = (
     ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType,
@@ -32,9 +32,9 @@ _UNREADABLE = (
 
 
 def new_authority(now: datetime | None = None) -> tuple[bytes, bytes]:
-    """A new authority for ten years: its private key, and its certificate; PEM.
+    """Make a new authority for ten years: its private key and its certificate, PEM.
 
-    now: with a time zone; the clock's without it
+    now: with a time zone; by default the clock's time
     """
     now = now or datetime.now(UTC)
     key = ec.generate_private_key(ec.SECP384R1())
@@ -49,10 +49,12 @@ def new_authority(now: datetime | None = None) -> tuple[bytes, bytes]:
 def new_certificate(
     authority_key: bytes, authority: bytes, hosts: Sequence[str], now: datetime | None = None
 ) -> tuple[bytes, bytes]:
-    """A new key and certificate for a server, for 397 days at most: the private key, and the certificate; PEM.
+    """Make a new key and certificate for a server: the private key and the certificate, PEM.
 
-    authority_key, authority: as `new_authority` made them; hosts: DNS names and IP addresses, to which LOOPBACK is added
-    now: with a time zone; the clock's without it
+    The certificate is valid for 397 days, but no longer than the authority's.
+    authority_key, authority: as `new_authority` made them; hosts: DNS names and IP addresses, to which LOOPBACK is
+    added
+    now: with a time zone; by default the clock's time
     Raise SettingsError where a host is neither, ProtectionError where the key is not the authority's.
     """
     now = now or datetime.now(UTC)
@@ -75,7 +77,10 @@ def new_certificate(
 
 
 def general_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
-    """What a certificate for these hosts names: each once, and LOOPBACK; raise SettingsError where one cannot be named."""
+    """Return the names in a certificate for these hosts, each once, and LOOPBACK.
+
+    Raise SettingsError for an invalid host.
+    """
     names = dict.fromkeys(_host(host) for host in [*hosts, *LOOPBACK])
     return [x509.DNSName(name) if isinstance(name, str) else x509.IPAddress(name) for name in names]
 
@@ -86,7 +91,7 @@ def _host(host: str) -> str | IPv4Address | IPv6Address:
     except ValueError:
         name = host.lower()
         labels = name.split(".")
-        # no domain at the top is a number, so 10.0.0.300 is a mistyped address (RFC 3696, section 2)
+        # no top-level domain is a number, so 10.0.0.300 is a mistyped address (RFC 3696, section 2)
         if len(name) <= 253 and all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdigit():
             return name
     else:
@@ -99,7 +104,7 @@ def _host(host: str) -> str | IPv4Address | IPv6Address:
 
 
 def hosts_of(certificate: x509.Certificate) -> list[str]:
-    """The DNS names and IP addresses that a certificate names, in its order."""
+    """Return the DNS names and IP addresses that a certificate names, in its order."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -108,7 +113,10 @@ def hosts_of(certificate: x509.Certificate) -> list[str]:
 
 
 def load_certificate(pem: bytes) -> x509.Certificate:
-    """The one certificate in a PEM file; raise ProtectionError where it holds none, several, or a malformed one."""
+    """Read the one certificate in a PEM file.
+
+    Raise ProtectionError where it holds none, several, or a malformed one.
+    """
     try:
         found = x509.load_pem_x509_certificates(pem)
         for certificate in found:  # its parts are parsed only when they are read
@@ -121,7 +129,7 @@ def load_certificate(pem: bytes) -> x509.Certificate:
 
 
 def load_authority(pem: bytes) -> x509.Certificate:
-    """An authority's certificate in a PEM file; raise ProtectionError where it is none."""
+    """Read an authority's certificate in a PEM file; raise ProtectionError where it is none."""
     certificate = load_certificate(pem)
     if not _is_authority(certificate):
         raise ProtectionError("is no authority's certificate: it may sign no others")
@@ -129,7 +137,7 @@ def load_authority(pem: bytes) -> x509.Certificate:
 
 
 def check_issued(certificate: x509.Certificate, authority: x509.Certificate) -> None:
-    """Raise ProtectionError where an authority did not sign a server's certificate, or where that is an authority itself."""
+    """Raise ProtectionError where the authority did not sign a server's certificate, or where that may sign others."""
     if _is_authority(certificate):
         raise ProtectionError("is an authority's certificate, and no server's")
     try:
@@ -141,7 +149,7 @@ def check_issued(certificate: x509.Certificate, authority: x509.Certificate) -> 
 
 
 def check_pair(certificate: x509.Certificate, key: bytes) -> None:
-    """Raise ProtectionError where a private key in PEM is not the one of a certificate."""
+    """Raise ProtectionError where a private key in PEM is not that of a certificate."""
     spki = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     if _private_key(key).public_key().public_bytes(*spki) != certificate.public_key().public_bytes(*spki):
         raise ProtectionError(f"is not the key of the certificate of {certificate_name(certificate)}")
@@ -150,7 +158,7 @@ def check_pair(certificate: x509.Certificate, key: bytes) -> None:
 def check_dates(certificate: x509.Certificate, remedy: str, now: datetime | None = None) -> None:
     """Raise ProtectionError where a certificate has expired, or is not valid yet.
 
-    remedy: what to do about one that has expired; now: with a time zone; the clock's without it
+    remedy: what to do about one that has expired; now: with a time zone; by default the clock's time
     """
     now = now or datetime.now(UTC)
     if now > certificate.not_valid_after_utc:
@@ -162,12 +170,15 @@ def check_dates(certificate: x509.Certificate, remedy: str, now: datetime | None
 
 
 def certificate_name(certificate: x509.Certificate) -> str:
-    """What a certificate names, for people: a server's hosts, or its subject."""
+    """Return the name of a certificate for people: a server's hosts, or its subject."""
     return ", ".join(hosts_of(certificate)) or certificate.subject.rfc4514_string() or "no name"
 
 
 def certificate_words(pem: bytes) -> str:
-    """A certificate for people: names, the start of its SHA-256 fingerprint, and until when it is valid; raise ProtectionError."""
+    """Describe a certificate: the start of its SHA-256 fingerprint, its names, and until when it is valid.
+
+    Raise ProtectionError where it cannot be read.
+    """
     certificate = load_certificate(pem)
     digest = fingerprint(certificate.fingerprint(hashes.SHA256()))
     return f"{digest}  {certificate_name(certificate)}, valid until {_time(certificate.not_valid_after_utc)}"
@@ -185,7 +196,7 @@ def _name(words: str) -> x509.Name:
 
 
 def _usage(certificates: bool) -> x509.KeyUsage:
-    """To sign certificates and nothing else, or to sign in a handshake and nothing else."""
+    """Return the permission to sign certificates and nothing else, or to sign in a handshake and nothing else."""
     return x509.KeyUsage(
         digital_signature=not certificates, key_cert_sign=certificates, content_commitment=False, key_encipherment=False,
         data_encipherment=False, key_agreement=False, crl_sign=False, encipher_only=False, decipher_only=False,
@@ -202,7 +213,7 @@ def _is_authority(certificate: x509.Certificate) -> bool:
 def _private_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
-    except _UNREADABLE:  # the library's own words may quote what it read
+    except _UNREADABLE:  # the library's message may quote the key
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ProtectionError("holds no private key of an elliptic curve in PEM format without a passphrase") from None

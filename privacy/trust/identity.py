@@ -1,7 +1,7 @@
-"""Who a client is: a key pair for signatures, whose public half the others have registered.
+"""The identity of a client: a key pair for signatures, whose public half the others have registered.
 
-Keys are ECDSA P-384 or Ed25519, in PEM or OpenSSH files. A Flower node shows who it is with the same key, and reads P-384 in
-OpenSSH files alone: that is what new ones are.
+Keys are ECDSA P-384 or Ed25519, in PEM or OpenSSH files. A Flower node authenticates with the same key, and reads only
+P-384 in OpenSSH files. New keys are therefore of that kind.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Signer:
         self._key = key
 
     def sign(self, data: bytes) -> bytes:
-        """The signature of data: ECDSA with SHA-384, or Ed25519."""
+        """Sign data: ECDSA with SHA-384, or Ed25519."""
         if isinstance(self._key, ed25519.Ed25519PrivateKey):
             return self._key.sign(data)
         return self._key.sign(data, ec.ECDSA(hashes.SHA384()))
@@ -43,7 +43,10 @@ class Signer:
 
 
 def new_identity() -> tuple[bytes, bytes]:
-    """A new P-384 key pair: the private key, OpenSSH, to be kept in a file that only its owner can read, and the public one, PEM."""
+    """Make a new P-384 key pair: the private key, OpenSSH, and the public key, PEM.
+
+    Keep the private key in a file that only its owner can read.
+    """
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
@@ -52,7 +55,10 @@ def new_identity() -> tuple[bytes, bytes]:
 
 
 def load_signer(path: str | Path) -> Signer:
-    """The private key in a file; raise ProtectionError where it is none, or where others than its owner can read it."""
+    """Read the private key in a file.
+
+    Raise ProtectionError where it is none, or where others than its owner can read it.
+    """
     try:
         with Path(path).open("rb") as file:
             mode, content = os.fstat(file.fileno()).st_mode, file.read()
@@ -67,7 +73,7 @@ def load_signer(path: str | Path) -> Signer:
     try:
         key = load(content, password=None)
     except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm):
-        # the library's own words may quote what it read
+        # the library's message may quote the key
         raise ProtectionError(f"{path}: no private key in PEM or OpenSSH format without a passphrase") from None
     if not (isinstance(key, ed25519.Ed25519PrivateKey) or _is_p384(key)):
         raise ProtectionError(f"{path}: neither an ECDSA P-384 key nor an Ed25519 one")
@@ -76,7 +82,10 @@ def load_signer(path: str | Path) -> Signer:
 
 
 def load_node_key(path: str | Path) -> Signer:
-    """The private key in a file, where Flower's nodes can use it too; raise ProtectionError as `load_signer` does, or otherwise."""
+    """Read the private key in a file, which Flower's nodes must be able to use too.
+
+    Raise ProtectionError as `load_signer` does, and for any other kind of key.
+    """
     signer = load_signer(path)
     if not (_openssh(Path(path).read_bytes()) and _is_p384(signer._key)):
         raise ProtectionError(
@@ -86,14 +95,17 @@ def load_node_key(path: str | Path) -> Signer:
 
 
 def public_pem(public: bytes) -> bytes:
-    """A registered public key as PEM, in which form equal keys are equal; raise ProtectionError where it is no key of ours."""
+    """Return a registered public key as PEM, where equal keys are equal bytes.
+
+    Raise ProtectionError for an unsupported key.
+    """
     return _load_public(public).public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
 
 
 def verify(public: bytes, data: bytes, signature: bytes) -> bool:
-    """Whether a signature of data is by the owner of a public key; raise ProtectionError where that is no key of ours."""
+    """Say whether a signature of data is by the owner of a public key; raise ProtectionError for an unsupported key."""
     key = _load_public(public)
     try:
         if isinstance(key, ed25519.Ed25519PublicKey):

@@ -1,9 +1,10 @@
-"""The folder of each party of a run: what is in it beside a key for ciphertexts, and what must not be.
+"""The folder of each party of a run: which files it holds beside a key for ciphertexts, and which it must not hold.
 
-`identity.key` is one client's own: it shows the server who it is, and signs where the server of a secure aggregation may lie;
-`registry.json` is public and the same for everybody, clients and server. `privacy.toml` is the `[privacy]` that the keys were
-made for: the settings of a run come from the server, and must not talk a client out of its protection. Between machines the
-server has a certificate too, which the authority in the operator's folder signed; clients trust that authority alone.
+`identity.key` belongs to one client. It authenticates the client to the server, and signs where the server of a secure
+aggregation may lie. `registry.json` is public and the same for clients and server. `privacy.toml` is the `[privacy]`
+that the keys were made for: the settings of a run come from the server, which must not lower a client's protection.
+Between machines the server has a certificate too, signed by the authority in the operator's folder. Clients trust that
+authority alone.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ _PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")  # PEM of a
 
 
 def new_parties(clients: int, privacy: Privacy, hosts: Sequence[str] = ()) -> dict[str, dict[str, bytes]]:
-    """Files by party, for `write_keys`: a private key for each client, the public ones of all, and what was agreed.
+    """Make the files of each party, for `write_keys`: its private key, the public keys of all clients, and `[privacy]`.
 
-    hosts: DNS names and IP addresses of the server on its network, for which it gets a certificate, and the operator the
-    authority that signed it; raise SettingsError where one is neither
+    hosts: DNS names and IP addresses of the server on its network. With them the server gets a certificate, and the
+    operator the authority that signed it.
+    Raise SettingsError where a host is neither.
     """
     pairs = [new_identity() for _ in range(clients)]
     public = {str(client): key.decode() for client, (_, key) in enumerate(pairs)}
@@ -70,10 +72,10 @@ def new_parties(clients: int, privacy: Privacy, hosts: Sequence[str] = ()) -> di
 
 
 def renew_certificate(folder: Path) -> bytes:
-    """Make a new key and certificate for the server, for the same names, and put them into folder/server; return the certificate.
+    """Replace the server's key and certificate in folder/server, for the same names; return the new certificate.
 
     folder: as `fedveil keys new` made it, with operator/ and server/
-    Raise ProtectionError where a file of them is missing or is not what it should be.
+    Raise ProtectionError where one of their files is missing or is not what it should be.
     """
     operator, server = folder / "operator", folder / "server"
     authority_key = read_file(operator / AUTHORITY_KEY, private=True)
@@ -88,10 +90,11 @@ def renew_certificate(folder: Path) -> bytes:
 
 
 def check_server_folder(folder: Path) -> None:
-    """Raise ProtectionError, naming the file, where a server's folder holds a secret of others, or cannot serve other machines.
+    """Raise ProtectionError, naming the file, where a server's folder holds others' secrets or is not fit to serve.
 
-    A secret is known by what is in it, under any name and in any folder within; of larger files by their first 4 MiB. What a
-    server needs must be there, belong together, be its owner's alone where it is private, and be valid today.
+    A secret is recognised by its content, under any name and in any folder within; in larger files by their first 4
+    MiB. The server's files must be there, belong together, be readable by their owner alone where private, and be valid
+    today.
     """
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -106,7 +109,10 @@ def check_server_folder(folder: Path) -> None:
 
 
 def _check_no_secret(path: Path, allowed: bool) -> None:
-    """Raise ProtectionError where a file of a server holds a secret; allowed: one private key, which is the server's own."""
+    """Raise ProtectionError where a file of a server holds a secret.
+
+    allowed: the file may hold one private key, the server's own
+    """
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST)
@@ -129,11 +135,11 @@ def _check_no_secret(path: Path, allowed: bool) -> None:
 
 
 def check_client_folder(folder: Path, host: str | None) -> int:
-    """The number of the client, from 0, whose folder of keys this is: the one of its identity.key in the registry.
+    """Return the number of the client, from 0, whose folder this is: that of its identity.key in the registry.
 
     host: of the server it will join over TLS, a DNS name or an IP address; None without TLS, which needs no authority
-    Raise ProtectionError, naming the file, where one is missing, damaged, readable by others, does not fit the others, or
-    where the key is not registered; SettingsError where the host is neither.
+    Raise ProtectionError, naming the file, where one is missing, damaged, readable by others, does not fit the others,
+    or where the key is not registered; SettingsError where the host is neither.
     """
     if not (folder / IDENTITY).exists():
         raise ProtectionError(
@@ -158,9 +164,9 @@ def check_client_folder(folder: Path, host: str | None) -> int:
 
 
 def check_agreed(privacy: Privacy, folder: Path, client: int) -> None:
-    """Raise ProtectionError, naming the setting, where a run's `[privacy]` is not the one that a client's keys were made for.
+    """Raise ProtectionError, naming the setting, where a run's `[privacy]` is not that of a client's keys.
 
-    folder: the client's own, or one that holds client-1, client-2, ...; without privacy.toml nothing was agreed
+    folder: the client's own, or one that holds client-1, client-2, ...; without privacy.toml any `[privacy]` passes
     """
     path = next((p for p in (folder / AGREED, folder / f"client-{client + 1}" / AGREED) if p.exists()), None)
     if path is None:
@@ -175,7 +181,7 @@ def check_agreed(privacy: Privacy, folder: Path, client: int) -> None:
 
 
 def load_registry(folder: Path) -> Registry | None:
-    """The public keys of all clients by number, counted from 0; None where the folder has no registry."""
+    """Read the public keys of all clients by number, from 0; None where the folder has no registry."""
     path = folder / REGISTRY
     if not path.exists():
         return None
@@ -187,10 +193,10 @@ def load_registry(folder: Path) -> Registry | None:
 
 
 def load_identity(folder: Path, client: int) -> tuple[Signer, Registry]:
-    """What a client signs with, and the registry.
+    """Read the key that a client signs with, and the registry.
 
     folder: the client's own, or one that holds client-1, client-2, ...
-    Raise ProtectionError where it lacks one of them: a folder that is named wrongly must not mean a server that is trusted.
+    Raise ProtectionError where one is missing, so that a wrong folder never means that the server is trusted.
     """
     own = folder if (folder / REGISTRY).exists() else folder / f"client-{client + 1}"
     registry = load_registry(own)
@@ -202,10 +208,11 @@ def load_identity(folder: Path, client: int) -> tuple[Signer, Registry]:
 
 
 def describe(path: Path) -> list[str]:
-    """What a file of keys is, for people to compare, and nothing secret of it: fingerprints, names, dates; of a folder, each.
+    """Describe a file of keys without its secrets, for people to compare: fingerprints, names, dates.
 
-    path: one of the files that `fedveil keys new` writes, or a folder of them, or one of parties
-    Raise ProtectionError where a file is damaged, or is private and others can read it; SettingsError where there is none.
+    path: one of the files that `fedveil keys new` writes, or a folder of them, or one of parties, for all files in it
+    Raise ProtectionError where a file is damaged, or is private and others can read it; SettingsError where there is
+    none.
     """
     if not path.is_dir():
         return _describe_file(path)
@@ -218,7 +225,7 @@ def describe(path: Path) -> list[str]:
 
 
 def _order(party: Path) -> tuple[str, int, str]:
-    """client-10 after client-9."""
+    """Sort client-10 after client-9."""
     return party.name.rpartition("-")[0], len(party.name), party.name
 
 
@@ -245,12 +252,15 @@ def _describe_file(path: Path) -> list[str]:
 
 
 def _fingerprint(public: bytes) -> str:
-    """The start of the SHA-256 of a public key in PEM."""
+    """Return the start of the SHA-256 of a public key in PEM."""
     return fingerprint(sha256(public).digest())
 
 
 def _numbers(folder: Path) -> dict[bytes, int]:
-    """The numbers of all clients, from 0, by their public keys in PEM; raise ProtectionError where the registry is none."""
+    """Return the numbers of all clients, from 0, by their public keys in PEM.
+
+    Raise ProtectionError where there are none.
+    """
     path, numbers = folder / REGISTRY, dict[bytes, int]()
     registry = load_registry(folder)
     if not registry:
@@ -268,7 +278,7 @@ def _numbers(folder: Path) -> dict[bytes, int]:
 
 
 def _agreed(path: Path) -> Privacy:
-    """What was agreed, in full: a file that was cut short must not mean no protection."""
+    """Read the whole of privacy.toml: a file that was cut short must not mean no protection."""
     try:
         found = tomllib.loads(path.read_text("utf-8"))
         privacy = Privacy(**legacy.read({"privacy": found})["privacy"])
@@ -280,7 +290,7 @@ def _agreed(path: Path) -> Privacy:
 
 
 def _authority(folder: Path) -> Certificate:
-    """The certificate of the authority in a folder, valid today."""
+    """Read the authority's certificate in a folder, and check that it is valid today."""
     content = read_file(folder / AUTHORITY, private=False)
     with _naming(folder / AUTHORITY):
         authority = certificates.load_authority(content)
@@ -289,7 +299,7 @@ def _authority(folder: Path) -> Certificate:
 
 
 def _certificate(folder: Path, authority: Certificate) -> Certificate:
-    """The certificate of the server in a folder, which that authority signed."""
+    """Read the server's certificate in a folder, and check that the authority signed it."""
     content = read_file(folder / CERTIFICATE, private=False)
     with _naming(folder / CERTIFICATE):
         certificate = certificates.load_certificate(content)
@@ -299,7 +309,7 @@ def _certificate(folder: Path, authority: Certificate) -> Certificate:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name the file in what is refused of it."""
+    """Put the file's name before the message of any error."""
     try:
         yield
     except FedveilError as error:

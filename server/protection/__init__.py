@@ -1,1 +1,1 @@
-"""How the server takes updates: in the clear, as a sum of ciphertexts, or under masks that cancel."""
+"""How the server collects updates: in the clear, as a sum of ciphertexts, or under masks that cancel."""

@@ -1,4 +1,4 @@
-"""What takes the updates of a round, whatever protects them."""
+"""The collector of a round's updates, which every protection implements."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fedveil.server.exchange import metric
 
 @dataclass(frozen=True)
 class Collected:
-    """What the server has of a round's updates.
+    """The server's result of collecting a round's updates.
 
     contributions: of each client; or one, the mean, where the server sees no more
-    sealed: the next model, where it is the sum itself, as a ciphertext
-    mean: of the clients' weights where a protection opened it, before any noise of the server's
-    bound: the most that a protection's rounding makes the mean differ, where nothing was clipped
+    sealed: the next model, where it is the encrypted sum itself
+    mean: of the clients' weights where a protection opened it, before any noise of the server
+    bound: the largest error of the mean from a protection's rounding, where nothing was clipped
     """
 
     contributions: Sequence[Contribution] = ()
@@ -31,7 +31,7 @@ class Collected:
 
 
 class UpdateCollector(Protocol):
-    """Takes the updates of one round, or of one attempt at it.
+    """Collects the updates of one round, or of one attempt at it.
 
     final: too much was revealed for another attempt
     """
@@ -45,10 +45,10 @@ class UpdateCollector(Protocol):
         """Take one reply as it arrives; raise ProtectionError where it cannot be used."""
 
     def finish(self, replies: list[Message]) -> Collected:
-        """Return what the replies taken came to; raise ProtectionError where it must not be made."""
+        """Return the result of the replies taken; raise ProtectionError where it must not be made."""
 
 
 def contribution(reply: Message, weights: Arrays) -> Contribution:
-    """Return what a client contributes: weights, and the numbers in its reply."""
+    """Return a client's contribution: weights, and the numbers in its reply."""
     metrics = dict(cast(MetricRecord, reply.content[METRICS]))
     return Contribution(int(metric(reply, CLIENT)), weights, cast(float, metrics[WEIGHT]), metrics)

@@ -1,4 +1,4 @@
-"""The collector that an experiment's protection asks for."""
+"""The collector for an experiment's protection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def new_collector(
     converse: Converse,
     noise: ServerNoise | None,
 ) -> UpdateCollector:
-    """Return the collector for an attempt at a round; noise: what the server adds to the sum."""
+    """Return the collector for an attempt at a round; noise: of the server, added to the sum."""
     if protection is None:
         return PlainCollector(experiment.communication.encoding, experiment.privacy.noisy, noise)
     if protection.context is not None:

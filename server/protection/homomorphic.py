@@ -1,4 +1,4 @@
-"""Sums of ciphertexts, made as they arrive, by a server that has no key."""
+"""Sums of ciphertexts, added as they arrive, by a server that has no key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedveil.server.protection.server_protection import ServerProtection, enough
 
 
 class HomomorphicCollector:
-    """Adds ciphertexts as they arrive and keeps one sum; there is no key here."""
+    """Adds ciphertexts as they arrive and keeps only their sum."""
 
     final = True
 
@@ -29,7 +29,7 @@ class HomomorphicCollector:
         self._announced: dict[int, int] = {}
 
     def ask(self, messages: list[Message]) -> list[Message]:
-        """Announce the cohort's examples."""
+        """Announce the cohort's examples in its messages."""
         self._announced = self._protection.announced(messages)
         self._reference = sum(self._announced.values())
         for message in messages:
@@ -37,7 +37,7 @@ class HomomorphicCollector:
         return messages
 
     def take(self, client: int, reply: Message) -> None:
-        """Check an upload whole, then add it, then drop it."""
+        """Check the whole upload, add it, and drop it; raise ProtectionError where it does not fit."""
         blob = protected_update(reply, self._protection.plan.protection)
         header, body = read(blob, self._expect("upload", client))
         if header.examples != examples_in(reply, self._announced[client]):
@@ -52,7 +52,7 @@ class HomomorphicCollector:
         del reply.content[ARRAYS]
 
     def finish(self, replies: list[Message]) -> Collected:
-        """The sum, which is the model."""
+        """Return the sum, which is the next model; raise ProtectionError where too few clients are in it."""
         adder = self._adder
         bound = enough(self._protection.plan, adder.clients, self._examples, self._reference)
         assert adder.form is not None

@@ -1,7 +1,7 @@
-"""Secure aggregation from the server's side: the stages of `fedveil.privacy.secagg.server` on Flower's messages.
+"""Secure aggregation, the server: the stages of `fedveil.privacy.secagg.server` on Flower's messages.
 
-keys, shares, then the training message itself, whose reply is the masked vector, then who survived, and the shares that
-take the masks off. The server adds masked vectors as they arrive and keeps none.
+First come keys and shares, then the training message, whose reply is the masked vector, then the list of survivors, and
+the shares that take the masks off. The server adds masked vectors as they arrive and keeps none.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fedveil.privacy.fixed_point import dequantize, unflatten
 from fedveil.privacy.plan import RESERVED
 from fedveil.privacy.secagg.graph import choose_degree, neighbours
 from fedveil.privacy.secagg.messages import Session
-from fedveil.privacy.secagg.server import Unmasker
+from fedveil.privacy.secagg.server import SecAggServer
 from fedveil.privacy.secagg.vectors import from_ring, read_masked, shown
 from fedveil.server.protection.collector import Collected, contribution
 from fedveil.server.protection.noise import ServerNoise
@@ -42,7 +42,10 @@ from fedveil.server.protection.server_protection import (
 
 
 class MaskedCollector:
-    """One attempt at a round; every ProtectionError of it means that nothing was revealed, or that the sum cannot be had."""
+    """One attempt at a round of secure aggregation.
+
+    Every ProtectionError means that nothing was revealed, or that the sum cannot be unmasked.
+    """
 
     def __init__(
         self,
@@ -52,7 +55,7 @@ class MaskedCollector:
         converse: Converse,
         noise: ServerNoise | None = None,
     ) -> None:
-        """`noise`: what the server adds to the sum."""
+        """Start an attempt; `noise`: of the server, added to the sum."""
         self.final = False
         self._protection, self._number, self._attempt = protection, number, attempt
         self._converse, self._noise = converse, noise
@@ -69,13 +72,13 @@ class MaskedCollector:
         self._reference = 0
 
     def ask(self, messages: list[Message]) -> list[Message]:
-        """Exchange keys and shares; the training messages of those that go on."""
+        """Exchange keys and shares; return the training messages of the clients that go on."""
         protection = self._protection
         asked = {m.metadata.dst_node_id - 1: m for m in messages}
         self._announced = protection.announced(messages)
         self._reference = sum(self._announced.values())
         around = neighbours(sorted(asked), min(self._degree, len(asked) - 1))
-        self._unmasker = unmasker = Unmasker(self._session, sorted(asked), around, protection.registry)
+        self._unmasker = unmasker = SecAggServer(self._session, sorted(asked), around, protection.registry)
         self._stage("advertise", asked, lambda _: {}, unmasker.adverts)
         self._stage("share", unmasker.close(), lambda client: {BLOB: unmasker.roster(client)}, unmasker.shares)
         stay = unmasker.close()
@@ -92,13 +95,13 @@ class MaskedCollector:
         ]
 
     def _shown(self) -> bytes:
-        """What the clients were given to train on, which their masks are bound to."""
+        """Return the digest of what the clients were given to train on, to which their masks are bound."""
         content = self._content
         settings = dict(cast(ConfigRecord, content[CONFIG]))
         return shown(from_arrays(cast(ArrayRecord, content[ARRAYS])), self._protection.layout, settings)
 
     def take(self, client: int, reply: Message) -> None:
-        """Add a masked update to the sum, and drop it."""
+        """Add a masked update to the sum, and drop it; raise ProtectionError where it does not fit."""
         blob = protected_update(reply, self._protection.plan.protection)
         examples = examples_in(reply, self._announced[client])
         self._unmasker.add(client, read_masked(self._session, client, blob))
@@ -106,7 +109,7 @@ class MaskedCollector:
         del reply.content[ARRAYS]
 
     def finish(self, replies: list[Message]) -> Collected:
-        """Unmask the sum; the mean is the contribution of one client with all the examples."""
+        """Unmask the sum; return the mean as the contribution of one client with all the examples."""
         protection, unmasker = self._protection, self._unmasker
         stay = unmasker.close()
         examples = sum(self._examples.values())
@@ -132,7 +135,7 @@ class MaskedCollector:
         bring: Callable[[int], dict[str, bytes]],
         take: Callable[[int, bytes], None],
     ) -> None:
-        """Ask each client for its message of a stage, and take each as it comes."""
+        """Ask each client for its message of a stage, and take each reply as it arrives."""
         config = ConfigRecord({RUN: self._protection.run, ROUND: self._number, ATTEMPT: self._attempt})
         messages = [
             Message(

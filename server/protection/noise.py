@@ -1,6 +1,6 @@
-"""Noise that the server adds, once, to the sum of a round's updates: central differential privacy, by a server that is trusted.
+"""Noise that a trusted server adds once to the sum of a round's updates: central differential privacy.
 
-The server sees what clients send before its noise; who gets the models afterwards does not.
+The server sees the updates before its noise. Those who receive the models do not.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from fedveil.privacy.dp.noise import Normal, Update, add_noise, clip, secret_nor
 
 @dataclass(frozen=True)
 class ServerNoise:
-    """A round's noise: C, sigma = z C, and where its numbers come from."""
+    """The noise of a round: C, sigma = z C, and the generator of its numbers."""
 
     bound: float
     deviation: float
     normal: Normal
 
     def mean(self, given: Mapping[str, np.ndarray], weights: Sequence[Mapping[str, np.ndarray]]) -> Update:
-        """given + (sum of clip(w_k - given) + N(0, sigma^2)) / K, float32: McMahan et al. 2018, algorithm 1, for K clients.
+        """Return given + (sum of clip(w_k - given) + N(0, sigma^2)) / K, float32, for K clients.
 
-        Updates are clipped here again: what came may be longer, by its encoding or on purpose.
+        McMahan et al. 2018, algorithm 1. Updates are clipped again here, because an update may arrive longer, by its
+        encoding or on purpose.
         """
         total = {name: np.zeros(value.shape) for name, value in given.items()}
         for own in weights:
@@ -37,13 +38,13 @@ class ServerNoise:
         return {name: np.asarray(given[name] + value / len(weights), np.float32) for name, value in noisy.items()}
 
     def on_mean(self, mean: Mapping[str, np.ndarray], clients: int) -> Update:
-        """mean + N(0, sigma^2) / K, float32: of K clients' weights whose updates were clipped before they were added up."""
+        """Return mean + N(0, sigma^2) / K, float32, of K clients' weights whose updates were clipped before the sum."""
         noisy = add_noise(mean, self.deviation / clients, self.normal)
         return {name: np.asarray(value, np.float32) for name, value in noisy.items()}
 
 
 def server_noise(experiment: Experiment, number: int, *, secret: bool) -> ServerNoise | None:
-    """The noise of a round; None where the server adds none.
+    """Return the noise of a round; None where the server adds none.
 
     secret: draw it from the operating system's generator, not from the seed
     """

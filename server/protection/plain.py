@@ -15,12 +15,12 @@ from fedveil.server.protection.noise import ServerNoise
 
 @dataclass
 class PlainCollector:
-    """Takes updates in the clear, as float32, whatever they travelled as.
+    """Collects updates in the clear, as float32, however they are encoded.
 
     encoding: of updates on the wire
-    alike: clients weigh the same, whatever they say
-    noise: what the server adds to the sum
-    sent: the model that each client was sent, while a round goes on
+    alike: give all clients the same weight, whatever they report
+    noise: of the server, added to the sum
+    sent: the model that each client was sent, during a round
     """
 
     encoding: str
@@ -30,12 +30,12 @@ class PlainCollector:
     final: bool = True
 
     def ask(self, messages: list[Message]) -> list[Message]:
-        """As they are."""
+        """Return the messages as they are."""
         self.sent = {m.metadata.dst_node_id - 1: cast(ArrayRecord, m.content[ARRAYS]) for m in messages}
         return messages
 
     def take(self, client: int, reply: Message) -> None:
-        """Put the weights in the place of what travelled; raise ProtectionError where those are not of the client's model."""
+        """Decode the weights of a reply in place; raise ProtectionError where they are not of the client's model."""
         record = reply.content.get(ARRAYS)
         if not isinstance(record, ArrayRecord):
             raise ProtectionError("its reply has no weights")
@@ -44,10 +44,10 @@ class PlainCollector:
             cast(MetricRecord, reply.content[METRICS])[WEIGHT] = 1
 
     def finish(self, replies: list[Message]) -> Collected:
-        """Each client's contribution; or their noisy mean."""
+        """Return each client's contribution, or their noisy mean as one."""
         found = [contribution(reply, from_arrays(cast(ArrayRecord, reply.content[ARRAYS]))) for reply in replies]
         if self.noise is not None and found:
             given = from_arrays(next(iter(self.sent.values())))
             found = [contribution(replies[0], self.noise.mean(given, [one.weights for one in found]))]
-        self.sent = {}  # lets go of the models before clients evaluate the next
+        self.sent = {}  # frees the models before clients evaluate the next
         return Collected(found)

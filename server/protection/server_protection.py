@@ -1,4 +1,4 @@
-"""The server's part of a protection: what it has for a whole run, and what it asks of every update and every aggregate."""
+"""The server's part of a protection: its state for a whole run, and its checks of every update and aggregate."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ Converse = Callable[[Sequence[Message], str, Take], tuple[Exchanged, list[Messag
 
 @dataclass(frozen=True)
 class ServerProtection:
-    """What the server of a protected run has: no secret, and of the data the number of examples of each client.
+    """The state of a protected run on the server: no secret, and of the data the number of each client's examples.
 
-    sizes: examples of each of some clients; run: 16 bytes that name the run
-    context: of CKKS and BFV; registry: of secure aggregation whose clients do not trust the server to follow the protocol
+    sizes: returns the examples of each of some clients; run: 16 bytes that name the run
+    context: of CKKS and BFV; registry: of secure aggregation whose clients do not trust the server to follow the
+    protocol
     """
 
     experiment: Experiment
@@ -43,13 +44,13 @@ class ServerProtection:
 
     @property
     def words(self) -> str:
-        """The parameters, and the key that clients and server can compare."""
+        """The parameters, and the key's fingerprint, which clients and server can compare."""
         key = f"; key {fingerprint(self.context.key_id)}" if self.context else ""
         signed = "; keys are signed, survivors confirmed" if self.registry and not self.context else ""
         return self.plan.explain() + key + signed
 
     def announced(self, messages: Sequence[Message]) -> dict[int, int]:
-        """The examples of each client that is asked, or 1 where clients weigh alike; their sum is n_ref."""
+        """Return the examples of each client that is asked, or 1 where clients weigh alike; their sum is n_ref."""
         clients = [m.metadata.dst_node_id - 1 for m in messages]
         if self.experiment.privacy.noisy:
             return dict.fromkeys(clients, 1)
@@ -99,7 +100,10 @@ def protect_server(
 
 
 def protected_update(reply: Message, protection: str) -> bytes:
-    """The protected update in a client's reply; raise ProtectionError where it has none, or its training failed."""
+    """Return the protected update in a client's reply.
+
+    Raise ProtectionError where it has none, or its training failed.
+    """
     record = reply.content.get(ARRAYS)
     blob = from_sealed(record, protection) if isinstance(record, ArrayRecord) else None
     if blob is None:
@@ -112,9 +116,9 @@ def protected_update(reply: Message, protection: str) -> bytes:
 
 
 def examples_in(reply: Message, announced: int) -> int:
-    """The examples a client says it trained on; raise ProtectionError where they are none, or more than were announced for it.
+    """Return the examples that a client reports; raise ProtectionError for none, or more than were announced for it.
 
-    More would weigh more than its share, and leave no room for the others'.
+    With more, the client would outweigh its share, and leave no room for the others'.
     """
     examples = count(reply, WEIGHT, 1)
     if examples > announced:
@@ -123,10 +127,10 @@ def examples_in(reply: Message, announced: int) -> int:
 
 
 def enough(plan: Plan, clients: int, examples: int, reference: int) -> float:
-    """The most that rounding makes of a mean over so many clients with `examples` of the `reference` announced.
+    """Return the largest rounding error of a mean over so many clients with `examples` of the `reference` announced.
 
-    Raise ProtectionError where an aggregate of so few clients would say too much about each, or where those with most of
-    the examples are missing, so that what is left lies on a grid too coarse to learn on.
+    Raise ProtectionError where an aggregate of so few clients would tell too much about each, or where clients with
+    most of the examples are missing, so that the rest lies on a grid too coarse to learn on.
     """
     if clients < plan.least:
         raise ProtectionError(
@@ -139,4 +143,4 @@ def enough(plan: Plan, clients: int, examples: int, reference: int) -> float:
             f"the clients that answered hold {examples:,} of the {reference:,} examples announced, which leaves their mean a grid "
             f"of {step:.1g}, coarser than 2^-{COARSEST}"
         )
-    return clients * step / 2 + plan.grid.limit * 2.0**-24  # to the grid, and to float32
+    return clients * step / 2 + plan.grid.limit * 2.0**-24  # rounding to the grid, and to float32

@@ -1,1 +1,1 @@
-"""One round, and the loop that runs rounds: who is asked, what comes back, what is made of it, who sees it."""
+"""One round, and the loop of rounds: cohort, replies, next model, observers."""

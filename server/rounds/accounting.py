@@ -1,4 +1,4 @@
-"""What the rounds of a run have cost and shown: what a protection took, and what noise must cover."""
+"""The accounts of a run: the costs of its protection, and the releases that its noise must cover."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedveil.server.rounds.round import Round
 
 
 class Accounting(Observer):
-    """Counts, in the run's state, what protection and noise are accounted for."""
+    """Counts the costs of protection and the releases of noise in the run's state."""
 
     def __init__(
         self,
@@ -21,11 +21,15 @@ class Accounting(Observer):
         protected: bool,
         inspect: Callable[[Parameters, Sequence[int]], float] | None = None,
     ) -> None:
-        """`protected`: updates are; `inspect`: how far a model lies from the plain mean of its clients' weights."""
+        """Start counting.
+
+        protected: updates are protected; inspect: returns the distance of a model from the plain mean of its clients'
+        weights
+        """
         self._noisy, self._protected, self._inspect = experiment.privacy.noisy, protected, inspect
 
     def begun(self, current: Round, state: State) -> None:
-        """Count whom a round asks, of how many: what answers may be seen, and is never unseen."""
+        """Count the clients that a round asks, and the population: a reply may be seen even where the round fails."""
         if self._noisy:
             for client in current.asked:
                 state.asked[client] = state.asked.get(client, 0) + 1
@@ -33,7 +37,7 @@ class Accounting(Observer):
             state.drawn = max(state.drawn, len(current.asked))
 
     def aggregated(self, current: Round, state: State) -> None:
-        """Count who is in a sum, and what protecting it cost."""
+        """Count the clients in a sum, and the costs of protecting it."""
         answered = current.trained.answered
         if self._noisy:
             state.fewest = min(state.fewest or len(answered), len(answered))
@@ -43,7 +47,7 @@ class Accounting(Observer):
 
 
 def shown(state: State) -> Shown:
-    """Return what a run with noise has shown so far."""
+    """Return what a run with noise has released so far."""
     return Shown(state.round, max(state.asked.values(), default=0), state.fewest, state.population, state.drawn)
 
 

@@ -1,7 +1,7 @@
-"""What the server sees of each round, kept in the record where the settings ask for it: what attacks are run on.
+"""The server's view of each round, kept in the record where the settings ask for it, for attacks.
 
-A file a round: the model as it was sent, each client's update as it came (after whatever protects it), the numbers beside it,
-and the model that was made of them. Nothing in it is more than the server has anyway.
+There is one file a round: the model as it was sent, each client's update as received (protected, if it is), the metrics
+beside it, and the next model. It holds nothing that the server does not have anyway.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Parameters = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Update:
-    """A client's update as the server got it.
+    """A client's update as the server received it.
 
     weights: float32 by name; None where it is protected, and `sealed` holds its bytes
-    metrics: the numbers that came beside it, and as `evaluate/...` those about what the client holds out
+    metrics: the numbers beside it, and as `evaluate/...` those of the client's evaluation
     """
 
     weights: Parameters | None
@@ -43,9 +43,9 @@ class Update:
 
 @dataclass(frozen=True)
 class Captured:
-    """One round.
+    """The capture of one round.
 
-    before, after: the model that was sent, and the one that was made: float32 by name, or {SEALED: uint8 bytes}
+    before, after: the model that was sent, and the next one: float32 by name, or {SEALED: uint8 bytes}
     updates: by client; learning_rate: that clients were told to use
     """
 
@@ -57,7 +57,7 @@ class Captured:
 
     @property
     def trained(self) -> Mapping[int, Update]:
-        """Those of clients that trained: others evaluated alone."""
+        """The updates of clients that trained: others evaluated only."""
         return {
             client: update
             for client, update in self.updates.items()
@@ -66,14 +66,14 @@ class Captured:
 
 
 class Capture(Observer):
-    """Takes a round's messages as they pass, and writes them down when the round is whole."""
+    """Captures a round's messages, and writes them when the round is complete."""
 
     def __init__(self, experiment: Experiment, record: Record) -> None:
         self._experiment, self._record = experiment, record
         self._updates: dict[int, Update] = {}
 
     def begun(self, current: Round, state: State) -> None:
-        """Keep nothing of an earlier round."""
+        """Drop the updates of an earlier round."""
         self._updates = {}
 
     def replied(self, current: Round, client: int, reply: Message) -> None:
@@ -83,7 +83,7 @@ class Capture(Observer):
         if not isinstance(record, ArrayRecord):
             return
         blob = from_sealed(record, privacy.protection.name)
-        # a copy: arrays of a cohort that is computed here lie where the next one's will
+        # copied: a simulation reuses the memory of a cohort's arrays for the next cohort
         weights = (
             {name: np.array(value) for name, value in self._read(record, current.model).items()}
             if blob is None and SEALED not in current.model
@@ -92,7 +92,7 @@ class Capture(Observer):
         self._updates[client] = Update(weights, blob, metrics)
 
     def evaluated(self, current: Round, client: int, reply: Message) -> None:
-        """Keep what a client says of the model on what it holds out."""
+        """Keep the metrics of a client's evaluation."""
         update = self._updates.get(client, Update(None, None, {}))
         told = {f"evaluate/{name}": value for name, value in _numbers(reply).items()}
         self._updates[client] = replace(update, metrics={**update.metrics, **told})
@@ -101,13 +101,13 @@ class Capture(Observer):
         return read_update(record, given, self._experiment.communication.encoding)
 
     def finished(self, current: Round, state: State) -> None:
-        """Write the round; one that was only evaluated, after a stop, leaves nothing."""
+        """Write the round, unless it was only evaluated, after a stop."""
         if not current.asked:
             return
         arrays: dict[str, np.ndarray] = {}
         for label, values in (("before", current.model), ("after", current.aggregate)):
             arrays |= {f"{label}/{name}": np.ascontiguousarray(value) for name, value in values.items()}
-        updates = dict(sorted(self._updates.items()))  # whoever answered first
+        updates = dict(sorted(self._updates.items()))  # not in order of arrival
         for client, update in updates.items():
             found = update.weights if update.sealed is None else {SEALED: np.frombuffer(update.sealed, np.uint8)}
             arrays |= {f"{client}/{name}": np.ascontiguousarray(value) for name, value in (found or {}).items()}
@@ -130,7 +130,10 @@ def _numbers(reply: Message) -> dict[str, float]:
 
 
 def read_captures(folder: Path) -> list[Captured]:
-    """The rounds that were kept of the run in a folder, in order; raise SettingsError where there are none, or unreadable ones."""
+    """Return the captured rounds of the run in a folder, in order.
+
+    Raise SettingsError where there are none, or unreadable ones.
+    """
     files = sorted((folder / FOLDER).glob("round-*.safetensors"), key=lambda path: int(path.stem.partition("-")[2]))
     if not files:
         raise SettingsError(
@@ -144,7 +147,7 @@ def _read(path: Path) -> Captured:
         with safe_open(path, "numpy") as file:
             about = json.loads(file.metadata()["fedveil"])
             parts: dict[str, dict[str, np.ndarray]] = {}
-            for key in about["order"]:  # the file's own is another than the network's
+            for key in about["order"]:  # the file has another order than the network
                 owner, _, name = key.partition("/")
                 parts.setdefault(owner, {})[name] = file.get_tensor(key)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

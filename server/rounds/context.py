@@ -1,4 +1,4 @@
-"""What every round of a run works with."""
+"""The parts of a run that all of its rounds share."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from fedveil.server.rounds.strategy import Strategy
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the caller of a run adds to it.
+    """The caller's additions to a run.
 
-    watch: is shown the row of each round once the round is kept
-    evaluate: scores of a model on the server's test data; None where it has none, or cannot read the model
-    warn: is told why a client was left out
-    inspect: a simulation's own look at a protected model and the clients in it: how far it lies from their plain mean
-    lenient: a client whose update is not finite is left out, as other machines may send anything; else the run ends there
-    secret: where the run has noise, the server's, and who takes part, come from the operating system's generator: clients on
-        other machines know the seed
+    watch: receives the row of each round once the round is saved
+    evaluate: returns the scores of a model on the server's test data; None where it has none, or cannot read the model
+    warn: receives the reason why a client was left out
+    inspect: of a simulation, returns the distance of a protected model from the plain mean of the clients in it
+    lenient: leave out a client whose update is not finite, because other machines may send anything; else the run ends
+    secret: where the run has noise, draw the server's noise and the cohorts from the operating system's generator,
+    because clients on other machines know the seed
     """
 
     watch: Callable[[Row, State], None]
@@ -46,11 +46,11 @@ class Hooks:
 
 @dataclass(frozen=True)
 class Context:
-    """What every round of a run works with.
+    """The parts of a run that all of its rounds share.
 
-    protection: the server's part of one; None where updates travel in the clear
-    observers: see every round, in this order
-    metrics: what is told of each evaluation
+    protection: the server's part of a protection; None where updates travel in the clear
+    observers: of every round, in this order
+    metrics: of each evaluation
     folder: of the record, which errors name
     """
 
@@ -69,13 +69,13 @@ class Context:
         return self.experiment.federation.deadline
 
     def config(self, current: Round) -> dict[str, Any]:
-        """What clients are told with a model, beside what the strategy has to say."""
+        """Return the settings that clients receive with a model, beside those of the strategy."""
         run = {} if self.protection is None else {RUN: self.protection.run}
         return {"learning-rate": current.learning_rate, **run}
 
     @contextmanager
     def named(self, number: int) -> Iterator[None]:
-        """Let an error say in which round it came, and what is kept."""
+        """Add to an error the round in which it occurred, and what is saved."""
         try:
             yield
         except (TrainingError, ProtectionError) as error:
@@ -84,5 +84,5 @@ class Context:
 
 
 def to_record(model: Parameters, protection: str) -> ArrayRecord:
-    """Return a model as it travels: weights, or a ciphertext of a protection."""
+    """Return a model as it travels: weights, or a protection's ciphertext."""
     return to_sealed(model[SEALED].tobytes(), protection) if SEALED in model else to_arrays(model)

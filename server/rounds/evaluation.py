@@ -1,4 +1,4 @@
-"""How good a round's model is on what clients hold out."""
+"""The evaluation of a round's model on the clients' held-out data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedveil.server.rounds.rows import evaluate_rows
 
 
 def evaluate_on_clients(context: Context, current: Round) -> None:
-    """Ask clients to evaluate the round's new model; keep their scores, their rows and what their messages took."""
+    """Ask clients to evaluate the round's new model; keep their scores, their rows and their messages' account."""
     experiment, strategy, metrics = context.experiment, context.strategy, context.metrics
     model = to_record(current.aggregate, experiment.privacy.protection.name)
     messages = strategy.evaluate_messages(current.number, model, context.config(current), context.grid, current.stream)

@@ -1,4 +1,4 @@
-"""The synchronous loop: rounds one after another, from a state that was kept to the last round, or to a reason to stop.
+"""The synchronous loop: rounds one after another, from a saved state to the last round, or to a reason to stop.
 
 Flower's own `Strategy.start` begins at round 1 and cannot be observed; this loop starts at any round.
 """
@@ -49,10 +49,10 @@ def run_rounds(context: Context, state: State) -> None:
 
 
 def run_round(context: Context, state: State, learning_rate: float) -> Round:
-    """Run the round after those of the state: ask a cohort, make the next model of its updates, evaluate it.
+    """Run the round after the state's: ask a cohort, make the next model from its updates, and evaluate it.
 
-    A round whose model was made before the run was cut off goes on with that model.
-    Raise TrainingError where no client replies, or one diverges; ProtectionError where a protected round cannot be done;
+    If the run was cut off after the model was made, the round continues with that model.
+    Raise TrainingError where no client replies, or one diverges; ProtectionError where a protected round is impossible;
     Interrupted where the user stops the run.
     """
     experiment, number = context.experiment, state.round + 1
@@ -72,7 +72,7 @@ def run_round(context: Context, state: State, learning_rate: float) -> Round:
 
 
 def _make_model(context: Context, current: Round, state: State) -> None:
-    """Draw the cohort, train it, and let the observers see both."""
+    """Draw the cohort, train it, and notify the observers of both."""
     noisy, secret = context.experiment.privacy.noisy, context.hooks.secret
     stream = Stream(secrets.randbits(63), current.number) if secret and noisy else current.stream
     if noisy:
@@ -90,7 +90,7 @@ def _make_model(context: Context, current: Round, state: State) -> None:
 
 
 def _advance(context: Context, state: State, current: Round) -> None:
-    """Take a whole round into the state: from here on it counts."""
+    """Put a complete round into the state."""
     experiment = context.experiment
     loss = None if experiment.privacy.noisy else weighted_mean(current.trained.clients, "train_loss")
     state.round, state.parameters = current.number, current.aggregate

@@ -1,6 +1,7 @@
-"""Who sees the rounds of a run and changes nothing of them: each keeps its own part of the record, or of the run's state.
+"""Observers of a run's rounds: each keeps a part of the record or of the run's state, and changes no round.
 
-Their order is the order of effects: what a checkpoint stores is done before it, and who is shown a round sees one that is kept.
+They are called in the order of their effects: a checkpoint comes after what it stores, and `Watch` shows rounds that
+are saved.
 """
 
 from __future__ import annotations
@@ -19,32 +20,32 @@ from fedveil.server.rounds.strategy import Strategy
 
 
 class Observer:
-    """Sees nothing; those below see something."""
+    """An observer of rounds that does nothing; subclasses override what they need."""
 
     def first(self, row: Row, state: State) -> None:
-        """See the row of the model that the run begins with."""
+        """Observe the row of the model that the run begins with."""
 
     def begun(self, current: Round, state: State) -> None:
-        """See a round whose clients are chosen, and not asked yet."""
+        """Observe a round whose cohort is drawn, and not asked yet."""
 
     def replied(self, current: Round, client: int, reply: Message) -> None:
-        """See a client's update as it arrives; raise ProtectionError where it cannot be read."""
+        """Observe a client's update as it arrives; raise ProtectionError where it cannot be read."""
 
     def aggregated(self, current: Round, state: State) -> None:
-        """See a round whose next model is made, and not sent on yet."""
+        """Observe a round whose next model is made, and not sent yet."""
 
     def evaluated(self, current: Round, client: int, reply: Message) -> None:
-        """See what a client says of the next model."""
+        """Observe a client's evaluation of the next model."""
 
     def finished(self, current: Round, state: State) -> None:
-        """See a whole round; state: as it left the run."""
+        """Observe a complete round; state: the run's, after the round."""
 
     def ended(self) -> None:
-        """See the end of the run."""
+        """Observe the end of the run."""
 
 
 class BestModel(Observer):
-    """Keeps the best model: on validation where clients hold some out, else on test data."""
+    """Keeps the best model: by validation accuracy where clients evaluate, else by test accuracy."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._federated = experiment.evaluation.federated
@@ -62,13 +63,13 @@ class BestModel(Observer):
 
 
 class Stopping(Observer):
-    """Stops a run at its target accuracy, or where the best model has stayed the best for too long."""
+    """Stops a run at its target accuracy, or where the best model has not changed for too long."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._federated, self._settings = experiment.evaluation.federated, experiment.federation
 
     def finished(self, current: Round, state: State) -> None:
-        """Say in the state why to stop."""
+        """Put the reason to stop into the state."""
         test, settings = current.row["test_accuracy"], self._settings
         judged = current.row["validation_accuracy"] if self._federated else test
         if judged is None:
@@ -81,7 +82,7 @@ class Stopping(Observer):
 
 
 class Tables(Observer):
-    """Appends to metrics.csv, clients.csv and ledger.csv."""
+    """Appends rows to metrics.csv, clients.csv and ledger.csv."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
@@ -102,30 +103,33 @@ class Tables(Observer):
 
 
 class Checkpoint(Observer):
-    """Stores what the run needs to go on."""
+    """Saves the state that a run resumes from."""
 
     def __init__(
         self, record: Record, experiment: Experiment, strategy: Strategy, *, secret: bool, protected: bool
     ) -> None:
-        """`secret`: who takes part is drawn anew where a round is repeated; `protected`: updates are."""
+        """Save into a record.
+
+        secret: a repeated round draws another cohort; protected: updates are protected
+        """
         self._record, self._experiment, self._strategy = record, experiment, strategy
         self._before_asking = secret and experiment.privacy.noisy
         self._before_sending = protected and experiment.evaluation.federated
 
     def begun(self, current: Round, state: State) -> None:
-        """Store whom a round asks: one that is cut off and asked again shows a client's update twice."""
+        """Save the count of clients asked, so that a round that is cut off and repeated counts twice."""
         if self._before_asking:
             self._save(state)
 
     def aggregated(self, current: Round, state: State) -> None:
-        """Store a protected model before it is sent, so that no second one of the same round ever is."""
+        """Save a protected model before it is sent, so that no second model of the same round is ever sent."""
         if self._before_sending and current.evaluates:
             state.pending, state.pending_rows = current.aggregate, asdict(current.trained)
             self._save(state)
             state.pending, state.pending_rows = {}, {}
 
     def finished(self, current: Round, state: State) -> None:
-        """Store the round."""
+        """Save the round."""
         self._save(state)
 
     def _save(self, state: State) -> None:
@@ -133,7 +137,7 @@ class Checkpoint(Observer):
 
 
 class Watch(Observer):
-    """Shows each row to somebody."""
+    """Passes each row to a function."""
 
     def __init__(self, watch: Callable[[Row, State], None]) -> None:
         self._watch = watch

@@ -1,4 +1,4 @@
-"""One round: who was asked, what came back, and what was made of it."""
+"""One round: its cohort, its replies, and its next model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedveil.server.exchange import Exchanged, Row
 
 @dataclass
 class Round:
-    """A round, filled in as it goes on.
+    """A round, filled in as it proceeds.
 
     number: from 1
     stream: of its random choices
@@ -22,13 +22,13 @@ class Round:
     model: that was sent, float32 by name, or {SEALED: uint8 bytes}
     evaluates: whether its new model is evaluated
     asked: the clients that were asked for an update; empty where an earlier process asked them
-    population: clients that those were drawn from; 0 where nobody counts them
+    population: clients that the cohort was drawn from; 0 where nobody counts them
     trained, evaluated: the account of the messages of each stage, with rows for clients.csv and ledger.csv
     aggregate: the next model
-    mean: of the clients' weights where a protection opened it, before any noise of the server's
-    bound: the most that a protection's rounding makes the mean differ, where nothing was clipped
-    validation, test: scores of the new model on what clients hold out, and on test data
-    row: of metrics.csv, once the round is whole
+    mean: of the clients' weights where a protection opened it, before any noise of the server
+    bound: the largest error of the mean from a protection's rounding, where nothing was clipped
+    validation, test: scores of the new model on the clients' held-out data, and on test data
+    row: of metrics.csv, once the round is complete
     """
 
     number: int

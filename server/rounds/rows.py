@@ -1,4 +1,4 @@
-"""What clients tell, as rows of clients.csv, one a client and stage, and of metrics.csv, one a round."""
+"""Rows of clients.csv, one a client and stage, and of metrics.csv, one a round."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ CLIENT_COLUMNS = (
 
 
 def train_rows(replies: list[Message], number: int, *, protected: bool, tells: bool) -> list[Row]:
-    """Rows of clients.csv about training; of protected updates also what protecting them cost, in seconds.
+    """Return rows of clients.csv about training.
 
-    tells: clients tell how many examples they have, and their losses
+    Of protected updates they also hold the seconds that protection took, and the clipped numbers.
+    tells: clients report how many examples they have, and their losses
     """
     return [
         dict.fromkeys(CLIENT_COLUMNS)
@@ -42,7 +43,7 @@ def train_rows(replies: list[Message], number: int, *, protected: bool, tells: b
 
 
 def evaluate_rows(replies: list[Message], number: int, metrics: MetricSet, *, protected: bool) -> list[Row]:
-    """Rows of clients.csv about evaluation on what clients hold out."""
+    """Return rows of clients.csv about evaluation on the clients' held-out data."""
     found = [metrics.read(cast(MetricRecord, reply.content[METRICS])) for reply in replies]
     return [
         dict.fromkeys(CLIENT_COLUMNS)
@@ -60,20 +61,20 @@ def evaluate_rows(replies: list[Message], number: int, metrics: MetricSet, *, pr
 
 
 def weighted_mean(clients: list[Row], key: str) -> float:
-    """The mean of a column over clients, each as often as it has examples; NaN where none has any."""
+    """Return the mean of a column over clients, weighted by their examples; NaN where there are none."""
     examples = sum(row["examples"] for row in clients)
     return sum(row["examples"] * row[key] for row in clients) / examples if examples else math.nan
 
 
 def merged_scores(metrics: MetricSet, contents: Sequence[RecordDict]) -> Mapping[str, float] | None:
-    """Return the metrics over all that clients hold out, from the sums that they tell; None where none tells any."""
+    """Return the metrics over all held-out data, from the sums that clients report; None where there are no replies."""
     if not contents:
         return None
     return metrics.values(merge([metrics.read(cast(MetricRecord, content[METRICS])) for content in contents]))
 
 
 def columns(experiment: Experiment, metrics: MetricSet) -> list[str]:
-    """The columns of metrics.csv, which depend on the settings alone."""
+    """Return the columns of metrics.csv, which depend on the settings alone."""
     return [
         "round",
         "learning_rate",
@@ -96,7 +97,7 @@ def metrics_row(
     rate: float | None = None,
     trained: Exchanged | None = None,
 ) -> Row:
-    """The row of a round, with every column that there is."""
+    """Return the row of a round, with every column."""
     values: Row = {
         "round": number,
         "learning_rate": rate,

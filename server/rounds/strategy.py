@@ -1,4 +1,4 @@
-"""What a round asks of its strategy."""
+"""The interface of a strategy to the rounds."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from fedveil.core.randomness import Stream
 
 
 class Strategy(Protocol):
-    """Whom a round asks, with what; and what it makes of their answers.
+    """Draws the clients of a round and their messages, and aggregates their updates.
 
-    reports: metrics that a client must tell beside its update
+    reports: metrics that a client must report beside its update
     """
 
     reports: tuple[str, ...]
@@ -23,21 +23,24 @@ class Strategy(Protocol):
     def train_messages(
         self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, stream: Stream
     ) -> list[Message]:
-        """Return the messages that ask a cohort for updates; config: what each is told."""
+        """Return the messages that ask a cohort for updates; config: the settings in each."""
 
     def aggregate(self, number: int, cohort: Cohort) -> Arrays | None:
-        """Return the next model, float32 or float64 by name; None where the strategy makes none; raise TrainingError where it cannot."""
+        """Return the next model, float32 or float64 by name; None where the strategy makes none.
+
+        Raise TrainingError where it cannot.
+        """
 
     def evaluate_messages(
         self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, stream: Stream
     ) -> list[Message]:
-        """Return the messages that ask clients to evaluate a model on what they hold out."""
+        """Return the messages that ask clients to evaluate a model on their held-out data."""
 
     def scores(self, number: int, replies: list[Message]) -> Mapping[str, Any] | None:
-        """Return the scores over all that clients hold out, by name; None where none has evaluated."""
+        """Return the scores over all held-out data, by name; None where no client has evaluated."""
 
     def kept(self) -> Mapping[str, Any]:
-        """Return what the strategy takes from one round to the next, by name, for a checkpoint."""
+        """Return the strategy's state between rounds, by name, for a checkpoint."""
 
     def restore(self, kept: Mapping[str, Any]) -> None:
-        """Take what an earlier process' strategy kept."""
+        """Restore the state that an earlier process' strategy kept."""

@@ -1,4 +1,4 @@
-"""From a round's messages to its next model: the exchange, what is refused, and the aggregation."""
+"""Training in a round, from its messages to its next model: exchange, checks, aggregation."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from fedveil.server.rounds.context import Context
 from fedveil.server.rounds.round import Round
 from fedveil.server.rounds.rows import train_rows
 
-# whole numbers in a reply, and the least of each
+# metrics of a reply that are whole numbers, and the least of each
 TRAINED = {WEIGHT: 1, "steps": 0}
-ATTEMPTS = 3  # at a round of secure aggregation that too many clients left
+ATTEMPTS = 3  # attempts at a round of secure aggregation that too many clients left
 
 
 def train(context: Context, current: Round, messages: list[Message]) -> None:
-    """Ask a cohort for updates, and make the round's next model of them.
+    """Ask a cohort for updates, and make the round's next model from them.
 
-    The clients' weights are let go when this returns, so that their memory serves again.
-    Raise TrainingError where no client replies, or one diverges; ProtectionError where a protected round cannot be done.
+    The clients' weights are freed when this returns, so that their memory is reused.
+    Raise TrainingError where no client replies, or one diverges; ProtectionError where a protected round is impossible.
     """
     experiment, whole = context.experiment, current.trained
     noisy, protected = experiment.privacy.noisy, context.protection is not None
@@ -83,25 +83,25 @@ def train(context: Context, current: Round, messages: list[Message]) -> None:
             _refuse_divergence(replies)
         raise TrainingError(
             f"training diverged: the model that {experiment.federation.strategy} made in round {current.number} is not finite, "
-            "and the clients' were\n  try a smaller federation.server_learning_rate"
+            "and the clients' were\n  try a smaller federation.strategy.learning_rate"
         )
 
 
 def _aggregate(context: Context, current: Round, collected: Collected) -> Parameters:
-    """The next global model, float32 or a ciphertext; raise TrainingError where there is none."""
+    """Return the next global model, float32 or a ciphertext; raise TrainingError where there is none."""
     if collected.sealed is not None:
         return collected.sealed
     settings = context.experiment.federation
     cohort = Cohort(current.model, collected.contributions, current.learning_rate, settings.cohort)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error, said by the caller
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller raises an error where the model is not finite
         made = context.strategy.aggregate(current.number, cohort) if cohort.contributions else None
         if made is None:
             raise TrainingError(
                 f"{settings.strategy} made no model of {len(cohort.contributions)} replies"
                 + _reasons(current.trained.failures)
             )
-        # a number too large for float32 becomes infinite here; a copy, since a strategy may answer with a client's own
-        # arrays, whose memory serves again in the next round
+        # a number too large for float32 becomes infinite here; copied, because a strategy may return a client's own
+        # arrays, whose memory is reused in the next round
         return {name: np.array(value, np.float32) for name, value in made.items()}
 
 
@@ -111,7 +111,7 @@ def _check_loss(reply: Message) -> None:
 
 
 def _check_weights(reply: Message) -> None:
-    arrays = reply.content.get(ARRAYS)  # gone where an update is protected
+    arrays = reply.content.get(ARRAYS)  # removed where an update is protected
     if isinstance(arrays, ArrayRecord) and not all(_is_finite(value) for value in from_arrays(arrays).values()):
         raise ProtectionError("its weights are not finite: its training diverged")
 
@@ -141,6 +141,9 @@ def _refuse_divergence(replies: list[Message]) -> None:
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    """Whether all numbers are; a sum of squares tells in a third of the time, unless it is itself too large."""
+    """Say whether all numbers are finite.
+
+    A sum of squares tells in a third of the time, unless it is itself too large.
+    """
     flat = array.reshape(-1)
     return math.isfinite(float(np.dot(flat, flat))) or bool(np.isfinite(flat).all())

@@ -1,1 +1,1 @@
-"""A server for clients on other machines: who may join, what is ordered, and the runs that go on."""
+"""A server for clients on other machines: its gateway, its control interface, and its runs."""

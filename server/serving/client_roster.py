@@ -1,7 +1,8 @@
-"""The nodes of a deployed run, seen as clients 0, 1, 2, ...: who is there, what each brings, and who was lost.
+"""The nodes of a deployed run, seen as clients 0, 1, 2, ...: who is connected, their data, and who was lost.
 
-Which client a node is follows from the key it is registered with; where any node may join, from what it says. A client
-that runs another FedVeil, has data of another kind, or whose owner's policy refuses the run takes no part, and is named.
+A node's client follows from the key that the node is registered with; where any node may join, from its own answer. A
+client that runs another FedVeil, has data of another kind, or whose owner's policy refuses the run takes no part, and
+is named.
 """
 
 from __future__ import annotations
@@ -24,17 +25,22 @@ from fedveil.datasets.own.local import differences
 from fedveil.server.exchange import count
 from fedveil.server.nodes import WrappedGrid, addressed
 
-HOLD = 0.5  # seconds that the control server may keep a question open
+HOLD = 0.5  # seconds that the control server may hold a poll
 ASSEMBLY = 150.0  # seconds that a run waits for its clients to join before it begins
 GREETING = 60.0  # seconds that a client may take to load its data and answer, before it is asked again
-OFFLINE = 5.0  # seconds that a node may be away without being lost
+OFFLINE = 5.0  # seconds that a node may be offline without being lost
 ASK_AGAIN = 15.0  # seconds after which a client that refused the run is asked again
 
 
 @dataclass
 class NodeEvents:
-    """What the control server knows: which replies arrived or never will, which nodes are there, are silent, how often each started, who
-    refused what, and whether no node at all is heard.
+    """The control server's answer to a poll.
+
+    stop: the run is to stop
+    arrived, lost: ids of messages whose replies have arrived, or never will
+    clients: by node; online: connected nodes; starts: of each node; silent: nodes that no longer call
+    refused: clients that were refused, and why
+    deaf: no node at all is heard
     """
 
     stop: bool = False
@@ -49,14 +55,18 @@ class NodeEvents:
 
 
 class ControlClient:
-    """The line from a run's process to the server's control interface, at `url`."""
+    """The connection from a run's process to the server's control interface at `url`."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, timeout=30)
         self._since = 0
 
     def poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> NodeEvents:
-        """Ask what happened; raise Interrupted where the run is to stop."""
+        """Ask for events; raise Interrupted where the run is to stop.
+
+        wake: nodes with new messages; waiting: ids of messages without a reply; hold: seconds that the answer may wait
+        for one
+        """
         told = self._post(
             "/poll",
             {"wake": [str(node) for node in wake], "waiting": list(waiting), "since": self._since, "hold": hold},
@@ -77,7 +87,7 @@ class ControlClient:
         )
 
     def result(self, status: str, result: dict[str, Any]) -> None:
-        """Tell how the run ended."""
+        """Report how the run ended."""
         self._post("/result", {"status": status, "result": result})
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -90,8 +100,8 @@ class ControlClient:
 class Member:
     """A client that takes part.
 
-    node: its id; starts: how often its node was started when it answered
-    examples: that it trains on; schema: what its data is (`datasets/own/local.py`)
+    node: its id; starts: how often its node had started when it answered
+    examples: that it trains on; schema: of its data (`datasets/own/local.py`)
     """
 
     node: int
@@ -122,27 +132,27 @@ class Parcels:
         return ids
 
     def pull(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """The replies that are there; an error in place of one that cannot be read."""
+        """Yield the replies that have arrived; an error in place of one that cannot be read."""
         for reply in self._grid.pull_messages(message_ids):
             asked = self._sent.pop(reply.metadata.reply_to_message_id, None)
             if asked is not None:
                 yield _opened(reply, asked)
 
     def give_up(self, message_id: str, why: str) -> Message:
-        """An error in place of the reply to a message."""
+        """Return an error in place of the reply to a message."""
         return Message(Error(ErrorCode.NODE_UNAVAILABLE, why), reply_to=self._sent.pop(message_id))
 
     def forget(self, message_ids: Iterable[str]) -> None:
-        """Wait no longer for the replies to these messages."""
+        """Stop waiting for the replies to these messages."""
         for message_id in message_ids:
             self._sent.pop(message_id, None)
 
 
 class ClientRoster(WrappedGrid):
-    """A grid where node id k+1 is client k, of the clients that are there."""
+    """A grid where node id k+1 is client k, of the clients that take part."""
 
     def __init__(self, grid: Grid, experiment: Experiment, line: ControlClient, say: Callable[[str], None]) -> None:
-        """`say`: is told who comes, goes and refuses."""
+        """Start with no clients; `say` receives messages about clients that come, go or refuse."""
         super().__init__(grid)
         self._parcels = Parcels(grid)
         self._clients, self._line, self._say = experiment.data.clients, line, say
@@ -156,24 +166,24 @@ class ClientRoster(WrappedGrid):
 
     @property
     def members(self) -> dict[int, Member]:
-        """Who takes part, by client."""
+        """The clients that take part, by number."""
         return self._members
 
     @staticmethod
     def called(client: int) -> str:
-        """What people call a client here: as its folder of keys."""
+        """Return a client's name for people, as its folder of keys has it."""
         return f"client-{client + 1}"
 
     def expect(self, schema: dict[str, str]) -> None:
-        """From here on, take clients whose data is of this kind alone."""
+        """Take only clients whose data fits a schema from now on."""
         self._expected = schema
 
     def sizes(self, clients: Sequence[int]) -> list[int]:
-        """Examples that each of the clients announced."""
+        """Return the examples that each of the clients announced."""
         return [self._members[client].examples for client in clients]
 
     def get_node_ids(self) -> Sequence[int]:
-        """Client k+1 for each client that is there; wait for more where they are too few, for a while.
+        """Return k+1 for each client k that takes part, after a while of waiting where they are too few.
 
         Raise DeploymentError where they stay too few.
         """
@@ -215,7 +225,7 @@ class ClientRoster(WrappedGrid):
         return f"the run needs {least} clients, and {len(self._members)} can take part ({self._present()}){refusing}\n  {hint}"
 
     def _muster(self) -> None:
-        """Find out who is there, and ask those who are new what they bring."""
+        """Update the clients that are connected, and ask new ones for their data's size and schema."""
         events = self._poll()
         there = set(self._grid.get_node_ids()) - events.silent
         for client, member in list(self._members.items()):
@@ -260,7 +270,7 @@ class ClientRoster(WrappedGrid):
             self._say(f"warning: {name} has not answered within {GREETING:g} s; it is asked again")
 
     def _read(self, reply: Message, node: int, starts: int, registered: int | None) -> tuple[int, Member]:
-        """A client's answer; raise ProtectionError, with the reason, where it cannot take part."""
+        """Read a client's answer; raise ProtectionError, with the reason, where it cannot take part."""
         if reply.has_error():
             raise ProtectionError(reply.error.reason or f"error {reply.error.code}")
         client, examples = count(reply, CLIENT), count(reply, WEIGHT, 1)
@@ -281,19 +291,19 @@ class ClientRoster(WrappedGrid):
         return client, Member(node, starts, examples, schema)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Replies to messages, each as a parcel (`timeout`: seconds); an error for a client that was lost."""
+        """Return the replies to messages, within `timeout` seconds; an error for a client that was lost."""
         return [reply for _, reply in self.answers(list(messages), timeout)]
 
     def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
-        """As `send_and_receive`, each reply as it arrives, with the position of its message."""
+        """Yield replies as they arrive, each with the position of its message, for `timeout` seconds."""
         yield from self._exchange([self._addressed(message) for message in messages], timeout)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """As `send_and_receive` sends them."""
+        """Send each message to its client, and return the ids of the messages."""
         return self._parcels.push([self._addressed(message) for message in messages])
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies to pushed messages that are there."""
+        """Return the replies to pushed messages that have arrived."""
         return self._parcels.pull(message_ids)
 
     def _addressed(self, message: Message) -> Message:
@@ -326,7 +336,7 @@ class ClientRoster(WrappedGrid):
             self._parcels.forget(waiting)
 
     def _poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> NodeEvents:
-        """What happened; whom the gateway refused is said at once."""
+        """Return new events, and report clients that the gateway refused."""
         events = self._line.poll(wake, waiting, hold)
         for client, why in events.refused:
             if client is not None:
@@ -339,7 +349,7 @@ class ClientRoster(WrappedGrid):
         return events
 
     def _lost(self, node: int, started: NodeEvents, events: NodeEvents, since: dict[int, float]) -> str:
-        """Why no reply of a node will come; empty where one may."""
+        """Return the reason why no reply of a node will come; empty where one may."""
         if events.starts.get(node, 0) != started.starts.get(node, 0):
             return "it was started anew, and lost what it was working on"
         if node in events.silent:
@@ -357,7 +367,7 @@ class ClientRoster(WrappedGrid):
 
 
 def _opened(reply: Message, asked: Message) -> Message:
-    """A reply whose content came as a parcel; an error where that cannot be read."""
+    """Open the parcel of a reply; return an error where it cannot be read."""
     if reply.has_error():
         return reply
     try:

@@ -1,7 +1,8 @@
-"""What the server's own machine may ask of a running server: start, follow and stop runs, and see how it is.
+"""The control interface of a running server, for its own machine: start, follow and stop runs, show its status.
 
-It listens on loopback alone (or is reached through an SSH tunnel): who may log in to the server's machine may start runs.
-Every run that was ordered is written down before it starts, so that a server that was killed goes on with it.
+It listens on loopback only (or is reached through an SSH tunnel): whoever may log in to the server's machine may start
+runs.
+Every order is stored before its run starts, so that a server that was killed resumes it.
 """
 
 from __future__ import annotations
@@ -29,15 +30,14 @@ from fedveil import __version__
 from fedveil.core.errors import DeploymentError, FedveilError, Interrupted
 from fedveil.core.record.record import write_atomically
 from fedveil.core.settings.experiment import Experiment
-from fedveil.server.checkpoint import FILE as CHECKPOINT
 from fedveil.server.serving.node_gateway import NodeGateway
 from fedveil.server.serving.superlink import SuperLink, ended, online, start_run, stop_run
 
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
 LOOK = 1.0  # seconds between looks at the runs
-WORDLESS = 5.0  # seconds after Flower's end of a run within which its result must have come
+WORDLESS = 5.0  # seconds after Flower ended a run within which its result must arrive
 SILENT = 30.0  # seconds without a call after which a client counts as lost; each calls every few seconds
-HOLD = 2.0  # seconds that a run's own process may wait for an answer
+HOLD = 2.0  # seconds that a poll of a run's process may be held
 _LOG_PART = 1 << 20  # bytes of a log in one answer
 
 
@@ -45,8 +45,8 @@ _LOG_PART = 1 << 20  # bytes of a log in one answer
 class Order:
     """A run that was ordered.
 
-    run: its name, which is its record's folder's; experiment: as TOML; words: the vocabulary that it carries, a line each
-    flower_run, series: Flower's ids; result: what the run made of itself, or why it ended
+    run: its name, and that of its record's folder; experiment: as TOML; words: its vocabulary, a line each
+    flower_run, series: Flower's ids; result: the run's summary, or why it ended
     """
 
     run: str
@@ -57,15 +57,15 @@ class Order:
     status: str = RUNNING
     result: dict[str, Any] | None = None
     stop: bool = False
-    over: float = 0.0  # when Flower called it ended, on the monotonic clock
+    over: float = 0.0  # when Flower reported its end, on the monotonic clock
 
 
 class ControlServer:
     """The server's runs, and the interface to them.
 
-    state: the server's folder; agreed: the `[privacy]` that the federation's keys are for, as TOML; url: its own
+    state: the server's folder; keys: its folder of keys, or None; url: of this interface
     nodes: clients by the ids of their nodes; empty where any node may join
-    finish: is given the folder of every record that is whole
+    finish: receives the folder of every complete record
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ControlServer:
                 Route("/runs/{run}/poll", self._poll, methods=["POST"]),
                 Route("/runs/{run}/result", self._result, methods=["POST"]),
             ],
-            # a page in a browser on this machine must not give orders under another name
+            # a web page in this machine's browser must not give orders through another host name
             middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])],
             exception_handlers={FedveilError: _explain},
         )
@@ -109,15 +109,15 @@ class ControlServer:
         return self._state / "orders"
 
     def record(self, run: str) -> Path:
-        """The folder of a run's record."""
+        """Return the folder of a run's record."""
         return self._state / "runs" / run
 
     def log_path(self, run: str) -> Path:
-        """The log of a run."""
+        """Return the path of a run's log."""
         return self._state / "logs" / f"{run}.log"
 
     def go_on(self) -> None:
-        """Start again the runs that the last server was working on."""
+        """Resume the runs that were going on when the last server ended."""
         for order in self._orders.values():
             if order.status == RUNNING:
                 self._log.info("going on with %s", order.run)
@@ -125,7 +125,7 @@ class ControlServer:
                 self._launch(order)
 
     def _launch(self, order: Order) -> None:
-        resume = (self.record(order.run) / CHECKPOINT).exists()
+        resume = (self.record(order.run) / "experiment.toml").exists()  # the last that a new record gets
         settings = {
             "experiment": order.experiment,
             "words": order.words,
@@ -135,7 +135,7 @@ class ControlServer:
             "keys": str(self._keys.absolute()) if self._keys else "",
         }
         order.status, order.result, order.stop, order.over = RUNNING, None, False, 0.0
-        self._keep(order)  # before it starts: a server that is killed now goes on with it
+        self._keep(order)  # stored before it starts: a server that is killed now resumes it
         try:
             order.flower_run, order.series = start_run(self._link, settings, order.series)
         except DeploymentError as error:
@@ -156,7 +156,7 @@ class ControlServer:
         return self._orders[run]
 
     async def watch(self) -> None:
-        """Notice runs whose app ended without a word, until cancelled."""
+        """Update the connected nodes, and mark runs whose app ended without a result as failed, until cancelled."""
         while True:
             await asyncio.sleep(LOOK)
             with suppress(httpx.HTTPError):
@@ -165,7 +165,7 @@ class ControlServer:
                 try:
                     words = await asyncio.to_thread(ended, self._link, order.flower_run)
                 except httpx.HTTPError:
-                    continue  # the SuperLink is ending; the server notices that itself
+                    continue  # the SuperLink is ending, which `serve` notices
                 if words is None or order.status != RUNNING:
                     continue
                 order.over = order.over or time.monotonic()
@@ -209,7 +209,7 @@ class ControlServer:
     async def _order(self, request: Request) -> Response:
         """Start a run: `{"experiment": TOML, "words": "a line each"}`."""
         asked = await request.json()
-        experiment = Experiment.received(asked["experiment"])  # the run itself imports what it names
+        experiment = Experiment.received(asked["experiment"])  # code that it names is imported by the run alone
         name = f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
         run, number = name, 1
         while run in self._orders:
@@ -236,7 +236,7 @@ class ControlServer:
         })  # fmt: skip
 
     async def _log_part(self, request: Request) -> Response:
-        """What a run's log holds from `offset` on, a number of bytes; its end without one."""
+        """Return a run's log from byte `offset` on; without an offset, the position of its end."""
         order = self._find(request)
         path = self.log_path(order.run)
         end = path.stat().st_size if path.exists() else 0
@@ -251,7 +251,7 @@ class ControlServer:
         return JSONResponse({"text": whole.decode("utf-8", "replace"), "offset": offset + len(whole)})
 
     async def _stop(self, request: Request) -> Response:
-        """Ask a run to stop after the messages at hand; what was kept stays."""
+        """Ask a run to stop after its current messages; its saved rounds stay."""
         order = self._find(request)
         if order.status != RUNNING:
             raise DeploymentError(f"{order.run} is not running: it is {order.status}")
@@ -259,10 +259,10 @@ class ControlServer:
         return JSONResponse({"run": order.run})
 
     async def _poll(self, request: Request) -> Response:
-        """What a run's own process asks, and waits for: has anything happened that it should know?
+        """Answer a poll of a run's process with the events that it should know.
 
-        wake: ids of nodes for which there is work; waiting: ids of messages without a reply yet
-        since: number of the last refusal it knows; hold: seconds that the answer may wait for a reply
+        wake: ids of nodes with new messages; waiting: ids of messages without a reply yet
+        since: number of the last refusal that the process knows; hold: seconds that the answer may wait for a reply
         """
         order, asked = self._find(request), await request.json()
         gateway = self._gateway
@@ -281,7 +281,7 @@ class ControlServer:
         for message in here:
             del gateway.arrived[message]
         refused = [entry for entry in gateway.refused if entry[0] > asked["since"]]
-        # where nobody is heard, or was until now, nobody is given up for it
+        # where no node is heard, or none was until now, no node counts as lost
         settled = not gateway.deaf and time.time() - gateway.back > SILENT
         online = self._connected if settled else self._connected | {node.node_id for node in gateway.nodes}
         return JSONResponse({
@@ -302,13 +302,13 @@ class ControlServer:
         })  # fmt: skip
 
     async def _result(self, request: Request) -> Response:
-        """How a run ended, told by its own process."""
+        """Take the result of a run from its process."""
         order, told = self._find(request), await request.json()
         status = told["status"]
         if status in (DONE, STOPPED) and self.record(order.run).exists():
             try:
                 await asyncio.to_thread(self._finish, self.record(order.run))
-            except Exception:  # pictures are not worth a run
+            except Exception:  # a run does not fail for its pictures
                 self._log.exception("%s: no pictures", order.run)
         self._end(order, status, told["result"])
         return JSONResponse({})

@@ -1,7 +1,7 @@
-"""A run over clients on other machines, from the server's side: its federation, its record, and how it ended.
+"""The server's process of a run with clients on other machines: its federation, its record, and its result.
 
-The server may lack the data, and then cannot evaluate; under CKKS and BFV it cannot read the model either. What kind of data
-the network is for then follows from what the clients say of theirs, on which all must agree.
+The server may lack the data, and then cannot evaluate; under CKKS and BFV it cannot read the model either. The task of
+the network then follows from the schemas of the clients' data, on which all must agree.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import Alone, Federated, load
 from fedveil.datasets.own.local import TASKS, differences, schema
 from fedveil.privacy.homomorphic.keys import fingerprint
-from fedveil.server.checkpoint import State, put_back
+from fedveil.server.checkpoint import State, begun, put_back
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
 from fedveil.server.rounds.context import Hooks
@@ -35,9 +35,9 @@ Say = Callable[[str], None]
 
 
 def run_deployed(grid: Grid, config: Mapping[str, Any], say: Say) -> None:
-    """Run, or go on with, the experiment of a run configuration; tell the control server how it ended.
+    """Run or resume the experiment of a run configuration, and report its result to the control server.
 
-    say: is told what a person wants to know
+    say: receives messages for people
     """
     line = ControlClient(str(config["control"]))
     folder = Path(str(config["record"]))
@@ -60,7 +60,7 @@ def run_deployed(grid: Grid, config: Mapping[str, Any], say: Say) -> None:
 def _federation(
     experiment: Experiment, roster: ClientRoster, earlier: Record | None, words: list[str] | None, say: Say
 ) -> Federation:
-    """The experiment ready to run over data that is elsewhere."""
+    """Prepare the experiment for data on other machines."""
     dataset, expected = _dataset(experiment, roster, words, say)
     roster.expect(expected)
     nothing = dataset.test.take(np.arange(0))
@@ -71,9 +71,9 @@ def _federation(
 def _dataset(
     experiment: Experiment, roster: ClientRoster, words: list[str] | None, say: Say
 ) -> tuple[DataSet, dict[str, str]]:
-    """What the clients learn from, as far as the server knows it: at least the task, at most also a part to test on.
+    """Return the data set as far as the server knows it, and the schema that every client's data must fit.
 
-    Returns it with the description that every client's data must fit.
+    It has at least the task, and at most a test part too.
     """
     data = experiment.data
     known = data.dataset.name in TASKS or data.dataset.is_own or data.path is not None
@@ -100,7 +100,10 @@ def _dataset(
 
 
 def _agreed_task(roster: ClientRoster, experiment: Experiment) -> tuple[Task, dict[str, str]]:
-    """What the clients' own data is for, and their description of it; raise DataError, naming who differs, where they do not agree."""
+    """Return the task and the schema of the clients' own data.
+
+    Raise DataError, naming who differs, where they do not agree.
+    """
     members = sorted(roster.members.items())
     first, told = members[0][0], members[0][1].schema
     for client, member in members[1:]:
@@ -125,17 +128,20 @@ def _agreed_task(roster: ClientRoster, experiment: Experiment) -> tuple[Task, di
 
 def _run(grid: Grid, config: Mapping[str, Any], line: ControlClient, folder: Path, say: Say) -> dict[str, Any]:
     experiment = resolve(Experiment.parse(str(config["experiment"])))
-    experiment = experiment.override({"engine": "sequential", "workers": None})  # what a client does with a message
+    experiment = experiment.override({"engine": "sequential", "workers": None})  # one message at a time
     words = str(config["words"]).split("\n") if config["words"] else None
     roster = ClientRoster(grid, experiment, line, say)
     earlier = Record(folder) if config["resume"] else None
-    federation = _federation(experiment, roster, earlier, words, say)
+    goes_on = earlier is not None and begun(
+        earlier
+    )  # a run that was killed at its very start begins anew in its folder
+    federation = _federation(experiment, roster, earlier if goes_on else None, words, say)
     federation.protect(Path(str(config["keys"])) if config["keys"] else None, roster.sizes)
     if federation.protection is not None:
         say(f"privacy {experiment.privacy.protection} {federation.protection.words}")
     record = earlier or Record.create(experiment, folder)
     with alone(folder):
-        if earlier:
+        if goes_on:
             put_back(record, federation.state)
             note_resume(record, experiment, federation.state.round)
             say(f"going on after round {federation.state.round}")
@@ -148,7 +154,7 @@ def _run(grid: Grid, config: Mapping[str, Any], line: ControlClient, folder: Pat
         def watch(row: Row, _: State) -> None:
             scores = {key: value for key, value in row.items() if value is not None and key != "round"}
             if not scores:
-                return  # before the first round, where nobody evaluates
+                return  # before the first round, without evaluation
             words = "  ".join(f"{key} {value:.4g}" for key, value in scores.items())
             say(f"round {row['round']}/{experiment.federation.rounds}  {words}")
 

@@ -1,9 +1,9 @@
-"""The one door that other machines reach: it lets the node part of Flower's interface through, for registered keys.
+"""The gateway, the only port that other machines reach: it passes on nodes' calls to Flower, for registered keys.
 
 Flower's SuperLink serves nodes, operators and its own apps on one port, and whoever reaches the operators' part may run
-code on clients; so the SuperLink stays on loopback, behind this. The gateway checks each call's signature before it passes it on,
-bounds what a node may send, and holds a node's question for work until there is some, so that nodes need not poll every three
-seconds. A node that loses an answer on the way is given it again.
+code on clients. So the SuperLink stays on loopback, behind the gateway. The gateway checks each call's signature before
+it passes the call on, and bounds what a node may send. It holds a node's pull until there is a message, so that nodes
+need not poll every three seconds. A node that loses an answer on the way receives it again.
 """
 
 from __future__ import annotations
@@ -52,32 +52,32 @@ PASSED = (
     "activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages", "get-run", "get-fab",
     "push-object", "pull-object", "confirm-message-received",
 )  # fmt: skip
-UNREGISTERED = ("register-node", "unregister-node")  # where any node may join, without TLS
+UNREGISTERED = ("register-node", "unregister-node")  # passed where any node may join, without TLS
 BODY = 16 << 20  # bytes of one call; Flower cuts arrays into pieces of 5 MiB
-HOLD = 26.0  # seconds that a question for work is held; nodes wait 30 for any answer, and 3 more after none
+HOLD = 26.0  # seconds that a pull is held; nodes wait 30 for any answer, and 3 more after an empty one
 ARRIVED = 10_000  # replies that are remembered
-AT_ONCE = 4  # calls that the SuperLink, whose database takes one writer, is asked together
-PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds before a call that it failed is passed on again
-AGAIN = 5  # times that an answer is given again to a node that does not say that it has it
-LOOK = 5.0  # seconds between looks for work that nobody announced
+AT_ONCE = 4  # calls passed on together: the SuperLink's database takes one writer
+PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds before a call that failed there is passed on again
+AGAIN = 5  # times that an answer is repeated for a node that does not confirm it
+LOOK = 5.0  # seconds between pulls for messages that nobody announced
 LISTEN = 1.0  # seconds after which a broken connection is noticed
-DEAF = 15.0  # seconds without a call of any node, of which each calls every few, after which the fault may be the server's own
+DEAF = 15.0  # seconds without a call of any node, though each calls every few: the server itself may be cut off
 _PASSED_ON = ("content-type", "accept", "content-encoding")
 _OWN = ("x-", "flwr", "user-agent")  # Flower's own headers: signatures, versions, tracing
 
 
 @dataclass
 class Node:
-    """What the gateway knows of a node.
+    """The gateway's record of a node.
 
     client: its number, by its registered key; None where any node may join
-    starts: how often it joined; a node that joins anew has lost what it was working on
+    starts: how often it joined; a node that joins again has lost its work
     seen: when it last called, seconds since the epoch; called: the same of its SuperNode alone
-    given: the answer to its last question for work, until it says that it has the message
-    taken: the id of the message that it has and has not answered
-    held: questions for work that wait for an answer
+    given: the last message it was given and that answer, until it confirms it; again: how often it was repeated
+    taken: the id of the message that it confirmed and has not answered
+    held: its pulls that are held
     sent: bytes of objects that it sent since its last message
-    sending: replies on their way: the ids of objects still to come, by the id of the message they answer
+    sending: replies on their way: the ids of missing objects, by the id of the message they answer
     """
 
     client: int | None
@@ -101,11 +101,11 @@ class NodeGateway:
     registry: public keys (PEM) of the clients that may join, with their numbers; None lets any node join
     ids: of the registered clients' nodes, by client
     limit: bytes of objects that a node may send for one message
-    refused: calls that were not passed on, and why: numbered from 1, the oldest forgotten
-    arrived: ids of messages whose replies lie whole in the SuperLink, until somebody takes them; the oldest forgotten
-    lost: ids of messages that a node took and asked for more without an answer
+    refused: refused calls, and why: numbered from 1, the oldest dropped
+    arrived: ids of messages whose replies are complete in the SuperLink, until a run takes them; the oldest dropped
+    lost: ids of messages that a node took without answering them before its next pull
     arrival: set whenever a reply has arrived
-    heard, back: when any node last called, and when the first did after a silence of all of them, seconds since the epoch
+    heard, back: when any node last called, and when the first did after a silence of all, seconds since the epoch
     """
 
     def __init__(
@@ -130,16 +130,16 @@ class NodeGateway:
 
     @property
     def nodes(self) -> list[Node]:
-        """All nodes that ever joined since the gateway was opened."""
+        """All nodes that called since the gateway was opened."""
         return list(self._nodes.values())
 
     @property
     def deaf(self) -> bool:
-        """Whether no node at all is heard: their machines are rarely all gone at once, this one's link may be."""
+        """Whether no node at all is heard: more likely this machine's link is down than all of theirs."""
         return bool(self._nodes) and time.time() - self.heard > DEAF
 
     def wake(self, node_ids: Iterable[int]) -> None:
-        """Let nodes look for work at once."""
+        """Let held pulls of nodes look for messages at once."""
         wanted = set(node_ids)
         for node in self._nodes.values():
             if node.node_id in wanted:
@@ -151,17 +151,17 @@ class NodeGateway:
     def _refuse(self, request: Request, client: int | None, status: int, why: str) -> Response:
         self._count += 1
         self.refused.append((self._count, client, why))
-        if self._count <= 20 or self._count % 100 == 0:  # a stranger must not fill the disk
+        if self._count <= 20 or self._count % 100 == 0:  # strangers must not fill the disk
             who = f"client-{client + 1}" if client is not None else "a stranger"
             address = request.client.host if request.client else "?"
             self._log.info(
                 "refused %s at %s, %s: %s (refusal %d)", who, address, request.url.path[:80], why, self._count
             )
-        # the rest of a call that is too large is not waited for
+        # do not wait for the rest of a call that is too large
         return JSONResponse({"error": why}, status, headers={"connection": "close"} if status == 413 else None)
 
     def _known(self, request: Request) -> Node | str:
-        """The node that a call is of, by its signature; or why it is of none."""
+        """Return the node that signed a call, or the reason why none did."""
         try:
             public = b64decode(request.headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
             signature = b64decode(request.headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
@@ -197,7 +197,7 @@ class NodeGateway:
         return node
 
     async def _hello(self, request: Request) -> Response:
-        """Say who the server is, to a client that it knows."""
+        """Answer a client's greeting with the server's version, code and clock."""
         client, quiet = None, 0.0
         if self._registry is not None:
             node = self._known(request)
@@ -209,7 +209,7 @@ class NodeGateway:
         })  # fmt: skip
 
     async def _pass(self, request: Request) -> Response:
-        """Pass a node's call on to the SuperLink, and its answer back."""
+        """Pass a node's call on to the SuperLink, and return the answer."""
         call = request.path_params["call"]
         allowed = PASSED if self._registry is not None else PASSED + UNREGISTERED
         if call not in allowed:
@@ -253,15 +253,15 @@ class NodeGateway:
         return answer
 
     def _notice(self, call: str, node: Node, body: bytes, answer: Response) -> None:
-        """Keep what a call says of a node."""
+        """Record what a call tells of a node."""
         if answer.status_code != 200:
             if call in ("get-run", "get-fab", "pull-object"):
-                node.given = None  # of a run that has ended
+                node.given = None  # its run has ended
             return
         if call == "activate-node":
             node.node_id = ActivateNodeResponse.FromString(bytes(answer.body)).node_id
             node.starts += 1
-            node.taken, node.given = "", None  # it has lost what it was working on
+            node.taken, node.given = "", None  # a restarted node has lost its work
             node.sending.clear()
         elif call == "confirm-message-received":
             confirmed = ConfirmMessageReceivedRequest.FromString(body).message_object_id
@@ -281,7 +281,7 @@ class NodeGateway:
             self._look(node)
 
     def _look(self, node: Node) -> None:
-        """Note replies of a node that are whole."""
+        """Note the complete replies of a node."""
         for message in [message for message, missing in node.sending.items() if not missing]:
             del node.sending[message]
             node.taken = "" if message == node.taken else node.taken
@@ -291,13 +291,14 @@ class NodeGateway:
             self.arrival.set()
 
     async def _free(self, request: Request, node: Node) -> bool:
-        """Let a node join that was there before: whether nobody else holds its place.
+        """Free the place of a node that joins again; return False where another connection holds it.
 
-        A client that was killed counts as there for a minute, as Flower sees it, and could not join again until then.
+        Without this, a client that was killed could not join again for a minute, as Flower counts it as connected until
+        then.
         """
         deadline = time.monotonic() + 3 * LISTEN
         while node.held and time.monotonic() < deadline:
-            await asyncio.sleep(0.1)  # a broken connection is noticed at the next look
+            await asyncio.sleep(0.1)  # a held pull notices a broken connection after LISTEN
         if node.held:
             return False
         known = node.node_id or (self._ids.get(node.client) if node.client is not None else 0)
@@ -307,9 +308,9 @@ class NodeGateway:
         return True
 
     async def _pull(self, request: Request, node: Node, body: bytes) -> Response:
-        """Answer a question for work: at once where there is some, else when there is, or after a while with none."""
+        """Answer a node's pull at once where there is a message, else when there is one, or empty after a while."""
         node.node_id = PullMessagesRequest.FromString(body).node.node_id
-        if node.taken:  # nodes take a message after they answered the one before
+        if node.taken:  # nodes pull only after they answered the message before
             self.lost[node.taken] = None
             node.taken = ""
             self.arrival.set()
@@ -325,7 +326,7 @@ class NodeGateway:
             node.held -= 1
 
     async def _hold(self, request: Request, node: Node, body: bytes) -> Response:
-        """The answer to a question for work, when there is some or the time is up."""
+        """Hold a pull until there is a message, or the time is up."""
         deadline = time.monotonic() + HOLD
         while True:
             node.work.clear()
@@ -340,13 +341,16 @@ class NodeGateway:
             while not node.work.is_set() and (left := again - time.monotonic()) > 0:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(node.work.wait(), min(left, LISTEN))
-                if await request.is_disconnected():  # a message for nobody would be lost
+                if await request.is_disconnected():  # a message to a closed connection would be lost
                     return answer
             if not node.work.is_set() and time.monotonic() >= deadline:
                 return answer
 
     async def _forward(self, path: str, request: Request, body: bytes) -> Response:
-        """The SuperLink's answer to a call with the headers of `request`, whose signature covers no more than the time."""
+        """Return the SuperLink's answer to a call with the headers of `request`.
+
+        The signature in the headers covers only their time, so another body may go with them.
+        """
         headers = {
             name: value
             for name, value in request.headers.items()
@@ -357,6 +361,6 @@ class NodeGateway:
                 answer = await self._link.post(path, content=body, headers=headers)
             if answer.status_code != 500 or pause is None:
                 break
-            await asyncio.sleep(pause)  # its database was busy
+            await asyncio.sleep(pause)  # the SuperLink's database was busy
         status = 503 if answer.status_code == 500 else answer.status_code
         return Response(answer.content, status, media_type=answer.headers.get("content-type"))

@@ -1,4 +1,4 @@
-"""`fedveil server`: Flower's SuperLink on loopback, the gateway before it, and the control server beside it, as one supervised whole."""
+"""`fedveil server`: runs and supervises Flower's SuperLink on loopback, the gateway and the control server."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from fedveil.server.serving.control_server import ControlServer
 from fedveil.server.serving.node_gateway import NodeGateway
 from fedveil.server.serving.superlink import HOST, Certificates, register_nodes, start_superlink
 
-CLOSING = 5  # seconds that calls at hand have to end
+CLOSING = 5  # seconds that open calls have to end
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a server is to run.
+    """The options of `fedveil server`.
 
     keys: the server's folder of keys; None where any client may join over plain HTTP
-    host, port: where clients reach it; control: the port on loopback where its own machine gives orders
+    host, port: where clients reach it; control: the port on loopback for its own machine's orders
     state: the folder of everything that it keeps; max_update: MiB that a client may send for one message
     """
 
@@ -45,9 +45,9 @@ class Options:
 
 
 def serve(options: Options, say: Callable[[str], None], finish: Callable[[Path], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C; raise FedveilError where that cannot be begun, or the SuperLink ends.
+    """Serve until SIGTERM or Ctrl-C; raise FedveilError where the server cannot start, or the SuperLink ends.
 
-    say: is told what a person wants to know; finish: is given the folder of every record that is whole
+    say: receives messages for people; finish: receives the folder of every complete record
     """
     if options.keys is not None:
         check_server_folder(options.keys)
@@ -75,7 +75,7 @@ async def _serve(options: Options, say: Callable[[str], None], finish: Callable[
     certificates = None if keys is None else Certificates.of(keys)
     registry = {} if keys is None else dict(load_registry(keys) or {})
     database = state / "superlink.db"
-    # nothing is written outside the state: Flower unpacks apps, and Matplotlib keeps its list of fonts
+    # write nothing outside the state: Flower unpacks apps, and Matplotlib stores its list of fonts
     os.environ["FLWR_HOME"] = str((state / "flower").absolute())
     os.environ.setdefault("MPLCONFIGDIR", str((state / "matplotlib").absolute()))
     database.touch(mode=0o600)
@@ -139,7 +139,7 @@ def _greeting(options: Options, clients: int) -> Iterator[str]:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn without its own signal handlers: the supervisor ends it."""
+    """Uvicorn without its own signal handlers, because the supervisor ends it."""
 
     def __init__(self, app: Starlette, host: str, port: int, certificates: Certificates | None) -> None:
         super().__init__(
@@ -152,7 +152,7 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                date_header=False,  # small updates are hardly larger than the headers of the calls that carry them
+                date_header=False,  # saves bytes: small updates are hardly larger than their headers
                 lifespan="off",
                 timeout_graceful_shutdown=CLOSING,
             )

@@ -1,6 +1,6 @@
-"""Flower's SuperLink as FedVeil runs it: on loopback, its control part used by the server's own machine alone.
+"""Flower's SuperLink as FedVeil runs it: on loopback, with its control part for the server's own machine alone.
 
-This is the one place that knows the SuperLink's options and its control interface (Flower 1.41).
+Only this module knows the SuperLink's options and its control interface (Flower 1.41).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STARTING = 60.0  # seconds that a SuperLink may take to start
 
 @dataclass(frozen=True)
 class Certificates:
-    """Files of the server's TLS certificate, its private key, and the authority that both sides trust."""
+    """The files of the server's TLS certificate, its private key, and the authority that clients and server trust."""
 
     certificate: Path
     key: Path
@@ -44,13 +44,13 @@ class Certificates:
 
     @classmethod
     def of(cls, folder: Path) -> Certificates:
-        """As `fedveil keys new --host` names them."""
+        """Return the files that `fedveil keys new --host` makes in a folder."""
         return cls(folder / "server.pem", folder / "server.key", folder / "ca.pem")
 
 
 @dataclass(frozen=True)
 class SuperLink:
-    """A running SuperLink, and how to speak with it.
+    """A running SuperLink, and the access to it.
 
     certificates: None where it speaks plain HTTP and takes any node
     """
@@ -61,11 +61,11 @@ class SuperLink:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The address that it listens on."""
         return f"{'http' if self.certificates is None else 'https'}://{HOST}:{self.port}"
 
     def control(self) -> ControlHttpClient:
-        """A client of its control interface, to be closed by the caller."""
+        """Return a client of its control interface, which the caller closes."""
         return ControlHttpClient.from_server_address(
             f"{HOST}:{self.port}",
             insecure=self.certificates is None,
@@ -75,7 +75,10 @@ class SuperLink:
 
 
 def start_superlink(port: int, database: Path, certificates: Certificates | None, log: Path) -> SuperLink:
-    """Start a SuperLink on loopback and wait until it answers; raise DeploymentError with its words where it does not."""
+    """Start a SuperLink on loopback and wait until it answers.
+
+    Raise DeploymentError with its output where it does not.
+    """
     command = [
         "flower-superlink",
         *("--host", HOST, "--port", str(port), "--database", str(database)),
@@ -86,7 +89,6 @@ def start_superlink(port: int, database: Path, certificates: Certificates | None
     else:
         command += ["--ssl-certfile", str(certificates.certificate), "--ssl-keyfile", str(certificates.key)]
         command += ["--ssl-ca-certfile", str(certificates.authority), "--enable-supernode-auth"]
-    # the database holds models and messages
     child = Child("flower-superlink", command, log, {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}, unsaid=ROUTINE)
     link = SuperLink(child, port, certificates)
 
@@ -103,7 +105,7 @@ def start_superlink(port: int, database: Path, certificates: Certificates | None
 
 
 def register_nodes(link: SuperLink, keys: Mapping[int, bytes]) -> dict[int, int]:
-    """Let the owners of public keys (PEM, by client) join as nodes, and nobody else; return each node id's client."""
+    """Let only the owners of public keys (PEM, by client) join as nodes; return the client of each node id."""
     with link.control() as control:
         known = {
             node.public_key: node.node_id
@@ -124,7 +126,7 @@ def register_nodes(link: SuperLink, keys: Mapping[int, bytes]) -> dict[int, int]
 def start_run(link: SuperLink, settings: Mapping[str, str], series: int = 0) -> tuple[int, int]:
     """Start FedVeil's own app with a run configuration; return Flower's ids of the run and its series.
 
-    series: of an earlier run that this one goes on with, whose state the nodes keep
+    series: of an earlier run that this one resumes, whose state the nodes keep
     """
     request = StartRunRequest(
         fab=Fab(hash_str=sha256(bundle()).hexdigest(), content=bundle()),
@@ -154,7 +156,7 @@ def stop_run(link: SuperLink, run: int) -> None:
 
 
 def ended(link: SuperLink, run: int) -> str | None:
-    """How a run ended, in Flower's words; None while it has not."""
+    """Return how a run ended, in Flower's words; None while it has not."""
     with link.control() as control:
         found = control.ListRuns(ListRunsRequest(run_id=run)).run_dict.get(run)
     if found is None:
@@ -165,6 +167,6 @@ def ended(link: SuperLink, run: int) -> str | None:
 
 
 def online(link: SuperLink) -> set[int]:
-    """Ids of the nodes that are connected."""
+    """Return the ids of the connected nodes."""
     with link.control() as control:
         return {node.node_id for node in control.ListNodes(ListNodesRequest()).nodes_info if node.status == "online"}

@@ -1,4 +1,4 @@
-"""Attacks on privacy: what an observer learns from what really travels, as numbers beside what guessing gives.
+"""Attacks on privacy: what an observer learns from the messages of a run, scored beside guessing.
 
 >>> from fedveil import Experiment
 >>> from fedveil.simulations.attacks import run
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedveil.simulations.attacks.lab.matrix import measure
     from fedveil.simulations.attacks.lab.observation import Known, Observation
 
-# Loaded when first used, as FedVeil's own names are.
+# Loaded when first used, as the names of `fedveil` are.
 _HOMES = {
     "Attack": ("lab.attack", "Attack"),
     "Known": ("lab.observation", "Known"),
@@ -31,7 +31,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from the file it lives in."""
+    """Import a public name from the module that defines it."""
     if name not in _HOMES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     import importlib

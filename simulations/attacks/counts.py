@@ -1,4 +1,4 @@
-"""Labels from what clients say beside a protected update: counts of their evaluation, which travel in the clear."""
+"""Labels from the counts of clients' evaluation, which travel in the clear beside a protected update."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from fedveil.simulations.attacks.lab.observation import Known, Observation
 
 
 def read(observation: Observation, known: Known, _stream: Stream) -> np.ndarray:
-    """How many examples of each of two classes a client trains on, as many to one as among those it holds out."""
+    """Estimate how many examples of each of two classes a client trains on, int64 [2].
+
+    Their ratio is taken from the examples that the client holds out.
+    """
     told = {name.removeprefix("evaluate/"): value for name, value in observation.metrics.items()}
     positive = (told["true-positives"] + told["false-negatives"]) / told["num-examples"]
     n = int(observation.examples or told["num-examples"])
@@ -19,7 +22,7 @@ def read(observation: Observation, known: Known, _stream: Stream) -> np.ndarray:
 
 
 def suits(known: Known) -> str | None:
-    """Counts of positives are told where there are two classes."""
+    """Return why the attack does not suit the data, or None: positives are counted only where there are two classes."""
     classes = len(known.task.classes)
     return (
         None

@@ -1,4 +1,4 @@
-"""Which classes a client's examples are of, and how many of each, from the update of the last bias."""
+"""The labels of a client's examples, as counts of each class, from the update of the last bias."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fedveil.privacy.leakage import labels
 from fedveil.simulations.attacks.lab.attack import Attack
 from fedveil.simulations.attacks.lab.observation import Known, Observation, Parameters
 
-MADE_UP = 512  # examples to ask the network about, where there are none like the clients'
-ROUNDS = 50  # of counts and probabilities that follow from each other
+MADE_UP = 512  # made-up examples for the network, where no auxiliary ones are known
+ROUNDS = 50  # limit on iterations of counts and the probabilities that follow from them
 
 
 def read(observation: Observation, known: Known, stream: Stream) -> np.ndarray:
-    """How many examples are of each class: int64 [classes]."""
+    """Count the examples of each class: int64 [classes]."""
     assert observation.before is not None
     assert observation.update is not None
     assert observation.examples is not None
@@ -44,9 +44,9 @@ def read(observation: Observation, known: Known, stream: Stream) -> np.ndarray:
 
 
 def class_shares(known: Known, before: Parameters, stream: Stream) -> np.ndarray:
-    """The network's mean probabilities for examples of each class, float64 [classes, classes].
+    """Return the network's mean probabilities for examples of each class, float64 [classes, classes].
 
-    Of `known.auxiliary`; without it, of made-up examples, the same for all classes (LLG* of Wainakh et al. 2022).
+    The examples are `known.auxiliary`; without it made-up ones, the same for all classes (LLG*, Wainakh et al. 2022).
     """
     classes = len(known.task.classes)
     if known.auxiliary is None:
@@ -75,7 +75,7 @@ def _probabilities(network: nn.Module, before: Parameters, features: np.ndarray)
 
 
 def _step_length(observation: Observation) -> float | None:
-    """How far training goes along a gradient that stays the same; None where that is not known."""
+    """Return how far training goes along a constant gradient of 1; None where that is not known."""
     training, clients = observation.training, observation.clients
     if training is None or observation.examples is None:
         return None
@@ -83,7 +83,7 @@ def _step_length(observation: Observation) -> float | None:
 
 
 def step_length(training: Training, steps: int) -> float:
-    """The sum of the steps that SGD with momentum takes along a gradient of 1, in `training.learning_rate` and `momentum`."""
+    """Return the sum of SGD's steps along a gradient of 1, with the learning rate and momentum of `training`."""
     length = velocity = 0.0
     for _ in range(steps):
         velocity = training.momentum * velocity + 1
@@ -92,12 +92,12 @@ def step_length(training: Training, steps: int) -> float:
 
 
 def _longest(change: np.ndarray, expected: np.ndarray) -> float:
-    """The step length at which one class, and none less than once, does not occur at all."""
+    """Return the step length at which the count of one class is 0 and none is negative."""
     return float((change / expected).max()) or 1.0
 
 
 def suits(known: Known) -> str | None:
-    """Why a network says nothing of labels."""
+    """Return why a network's update reveals no labels, or None."""
     classes = len(known.task.classes)
     if labels.find(weights.to_numpy(weights.get(known.network)), classes) is None:
         return f"the network's last weight is no bias of an output layer for {classes} classes; take model.name = 'mlp'"
@@ -105,7 +105,10 @@ def suits(known: Known) -> str | None:
 
 
 def warn(observation: Observation, known: Known) -> str | None:
-    """Counts are right on a fresh model, after one step of SGD, for cross entropy, with examples like the clients'."""
+    """Return what makes the counts rough, or None.
+
+    They are right on a fresh model, after one step of SGD, for cross entropy, with examples like the clients'.
+    """
     training = observation.training
     if training is not None and training.loss != "cross_entropy":
         return f"training.loss = '{training.loss}': labels are read as the gradient of cross entropy shows them"

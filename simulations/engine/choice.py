@@ -1,4 +1,4 @@
-"""Which way of computing clients is the fastest for a network, a device and a cohort: `engine = "auto"`."""
+"""The choice of the engine: for `engine = "auto"`, the fastest one for a network and a device."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ASKED = "as its settings say"
 
 
 def choose(federation: Federation) -> tuple[str, str]:
-    """The engine to use, and why, in words; raise SettingsError where the one asked for cannot be used.
+    """Return the engine to use, and the reason in words; raise SettingsError where the one asked for cannot be used.
 
-    `auto` takes what was fastest where it was measured (docs/performance.md): dense layers all at once, as their rules
-    record no graph and multiply once for many clients; on a CPU an LSTM, and whatever has no such rules, one by one.
+    `auto` takes the engine that was measured to be the fastest (docs/performance.md): all clients at once for dense
+    layers, whose rules record no graph and multiply once for many clients; on a CPU one by one for other layers.
     """
     experiment, device = federation.experiment, federation.device.type
     asked = experiment.engine
@@ -48,7 +48,7 @@ def choose(federation: Federation) -> tuple[str, str]:
 
 
 def count_workers(experiment: Experiment, device: str) -> int:
-    """How many processes compute; raise SettingsError where the setting cannot be met."""
+    """Return the number of processes that compute; raise SettingsError where the setting cannot be met."""
     asked = experiment.workers
     if asked is None:
         return 1 if device == "cuda" or experiment.engine == "sequential" or not can_fork() else int(cpu_count())

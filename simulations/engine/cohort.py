@@ -1,7 +1,7 @@
-"""A Flower grid that computes a whole cohort: all clients of a round at once, or over worker processes.
+"""A Flower grid that computes the cohort of a round at once, or over worker processes.
 
-The strategy sends and receives Flower messages as on any grid. Those of one model and one stage are taken together, cut
-into chunks by a rule that does not know the workers, and answered by the client's own steps (`client/learning/pipeline.py`).
+The strategy sends and receives Flower messages as on any grid. Messages of one model and one stage are grouped, cut
+into chunks that do not depend on the workers, and answered by the client's steps (`client/learning/pipeline.py`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from fedveil.models.local.batches import cut
 from fedveil.simulations.engine.grid import InProcessGrid
 from fedveil.simulations.engine.workers import Job, Workers
 
-EVALUATED_AT_ONCE = 8  # clients a job: enough to hide what a job costs, few enough to share out
-Chunk = tuple[int, Contributions]  # the row of the first client's weights
+EVALUATED_AT_ONCE = 8  # clients in a job: enough to hide the cost of a job, few enough to share out
+Chunk = tuple[int, Contributions]  # with the row of the first client's weights
 
 
 class CohortGrid(InProcessGrid):
-    """Runs FedVeil's own client for all messages of a stage; any other message as `InProcessGrid` does."""
+    """A grid that runs FedVeil's client for all messages of a stage, and other messages as `InProcessGrid` does."""
 
     def __init__(
         self,
@@ -41,20 +41,20 @@ class CohortGrid(InProcessGrid):
         *,
         watch: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> None:
-        """`watch` is told how many of the messages at hand are done."""
+        """`watch`: called with the number of messages that are done, and of all."""
         app = client_app(lambda _context: runtime)
         super().__init__(app, runtime.experiment.data.clients, run_config, watch=watch)
         assert runtime.states is not None  # a simulation's clients keep their state in one store
         self._runtime, self._workers, self._show, self._states_of_all = runtime, workers, watch, runtime.states
-        self._row = 0  # of the results that the next client's weights go to
+        self._row = 0  # of the results, for the next client's weights
         self._numbers_in_model = sum(parameter.numel() for parameter in runtime.network.parameters())
 
     def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
-        """Train or evaluate the clients of the messages; raise as `Workers.run` does."""
+        """Yield each reply with the position of its message, as it is made; raise what `Workers.run` raises."""
         messages = self._number(messages)
         groups: dict[tuple[int, int, str], list[int]] = {}
         for i, message in enumerate(messages):
-            # those of one model and one stage, whatever else a message brings for its client alone
+            # by model and stage, whatever else a message brings for its client alone
             arrays, config = (id(message.content.get(key, message)) for key in (ARRAYS, CONFIG))
             groups.setdefault((arrays, config, message.metadata.message_type), []).append(i)
         rows = sum(message.metadata.message_type == MessageType.TRAIN for message in messages)
@@ -76,7 +76,7 @@ class CohortGrid(InProcessGrid):
                 self._show(done, len(messages))
 
     def _train(self, messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
-        """Replies to messages with one model and one set of settings, as each is made."""
+        """Yield the replies to messages with one model and the same instructions, as each is made."""
         runtime, config = self._runtime, dict(cast(ConfigRecord, messages[0].content[CONFIG]))
         try:
             instructions = Instructions.read(config, runtime.experiment)
@@ -118,7 +118,7 @@ class CohortGrid(InProcessGrid):
     def _execute(
         self, where: Where, span: tuple[int, int], steps: Sequence[Step], chunks: Iterator[Chunk], given: Parameters
     ) -> Iterator[Chunk]:
-        """Do neighbouring steps that run in the same place; `span`: which of the runtime's steps they are."""
+        """Do consecutive steps that run in one place; `span`: the first of the runtime's steps, one past the last."""
         runtime, states = self._runtime, self._states_of_all
         if where == "anywhere":
             waiting = dict(chunks)
@@ -146,13 +146,13 @@ class CohortGrid(InProcessGrid):
             yield from parts
 
     def _rows(self, first: int, number: int) -> Parameters:
-        """The weights of clients whose rows follow one another."""
+        """Return the weights of `number` clients, from row `first` on."""
         return {name: rows[first : first + number] for name, rows in self._workers.results.items()}
 
     def _receive(
         self, messages: Sequence[Message], number: int, run: bytes
     ) -> tuple[Parameters | None, list[tuple[int, Message]]]:
-        """The model of the messages, which is that of round `number`, opened once; and the replies of who must not use it."""
+        """Return the messages' model, that of round `number`, and the refusals of clients that must not use it."""
         record = cast(ArrayRecord, messages[0].content[ARRAYS])
         given, refused = None, []
         for i, message in enumerate(messages):
@@ -163,7 +163,7 @@ class CohortGrid(InProcessGrid):
         return given, refused
 
     def _cut(self, clients: np.ndarray) -> list[np.ndarray]:
-        """Positions of the clients of each chunk."""
+        """Return the positions of the clients in each chunk."""
         runtime = self._runtime
         if runtime.experiment.engine != "batched":
             return np.split(np.arange(len(clients)), len(clients))

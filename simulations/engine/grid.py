@@ -24,7 +24,7 @@ RUN_ID = 1
 
 
 class InProcessGrid(Grid):
-    """Runs a client app for `clients` nodes, one message after another, in the order they are sent."""
+    """A grid that runs a client app for `clients` nodes, one message after another, in the order they are sent."""
 
     def __init__(
         self,
@@ -35,20 +35,20 @@ class InProcessGrid(Grid):
         stop: Callable[[], bool] = lambda: False,
         watch: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> None:
-        """`stop` is asked before each message; `watch` is told how many of the messages at hand are done."""
+        """`stop`: asked before each message; `watch`: called with the number of messages that are done, and of all."""
         act_as(RUN_ID, 0, 1)
         self._app, self._clients, self._config = app, clients, run_config
         self._stop, self._watch = stop, watch
-        self._states: dict[int, RecordDict] = {}  # of the clients that keep any
+        self._states: dict[int, RecordDict] = {}  # by node, of the clients that keep any
         self._replies: dict[str, Message] = {}
         self._numbers = count(1)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Node ids, by partition."""
+        """Return the node ids by partition."""
         return range(1, self._clients + 1)
 
     def set_run(self, run: Run) -> None:
-        """Nothing to set: there is one run in this process."""
+        """Do nothing, as this process has one run."""
 
     @property
     def run(self) -> Run:
@@ -62,24 +62,27 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Run the clients at once; their replies wait to be pulled."""
+        """Run the clients of the messages, keep the replies to be pulled, and return the messages' ids."""
         sent = list(messages)
         for message, reply in zip(sent, self.send_and_receive(sent), strict=True):
             self._replies[message.metadata.message_id] = reply
         return [message.metadata.message_id for message in sent]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies to pushed messages, each given once."""
+        """Return the replies to pushed messages, each once."""
         return [self._replies.pop(i) for i in message_ids if i in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Run the client of each message; raise Interrupted when asked to stop, TrainingError when a client fails."""
+        """Run the client of each message, and return the replies in order.
+
+        Raise Interrupted when asked to stop, TrainingError when a client fails.
+        """
         sent = list(messages)
         replies = dict(self.answers(sent, timeout))
         return [replies[i] for i in range(len(sent))]
 
     def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
-        """As `send_and_receive`, one reply after another, each with the position of its message."""
+        """Yield what `send_and_receive` returns, one reply after another, each with the position of its message."""
         sent = self._number(messages)
         for i, message in enumerate(sent):
             if self._stop():
@@ -88,14 +91,14 @@ class InProcessGrid(Grid):
             self._watch(i + 1, len(sent))
 
     def _number(self, messages: Iterable[Message]) -> list[Message]:
-        """The messages, each with an id that its reply will name; Flower gives it when a message is sent."""
+        """Give each message an id, which its reply will name, as Flower does when a message is sent."""
         sent = list(messages)
         for message in sent:
             identify(message, str(next(self._numbers)))
         return sent
 
     def _context(self, node: int) -> Context:
-        """What the client of a node is given beside the message."""
+        """Return the context that the client of a node is given with a message."""
         return Context(
             run_id=RUN_ID,
             node_id=node,
@@ -120,7 +123,10 @@ class InProcessGrid(Grid):
 
 
 def where(error: BaseException, folder: Path | None = None) -> str:
-    """` (FILE, line N)`: the last line of code in `folder`, or outside installed packages: most often the user's own."""
+    """Return ` (FILE, line N)` of the last line of code in `folder`, else outside installed packages.
+
+    That is most often the user's code; empty where there is no such line.
+    """
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
     own = [frame for frame in frames if folder is not None and Path(frame.filename).is_relative_to(folder)] or frames
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""

@@ -1,7 +1,7 @@
-"""The same experiment on Flower's Simulation Runtime: clients in the processes of a Ray cluster.
+"""The engine on Flower's Simulation Runtime: clients run in the processes of a Ray cluster.
 
-Flower's runtime lives on a thread of its own, and its `ServerApp` lends the grid to the round loop, which stays on the
-caller's thread: so errors and Ctrl-C come out of it as on every other engine.
+Flower's runtime runs on another thread, and its `ServerApp` lends the grid to the round loop, which stays on the
+caller's thread, so that errors and Ctrl-C are raised there as on every other engine.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from fedveil.core.record.record import Record
 from fedveil.core.wire.flower import ErrorCode
 from fedveil.core.wire.messages import CLIENT, CONFIG
 from fedveil.server.federation import Federation, federate
-from fedveil.server.nodes import ClientGrid
+from fedveil.server.nodes import ClientGrid, WrappedGrid
 from fedveil.server.rounds.context import Hooks
 from fedveil.simulations.engine.grid import where
 
-POLL = 0.02  # seconds between looks for replies
+POLL = 0.02  # seconds between polls for replies
 
 
 def check_ray(workers: int | None) -> None:
-    """Raise SettingsError where Ray is not installed, or `workers` cannot be had."""
+    """Raise SettingsError where Ray is not installed, or cannot have `workers` processors."""
     if importlib.util.find_spec("ray") is None:
         raise SettingsError(
             "engine = 'ray': needs Ray, which is not installed here: pip install 'fedveil[ray]'; or use engine = 'auto'"
@@ -60,11 +60,12 @@ def run_on_ray(
     stop: Callable[[], bool] = lambda: False,
     client_done: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> None:
-    """Run the rounds that are left on Flower's Simulation Runtime, and leave no process of it behind.
+    """Run the remaining rounds on Flower's Simulation Runtime, and leave no process of it behind.
 
-    runtime: of the clients, with the store of their states; `workers` of its experiment are processors of this machine that
-        Ray may use, each for one client at a time; None: all of this machine, or of the cluster that RAY_ADDRESS names
-    stop: is asked while clients work; client_done: is told how many of the messages at hand are answered
+    Ray uses `workers` processors of this machine, as the experiment sets them, each for one client at a time. Without
+    that setting it uses all of this machine, or of the cluster that RAY_ADDRESS names.
+    runtime: the clients', with the store of their states
+    stop: asked while clients work; client_done: called with the number of messages that are answered, and of all
     Raises what `check_ray` and `federate` raise; FedveilError where Ray cannot start or breaks down.
     """
     experiment = federation.experiment
@@ -81,7 +82,7 @@ def run_on_ray(
 
 
 class _Runtime:
-    """Flower's runtime on a thread: `grid` comes when it is up; `error` says why it is down."""
+    """Flower's runtime on a thread: `grids` gets the grid when it is up and None when it is down; `error` says why."""
 
     def __init__(self) -> None:
         self.grids: SimpleQueue[Grid | None] = SimpleQueue()
@@ -92,9 +93,9 @@ class _Runtime:
 
 @contextmanager
 def _runtime(client: ClientApp, nodes: int, workers: int | None, gpu: bool) -> Iterator[_Runtime]:
-    """Flower's Simulation Runtime, up; down again afterwards, with Ray."""
+    """Start Flower's Simulation Runtime for the block, and shut it and Ray down afterwards."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no message leaves a machine unless a user sends it
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of this, its coming default
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns that this will be its default
     import ray
     from flwr.simulation import run_simulation
 
@@ -112,7 +113,7 @@ def _runtime(client: ClientApp, nodes: int, workers: int | None, gpu: bool) -> I
             runtime.error = error
         runtime.grids.put(None)
 
-    python_path = os.environ.get("PYTHONPATH")  # Flower puts this process' `sys.path` there for Ray's
+    python_path = os.environ.get("PYTHONPATH")  # Flower puts this process' `sys.path` there for Ray's processes
     thread = threading.Thread(target=serve, name="flower-runtime")
     thread.start()
     try:
@@ -135,7 +136,7 @@ def _down(runtime: _Runtime) -> Any:
 
 
 def _backend(workers: int | None, gpu: bool) -> dict[str, Any]:
-    """A processor for each client at work, and a share of the GPUs where the experiment computes on them."""
+    """Return settings for Ray: a processor for each client at work, and a share of the GPUs where they are used."""
     start: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     resources = {"num_cpus": 1, "num_gpus": 0.0}
     if workers is not None:
@@ -144,15 +145,15 @@ def _backend(workers: int | None, gpu: bool) -> dict[str, Any]:
         import torch
 
         count = workers or os.cpu_count() or 1
-        resources["num_gpus"] = int(1e4 * min(1.0, torch.cuda.device_count() / count)) / 1e4  # Ray knows four digits
+        resources["num_gpus"] = int(1e4 * min(1.0, torch.cuda.device_count() / count)) / 1e4  # Ray keeps 4 digits
     return {"init_args": start, "client_resources": resources}
 
 
 class _Client(ClientApp):
-    """FedVeil's client app in a Ray process: Flower's Python interface gives clients no run config, so it brings it along."""
+    """FedVeil's client app in a Ray process, with the run config that Flower's Python interface gives to no client."""
 
     def __init__(self, config: dict[str, Any], keys: Sequence[StateKey]) -> None:
-        """`keys`: of the states that come with a message and go back with its reply."""
+        """`keys`: those of the states that come with a message and go back with its reply."""
         super().__init__()
         self._config, self._keys = config, keys
 
@@ -174,15 +175,15 @@ class _Client(ClientApp):
 
 
 def _client(message: Message) -> int:
-    """The client that a message is for, whichever node stands for it."""
+    """Return the client that a message is for, whichever node runs it."""
     return int(cast(int, cast(ConfigRecord, message.content[CONFIG])[CLIENT]))
 
 
-class _LentGrid(Grid):
+class _LentGrid(WrappedGrid):
     """Flower's grid, asked in such a way that a stop, a failing client and a dead runtime are noticed.
 
-    What clients keep stays on this side, where a checkpoint can hold it; it travels with the messages, as Flower's own state
-    of a node does.
+    The clients' states stay in this process, where a checkpoint can hold them, and travel with the messages, as the
+    state of a node does in Flower.
     """
 
     def __init__(
@@ -193,15 +194,16 @@ class _LentGrid(Grid):
         states: ClientStates,
         keys: Sequence[StateKey],
     ) -> None:
-        self._runtime, self._grid, self._states, self._keys = runtime, runtime.grid, states, keys
+        super().__init__(runtime.grid)
+        self._runtime, self._states, self._keys = runtime, states, keys
         self._stop, self._client_done = stop, client_done
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send, and wait for the replies (`timeout`: seconds); raise TrainingError where a client's own code failed."""
+        """Send messages, return the replies (`timeout`: seconds); raise TrainingError where a client's code failed."""
         return [reply for _, reply in self.answers(list(messages), timeout)]
 
     def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
-        """As `send_and_receive`, each reply as it arrives, with the position of its message."""
+        """Yield what `send_and_receive` returns, each reply as it arrives, with the position of its message."""
         for message in messages:
             if message.metadata.message_type == MessageType.TRAIN:
                 lend(self._states, _client(message), self._keys, message.content)
@@ -222,28 +224,3 @@ class _LentGrid(Grid):
                 yield index, reply
                 self._client_done(len(messages) - len(waiting), len(messages))
             time.sleep(POLL)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """As Flower's grid."""
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """As Flower's grid."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """As Flower's grid."""
-        return self._grid.pull_messages(message_ids)
-
-    def set_run(self, run: Any) -> None:
-        """As Flower's grid."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """As Flower's grid."""
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """As Flower's grid."""
-        return self._grid.create_message(*args, **kwargs)

@@ -1,8 +1,8 @@
-"""The state of a simulation's clients, in one store: durable state sparse and on disk, a session's secrets in memory.
+"""The states of a simulation's clients in one store: durable states sparse on disk, a session's secrets in memory.
 
-A kind of state is a file of equal slots, memory-mapped; a client that never wrote has none, so that a million clients cost
-what those that took part wrote. Nothing that a checkpoint names is written over: a new state takes a free slot, and the slot
-of the old one is free again only when two later checkpoints do not name it (the one before the newest stays beside it).
+Each kind of state is a memory-mapped file of equal slots. A client that never wrote has no slot, so that of a million
+clients only those that took part cost space. Nothing that a checkpoint names is overwritten: a new state takes a free
+slot, and the old slot is free again only when the two newest checkpoints, which are both kept, do not name it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class DiskStates:
     """The store of all clients of a simulation (`client/learning/states.py`)."""
 
     def __init__(self, folder: Path, index: Mapping[str, np.ndarray] | None = None) -> None:
-        """Open the store in a folder, which is made when something is kept.
+        """Open the store in a folder, which is made when a state is first kept.
 
-        index: what `commit` gave when the checkpoint was written that the run goes on from
+        index: what `commit` returned for the checkpoint that the run resumes from
         Raise SettingsError where the files are not those of the index.
         """
         self._folder = folder
@@ -40,14 +40,14 @@ class DiskStates:
                 self._slabs[key] = _Slab(folder / key, layout, dict(array.tolist()))
 
     def get(self, client: int, key: StateKey) -> State | None:
-        """Return a copy of what a client keeps, or None."""
+        """Return a client's state, a copy of it where it is durable, or None."""
         if not key.durable:
             return self._session.get((client, key.name))
         slab = self._slabs.get(key.name)
         return None if slab is None else slab.get(client)
 
     def put(self, client: int, key: StateKey, state: State) -> None:
-        """Keep a state in place of the one before; raise TrainingError where its arrays have other shapes than others' have."""
+        """Keep a client's state in place of its last one; raise TrainingError where its layout differs from others'."""
         if not key.durable:
             self._session[client, key.name] = state
             return
@@ -70,7 +70,7 @@ class DiskStates:
             self._slabs[key.name].drop(client)
 
     def commit(self) -> dict[str, np.ndarray]:
-        """Bring durable state to the disk, and return what a checkpoint must hold to find it: arrays by name."""
+        """Write durable states to disk, and return what a checkpoint must hold to find them: arrays by name."""
         index: dict[str, np.ndarray] = {}
         for name, slab in self._slabs.items():
             index[f"{name}/slots"] = slab.commit()
@@ -82,14 +82,14 @@ class _Slab:
     """Slots of equal size in a file, and which client's state each one holds."""
 
     def __init__(self, path: Path, layout: Layout, slots: dict[int, int] | None = None) -> None:
-        """Make the file, or open that of an earlier process, whose clients have `slots`.
+        """Make the file, or open that of an earlier process, in which clients have `slots`.
 
         Raise SettingsError where that file is missing or cut off.
         """
         self.layout, self._path, self._slots = layout, path, slots or {}
         self._ends = np.cumsum([0, *(np.dtype(kind).itemsize * math.prod(shape) for _, kind, shape in layout)])
         self._width = max(int(self._ends[-1]), 1)
-        self._unnamed: list[int] = []  # slots that the newest checkpoint does not name, and the one before does
+        self._unnamed: list[int] = []  # slots that the newest checkpoint does not name, but the one before does
         self._replaced: list[int] = []  # slots that the newest checkpoint names, and the next will not
         self._new: set[int] = set()  # slots written since the newest checkpoint
         if slots is None:
@@ -104,7 +104,7 @@ class _Slab:
         self._free = [slot for slot in range(len(self._memory) - 1, -1, -1) if slot not in used]
 
     def _map(self, capacity: int) -> None:
-        """Make room for so many slots; the file has holes where nothing was written."""
+        """Make room for `capacity` slots; the file has holes where nothing was written."""
         os.truncate(self._path, capacity * self._width)
         self._memory = np.memmap(self._path, np.uint8, "r+", shape=(capacity, self._width))
 
@@ -134,7 +134,7 @@ class _Slab:
         self._new.add(slot)
 
     def drop(self, client: int) -> None:
-        """Let a client's slot go."""
+        """Drop a client's state, and free its slot when no kept checkpoint names it."""
         slot = self._slots.pop(client, None)
         if slot is None:
             return
@@ -145,7 +145,7 @@ class _Slab:
             self._replaced.append(slot)
 
     def commit(self) -> np.ndarray:
-        """Bring the slots to the disk, and return which client has which: int64 [m, 2]."""
+        """Write the slots to disk, and return each client with its slot: int64 [m, 2]."""
         if self._new:
             self._memory.flush()
         self._free += self._unnamed

@@ -1,8 +1,8 @@
-"""Who computes: this process, or worker processes that hold the data already, so that only weights travel.
+"""The execution of jobs: in this process, or in worker processes that share its data and weights.
 
-Workers are forked after the data is loaded: they see it without a copy. The model of a round and what clients
-make of it lie in memory that all share; through the pipes go a few numbers a job. Every process computes with
-one thread, and what it computes does not depend on which process that is.
+Workers are forked after the data is loaded, so that they see it without a copy. The model of a round and the clients'
+weights lie in shared memory, and only a few numbers of each job go through the pipes. Every process computes with one
+thread, and what a job computes does not depend on the process.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does at a time: some steps for a chunk of clients, or their evaluation.
+    """The work that one process does at a time: some steps for a chunk of clients, or their evaluation.
 
-    contributions: of the chunk, without their arrays
-    first: the row of the shared results that holds the first client's weights; the others follow
+    contributions: those of the chunk, without their arrays
+    first: the row of the shared results that holds the first client's weights; the other clients' follow
     steps: the first of the runtime's steps to do, and the one after the last; None to evaluate
     """
 
@@ -51,9 +51,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job gave, and the seconds it took.
+    """The result of a job, and the seconds it took.
 
-    contributions: after the steps, without their arrays; scores: of evaluation, one a client
+    contributions: after the steps, without their arrays; scores: of evaluation, one for each client
     """
 
     seconds: float
@@ -62,21 +62,21 @@ class Outcome:
 
 
 def can_fork() -> bool:
-    """Whether this system forks processes safely: Linux does."""
+    """Say whether this system forks processes safely, as Linux does."""
     return sys.platform == "linux"
 
 
 class Workers:
-    """Runs jobs here, or in `number` processes where that is more than one.
+    """The runner of jobs, in this process or in `number` processes where that is more than one.
 
-    results: the weights clients made, each [rows, ...]; row `job.first + i` is the i-th client's of a job. They are
-        overwritten by later jobs, but not while somebody holds one of their arrays: see `make_room`.
+    results: the clients' weights, each [rows, ...]; row `job.first + i` is that of the i-th client of a job. Later jobs
+        overwrite them, except where their arrays are still in use: see `make_room`.
     """
 
     def __init__(
         self, runtime: ClientRuntime, like: Mapping[str, np.ndarray], rows: int, number: int, stop: Callable[[], bool]
     ) -> None:
-        """`like`: arrays of the model's shapes; `stop` is asked while jobs run."""
+        """`like`: arrays of the model's shapes; `rows`: how many clients' weights fit; `stop`: asked while jobs run."""
         self._runtime, self._rows, self._number, self._stop = runtime, rows, number, stop
         self._shapes = {name: array.shape for name, array in like.items()}
         self._processes: list[multiprocessing.process.BaseProcess] = []
@@ -92,7 +92,7 @@ class Workers:
         self._unheld = self._references()
         gc.collect()
         if self._froze:
-            gc.freeze()  # what is here now need not be looked through again, nor be copied by the processes
+            gc.freeze()  # later collections skip what exists now, so that the processes do not copy it
         if not shared:
             return
         fork = multiprocessing.get_context("fork")
@@ -110,22 +110,22 @@ class Workers:
             raise
 
     def make_room(self, rows: int) -> None:
-        """Be ready for jobs whose results take so many rows, from row 0.
+        """Prepare for jobs whose results take `rows` rows, from row 0.
 
-        Where somebody still holds weights of earlier jobs, a strategy that remembers updates say, new memory is taken.
+        New memory is taken where weights of earlier jobs are still in use, as by a strategy that remembers updates.
         """
         if self._references() > self._unheld:
-            gc.collect()  # Flower's records refer to themselves, so that they stay until they are looked for
+            gc.collect()  # Flower's records refer to themselves, so that they stay until they are collected
         if rows > self._rows or self._references() > self._unheld:
             self.close()
             self._rows = max(rows, self._rows)
             self._begin()
 
     def run(self, given: Mapping[str, np.ndarray], jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
-        """Run jobs on the model `given`, and yield each as it ends, in any order.
+        """Run jobs on the model `given`, and yield each with its outcome as it ends, in any order.
 
-        Raises Interrupted when asked to stop; TrainingError where a client or a worker fails; DataError where `given` is not a
-        model of the clients' network.
+        Raises Interrupted when asked to stop; TrainingError where a client or a worker fails; DataError where `given`
+        does not fit the clients' network.
         """
         found = {name: array.shape for name, array in given.items()}
         if found != self._shapes:
@@ -165,7 +165,7 @@ class Workers:
                 raise Interrupted("stopped")
 
     def _references(self) -> int:
-        """How many arrays look into the memory of the results."""
+        """Return the number of references to the memory of the results."""
         return sum(sys.getrefcount(flat) for flat in self._flat.values())
 
     def _or_obituary(self, pipe: Connection, do: Callable[[], Any]) -> Any:
@@ -180,20 +180,20 @@ class Workers:
             raise TrainingError(f"a worker process {how}; where memory ran out, use fewer: --workers 1") from None
 
     def close(self) -> None:
-        """End the worker processes, whatever they do."""
+        """End the worker processes, even at work."""
         if self._froze:
             gc.unfreeze()
         for process in self._processes:
             process.terminate()
         for pipe in self._pipes:
-            pipe.close()  # ends one that was too young to hear of its end
+            pipe.close()  # ends a worker that was not yet ready for the signal
         for process in self._processes:
             process.join()
         self._processes, self._pipes = [], []
 
 
 def _memory(shapes: Mapping[str, tuple[int, ...]], rows: int, shared: bool) -> Arrays:
-    """float32 memory for rows of each shape; `shared` with processes that are forked later, and gone with the last."""
+    """Allocate float32 memory for rows of each shape; `shared`: with processes forked later, freed with the last."""
     sizes = {name: rows * math.prod(shape) for name, shape in shapes.items()}
     try:
         if not shared:
@@ -209,11 +209,11 @@ def _memory(shapes: Mapping[str, tuple[int, ...]], rows: int, shared: bool) -> A
 def _serve(
     runtime: ClientRuntime, given: Arrays, results: Arrays, pipe: Connection, others: Sequence[Connection]
 ) -> None:
-    """Do jobs until nobody sends any: the parent is done, or gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    """Do jobs until the parent ends or closes its end of the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for other in others:
-        other.close()  # an end held here would hide that the parent is gone
+        other.close()  # a copy of the parent's end held here would hide that the parent is gone
     torch.set_num_threads(1)
     with threadpool_limits(1):
         while True:
@@ -225,7 +225,7 @@ def _serve(
 
 
 def _attempt(runtime: ClientRuntime, given: Arrays, results: Arrays, job: Job) -> Outcome | FedveilError:
-    """Do a job; what goes wrong in it is returned, to be raised in the process that runs the rounds."""
+    """Do a job, and return its outcome, or its error for the process that runs the rounds to raise."""
     try:
         return _do(runtime, given, results, job)
     except FedveilError as error:

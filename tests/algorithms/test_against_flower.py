@@ -14,14 +14,15 @@ from flwr.serverapp import strategy as flower
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedveil import Experiment
 from fedveil.algorithms.algorithm import Algorithm, Arrays, Cohort, Contribution
 from fedveil.algorithms.fedavg import fedavg
 from fedveil.algorithms.fedavgm import FedAvgM, fedavgm
 from fedveil.algorithms.fedopt import FedAdagrad, FedAdam, fedadagrad, fedadam, fedyogi
-from fedveil.algorithms.fedprox import FedProx, fedprox
+from fedveil.algorithms.fedprox import fedprox
 from fedveil.algorithms.qfedavg import QFedAvg, qfedavg
 from fedveil.algorithms.rules.bulyan import bulyan
-from fedveil.algorithms.rules.krum import Krum, MultiKrum, krum, multikrum
+from fedveil.algorithms.rules.krum import MultiKrum, krum, multikrum
 from fedveil.algorithms.rules.median import fedmedian
 from fedveil.algorithms.rules.trimmed_mean import TrimmedMean, fedtrimmedavg
 from fedveil.core.settings.section import NoSettings
@@ -31,6 +32,8 @@ SHAPES: dict[str, tuple[int, ...]] = {"weight": (5, 4), "bias": (5,), "scale": (
 ROUNDS = 3
 eighths = st.integers(0, 7).map(lambda n: n / 8)
 rates = st.sampled_from([0.01, 0.1, 0.3, 1.0, 3.0])
+
+PLAIN = Experiment()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,6 +122,10 @@ def assert_alike(
             model = {name: np.array(value, np.float32) for name, value in wanted.items()}
 
 
+def against(liars: int) -> Experiment:
+    return Experiment(federation={"byzantine_clients": liars})
+
+
 def with_options(strategy: type[flower.FedAvg], **options: Any) -> Callable[..., flower.FedAvg]:
     return lambda **shared: strategy(**shared, **options)
 
@@ -126,15 +133,15 @@ def with_options(strategy: type[flower.FedAvg], **options: Any) -> Callable[...,
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 9))
 def test_fedavg_and_fedprox(seed, clients) -> None:
-    assert_alike(fedavg(NoSettings()), flower.FedAvg, seed, clients, 0.1)
-    ours = fedprox(FedProx(proximal_mu=0.3))
+    assert_alike(fedavg(NoSettings(), PLAIN), flower.FedAvg, seed, clients, 0.1)
+    ours = fedprox(NoSettings(), Experiment(training={"proximal_mu": 0.3}))
     assert_alike(ours, with_options(flower.FedProx, proximal_mu=0.3), seed, clients, 0.1)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 6), rates, eighths)
 def test_fedavgm(seed, clients, eta, beta) -> None:
-    ours = fedavgm(FedAvgM(server_learning_rate=eta, server_momentum=beta))
+    ours = fedavgm(FedAvgM(learning_rate=eta, momentum=beta), PLAIN)
     theirs = with_options(flower.FedAvgM, server_learning_rate=eta, server_momentum=beta)
     assert_alike(ours, theirs, seed, clients, 0.1)
 
@@ -145,7 +152,7 @@ def test_fedavgm(seed, clients, eta, beta) -> None:
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 6), rates, eighths, eighths, st.sampled_from([1e-6, 1e-3, 1.0]))
 def test_fedadam_and_fedyogi(ours, theirs, seed, clients, eta, beta_1, beta_2, tau) -> None:
-    algorithm = ours(FedAdam(server_learning_rate=eta, beta_1=beta_1, beta_2=beta_2, tau=tau))
+    algorithm = ours(FedAdam(learning_rate=eta, beta_1=beta_1, beta_2=beta_2, tau=tau), PLAIN)
     same = with_options(theirs, eta=eta, beta_1=beta_1, beta_2=beta_2, tau=tau)
     assert_alike(algorithm, same, seed, clients, 0.1)
 
@@ -153,7 +160,7 @@ def test_fedadam_and_fedyogi(ours, theirs, seed, clients, eta, beta_1, beta_2, t
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 6), rates, st.sampled_from([1e-6, 1e-3, 1.0]))
 def test_fedadagrad(seed, clients, eta, tau) -> None:
-    algorithm = fedadagrad(FedAdagrad(server_learning_rate=eta, tau=tau))
+    algorithm = fedadagrad(FedAdagrad(learning_rate=eta, tau=tau), PLAIN)
     assert_alike(algorithm, with_options(flower.FedAdagrad, eta=eta, tau=tau), seed, clients, 0.1)
 
 
@@ -161,19 +168,19 @@ def test_fedadagrad(seed, clients, eta, tau) -> None:
 @given(st.integers(0, 10**6), st.integers(1, 6), rates, st.sampled_from([0.0, 0.1, 1.0, 2.5]))
 def test_qfedavg(seed, clients, rate, q) -> None:
     theirs = with_options(flower.QFedAvg, client_learning_rate=rate, q=q, train_loss_key="global-loss")
-    assert_alike(qfedavg(QFedAvg(q=q)), theirs, seed, clients, rate)
+    assert_alike(qfedavg(QFedAvg(q=q), PLAIN), theirs, seed, clients, rate)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 12))
 def test_fedmedian(seed, clients) -> None:
-    assert_alike(fedmedian(NoSettings()), flower.FedMedian, seed, clients, 0.1)
+    assert_alike(fedmedian(NoSettings(), PLAIN), flower.FedMedian, seed, clients, 0.1)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 12), st.sampled_from([0.0, 0.1, 0.2, 0.29, 0.4, 0.49]))
 def test_fedtrimmedavg(seed, clients, fraction) -> None:
-    algorithm = fedtrimmedavg(TrimmedMean(trim_fraction=fraction))
+    algorithm = fedtrimmedavg(TrimmedMean(fraction=fraction), PLAIN)
     assert_alike(algorithm, with_options(flower.FedTrimmedAvg, beta=fraction), seed, clients, 0.1)
 
 
@@ -181,13 +188,13 @@ def test_fedtrimmedavg(seed, clients, fraction) -> None:
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(0, 3), st.integers(1, 5))
 def test_krum_and_multikrum(seed, clients, liars, selected) -> None:
     theirs = with_options(flower.Krum, num_malicious_nodes=liars)
-    assert_alike(krum(Krum(byzantine_clients=liars)), theirs, seed, clients, 0.1)
+    assert_alike(krum(NoSettings(), against(liars)), theirs, seed, clients, 0.1)
     theirs = with_options(flower.MultiKrum, num_malicious_nodes=liars, num_nodes_to_select=selected)
-    assert_alike(multikrum(MultiKrum(byzantine_clients=liars, selected=selected)), theirs, seed, clients, 0.1)
+    assert_alike(multikrum(MultiKrum(selected=selected), against(liars)), theirs, seed, clients, 0.1)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 2), st.integers(0, 4))
 def test_bulyan(seed, liars, more) -> None:
     theirs = with_options(flower.Bulyan, num_malicious_nodes=liars)
-    assert_alike(bulyan(Krum(byzantine_clients=liars)), theirs, seed, 4 * liars + 3 + more, 0.1)
+    assert_alike(bulyan(NoSettings(), against(liars)), theirs, seed, 4 * liars + 3 + more, 0.1)

@@ -12,9 +12,8 @@ import pytest
 import fedveil.algorithms
 from fedveil import Experiment, SettingsError, TrainingError
 from fedveil.algorithms.algorithm import Algorithm, Cohort, Contribution
-from fedveil.algorithms.fedprox import FedProx
 from fedveil.algorithms.rules.bulyan import bulyan_mean
-from fedveil.algorithms.rules.krum import Krum, MultiKrum, multikrum
+from fedveil.algorithms.rules.krum import MultiKrum, multikrum
 from fedveil.core import catalog
 from fedveil.core.declaration import declaration
 
@@ -38,7 +37,7 @@ def cohort(clients: int = 7) -> Cohort:
 
 @pytest.mark.parametrize("name", ALL)
 def test_an_algorithm_changes_neither_the_model_nor_the_updates_nor_its_old_state(name) -> None:
-    algorithm: Algorithm = ALL[name](declaration(ALL[name]).settings())
+    algorithm: Algorithm = ALL[name](declaration(ALL[name]).settings(), with_liars(0))
     given = cohort()
     held = [given.model, *given.weights]
     before = [{key: value.copy() for key, value in arrays.items()} for arrays in held]
@@ -63,21 +62,13 @@ def test_an_algorithm_says_what_it_must_see_and_why(name) -> None:
     assert bool(declared.why) == (declared.needs != "sum")
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_an_algorithms_settings_have_the_defaults_of_the_federations_keys(name) -> None:
-    flat = Experiment().federation.model_dump() | {"byzantine_clients": 0, "proximal_mu": 0.0}
-    for key, value in declaration(ALL[name]).settings().model_dump().items():
-        wanted = flat[key]
-        if key == "server_learning_rate":
-            wanted = 1.0 if name == "fedavgm" else 0.1
-        assert value == wanted
+def with_liars(liars: int, cohort: int = 9) -> Experiment:
+    return Experiment(data={"clients": 50}, federation={"cohort": cohort, "byzantine_clients": liars})
 
 
 def test_multikrum_selects_what_the_settings_say_or_as_many_as_there_can_be_of_a_whole_cohort() -> None:
-    given = cohort(9)
-    means = {
-        selected: multikrum(MultiKrum(byzantine_clients=2, selected=selected)).rule(given) for selected in (None, 5, 4)
-    }
+    given, experiment = cohort(9), with_liars(2)
+    means = {chosen: multikrum(MultiKrum(selected=chosen), experiment).rule(given) for chosen in (None, 5, 4)}
     assert all((means[None][key] == means[5][key]).all() for key in MODEL)
     assert not all((means[None][key] == means[4][key]).all() for key in MODEL)
 
@@ -88,28 +79,24 @@ def test_bulyan_refuses_a_round_with_too_few_updates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "size", "said"),
+    ("name", "federation", "said"),
     [
-        ("krum", Krum(byzantine_clients=3), 8, "krum with federation.byzantine_clients = 3 needs at least 9"),
-        ("multikrum", MultiKrum(byzantine_clients=1), 4, "multikrum with .* needs at least 5"),
-        ("multikrum", MultiKrum(byzantine_clients=1, selected=6), 8, "at most cohort - byzantine_clients - 2 = 5"),
-        ("bulyan", Krum(byzantine_clients=2), 10, "bulyan with federation.byzantine_clients = 2 needs at least 11"),
-        ("fedprox", FedProx(), 10, "with training.proximal_mu = 0 it is fedavg"),
+        ("krum", {"cohort": 8, "byzantine_clients": 3}, "krum with federation.byzantine_clients = 3 needs at least 9"),
+        ("multikrum", {"cohort": 4, "byzantine_clients": 1}, "multikrum with .* needs at least 5"),
+        (
+            {"name": "multikrum", "selected": 6}, {"cohort": 8, "byzantine_clients": 1},
+            "federation.strategy.selected = 6: .* at most cohort - byzantine_clients - 2 = 5",
+        ),
+        ("bulyan", {"cohort": 10, "byzantine_clients": 2}, "bulyan with federation.byzantine_clients = 2 needs at least 11"),
+        ("fedprox", {"cohort": 10}, "with training.proximal_mu = 0 it is fedavg"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_with_the_experiment_is_refused_by_the_part_itself(name, settings, size, said) -> None:
-    check = declaration(ALL[name]).check
-    assert check is not None
-    # 0.3 and no liars: the experiment's own check lets it pass
-    experiment = Experiment(
-        data={"clients": 20}, training={"proximal_mu": 0.3}, federation={"strategy": name, "cohort": size}
-    )
+def test_what_cannot_work_with_the_experiment_is_refused_by_the_part_itself(name, federation, said) -> None:
+    mu = 0.3 if name != "fedprox" else 0.0
     with pytest.raises(SettingsError, match=said):
-        check(settings, experiment)
-    enough = Experiment(
-        federation={"strategy": name, "cohort": 20}, data={"clients": 20}, training={"proximal_mu": 0.3}
-    )
-    check(FedProx(proximal_mu=0.1) if name == "fedprox" else settings, enough)
+        Experiment(data={"clients": 20}, training={"proximal_mu": mu}, federation={"strategy": name, **federation})
+    enough = {"strategy": name, **federation, "cohort": 20}
+    Experiment(federation=enough, data={"clients": 20}, training={"proximal_mu": 0.3})
 
 
 def test_algorithms_know_neither_flower_nor_messages_nor_a_floor_above() -> None:

@@ -38,7 +38,7 @@ COMPARISONS = [
             _MILLION,
             name="million (made-up data), cohort 600, 3 rounds of fedavg",
             settings={
-                "federation.strategy": "fedavg", "federation.server_learning_rate": None, "federation.cohort": 600,
+                "federation.strategy": "fedavg", "federation.cohort": 600,
                 "federation.rounds": 3,
             },
         ),

@@ -1,4 +1,4 @@
-"""Measure every claim in full and write docs/results.md: `python tests/results.py docs/results.md`."""
+"""Measure every claim in full and write docs/results.md: `python -m claims.results docs/results.md`, with tests/ on PYTHONPATH."""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@ from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.client.learning.states import ContextStates, StateKey
 from fedveil.core.wire.messages import from_arrays, to_arrays
 from fedveil.models.parameters import get, to_numpy
-from fedveil.simulations import run as run_module
 
 SMALL = {
     "data.clients": 6, "federation.cohort": 4, "federation.rounds": 2, "training.epochs": 1, "model.hidden": [8],
@@ -148,7 +147,7 @@ def _deployed_with_code(experiment: Experiment, folder: Any) -> list[dict[str, n
 @pytest.mark.parametrize("engine", ["batched", "processes", "sequential"])
 @pytest.mark.parametrize("protection", ["none", "secagg", "bfv"])
 def test_an_adversary_sees_and_changes_all_contributions_of_a_cohort_before_they_are_protected(
-    engine, protection, monkeypatch, tmp_path
+    engine, protection, tmp_path
 ) -> None:
     seen: list[list[int]] = []
 
@@ -158,17 +157,10 @@ def test_an_adversary_sees_and_changes_all_contributions_of_a_cohort_before_they
         for name, rows in contributions.weights.items():
             rows[0] = 2 * contributions.given[name] - rows[1:].mean(0)
 
-    make = run_module.client_runtime
-    monkeypatch.setattr(run_module, "client_runtime", lambda *a, **k: make(*a, **k, adversary=lie))
     experiment = small(engine=engine, privacy__protection=protection)
-    result = run(experiment, out=tmp_path / "run", plots=False)
-    honest = run_honest(experiment, tmp_path / "honest", monkeypatch, make)
+    result = run(experiment, out=tmp_path / "run", plots=False, adversary=lie)
+    honest = run(experiment, out=tmp_path / "honest", plots=False)
     assert [len(cohort) for cohort in seen] == [4, 4]
     assert seen[0] == sorted(result.clients.query("round == 1").client)
     assert result.summary["model_sha256"] != honest.summary["model_sha256"]
     assert float(result.metrics.train_loss.iloc[-1]) > float(honest.metrics.train_loss.iloc[-1])
-
-
-def run_honest(experiment: Experiment, folder: Any, monkeypatch: pytest.MonkeyPatch, make: Any) -> Any:
-    monkeypatch.setattr(run_module, "client_runtime", make)
-    return run(experiment, out=folder, plots=False)

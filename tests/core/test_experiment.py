@@ -86,8 +86,12 @@ def test_a_setting_that_cannot_be_used_is_named_with_what_was_given_and_what_is_
 
 def test_settings_that_cannot_work_together_are_refused() -> None:
     assert "only sgd takes momentum" in refused("training.optimizer=adam", "training.momentum=0.9")
-    assert "needs at least 7" in refused("federation.strategy=bulyan", "federation.malicious=1", "federation.cohort=6")
-    assert "at most cohort - malicious - 2" in refused("federation.strategy=multikrum", "federation.selected=9")
+    assert "needs at least 7" in refused(
+        "federation.strategy=bulyan", "federation.byzantine_clients=1", "federation.cohort=6"
+    )
+    assert "at most cohort - byzantine_clients - 2" in refused(
+        "federation.strategy=multikrum", "federation.strategy.selected=9"
+    )
     assert "must be smaller" in refused("training.schedule=cyclic", "training.schedule_minimum=0.1")
     assert "must be smaller" in refused("training.schedule=cosine", "training.schedule_minimum=0.2")
 

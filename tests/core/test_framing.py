@@ -155,6 +155,7 @@ def test_a_message_that_came_as_records_is_refused() -> None:
         from_parcel(RecordDict())
 
 
+@pytest.mark.slow
 @parses("from_parcel", usual=2000)
 @given(noise=st.binary(max_size=60), at=st.integers(0, 900), framed=st.booleans())
 def test_random_bytes_are_refused_or_read_as_what_they_say(noise, at, framed) -> None:

@@ -77,6 +77,7 @@ def test_the_numbers_behind_sizes_are_those_of_splitmix64() -> None:
     assert splitmix(1234567, np.arange(3)).tolist() == wanted
 
 
+@pytest.mark.slow
 def test_features_and_labels_follow_the_recipe() -> None:
     """Against the recipe's own words, step by step: v_k from its hyperprior, Sigma, and a linear rule."""
     loaded = made(partition="natural", examples=4_000, spread=0.0, beta=2.0)
@@ -111,6 +112,7 @@ def test_iid_clients_are_alike_and_natural_ones_are_not() -> None:
     assert max(classes["own"], classes["shared"]) < 4
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:lbfgs failed to converge")  # near enough after 40 steps
 @pytest.mark.parametrize(("form", "low", "high"), [(FORMS[0], 0.93, 1), (FORMS[1], 0, 0.2), (FORMS[2], 0.9, 1)])
 def test_what_one_model_can_learn_of_other_clients(form, low, high) -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from fedveil.privacy.secagg.client import Masker, Revealed, mask_cohort
+from fedveil.privacy.secagg.client import Revealed, SecAggClient, mask_cohort
 from fedveil.privacy.secagg.graph import neighbours
 from fedveil.privacy.secagg.messages import Session
-from fedveil.privacy.secagg.server import Unmasker
+from fedveil.privacy.secagg.server import SecAggServer
 from fedveil.privacy.trust.identity import Registry, Signer
 
 NOTHING, ADVERT, SHARES, VECTOR, CONFIRMATION, ALL = range(6)  # what a client sends last
@@ -51,9 +51,9 @@ class Aggregation:
         if self.session.active:
             self.signers, self.registry = identities(self.clients)
         self.around = neighbours(self.clients, self.degree)
-        self.server = Unmasker(self.session, self.clients, self.around, self.registry)
+        self.server = SecAggServer(self.session, self.clients, self.around, self.registry)
         self.maskers = {
-            client: Masker.begin(self.session, client, self.signers.get(client), self.registry)
+            client: SecAggClient.begin(self.session, client, self.signers.get(client), self.registry)
             for client in self.clients
         }
         self.memory = {client: Revealed() for client in self.clients}
@@ -73,7 +73,7 @@ class Aggregation:
         if self.restored:
             for client in clients:
                 state = self.maskers[client].save()
-                self.maskers[client] = Masker.load(state, self.signers.get(client), self.registry)
+                self.maskers[client] = SecAggClient.load(state, self.signers.get(client), self.registry)
                 self.memory[client] = Revealed.load(self.memory[client].save())
         return [client for client in clients if self.leaves.get(client, ALL) >= stage]
 

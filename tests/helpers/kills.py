@@ -24,7 +24,7 @@ STATEFUL = {
     "federation.cohort": 3,
     "federation.rounds": 3,
     "federation.strategy": "fedadam",
-    "federation.server_learning_rate": 3.0,  # too large: the loss rises, and the schedule answers
+    "federation.strategy.learning_rate": 3.0,  # too large: the loss rises, and the schedule answers
     "evaluation.federated": True,
 }
 WAIT = 120.0  # seconds for a process to get anywhere

@@ -10,8 +10,11 @@ from flwr.clientapp import ClientApp
 
 from fedveil import Experiment
 from fedveil.algorithms.algorithm import Cohort, Contribution
+from fedveil.core.examples import Task
+from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream
 from fedveil.core.wire.messages import to_arrays
+from fedveil.server import strategies
 from fedveil.server.rounds.strategy import Strategy
 from fedveil.simulations.engine.grid import InProcessGrid
 
@@ -24,13 +27,20 @@ EXAMPLES = _RNG.integers(5, 50, CLIENTS)
 LOSSES = _RNG.uniform(0.2, 2.0, CLIENTS)
 
 
-def experiment(strategy: str, **federation: Any) -> Experiment:
-    """Settings for nine clients that all take part."""
+def experiment(strategy: str, byzantine_clients: int = 0, **settings: Any) -> Experiment:
+    """Settings for nine clients that all take part; `settings`: the strategy's own."""
     return Experiment(
         data={"clients": CLIENTS},
         training={"learning_rate": 0.5, "proximal_mu": 0.3},
-        federation={"cohort": CLIENTS, "strategy": strategy, **federation},
-    )
+        federation={
+            "cohort": CLIENTS, "strategy": {"name": strategy, **settings}, "byzantine_clients": byzantine_clients,
+        },
+    )  # fmt: skip
+
+
+def make(settings: Experiment) -> Strategy:
+    """The strategy of an experiment whose clients tell classification's metrics."""
+    return strategies.make(settings, MetricSet.of(Task("features", (4,), ("a", "b"))))
 
 
 def play_round(

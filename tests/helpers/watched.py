@@ -35,7 +35,7 @@ from fedveil.privacy.homomorphic import seal
 from fedveil.privacy.homomorphic.keys import write_keys
 from fedveil.privacy.plan import make_lattice, make_plan
 from fedveil.privacy.secagg import streams
-from fedveil.privacy.secagg.client import Masker
+from fedveil.privacy.secagg.client import SecAggClient
 from fedveil.privacy.secagg.messages import Session
 from fedveil.privacy.secagg.vectors import to_ring
 from helpers.searching import Found, Search, can_read_memory, files, memory
@@ -111,16 +111,16 @@ class Clients:
         after = next(i for i, step in enumerate(pipeline.STEPS) if step.name == "train") + 1
         steps = [*pipeline.STEPS[:after], pipeline.Step("remember", remember), *pipeline.STEPS[after:]]
 
-        begin = Masker.begin
+        begin = SecAggClient.begin
 
-        def begun(session: Session, client: int, *rest: Any) -> Masker:
+        def begun(session: Session, client: int, *rest: Any) -> SecAggClient:
             masker = begin(session, client, *rest)
             own = dict(zip(OWN, (masker._sealing, masker._masking, masker._seed), strict=True))
             self.maskers[client, session.round] = own | {"session": session.digest}
             return masker
 
         monkeypatch.setattr(pipeline, "STEPS", steps)
-        monkeypatch.setattr(Masker, "begin", begun)
+        monkeypatch.setattr(SecAggClient, "begin", begun)
 
     def reply(self, message: Message) -> Message:
         """What a client answers, or that it is gone."""

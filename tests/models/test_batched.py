@@ -117,6 +117,7 @@ def models(draw: st.DrawFn) -> tuple[Task, Model]:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(models(), trainings(), st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 99))
 def test_all_at_once_is_the_plain_loop(model, training, sizes, seed):

@@ -115,6 +115,7 @@ def test_a_bag_of_single_numbers_keeps_its_linear_layer_for_three_classes() -> N
     assert build(task, Model(name="bag", embedding=1), STREAM)(texts([2, 3], 9)).shape == (2, 3)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     lengths=st.lists(st.integers(0, 9), min_size=1, max_size=5),

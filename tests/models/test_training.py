@@ -409,6 +409,7 @@ def test_augmentation_of_what_is_no_image_is_refused_by_name(chosen: dict[str, A
     check_training(Task("images", (1, 6, 6), ("a", "b")), Training(**chosen))
 
 
+@pytest.mark.slow
 def test_an_mlp_learns_real_digits() -> None:
     pixels, labels = load_digits(return_X_y=True)
     images = (pixels / 16).astype(np.float32).reshape(-1, 1, 8, 8)

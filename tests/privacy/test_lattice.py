@@ -300,6 +300,7 @@ def test_an_upload_is_added_whole_or_not_at_all(parties, encryptors, scheme, com
         adder.add(bodies[0], form, encryptor.seeded)
 
 
+@pytest.mark.slow
 @parses("Adder.add", usual=200)
 @given(st.binary(max_size=64), st.integers(1, 3))
 def test_random_bodies_are_refused_or_added(parties, encryptors, data, fill):

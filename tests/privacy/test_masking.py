@@ -17,10 +17,10 @@ from scipy.stats import chi2
 
 from fedveil.core.errors import ProtectionError
 from fedveil.privacy.secagg import messages as rosters
-from fedveil.privacy.secagg.client import Masker, Revealed, mask_cohort
+from fedveil.privacy.secagg.client import Revealed, SecAggClient, mask_cohort
 from fedveil.privacy.secagg.graph import choose_degree
 from fedveil.privacy.secagg.messages import Kind
-from fedveil.privacy.secagg.server import Unmasker
+from fedveil.privacy.secagg.server import SecAggServer
 
 PRIME = 2**256 + 297
 
@@ -95,7 +95,7 @@ def interpolate(points: dict[int, int]) -> int:
     return total % PRIME
 
 
-def secrets_of(masker: Masker) -> tuple[bytes, bytes, bytes]:
+def secrets_of(masker: SecAggClient) -> tuple[bytes, bytes, bytes]:
     """Private sealing key, private mask key and seed, out of a state before `mask` forgets them."""
     start = 4 + 1 + 37 + 8
     state = masker.save()
@@ -276,7 +276,7 @@ def test_where_one_neighbourhood_lost_too_many_vectors_the_attempt_is_abandoned_
 def test_a_cohort_masked_together_is_masked_as_each_alone(degree: int, threshold: int) -> None:
     play = received(Aggregation(session(50, threshold), range(9), numbers(9, 50), degree, {4: ADVERT}))
     here = [2, 0, 8, 1, 7]  # some of them, in any order: the others may be on other machines
-    alone = {client: Masker.load(play.maskers[client].save()).mask(play.value(client)) for client in here}
+    alone = {client: SecAggClient.load(play.maskers[client].save()).mask(play.value(client)) for client in here}
     rows = np.stack([play.value(client) for client in here])
     together = [play.maskers[client] for client in here]
     mask_cohort(together, rows)
@@ -287,7 +287,7 @@ def test_a_cohort_masked_together_is_masked_as_each_alone(degree: int, threshold
 
 def test_a_cohort_that_was_shown_different_keys_is_still_masked_as_each_alone() -> None:
     play = Aggregation(session(6, 3), range(4), numbers(4, 6)).until("adverts")
-    stranger = Masker.begin(play.session, 1).advertise()
+    stranger = SecAggClient.begin(play.session, 1).advertise()
     for client in play.server.close():
         adverts = entries(play.server.roster(client))
         if client == 0:
@@ -296,7 +296,7 @@ def test_a_cohort_that_was_shown_different_keys_is_still_masked_as_each_alone() 
         play.server.shares(client, play.maskers[client].share(roster))
     for client in play.server.close():
         play.maskers[client].receive(play.server.inbox(client))
-    alone = [Masker.load(masker.save()).mask(play.value(client)) for client, masker in play.maskers.items()]
+    alone = [SecAggClient.load(masker.save()).mask(play.value(client)) for client, masker in play.maskers.items()]
     rows = play.values.copy()
     mask_cohort(list(play.maskers.values()), rows)
     assert np.array_equal(rows, np.stack(alone))
@@ -309,7 +309,7 @@ def test_a_cohort_of_which_one_was_not_told_of_another_is_still_masked_as_each_a
         if client == 3:
             del inbox[0]
         play.maskers[client].receive(rosters.pack(Kind.INBOX, play.session, client, inbox))
-    alone = [Masker.load(masker.save()).mask(play.value(client)) for client, masker in play.maskers.items()]
+    alone = [SecAggClient.load(masker.save()).mask(play.value(client)) for client, masker in play.maskers.items()]
     rows = play.values.copy()
     mask_cohort(list(play.maskers.values()), rows)
     assert np.array_equal(rows, np.stack(alone))
@@ -367,7 +367,7 @@ def test_a_client_never_gives_both_shares_of_anybody_whatever_lists_it_is_shown(
         memory, given, answered = Revealed(), {}, []
         for subset in (first, *subsets, first):
             survivors = rosters.pack(Kind.SURVIVORS, play.session, 0, dict.fromkeys(subset, b""))
-            client = Masker.load(state)
+            client = SecAggClient.load(state)
             memory = Revealed.load(memory.save())
             try:
                 answer = entries(client.reveal(survivors, memory))
@@ -478,6 +478,6 @@ def test_a_session_binds_everything_and_refuses_what_cannot_be() -> None:
 
 def test_an_active_session_takes_keys_to_sign_with() -> None:
     with pytest.raises(ProtectionError, match=r"client 3.*a key to sign with and a registry"):
-        Masker.begin(session(active=True), 3)
+        SecAggClient.begin(session(active=True), 3)
     with pytest.raises(ProtectionError, match="registry"):
-        Unmasker(session(active=True), [0, 1, 2], {0: (1, 2), 1: (0, 2), 2: (0, 1)})
+        SecAggServer(session(active=True), [0, 1, 2], {0: (1, 2), 1: (0, 2), 2: (0, 1)})

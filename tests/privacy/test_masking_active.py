@@ -18,9 +18,9 @@ from helpers.fuzzing import inputs
 from fedveil.core.errors import ProtectionError
 from fedveil.privacy.secagg import messages as rosters
 from fedveil.privacy.secagg import streams
-from fedveil.privacy.secagg.client import Masker, Revealed
+from fedveil.privacy.secagg.client import Revealed, SecAggClient
 from fedveil.privacy.secagg.messages import Kind, Session
-from fedveil.privacy.secagg.server import Unmasker
+from fedveil.privacy.secagg.server import SecAggServer
 from fedveil.privacy.trust import identity
 from fedveil.privacy.trust.identity import Signer, load_signer, new_identity, verify
 
@@ -94,19 +94,19 @@ def test_signed_keys_of_another_round_or_attempt_are_refused(field: str) -> None
     play = Aggregation(session(threshold=3, active=True), range(4), numbers(4, 5)).until("adverts")
     fields = {"run": play.session.run, "round": 7, "attempt": 0, "size": 5, "threshold": 3, "least": 3, "active": True}
     earlier = Session(**{**fields, field: 3})
-    stale = Masker.begin(earlier, 2, play.signers[2], play.registry).advertise()
+    stale = SecAggClient.begin(earlier, 2, play.signers[2], play.registry).advertise()
     adverts = rosters.unpack(Kind.ROSTER, play.session, 1, play.server.roster(1))
     adverts[2] = rosters.unpack(Kind.ADVERT, earlier, 2, stale)[2]
     with pytest.raises(ProtectionError, match="client 2: its keys are not signed"):
         play.maskers[1].share(rosters.pack(Kind.ROSTER, play.session, 1, adverts))
     with pytest.raises(ProtectionError, match=r"client 2.*from another run, round or attempt"):
-        Unmasker(play.session, play.clients, play.around, play.registry).adverts(2, stale)
+        SecAggServer(play.session, play.clients, play.around, play.registry).adverts(2, stale)
 
 
 def test_a_roster_is_refused_without_the_client_with_a_key_twice_too_short_or_too_long_for_the_threshold() -> None:
     play = Aggregation(session(threshold=3), range(5), numbers(5, 5)).until("adverts")
     adverts = rosters.unpack(Kind.ROSTER, play.session, 1, play.server.roster(1))
-    extra = rosters.unpack(Kind.ADVERT, play.session, 9, Masker.begin(play.session, 9).advertise())
+    extra = rosters.unpack(Kind.ADVERT, play.session, 9, SecAggClient.begin(play.session, 9).advertise())
     own = adverts[1]
     for changed, reason in (
         ({0: adverts[0], 2: adverts[2], 3: adverts[3]}, "keys of client 1 are missing or are not those"),
@@ -172,12 +172,12 @@ def test_where_the_server_may_lie_the_neighbourhood_alone_must_be_enough_for_a_s
 def test_whoever_is_not_registered_has_no_part() -> None:
     play = Aggregation(session(threshold=3, active=True), range(4), numbers(4, 5))
     without_2 = {client: key for client, key in play.registry.items() if client != 2}
-    server = Unmasker(play.session, play.clients, play.around, without_2)
+    server = SecAggServer(play.session, play.clients, play.around, without_2)
     with pytest.raises(ProtectionError, match="client 2, adverts: it is not registered"):
         server.adverts(2, play.maskers[2].advertise())
     play = Aggregation(session(threshold=3, active=True), range(4), numbers(4, 5))
     without_2 = {client: key for client, key in play.registry.items() if client != 2}
-    play.maskers[1] = Masker.begin(play.session, 1, play.signers[1], without_2)
+    play.maskers[1] = SecAggClient.begin(play.session, 1, play.signers[1], without_2)
     play.until("adverts")
     with pytest.raises(ProtectionError, match="client 2 is not registered with this client"):
         play.maskers[1].share(play.server.roster(1))
@@ -310,8 +310,8 @@ def stages(active: bool) -> dict[str, tuple[bytes, Callable[[bytes], object]]]:
         signers[0] = Signer(ed25519.Ed25519PrivateKey.generate())
         registry[0] = signers[0].public
     now = session(threshold=3, active=active)
-    server = Unmasker(now, range(4), {u: [v for v in range(4) if v != u] for u in range(4)}, registry)
-    clients = {u: Masker.begin(now, u, signers[u], registry) for u in range(4)}
+    server = SecAggServer(now, range(4), {u: [v for v in range(4) if v != u] for u in range(4)}, registry)
+    clients = {u: SecAggClient.begin(now, u, signers[u], registry) for u in range(4)}
     found: dict[str, tuple[bytes, Callable[[bytes], object]]] = {}
 
     def of_server(name: str, message: bytes) -> None:
@@ -331,7 +331,7 @@ def stages(active: bool) -> dict[str, tuple[bytes, Callable[[bytes], object]]]:
         state = clients[1].save()
 
         def read(data: bytes) -> None:
-            getattr(Masker.load(state, signers[1], registry), name)(data, *more)
+            getattr(SecAggClient.load(state, signers[1], registry), name)(data, *more)
 
         found[f"client.{name}"] = message, read
 
@@ -359,11 +359,11 @@ def stages(active: bool) -> dict[str, tuple[bytes, Callable[[bytes], object]]]:
         state = clients[1].save()
         found["client.reveal with confirmations"] = (
             signed,
-            lambda data: Masker.load(state, signers[1], registry).reveal(listed, Revealed(), data),
+            lambda data: SecAggClient.load(state, signers[1], registry).reveal(listed, Revealed(), data),
         )
     of_client("reveal", listed, Revealed(), signed)
     of_server("reveals", clients[1].reveal(listed, Revealed(), signed))
-    found["Masker.load"] = clients[1].save(), lambda data: Masker.load(data, signers[1], registry)
+    found["SecAggClient.load"] = clients[1].save(), lambda data: SecAggClient.load(data, signers[1], registry)
     memory = Revealed()
     memory.admit(now, b"")
     found["Revealed.load"] = memory.save(), Revealed.load
@@ -371,8 +371,8 @@ def stages(active: bool) -> dict[str, tuple[bytes, Callable[[bytes], object]]]:
 
 
 @pytest.mark.fuzz(
-    "Unmasker.adverts", "Unmasker.shares", "Unmasker.confirm", "Unmasker.reveals", "Masker.share", "Masker.receive",
-    "Masker.confirm", "Masker.reveal", "Masker.load", "Revealed.load",
+    "SecAggServer.adverts", "SecAggServer.shares", "SecAggServer.confirm", "SecAggServer.reveals", "SecAggClient.share", "SecAggClient.receive",
+    "SecAggClient.confirm", "SecAggClient.reveal", "SecAggClient.load", "Revealed.load",
 )  # fmt: skip
 @pytest.mark.parametrize("active", [False, True])
 def test_no_bytes_crash_a_parser_and_damaged_messages_are_refused_or_say_the_same(active: bool) -> None:

@@ -124,6 +124,7 @@ def test_a_file_that_is_no_registry_is_refused_or_gives_bytes_by_client(tmp_path
         assert all(isinstance(client, int) and isinstance(public, bytes) for client, public in registry.items())
 
 
+@pytest.mark.slow
 @parses("Encryptor.decrypt", usual=300)
 @given(st.sampled_from(["ckks", "bfv"]), st.integers(0, 2**64 - 1), st.integers(-2, 2), st.booleans())
 def test_a_body_that_is_no_sum_is_refused(parties, scheme, seed, more, small):

@@ -8,7 +8,7 @@ import hypothesis
 import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAvg
-from helpers.support import GLOBAL, SHAPES, experiment, play_round
+from helpers.support import GLOBAL, SHAPES, experiment, make, play_round
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -19,7 +19,6 @@ from fedveil.core.record.record import Record
 from fedveil.core.wire.messages import from_arrays, to_arrays
 from fedveil.server.checkpoint import FILE, State, begun, load_state, put_back, save_state
 from fedveil.server.flower_strategies import FlowerStrategy
-from fedveil.server.strategies import make
 
 
 @pytest.fixture

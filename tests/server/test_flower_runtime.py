@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("ray", reason="needs the extra fedveil[ray]")
+pytestmark = pytest.mark.slow
 
 CHECKOUT = Path(__file__).parents[2]
 SETTINGS = """name = "tiny"

@@ -30,7 +30,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def adam(experiment: Experiment, shared: dict[str, Any]) -> Strategy:
-    return FedAdam(**shared, eta=experiment.federation.server_learning_rate or 0.1)
+    return FedAdam(**shared, eta=0.1)
 
 
 class Made:
@@ -44,7 +44,7 @@ class OneClassTwoArguments(FedAdam):
     """A strategy whose class takes what a factory takes."""
 
     def __init__(self, experiment: Experiment, shared: dict[str, Any]) -> None:
-        super().__init__(**shared, eta=experiment.federation.server_learning_rate or 0.1)
+        super().__init__(**shared, eta=0.1)
 
 
 @pytest.mark.parametrize(

@@ -46,12 +46,14 @@ from fedveil.privacy.homomorphic.keys import SERVER as SERVER_FILE
 from fedveil.privacy.homomorphic.lattice import Adder, Encryptor
 from fedveil.privacy.plan import make_lattice, make_plan
 from fedveil.privacy.secagg import streams
-from fedveil.privacy.secagg.client import Masker, Revealed
+from fedveil.privacy.secagg.client import Revealed, SecAggClient
 from fedveil.privacy.secagg.messages import Session
 from fedveil.privacy.trust.identity import Registry, Signer, load_signer
 from fedveil.privacy.trust.key_folders import load_identity, new_parties
 from fedveil.simulations.display import Display
 from fedveil.simulations.holder import Holder
+
+pytestmark = pytest.mark.slow  # the memory of a server's process is searched
 
 
 def secrets_found(found: dict[str, list[Found]]) -> dict[str, set[str]]:
@@ -150,9 +152,9 @@ def keys(tmp_path_factory) -> Path:
     return folder
 
 
-def begun(client: int, signer: Signer, registry: Registry) -> Masker:
+def begun(client: int, signer: Signer, registry: Registry) -> SecAggClient:
     """A client that has just begun a secure aggregation of a vector of ten numbers."""
-    return Masker.begin(Session(bytes(16), 1, 0, 10, 3, 3, True), client, signer, registry)
+    return SecAggClient.begin(Session(bytes(16), 1, 0, 10, 3, 3, True), client, signer, registry)
 
 
 def test_what_holds_a_secret_does_not_show_it(keys) -> None:
@@ -210,7 +212,7 @@ def test_a_refusal_shows_no_secret(keys, tmp_path) -> None:
         lambda: [load_client(damaged(key.context, at)) for at in range(1000, 1100)],  # until SEAL notices
         lambda: load_signer(damaged(pem, 60)),
         lambda: load_signer(damaged(pem, 3)),
-        lambda: Masker.load(damaged(state, 100).read_bytes()),
+        lambda: SecAggClient.load(damaged(state, 100).read_bytes()),
         lambda: masker.mask(np.zeros(10, np.uint32)),
         lambda: masker.share(b"no roster"),
         lambda: streams.unseal(masker._masking, bytes(32), 1, 0, streams.seal(masker._seed, bytes(32), 1, 0, masker._seed)),

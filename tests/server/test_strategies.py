@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
 
 import numpy as np
@@ -9,15 +10,17 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
-from helpers.support import CLIENTS, EXAMPLES, GLOBAL, LOCAL, LOSSES, SHAPES, experiment, play_round
+from helpers.support import CLIENTS, EXAMPLES, GLOBAL, LOCAL, LOSSES, SHAPES, experiment, make, play_round
 
-from fedveil import Experiment
+from fedveil import Experiment, SettingsError
+from fedveil.algorithms.algorithm import Algorithm
 from fedveil.core import catalog
+from fedveil.core.declaration import part
 from fedveil.core.randomness import Stream, global_random
+from fedveil.core.settings.section import Section
 from fedveil.core.wire.messages import to_arrays
 from fedveil.server.nodes import ClientGrid
 from fedveil.server.rounds.strategy import Strategy
-from fedveil.server.strategies import make
 from fedveil.simulations.engine.grid import InProcessGrid
 
 WEIGHTS = EXAMPLES / EXAMPLES.sum()
@@ -58,7 +61,7 @@ def test_fedprox_averages_like_fedavg_and_tells_clients_mu() -> None:
 
 
 def test_fedavgm_moves_by_momentum_of_the_differences() -> None:
-    models, _ = rounds(experiment("fedavgm", server_learning_rate=0.7, server_momentum=0.8), 2)
+    models, _ = rounds(experiment("fedavgm", learning_rate=0.7, momentum=0.8), 2)
     for name in SHAPES:
         step = GLOBAL[name] - mean(name)
         first = GLOBAL[name] - 0.7 * step
@@ -69,7 +72,8 @@ def test_fedavgm_moves_by_momentum_of_the_differences() -> None:
 @pytest.mark.parametrize("strategy", ["fedadam", "fedyogi", "fedadagrad"])
 def test_adaptive_strategies_follow_reddi_et_al_and_flowers_bias_correction(strategy: str) -> None:
     eta, b1, b2, tau = 0.2, 0.8, 0.9, 1e-2
-    models, _ = rounds(experiment(strategy, server_learning_rate=eta, beta_1=b1, beta_2=b2, tau=tau), 2)
+    moments = {} if strategy == "fedadagrad" else {"beta_1": b1, "beta_2": b2}
+    models, _ = rounds(experiment(strategy, learning_rate=eta, tau=tau, **moments), 2)
     for name in SHAPES:
         x, m, v = GLOBAL[name].astype(np.float64), 0.0, 0.0
         for t in (1, 2):
@@ -110,15 +114,15 @@ def krum_order(malicious: int) -> list[int]:
 
 
 def test_krum_and_multikrum_select_by_distance_to_the_nearest() -> None:
-    check(rounds(experiment("krum", malicious=2))[0][0], LOCAL[krum_order(2)[0]])
+    check(rounds(experiment("krum", byzantine_clients=2))[0][0], LOCAL[krum_order(2)[0]])
     chosen = krum_order(2)[:5]  # 9 - 2 - 2
     weights = EXAMPLES[chosen] / EXAMPLES[chosen].sum()
     wanted = {n: np.tensordot(weights, stack(n)[chosen], 1) for n in SHAPES}
-    check(rounds(experiment("multikrum", malicious=2))[0][0], wanted)
+    check(rounds(experiment("multikrum", byzantine_clients=2))[0][0], wanted)
 
 
 def test_bulyan_averages_the_values_nearest_the_median_of_the_selected() -> None:
-    models, _ = rounds(experiment("bulyan", malicious=1))
+    models, _ = rounds(experiment("bulyan", byzantine_clients=1))
     chosen = krum_order(1)[: CLIENTS - 2]
     for n in SHAPES:
         values = stack(n)[chosen]
@@ -208,3 +212,21 @@ def test_clients_over_flowers_nodes_are_drawn_without_listing_them_too() -> None
     tracemalloc.stop()
     assert len(messages) == 9
     assert peak < 2e6
+
+
+class Scaled(Section):
+    factor: float = 0.5
+
+
+@part(Scaled, why="it takes the first update alone")
+def first_scaled(settings: Scaled, _: Experiment) -> Algorithm:
+    return Algorithm(rule=lambda cohort: {n: settings.factor * v for n, v in cohort.weights[0].items()})
+
+
+@pytest.mark.parametrize(("given", "factor"), [({}, 0.5), ({"factor": 0.25}, 0.25)])
+def test_an_algorithm_from_outside_the_package_is_one_declared_function(given, factor, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tests_own_algorithms", sys.modules[__name__])
+    models, _ = rounds(experiment("tests_own_algorithms:first_scaled", **given))
+    check(models[0], {name: factor * value for name, value in LOCAL[0].items()})
+    with pytest.raises(SettingsError, match=r"did you mean 'federation\.strategy\.factor'"):
+        experiment("tests_own_algorithms:first_scaled", facter=1.0)

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from helpers.ray_runs import on_ray
+from safetensors.numpy import load_file
 
 from fedveil import Experiment, run
+from fedveil.client.learning import pipeline
 from fedveil.core.errors import Interrupted, SettingsError, TrainingError
 from fedveil.core.record.record import Record
 from fedveil.server.federation import Federation, prepare, resolve
@@ -107,6 +109,29 @@ def test_a_clients_exception_ends_the_run_as_in_one_process(tmp_path, mark, monk
         on_ray(federation, record, Hooks(lambda _row, _state: None, federation.evaluate), 1)
     assert outliving(mark) == []
     sys.modules.pop("broken_net", None)
+
+
+@needs_ray
+def test_a_step_from_outside_acts_in_rays_processes(tmp_path, mark, monkeypatch) -> None:
+    """The steps of a client are one list in every process; here a network's module adds one to it."""
+    (tmp_path / "steps_net.py").write_text(
+        "import torch\n"
+        "from fedveil.client.learning import pipeline\n"
+        "def zero_biases(runtime, contributions):\n"
+        "    contributions.weights['1.bias'][:] = 0\n"
+        "pipeline.STEPS.insert(2, pipeline.Step('zero biases', zero_biases))\n"
+        "def make(task, settings):\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(pipeline, "STEPS", list(pipeline.STEPS))
+    federation, record = ready(tmp_path / "ray", **{"model.name": "steps_net:make", "federation.rounds": 1})
+    on_ray(federation, record, Hooks(lambda _row, _state: None, federation.evaluate), 1)
+    made = load_file(record.path("model.safetensors"))
+    assert not made["1.bias"].any()
+    assert made["1.weight"].any()
+    assert outliving(mark) == []
+    sys.modules.pop("steps_net", None)
 
 
 def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch) -> None:

@@ -296,8 +296,10 @@ def test_a_resumed_run_refuses_data_that_changed(tmp_path) -> None:
 
 
 def test_a_model_that_the_server_makes_infinite_is_not_kept(tmp_path) -> None:
-    settings = small(federation__strategy="fedavgm", federation__server_learning_rate=1e39)
-    with pytest.raises(TrainingError, match=r"fedavgm made in round 1 is not finite(.|\n)*server_learning_rate"):
+    settings = small(federation__strategy="fedavgm", federation__strategy__learning_rate=1e39)
+    with pytest.raises(
+        TrainingError, match=r"fedavgm made in round 1 is not finite(.|\n)*federation.strategy.learning_rate"
+    ):
         run(settings, out=tmp_path / "run")
     kept = load_file(tmp_path / "run" / "model.safetensors")
     assert all(np.isfinite(value).all() for value in kept.values())

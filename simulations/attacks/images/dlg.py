@@ -1,8 +1,8 @@
-"""Deep leakage from gradients: images, and their labels, whose gradient is the one that was seen, entry by entry.
+"""Deep leakage from gradients: a search for images, and their labels, whose gradient equals the observed one.
 
-Zhu, Liu and Han, "Deep Leakage from Gradients", NeurIPS 2019, algorithm 1: the squared distance of the gradients is made
-small by L-BFGS (here SciPy's), over the images and, all at once, over what their labels might be. "iDLG" (Zhao, Mopuri and
-Bilen 2020) takes the labels from the gradient first. Both follow slopes of slopes: sigmoid has them, ReLU hardly.
+Zhu, Liu and Han, "Deep Leakage from Gradients", NeurIPS 2019, algorithm 1: L-BFGS (here SciPy's) minimizes the squared
+distance of the gradients over all images and label probabilities at once. "iDLG" (Zhao, Mopuri and Bilen 2020) takes
+the labels from the gradient first. Both need second derivatives, which sigmoid has and ReLU hardly.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from fedveil.simulations.attacks.labels import read
 from fedveil.simulations.attacks.labels import suits as shows_labels
 
 ITERATIONS = 1200
-RESTARTS = 3  # from other random images, until one of them matches
-MATCHED = 1e-6  # share of the gradient's square from which on a search has found it
+RESTARTS = 3  # searches from other random images, until one of them matches
+MATCHED = 1e-6  # share of the squared gradient, below which a search has succeeded
 MEMORY = 50  # of L-BFGS, in steps
-BENT = (nn.ReLU, nn.LeakyReLU, nn.PReLU)  # straight but for one bend: no second derivative
-FEW = 8  # images
+BENT = (nn.ReLU, nn.LeakyReLU, nn.PReLU)  # piecewise linear: no second derivative
+FEW = 8  # images, above which next to none is found
 
 
 def reconstruct(observation: Observation, known: Known, stream: Stream, *, labels: Labels | None) -> np.ndarray:
-    """The images, float32 [n, *shape], with the smallest distance of `RESTARTS` searches.
+    """Return the images, float32 [n, *shape], with the smallest distance of `RESTARTS` searches.
 
     labels: (observation, what is known, stream) -> how many images of each class there are, int64 [classes]; None to
         search for them as well
@@ -81,7 +81,7 @@ def reconstruct(observation: Observation, known: Known, stream: Stream, *, label
 
 
 def gradient(observation: Observation) -> Parameters:
-    """The mean gradient a step: a gradient itself, or what the weights descended by, by the learning rate and the steps."""
+    """Return the mean gradient of a step: the observed one, or the weights' descent over learning rate and steps."""
     down = descent(observation)
     if observation.kind == "gradient" or observation.training is None:
         return down
@@ -90,7 +90,7 @@ def gradient(observation: Observation) -> Parameters:
 
 
 def _steps(observation: Observation) -> int:
-    """Local steps of each client."""
+    """Return the number of local steps of each client."""
     each = max((observation.examples or 0) // observation.clients, 1)
     return steps_of(each, observation.training) if observation.training else 1
 
@@ -100,19 +100,19 @@ def _square(tensors: dict[str, Tensor]) -> Tensor:
 
 
 def suits(known: Known) -> str | None:
-    """Why nothing can be searched for: it takes images."""
+    """Return why nothing can be searched for, or None: the data must be images."""
     if known.task.kind != "images":
         return f"the data are {known.task.kind}, and it searches for images; take a preset of images, such as mnist-mlp"
     return None
 
 
 def suits_with_labels(known: Known) -> str | None:
-    """Why nothing can be searched for: it takes images, and their labels from the last bias."""
+    """Return why nothing can be searched for, or None: the data must be images, and the last bias show their labels."""
     return suits(known) or shows_labels(known)
 
 
 def warn(observation: Observation, known: Known) -> str | None:
-    """What is known to leave nothing to find, the worst first."""
+    """Return what will spoil the search, the worst first, or None."""
     training, n = observation.training, observation.examples or 0
     if training is not None and training.optimizer != "sgd":
         return f"training.optimizer = '{training.optimizer}': its steps are no gradients, and nothing is found by matching them"

@@ -18,7 +18,7 @@ FEW = 8  # examples, of which about half are still alone in a unit of a fresh ne
 
 
 def read(observation: Observation, known: Known, _stream: Stream) -> np.ndarray:
-    """At most as many images as the update was made of, float32 [m, *task.shape] in [0, 1]."""
+    """Return at most as many images as the update was made of, float32 [m, *task.shape] in [0, 1]."""
     assert observation.examples is not None
     weight, bias = layer_update(observation, known)
     if observation.examples == 1:
@@ -29,9 +29,9 @@ def read(observation: Observation, known: Known, _stream: Stream) -> np.ndarray:
 
 
 def layer_update(observation: Observation, known: Known) -> tuple[np.ndarray, np.ndarray]:
-    """What gradients changed in the first layer's weight [units, inputs] and bias [units], float64.
+    """Return what gradients changed in the first layer's weight [units, inputs] and bias [units], float64.
 
-    Without what weight decay did to the weights, where the observer knows how clients train.
+    The change by weight decay is left out where the observer knows how clients train.
     """
     assert observation.before is not None
     assert observation.update is not None
@@ -48,7 +48,7 @@ def layer_update(observation: Observation, known: Known) -> tuple[np.ndarray, np
 
 
 def kept_share(training: Training, steps: int) -> float:
-    """What weight decay leaves of a weight without a gradient after some steps of SGD or AdamW, as a share.
+    """Return the share of a weight without a gradient that weight decay leaves after `steps` steps of SGD or AdamW.
 
     The recursion of SGD with momentum for w = 1 and the gradient weight_decay * w (Sutskever et al. 2013, equations 1, 2).
     """
@@ -62,7 +62,7 @@ def kept_share(training: Training, steps: int) -> float:
 
 
 def suits(known: Known) -> str | None:
-    """Why a network shows no images in its first layer."""
+    """Return why a network's first layer reveals no images, or None."""
     if known.task.kind != "images":
         return f"the data are {known.task.kind}, and it reads images; take a preset of images, such as mnist-mlp"
     inputs = int(np.prod(known.task.shape))
@@ -75,7 +75,10 @@ def suits(known: Known) -> str | None:
 
 
 def warn(observation: Observation, known: Known) -> str | None:
-    """Adam divides every weight's step by its own size; in a large batch no image is alone in a unit."""
+    """Return what will spoil the images, or None.
+
+    Adam divides every weight's step by its size; in a large batch few images are alone in a unit.
+    """
     training = observation.training
     if training is not None and training.optimizer != "sgd":
         return f"training.optimizer = '{training.optimizer}': a silhouette at best, about 14 dB; its steps are no gradients"

@@ -1,9 +1,9 @@
-"""A malicious server that has the first layer sort images into bins, so that each leaves its own mark.
+"""A malicious server whose first layer sorts images into bins, so that each leaves a separate mark.
 
-Fowl, Geiping, Czaja, Goldblum and Goldstein, "Robbing the Fed: Directly obtaining private data in federated learning with
-modified models", ICLR 2022, section 4: every unit of a layer measures the same of an image, here its mean brightness, each
-against a threshold of its own; units with neighbouring thresholds differ by what lies between them. The paper adds a layer;
-here the architecture is agreed upon, and the client's own first layer is given weights that sort.
+Fowl, Geiping, Czaja, Goldblum and Goldstein, "Robbing the Fed: Directly obtaining private data in federated learning
+with modified models", ICLR 2022, section 4: all units of a layer measure the same of an image, here its mean
+brightness, against different thresholds; the updates of units with neighbouring thresholds differ by the images between
+them. The paper adds a layer; here the architecture is agreed upon, and the first layer gets weights that sort.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from fedveil.models.local.batches import steps_of
 from fedveil.simulations.attacks.lab.attack import Attack
 from fedveil.simulations.attacks.lab.observation import Known, Observation, Parameters
 
-SCALE = (
-    4.0  # of the first layer: large keeps bins in place over local steps, small keeps marks clear of float32's rounding
-)
-CLEAR = 0.2  # roundings of a float32 weight, from which on the mean of a bin's mark is more than that
+# of the first layer: large keeps bins in place over local steps, small keeps marks clear of float32's rounding
+SCALE = 4.0
+CLEAR = 0.2  # roundings of a float32 weight, above which the mean of a bin's mark is no rounding error
 FEW = 32  # units, below which even small batches share bins
-KINDS = (nn.ReLU, nn.LeakyReLU, nn.PReLU)  # straight on both sides of a threshold
+KINDS = (nn.ReLU, nn.LeakyReLU, nn.PReLU)  # linear on both sides of a threshold
 
 
 def craft(parameters: Parameters, known: Known, stream: Stream) -> Parameters:
-    """The model to send: the first dense layer sorts, the second passes on what all bins get alike, the rest stays.
+    """Return the model to send: the first dense layer sorts, the second treats all bins alike, the rest stays.
 
-    Raises SettingsError where the network has no such layers, or nobody knows how bright images usually are.
+    Raises SettingsError where the network has no such layers, or no auxiliary examples show how bright images are.
     """
     reason = suits(known)
     if reason or known.auxiliary is None:
@@ -41,20 +40,20 @@ def craft(parameters: Parameters, known: Known, stream: Stream) -> Parameters:
     brightness = known.auxiliary.features.reshape(len(known.auxiliary), -1).mean(axis=1, dtype=np.float64)
     edges = np.ones(units)  # the last one, which no image passes
     edges[:-1] = np.quantile(brightness, np.arange(units - 1) / (units - 1))
-    edges[0] = 0.0  # darker images than any of those share the first bin
+    edges[0] = 0.0  # images darker than all of those share the first bin
     sent[f"{first}.weight"] = np.full((units, pixels), SCALE / pixels, np.float32)
     sent[f"{first}.bias"] = (-SCALE * edges).astype(np.float32)
-    most = SCALE * np.maximum(brightness.max() - edges, 0).sum()  # of the sum over units
+    most = SCALE * np.maximum(brightness.max() - edges, 0).sum()  # the largest sum over units
     outputs = sent[f"{second}.weight"].shape[0]
     signs = stream.generator("imprint").choice([-1.0, 1.0], outputs)
     sent[f"{second}.weight"] = np.repeat(signs[:, None] / most, units, axis=1).astype(np.float32)
-    sent[f"{second}.bias"] = np.where(signs < 0, 1.0, 0.0).astype(np.float32)  # no unit of it is ever off
+    sent[f"{second}.bias"] = np.where(signs < 0, 1.0, 0.0).astype(np.float32)  # so that no unit of it is ever off
     return sent
 
 
 def recover(observation: Observation, known: Known, _stream: Stream) -> np.ndarray:
-    """The mean image of each bin that was used, float32 [m, *shape]; the clearest where there are more bins than images."""
-    assert observation.update is not None  # what is seen here is weights
+    """Return the mean image of each used bin, float32 [m, *shape]: the clearest, no more than there are images."""
+    assert observation.update is not None  # `needs` asks for it
     assert observation.before is not None
     first, _ = _dense(known.network)
     sent, change = observation.before[f"{first}.weight"], observation.update[f"{first}.weight"]  # [units, pixels]
@@ -63,10 +62,10 @@ def recover(observation: Observation, known: Known, _stream: Stream) -> np.ndarr
     order = np.argsort(edges, kind="stable")
     low, high = edges[order][:-1], edges[order][1:]
     mark, bias = (-np.diff(array[order], axis=0) for array in (change, observation.update[f"{first}.bias"]))
-    bright = mark.mean(axis=1)  # of the image, times the mark's strength
+    bright = mark.mean(axis=1)  # brightness of the image, times the mark's strength
     used = np.abs(bright) > CLEAR * np.spacing(np.abs(sent).max())
     mark, bias, bright = mark[used], bias[used], bright[used]
-    # the bias says how strong a mark is, with its rounding; the bin says how bright the image can be
+    # the bias gives the mark's strength, with rounding; the bin bounds the image's brightness
     with np.errstate(divide="ignore"):
         brightness = np.clip(bright / bias, low[used], high[used])
     images = np.clip(mark / bright[:, None] * brightness[:, None], 0, 1)
@@ -77,13 +76,13 @@ def recover(observation: Observation, known: Known, _stream: Stream) -> np.ndarr
 
 
 def _dense(network: nn.Module) -> tuple[str, str]:
-    """The names of the first two dense layers."""
+    """Return the names of the first two dense layers."""
     first, second = [name for name, layer in network.named_children() if type(layer) is nn.Linear][:2]
     return first, second
 
 
 def suits(known: Known) -> str | None:
-    """Why a network's first layer cannot be made to sort images."""
+    """Return why a network's first layer cannot be made to sort images, or None."""
     if known.task.kind != "images":
         return f"it sorts images by their brightness, and the data are {known.task.kind}"
     layers: list[Any] = list(known.network.children()) if type(known.network) is nn.Sequential else []
@@ -101,7 +100,7 @@ def suits(known: Known) -> str | None:
 
 
 def warn(observation: Observation, _known: Known) -> str | None:
-    """Local steps move the thresholds, and Adam levels the marks."""
+    """Return what will spoil the marks, or None: local steps move the thresholds, and Adam levels the marks."""
     training = observation.training
     if training is None:
         return "bins move at every local step: several steps leave the images of fewer bins whole"

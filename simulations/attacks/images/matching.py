@@ -1,13 +1,12 @@
 """Gradient matching: search for images whose training would have changed the weights as the client's did.
 
 Geiping, Bauermeister, Dröge and Moeller, "Inverting Gradients: How easy is it to break privacy in federated learning?",
-NeurIPS 2020: the angle between the two changes is made small (equation 4), with a prior that images are smooth, by Adam on
-the sign of the slope. Where several local steps were taken and the observer knows how, they are replayed (section 5).
+NeurIPS 2020: Adam, on the sign of the gradient, minimizes the angle between the two changes (equation 4), with a prior
+that images are smooth. Where the observer knows how several local steps were taken, they are replayed (section 5).
 
-Where images enter a dense layer, the change of its weights is a sum of products of something and an image, so that the
-images lie in the space of its rows (Dimitrov et al. 2024, "SPEAR", section 3): n directions are searched, not every pixel.
-Labels are read from the last bias first, and set right along with the images at the beginning: counts are rough after
-several steps.
+The change of a dense first layer's weights is a sum of outer products with the images, which so lie in the space of its
+rows (Dimitrov et al. 2024, "SPEAR", section 3): n directions are searched, not every pixel. Labels are first read from
+the last bias, whose counts are rough after several steps, and then corrected along with the images.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ from fedveil.simulations.attacks.labels import suits as shows_labels
 
 ITERATIONS = 1000
 RESTARTS = 2  # searches from other random images; the one that matches best counts
-STEP = 0.1  # of pixel values and of labels' logits, at first
-SURE = 0.9  # of the labels that were read, at first
-EIGHTHS = (3, 5, 7)  # of the iterations, after which steps fall to a tenth; after the first of them labels are settled
-ELSEWHERE = 1e-3  # share of a first layer's change outside the images' space, from which on it holds something else too
+STEP = 0.1  # initial, of pixel values and of labels' logits
+SURE = 0.9  # initial probability of the labels that were read
+EIGHTHS = (3, 5, 7)  # of the iterations, after which steps fall to a tenth; the first also fixes the labels
+ELSEWHERE = 1e-3  # share of a first layer's change outside the images' space, above which it holds more than them
 SMOOTH = 1e-3  # weight of total variation beside the angle
 REPLAYED = 25  # local steps at most: memory and time grow with them
-TOGETHER = 16  # observations: more take no less time each
+TOGETHER = 16  # observations at once: more take no less time each
 MANY = 32  # images at once, of which few are found on a trained model
 
 Labels = Callable[[Observation, Known, Stream], np.ndarray]
@@ -49,9 +48,11 @@ Labels = Callable[[Observation, Known, Stream], np.ndarray]
 
 @dataclass(frozen=True)
 class Work:
-    """What a client is taken to have done: steps of plain SGD on parts of its images, by their position.
+    """The local training that is assumed: steps of plain SGD on batches of the images.
 
-    batches: each step's images, from one to before another; the client's own order is not known, and every epoch takes this
+    batches: of each step, the position of its first image and one past its last; every epoch takes the same order, as
+        the client's is not known
+    rate: the learning rate; loss: its kind
     """
 
     batches: tuple[tuple[int, int], ...]
@@ -62,10 +63,9 @@ class Work:
 def match(
     observations: Sequence[Observation], known: Known, streams: Sequence[Stream], labels: Labels = read
 ) -> list[np.ndarray]:
-    """The images behind each of several observations, all searched for at once: float32 [n, *shape] each.
+    """Search for the images behind several observations at once; return float32 [n, *shape] for each.
 
-    observations: alike in how many examples there are, how they were trained on, and whether there is a `span`; each has its
-        stream
+    observations: alike in their number of examples, in `work_of`, and in whether there is a `span`; each has its stream
     labels: (observation, what is known, stream) -> how many images of each class there are, int64 [classes]
     """
     device, shape = device_of(known.network), known.task.shape
@@ -123,7 +123,7 @@ def match(
 def replay(
     network: nn.Module, start: dict[str, Tensor], images: Tensor, classes: Tensor, work: Work
 ) -> dict[str, Tensor]:
-    """How far weights descend by the steps of `work`, differentiable in images and labels; R trials at once.
+    """Return how far weights descend by the steps of `work`, differentiable in images and labels, for R trials at once.
 
     start: each [R, ...], requiring gradients; images: [R, n, ...]; classes: how likely each label is, [R, n, classes]
     Returns each [R, ...].
@@ -137,9 +137,8 @@ def replay(
     now = start
     for first, end in work.batches:
         logits = vmap(outputs)(now, images[:, first:end])  # [R, b, classes]
-        total = (
-            losses(logits, classes[:, first:end], work.loss).mean(1).sum()
-        )  # each trial's mean has weights of its own
+        # the trials share no weights, so that the gradient of the sum is that of each mean
+        total = losses(logits, classes[:, first:end], work.loss).mean(1).sum()
         slopes = torch.autograd.grad(total, list(now.values()), create_graph=True, materialize_grads=True)
         steps = {name: work.rate * slope for name, slope in zip(now, slopes, strict=True)}
         moved = {name: moved[name] + step for name, step in steps.items()} if moved else steps
@@ -148,12 +147,12 @@ def replay(
 
 
 def losses(logits: Tensor, classes: Tensor, kind: str) -> Tensor:
-    """The loss of each example, [...], of logits [..., classes or 1] for labels that are shares of classes [..., classes].
+    """Return the loss of each example, [...], for logits [..., classes or 1] and shares of classes [..., classes].
 
-    Of shares 0 and 1 it is the loss of `models/local/losses.py`.
+    For shares of 0 and 1 it is the loss of `models/local/losses.py`.
     """
     single = logits.shape[-1] == 1
-    logits = F.pad(logits, (1, 0)) if single else logits  # one logit is the second of two classes, less the first
+    logits = F.pad(logits, (1, 0)) if single else logits  # one logit: the second class', less the first's
     if kind == "cross_entropy":
         return -(classes * logits.log_softmax(-1)).sum(-1)
     off = (logits.softmax(-1) - classes).square().sum(-1)
@@ -161,7 +160,7 @@ def losses(logits: Tensor, classes: Tensor, kind: str) -> Tensor:
 
 
 def work_of(observation: Observation) -> Work:
-    """The steps to replay: the client's own where they are known and few, else one step with all images."""
+    """Return the steps to replay: the client's where they are known and few, else one step with all images."""
     training, n = observation.training, observation.examples or 0
     kind = training.loss if training else "cross_entropy"
     steps = steps_of(n, training) if training and _is_delta(observation) else 1
@@ -174,17 +173,17 @@ def work_of(observation: Observation) -> Work:
 
 
 def descent(observation: Observation) -> Parameters:
-    """What was seen, as a gradient points: a gradient itself, or the weights before less those afterwards."""
-    assert observation.update is not None  # every attack that comes here needs it
+    """Return what was seen in a gradient's direction: a gradient itself, or the weights before less those after."""
+    assert observation.update is not None  # the `needs` of every caller ask for it
     sign = 1.0 if observation.kind == "gradient" else -1.0
     return {name: sign * array for name, array in observation.update.items()}
 
 
 def span(observation: Observation, known: Known) -> np.ndarray | None:
-    """Orthonormal directions that hold the images, float64 [n, pixels], from the change of a dense first layer.
+    """Return orthonormal directions that span the images, float64 [n, pixels], from the change of a dense first layer.
 
-    None where the network does not start with such a layer, its change could hold no fewer directions than it does, or holds
-    more than the images' (noise, or Adam's).
+    Returns None where the network does not start with such a layer, where its change could have no more than n
+    directions, or where it has more than the images' (by noise or Adam).
     """
     layers = list(known.network.children())[:2] if type(known.network) is nn.Sequential else []
     if [type(layer) for layer in layers] != [nn.Flatten, nn.Linear]:
@@ -200,26 +199,29 @@ def span(observation: Observation, known: Known) -> np.ndarray | None:
 
 
 def variation(images: Tensor) -> Tensor:
-    """The mean difference of neighbouring pixels, [R], of images [R, n, channels, height, width] (Rudin et al. 1992)."""
+    """Return the mean difference of neighbouring pixels, [R], of images [R, n, channels, height, width].
+
+    Rudin et al. 1992 (total variation).
+    """
     down = (images[..., 1:, :] - images[..., :-1, :]).abs()
     right = (images[..., :, 1:] - images[..., :, :-1]).abs()
     return down.mean((1, 2, 3, 4)) + right.mean((1, 2, 3, 4))
 
 
 def _steps() -> list[float]:
-    """The step of each iteration, a tenth of it after 3/8, 5/8 and 7/8 of them (the authors' code)."""
+    """Return the step of each iteration, which falls to a tenth after 3/8, 5/8 and 7/8 of them (the authors' code)."""
     falls = [ITERATIONS * eighths // 8 for eighths in EIGHTHS]
     return [STEP * 0.1 ** sum(i >= fall for fall in falls) for i in range(ITERATIONS)]
 
 
 def _stack(all_arrays: Sequence[Parameters], device: torch.device) -> dict[str, Tensor]:
-    """Weights of several observations, each as often as it is searched for: float32, each [R, ...]."""
+    """Stack the weights of several observations, each repeated for its searches: float32, each [R, ...]."""
     stacked = {name: np.stack([arrays[name] for arrays in all_arrays]).astype(np.float32) for name in all_arrays[0]}
     return {name: torch.from_numpy(a).to(device).repeat_interleave(RESTARTS, 0) for name, a in stacked.items()}
 
 
 def _dot(one: dict[str, Tensor], other: dict[str, Tensor]) -> Tensor:
-    """The inner product of weights of R trials, [R]."""
+    """Return the inner product of weights of R trials, [R]."""
     return torch.stack([(one[name] * other[name]).flatten(1).sum(1) for name in one]).sum(0)
 
 
@@ -228,12 +230,12 @@ def _is_delta(observation: Observation) -> bool:
 
 
 def run(observation: Observation, known: Known, stream: Stream) -> np.ndarray:
-    """The images behind one observation, float32 [n, *shape]."""
+    """Return the images behind one observation, float32 [n, *shape]."""
     return match([observation], known, [stream])[0]
 
 
 def run_many(observations: Sequence[Observation], known: Known, streams: Sequence[Stream]) -> list[np.ndarray]:
-    """The images behind each of any observations, float32 [n, *shape] each, in a fraction of the time of one after another."""
+    """Return the images behind each observation, float32 [n, *shape] each; those alike are searched for together."""
     alike: dict[tuple[int | None, Work, bool], list[int]] = {}
     for i, observation in enumerate(observations):
         kind = observation.examples, work_of(observation), span(observation, known) is None
@@ -247,14 +249,14 @@ def run_many(observations: Sequence[Observation], known: Known, streams: Sequenc
 
 
 def suits(known: Known) -> str | None:
-    """Why nothing can be searched for: it takes images, and their labels from the last bias."""
+    """Return why nothing can be searched for, or None: the data must be images, and the last bias show their labels."""
     if known.task.kind != "images":
         return f"the data are {known.task.kind}, and it searches for images; take a preset of images, such as mnist-mlp"
     return shows_labels(known)
 
 
 def warn(observation: Observation, known: Known) -> str | None:
-    """What is known to leave nothing to find, the worst first."""
+    """Return what will spoil the search, the worst first, or None."""
     training, n = observation.training, observation.examples or 0
     if training is not None and training.optimizer != "sgd":
         return f"training.optimizer = '{training.optimizer}': its steps are no gradients, and nothing is found by matching them"

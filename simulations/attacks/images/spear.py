@@ -1,11 +1,12 @@
-"""A whole batch of images, exactly, from one update of a dense first layer with ReLU behind it.
+"""A whole batch of images, exactly, from one update of a dense first layer followed by ReLU.
 
-Dimitrov, Baader, Mueller and Vechev 2024, "SPEAR: Exact Gradient Inversion of Batches in Federated Learning". The update is
-dW = D X^T, with an image in each column of X and the loss's gradient in each one's pre-activations in D. Its rank is
-the number of images n, so dW = L R for L of n columns, and D = L Q for an unknown Q of n x n (low-rank decomposition). ReLU makes D
-sparse: an image has no gradient in a unit that it does not reach. So n - 1 rows of L drawn at random are, now and then,
-of units that one image does not reach, and then the vector they are orthogonal to is that image's column of Q up to its
-length (sampling and filtering). It shows by many zeros in L q, far more than the n - 1 it was made for.
+Dimitrov, Baader, Mueller and Vechev 2024, "SPEAR: Exact Gradient Inversion of Batches in Federated Learning". The
+update is dW = D X^T: each column of X is an image, and each column of D the loss's gradient in that image's
+pre-activations. Its rank is the number of images n, so dW = L R for L of n columns, and D = L Q for an unknown Q of
+n x n (low-rank decomposition). ReLU makes D sparse: an image has no gradient in a unit that it does not reach. Now and
+then, n - 1 rows of L drawn at random all belong to units that one image does not reach; the vector q orthogonal to
+them is then that image's column of Q up to its length (sampling). Such a q has far more zeros in L q than the n - 1 it
+was made for (filtering).
 """
 
 from __future__ import annotations
@@ -21,17 +22,16 @@ from fedveil.simulations.attacks.images import first_layer as division
 from fedveil.simulations.attacks.lab.attack import Attack
 from fedveil.simulations.attacks.lab.observation import Known, Observation
 
-DRAWS = 1024  # submatrices looked at together
+DRAWS = 1024  # submatrices at once
 MOST_DRAWS = 64 * DRAWS
-MANY = 12  # images, for which MOST_DRAWS still suffice
-SURE = 6.0  # times the rounding error: what is larger is no zero
-KEPT = 128  # directions, those with the most zeros
-EXTRA = 2  # zeros beyond those a direction was made for
-SAME = 1 - 1e-4  # cosine of two readings of one direction
+MANY = 12  # limit on images for which MOST_DRAWS suffice
+SURE = 6.0  # times the rounding error, above which a value is no zero
+KEPT = 128  # limit on directions, of which those with the most zeros stay
+EXTRA = 2  # zeros that a direction must have beyond those it was made for
+SAME = 1 - 1e-4  # cosine above which two directions are the same
 APART = 1e-3  # least singular value of directions that count as independent
-AGREES = (
-    0.995  # share of D whose zeros are where the network's ReLUs are off, from which on the batch is taken as found
-)
+# share of D whose zeros are where the network's ReLUs are off, from which on the batch is accepted
+AGREES = 0.995
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,10 @@ class Layer:
 
 
 def read(observation: Observation, known: Known, stream: Stream) -> np.ndarray:
-    """As many images as the update was made of, float32 [m, *task.shape]; where it finds no batch, what division reads."""
+    """Return as many images as the update was made of, float32 [m, *task.shape].
+
+    Where no batch is found, they are those of division (`first_layer.py`).
+    """
     assert observation.before is not None
     assert observation.examples is not None
     weight, bias = division.layer_update(observation, known)
@@ -61,7 +64,7 @@ def read(observation: Observation, known: Known, stream: Stream) -> np.ndarray:
 
 
 def batch(layer: Layer, n: int, rng: np.random.Generator) -> np.ndarray | None:
-    """The n images behind an update, float64 [n, inputs]; None where their directions are not found."""
+    """Return the n images behind an update, float64 [n, inputs]; None where their directions are not found."""
     reached = np.abs(layer.weight).max(axis=1) > first_layer.DEAD * np.abs(layer.weight).max(initial=0.0)
     rows = layer.weight[reached]
     if min(rows.shape) < n:
@@ -85,14 +88,14 @@ def batch(layer: Layer, n: int, rng: np.random.Generator) -> np.ndarray | None:
 
 
 def _rounding(rows: np.ndarray, sizes: np.ndarray, n: int) -> float:
-    """The error of an entry of dW: what its n largest singular values leave, or what float64 rounds."""
+    """Return the error of an entry of dW: what its n largest singular values leave, at least float64's rounding."""
     left = (rows.shape[0] - n) * (rows.shape[1] - n)
     beyond = float(np.sqrt((sizes[n:] ** 2).sum() / left)) if left else 0.0
     return max(beyond, float(np.finfo(np.float64).eps * sizes[0]))
 
 
 def _directions(decomposed: np.ndarray, rounding: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors [k, n] orthogonal to n - 1 rows of L and to at least `EXTRA` more, and to how many in all, int64 [k]."""
+    """Return unit vectors [k, n] orthogonal to n - 1 + `EXTRA` rows of L or more, and how many rows, int64 [k]."""
     units, n = decomposed.shape
     drawn = rng.random((DRAWS, units)).argpartition(n - 1, axis=1)[:, : n - 1]
     _, sizes, bases = np.linalg.svd(decomposed[drawn], full_matrices=True)
@@ -109,13 +112,13 @@ def _directions(decomposed: np.ndarray, rounding: float, rng: np.random.Generato
 
 
 def _refined(decomposed: np.ndarray, zero: np.ndarray, rounding: float) -> tuple[np.ndarray, int]:
-    """The direction most orthogonal to all rows that looked so, and to how many rows it is."""
+    """Return the direction most orthogonal to the rows of `zero`, and how many rows it is orthogonal to."""
     direction = np.linalg.svd(decomposed[zero], full_matrices=True)[2][-1]
     return direction, int((np.abs(decomposed @ direction) < SURE * rounding).sum())
 
 
 def _distinct(directions: np.ndarray, zeros: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each direction once, up to its sign, those with the most zeros first, at most `KEPT`."""
+    """Return each direction once, up to its sign: at most `KEPT`, those with the most zeros first."""
     order = np.argsort(-zeros, kind="stable")
     kept: list[int] = []
     for i in order:
@@ -127,7 +130,7 @@ def _distinct(directions: np.ndarray, zeros: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _independent(directions: np.ndarray) -> list[int]:
-    """The first directions of which none is a combination of those before it (greedy selection)."""
+    """Return the first directions of which none is a combination of those before it (greedy selection)."""
     n = directions.shape[1]
     chosen: list[int] = []
     for i in range(len(directions)):
@@ -146,7 +149,7 @@ def _images(
     directions: np.ndarray,
     rounding: float,
 ) -> tuple[np.ndarray, float]:
-    """The images by directions [n, n], and the share of D's entries that are zero where the unit is off, and only there.
+    """Return the images by directions [n, n], and the share of D's entries that are zero exactly where the unit is off.
 
     The lengths of the columns of Q follow from db = D 1 (scale recovery); X^T = Q^-1 R.
     """
@@ -158,7 +161,7 @@ def _images(
 
 
 def suits(known: Known) -> str | None:
-    """Why a network's first layer gives no batch away."""
+    """Return why a network's first layer reveals no batch, or None."""
     reason = division.suits(known)
     if reason:
         return reason
@@ -170,7 +173,7 @@ def suits(known: Known) -> str | None:
 
 
 def warn(observation: Observation, known: Known) -> str | None:
-    """The draws it takes double with every image, and need steps that are gradients."""
+    """Return what will spoil the search, or None: it needs gradients, and its draws double with every image."""
     training, units = observation.training, len(next(known.network.parameters()))
     if training is not None and training.optimizer != "sgd":
         return f"training.optimizer = '{training.optimizer}': its steps are no gradients, and have no low rank"

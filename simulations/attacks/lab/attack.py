@@ -1,4 +1,4 @@
-"""What an attack is: one registered function, what it must see, what it recovers, what it costs, and who found it."""
+"""The definition of an attack: its function, what it needs to see, what it recovers, its cost and its source."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ LACKS: dict[Need, str] = {
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack, as its line in `core/parts.py` names it.
+    """An attack, as its line in `core/catalog.py` names it; with settings of its own it is a part `(settings) -> Attack`.
 
     run: (observation, what is known, a stream for its random choices) -> what it recovers:
         words: dict of word id -> how often (int; 1 where it cannot count); sentence: list of word ids in order;
         images: float32 [n, *task.shape] in [0, 1]; labels: counts, int64 [classes];
         members: scores of `known.candidates`, float64 [n], larger for those more likely trained on
-    many: `run` for several observations, each with a stream of its own, where that is faster together
-    needs: what of an observation, or of what is known, it cannot do without
-    suits: why it cannot attack a network or a task at all; None where it can
-    warn: what is known beforehand to spoil it; None where nothing is
+        many: `run` for several observations at once, each with its stream, where that is faster
+        needs: the parts of an observation, or of what is known, that it requires
+        suits: returns why it cannot attack a network or a task at all; None where it can
+        warn: returns what is known beforehand to spoil it; None where nothing is
     craft: (weights, what is known, stream) -> the model that a malicious server sends instead
-    cost: how long it takes, in words; cites: where it comes from
+    cost: how long it takes, in words; cites: its source
     """
 
     run: Callable[[Observation, Known, Stream], Any]
@@ -67,7 +67,7 @@ class Attack:
 
 
 def refusal(attack: Attack, observation: Observation, known: Known) -> str | None:
-    """Why an attack cannot be run on an observation; None where it can."""
+    """Return why an attack cannot be run on an observation; None where it can."""
     has: dict[Need, bool] = {
         "update": observation.update is not None and observation.before is not None,
         "single client": observation.clients == 1,
@@ -86,7 +86,7 @@ def refusal(attack: Attack, observation: Observation, known: Known) -> str | Non
 
 
 def launch(name: str, attack: Attack, observation: Observation, known: Known, stream: Stream) -> Any:
-    """What an attack recovers from an observation; raise SettingsError where it cannot be run on it."""
+    """Return what an attack recovers from an observation; raise SettingsError where it cannot be run on it."""
     reason = refusal(attack, observation, known)
     if reason:
         raise SettingsError(f"attack '{name}': {reason}")

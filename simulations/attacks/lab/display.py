@@ -1,4 +1,4 @@
-"""What `fedveil attack` says in a terminal: recovered and true side by side, scores beside guessing."""
+"""The terminal output of `fedveil attack`: what was recovered beside the truth, and scores beside guessing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = {
 
 
 def named(metric: str) -> str:
-    """A metric as people read it."""
+    """Return the name of a metric for people."""
     if metric.startswith("above_"):
         return f"share above {metric.removeprefix('above_')} dB"
     return NAMES.get(metric, metric)
@@ -36,7 +36,7 @@ def named(metric: str) -> str:
 
 @contextmanager
 def progress(console: Console | None, name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of trials, gone when they are done."""
+    """Show a bar of trials within the block; yield the function that moves it to (done, total)."""
     if console is None or not console.is_terminal:
         yield lambda _done, _all: None
         return
@@ -48,7 +48,8 @@ def progress(console: Console | None, name: str) -> Iterator[Callable[[int, int]
 
 def show(outcome: Outcome, console: Console) -> None:
     """The threat model, some answers, and the scores."""
-    console.print(f"attack   {outcome.attack} on {outcome.experiment.name}", highlight=False, markup=False)
+    own = "".join(f", {key} = {value}" for key, value in outcome.settings.items())
+    console.print(f"attack   {outcome.attack} on {outcome.experiment.name}{own}", highlight=False, markup=False)
     console.print(f"observer {OBSERVERS[outcome.observer].knows}", highlight=False, markup=False, soft_wrap=True)
     if outcome.refused:
         console.print(
@@ -63,7 +64,7 @@ def show(outcome: Outcome, console: Console) -> None:
 
 
 def scores_table(outcome: Outcome) -> Table:
-    """Each metric beside guessing."""
+    """Return a table of each metric beside guessing."""
     grid = Table(box=None, pad_edge=False)
     for heading in ("score", outcome.attack, "guessing"):
         grid.add_column(heading, justify="left" if heading == "score" else "right")
@@ -75,7 +76,7 @@ def scores_table(outcome: Outcome) -> Table:
 
 
 def lines(recovers: str, shown: Shown) -> list[Text]:
-    """One trial for people: what there was, and what was read."""
+    """Describe one trial for people: the truth, and what was recovered of it."""
     known, truth, found = shown.trial.known, shown.trial.truth, shown.found
     if recovers in ("words", "sentence"):
         words = known.words
@@ -115,7 +116,7 @@ def _counts(counts: np.ndarray, classes: tuple[str, ...]) -> str:
 
 
 def texts(examples: Examples, words: tuple[str, ...] | None) -> list[str]:
-    """Texts as the clients' networks got them; ids where the vocabulary is hashed."""
+    """Write texts as the clients' networks got them, with ids for words where the vocabulary is hashed."""
 
     def spell(row: Any) -> str:
         ids = [int(word) for word in row if word]

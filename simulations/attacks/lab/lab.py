@@ -5,14 +5,16 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedveil.core.catalog import ATTACKS
+from fedveil.core.declaration import declares
 from fedveil.core.errors import SettingsError
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.choice import AttackChoice
 from fedveil.core.settings.experiment import Experiment
 from fedveil.models.computing import one_thread
 from fedveil.simulations.attacks.lab.attack import Attack, refusal
@@ -25,7 +27,7 @@ SHOWN = 8  # trials whose answers are kept to be shown
 
 @dataclass(frozen=True)
 class Shown:
-    """A trial whose answer people look at."""
+    """A trial whose answer is shown to people."""
 
     trial: Trial
     found: Any
@@ -34,9 +36,10 @@ class Shown:
 
 @dataclass
 class Outcome:
-    """What an attack reached.
+    """The result of an attack over its trials.
 
     scores, baselines: of each trial, by the metric's name; the first metric is the one that is quoted
+    settings: the attack's own, by name
     refused: why it could not be run at all, and scores are those of guessing; None where it was
     warning: what was known beforehand to spoil it
     """
@@ -45,6 +48,7 @@ class Outcome:
     recovers: str
     observer: str
     experiment: Experiment
+    settings: Mapping[str, Any] = field(default_factory=dict)
     scores: list[Score] = field(default_factory=list)
     baselines: list[Score] = field(default_factory=list)
     shown: list[Shown] = field(default_factory=list)
@@ -54,18 +58,19 @@ class Outcome:
 
     @property
     def metric(self) -> str:
-        """The quoted metric's name."""
+        """The name of the quoted metric."""
         return next(iter(self.scores[0]))
 
     def mean(self, baseline: bool = False) -> Score:
-        """The mean of each metric over the trials."""
+        """Return the mean of each metric over the trials."""
         rows = self.baselines if baseline else self.scores
         return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return {
             "attack": self.attack,
+            "settings": dict(self.settings),
             "observer": self.observer,
             **self.mean(),
             "baseline": self.mean(baseline=True)[self.metric],
@@ -77,9 +82,16 @@ class Outcome:
         }
 
 
-def find_attack(name: str) -> Attack:
-    """The attack called `name`, or a user's own, package.module:object; raise SettingsError where there is none."""
-    found = ATTACKS.load(name, "attack")
+def find_attack(name: str, settings: Mapping[str, Any] | None = None) -> Attack:
+    """The attack called `name`, or a user's own, package.module:object; `settings`: its own, by name.
+
+    It is an `Attack`; or, where it has settings, a part `(settings) -> Attack`.
+    Raise SettingsError where there is none, or its settings cannot be used.
+    """
+    choice = AttackChoice(name, **(settings or {}))
+    found = choice.load()
+    if declares(found):
+        found = found(choice.settings)
     if not isinstance(found, Attack):
         raise SettingsError(f"attack: '{name}' is a {type(found).__name__}, where an Attack belongs")
     return found
@@ -89,6 +101,7 @@ def attack(
     name: str,
     experiment: Experiment,
     *,
+    settings: Mapping[str, Any] | None = None,
     observer: str | None = None,
     trials: int = 50,
     after: int = 0,
@@ -100,12 +113,13 @@ def attack(
 ) -> Outcome:
     """Run an attack on victims of an experiment, or on what was captured of the run in `against`.
 
+    settings: the attack's own, by name
     observer: whose eyes it has, a name of OBSERVERS; the server's without it, or those that the attack needs
     trials: at least so many, on an experiment; after: rounds of `warm`, the experiment itself without it, that are trained before
     asked: keys of settings that the user chose; room: where runs lie that other attacks look at too
     Raises SettingsError where the attack, the observer or the settings cannot be used, or do not fit each other.
     """
-    chosen = find_attack(name)
+    chosen, choice = find_attack(name, settings), AttackChoice(name, **(settings or {}))
     observer = observer or ("malicious-server" if chosen.craft else "server")
     if find_observer(observer).crafts and chosen.craft is None:
         raise SettingsError(f"attack '{name}': makes up no model; take another observer than '{observer}'")
@@ -113,7 +127,8 @@ def attack(
         raise SettingsError(
             f"attack '{name}': needs a server that makes up its model; take --observer malicious-server"
         )
-    outcome = Outcome(name, chosen.recovers, observer, experiment)
+    own = {key: value for key, value in choice.dump().items() if key != "name"}
+    outcome = Outcome(name, chosen.recovers, observer, experiment, own)
     started = time.perf_counter()
     if against is not None:
         found = recorded_trials(Path(against), experiment, chosen, observer)
@@ -121,14 +136,16 @@ def attack(
         outcome.experiment = victims(experiment, chosen, observer, trials, asked)
         start = trained(warm or experiment, after)
         with tempfile.TemporaryDirectory() as folder:
-            found = (room or Room(Path(folder))).trials(outcome.experiment, name, chosen, observer, trials, start)
+            found = (room or Room(Path(folder))).trials(
+                outcome.experiment, repr(choice), chosen, observer, trials, start
+            )
     _try(outcome, chosen, found, progress)
     outcome.seconds = time.perf_counter() - started
     return outcome
 
 
 def _try(outcome: Outcome, chosen: Attack, trials: Sequence[Trial], progress: Callable[[int, int], None]) -> None:
-    """Run all trials, and score them and guessing."""
+    """Run all trials; score their answers and guessing."""
     score = SCORES[chosen.recovers]
     for trial in trials[:1]:
         unsuited = chosen.suits(trial.known)
@@ -161,7 +178,7 @@ def _try(outcome: Outcome, chosen: Attack, trials: Sequence[Trial], progress: Ca
 
 
 def _together(chosen: Attack, trials: Sequence[Trial], streams: Sequence[Stream]) -> dict[int, Any]:
-    """The answers to all trials that know the same, computed together; by the trial's number."""
+    """Compute the answers of trials with the same prior knowledge at once; return all by the trial's number."""
     assert chosen.many is not None
     groups: dict[int, list[int]] = {}
     for number, trial in enumerate(trials):
@@ -176,7 +193,7 @@ def _together(chosen: Attack, trials: Sequence[Trial], streams: Sequence[Stream]
 
 
 def fitting(experiment: Experiment, observer: str | None = None) -> list[str]:
-    """Names of the attacks that suit the experiment's data and network, and that this observer could run."""
+    """Return the names of the attacks that suit the experiment's data and network, and that this observer could run."""
     known = Bench.of(experiment).known
     crafts = OBSERVERS[observer or "server"].crafts
     found = {name: find_attack(name) for name in ATTACKS}

@@ -1,4 +1,4 @@
-"""Attacks against protections: each cell a measurement through the real pipeline, beside guessing on the same data."""
+"""The matrix of attacks and protections: each cell is measured through the real pipeline, beside guessing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import io
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from fedveil.core.declaration import declares
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.published.sources import status
@@ -23,11 +25,11 @@ from fedveil.simulations.attacks.lab.observers import OBSERVERS
 from fedveil.simulations.attacks.lab.pictures import heat_map
 from fedveil.simulations.attacks.lab.trials import Room
 
-RATE = 0.1  # of the clients' SGD, which makes a clipping norm of 0.1 that of a gradient clipped to 1
+RATE = 0.1  # learning rate of the clients' SGD: an update clipped to a norm of 0.1 is a gradient clipped to 1
 CLIP = "the row's"
 SETTLED = {"training.optimizer": "sgd", "training.learning_rate": RATE, "training.epochs": 1, "training.momentum": 0.0}
 QUOTED = {"words": "f1", "sentence": "exact", "images": "psnr", "labels": "accuracy", "members": "auc"}
-BEST = {"psnr": 60.0}  # what counts as all; 1 for what is not here
+BEST = {"psnr": 60.0}  # the score of a full recovery, where it is not 1
 OFFLINE = {"sms-lstm": "spam-demo", "sms-mlp": "spam-demo", "mnist-mlp": "digits"}
 NEEDS = {"sms-lstm": "sms", "sms-mlp": "sms", "mnist-mlp": "mnist"}
 
@@ -36,8 +38,8 @@ NEEDS = {"sms-lstm": "sms", "sms-mlp": "sms", "mnist-mlp": "mnist"}
 class Row:
     """An attack on one kind of victim.
 
-    settings: changes to the preset; clip: the norm that columns with clipping take, about that of a victim's update
-    slow: tried less often; quick: part of the quick matrix
+    settings: changes to the preset; clip: the clipping norm in columns that clip, about that of a victim's update
+    slow: has fewer trials; quick: part of the quick matrix
     """
 
     name: str
@@ -51,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A protection, or another way to train: settings, and whose eyes the attack has."""
+    """A protection, or another way to train, and the observer."""
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -105,7 +107,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement; `outcome` is None where the row and the column do not go together, and `why` says it."""
+    """One measurement; `outcome` is None where the row does not go with the column, and `why` says the reason."""
 
     row: Row
     column: Column
@@ -120,19 +122,19 @@ class Cell:
 
     @property
     def value(self) -> float:
-        """The score: its mean over the trials."""
+        """The mean score over the trials."""
         assert self.outcome is not None
         return self.outcome.mean()[self.metric]
 
     @property
     def guessing(self) -> float:
-        """The same of guessing."""
+        """The mean score of guessing over the trials."""
         assert self.outcome is not None
         return self.outcome.mean(baseline=True)[self.metric]
 
     @property
     def share(self) -> float:
-        """How much is out: 0 as guessing, 1 all; NaN where nothing was measured."""
+        """The share that is recovered: 0 as by guessing, 1 for all; NaN where nothing was measured."""
         if self.outcome is None:
             return float("nan")
         best = BEST.get(self.metric, 1.0)
@@ -140,7 +142,7 @@ class Cell:
 
     @property
     def words(self) -> str:
-        """The score for a cell."""
+        """The text in the cell."""
         if self.outcome is None:
             return "–"
         return (
@@ -159,9 +161,9 @@ def measure(
     seed: int = 0,
     progress: Callable[[Cell, int, int], None] = lambda _cell, _done, _all: None,
 ) -> list[Cell]:
-    """All cells of the matrix, row by row.
+    """Measure all cells of the matrix, row by row.
 
-    more: attacks and defences of a user's own, as package.module:object, each a row or a column more
+    more: a user's attacks and defences as package.module:object, each of which adds a row or a column
     Raises SettingsError where one of `more` is neither.
     """
     rows, columns = [row for row in ROWS if row.quick or not quick], [c for c in COLUMNS if c.quick or not quick]
@@ -180,12 +182,12 @@ def measure(
                 progress(cells[-1], len(cells), len(rows) * len(columns))
             after = rows[rows.index(row) + 1 :][:1]
             if not after or (after[0].preset, after[0].settings) != (row.preset, row.settings):
-                room.forget()  # rows on the same victims follow one another
+                room.forget()  # rows on the same victims are neighbours
     return cells
 
 
 def _own(name: str) -> Row | Column:
-    """A user's attack as a row, on what it suits; a user's defence as a column."""
+    """Return a user's attack as a row, on a preset for what it recovers, or a user's defence as a column."""
     import importlib
 
     module, _, attribute = name.partition(":")
@@ -193,6 +195,10 @@ def _own(name: str) -> Row | Column:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise SettingsError(f"--with {name}: cannot be loaded ({error}); it must be package.module:object") from None
+    if (
+        declares(found) and len(signature(found).parameters) == 1
+    ):  # an attack with settings; a defence takes an update too
+        found = find_attack(name)
     if isinstance(found, Attack):
         preset = "mnist-mlp" if found.recovers in ("images", "labels", "members") else "sms-lstm"
         return Row(attribute, name, preset, OVERFIT if found.recovers == "members" else {})
@@ -232,13 +238,13 @@ def _cell(row: Row, column: Column, seed: int, quick: bool, room: Room) -> Cell:
 
 
 def _here(preset: str) -> str:
-    """The preset, or one on data that need no files where its own are not on this machine."""
+    """Return the preset, or one that needs no files where those of its data are not on this machine."""
     files = [file for file in status() if file.dataset == NEEDS[preset]]
     return preset if all(file.found for file in files) else OFFLINE[preset]
 
 
 def table(cells: Sequence[Cell]) -> Table:
-    """The matrix for a terminal."""
+    """Return the matrix as a table for a terminal."""
     rows = list(_lines(cells))
     grid = Table(box=None, pad_edge=False)
     grid.add_column("", no_wrap=True)
@@ -251,12 +257,12 @@ def table(cells: Sequence[Cell]) -> Table:
 
 
 def legend(cells: Sequence[Cell]) -> list[str]:
-    """What the numbers of the table stand for."""
+    """Return what the numbers of the table stand for, a line each."""
     return [f"{number:>2}  {title}" for number, title in enumerate(_titles(cells), start=1)]
 
 
 def _titles(cells: Sequence[Cell]) -> list[str]:
-    """Each attack, its metric, and what guessing gives."""
+    """Return each attack with its metric and the score of guessing."""
     titles = []
     for name, line in _lines(cells):
         found = next((cell for cell in line if cell.outcome is not None), None)
@@ -265,7 +271,7 @@ def _titles(cells: Sequence[Cell]) -> list[str]:
 
 
 def picture(cells: Sequence[Cell]) -> bytes:
-    """The matrix as a heat map."""
+    """Draw the matrix as a heat map, a PNG."""
     lines = list(_lines(cells))
     columns = [cell.column.name for cell in lines[0][1]]
     values = np.array([[cell.share for cell in line] for _, line in lines])
@@ -273,7 +279,7 @@ def picture(cells: Sequence[Cell]) -> bytes:
 
 
 def as_csv(cells: Sequence[Cell]) -> bytes:
-    """A row a cell."""
+    """Write the cells as CSV, a row each."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(

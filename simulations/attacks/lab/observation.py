@@ -1,6 +1,6 @@
-"""What an attack gets, and nothing else: what one observer saw of one round, and what everybody may know.
+"""The input of an attack: what one observer saw of one round, and its prior knowledge.
 
-Truth (whose examples they were, which words they held) never enters here; scores are given elsewhere.
+The truth (whose examples they were, which words they held) is no part of it; only `scoring.py` compares with it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ Kind = Literal["gradient", "delta", "aggregate", "ciphertext", "masked"]
 class Observation:
     """What an observer saw of an update, or of an aggregate of several.
 
-    observer: whose eyes these are, a name of OBSERVERS; round: of the run, from 1
+    observer: a name of OBSERVERS; round: of the run, from 1
     kind: of `update`: a gradient, the change of one client's weights, or the mean change of several clients' weights;
-        of `sent` where the observer has no more than protected bytes
+        of `sent` where the observer has only protected bytes
     before: the model that the clients were sent, float32; None where it was a ciphertext to this observer
     update: the weights afterwards less those before, float64 (a gradient: as it is); None where it was not seen
-    clients: how many clients are in the update; examples: how many they trained on, None where nobody said
+    sent: the protected bytes
+    clients: how many clients are in the update; examples: how many they trained on, None where that is not told
     metrics: numbers that travelled beside the update in the clear
     training: how clients train, with the round's learning rate; None where the threat model does not grant it
     crafted: whether `before` is a model that the observer made
@@ -50,12 +51,12 @@ class Observation:
 
 @dataclass(frozen=True)
 class Known:
-    """What everybody may know, and what a threat model grants beside an observation.
+    """The prior knowledge of an attack: what is public, and what a threat model grants beside an observation.
 
-    network: computes the experiment's architecture; its weights mean nothing
-    words: of each word id, where the vocabulary is public; None where ids are hashed buckets
+    network: of the experiment's architecture; its weights mean nothing
+    words: the word of each id, where the vocabulary is public; None where ids are hashed buckets
     auxiliary: examples like the victims', never theirs
-    candidates: examples of which a membership attack says which were trained on; half of them were, in random order
+    candidates: the examples of a membership attack, in random order; half of them were trained on
     """
 
     task: Task

@@ -1,4 +1,4 @@
-"""Who looks, and what of a run's captures reaches each: nothing here adds to what really travelled."""
+"""The observers, and what each one sees of a run's captures, which hold only what really travelled."""
 
 from __future__ import annotations
 
@@ -25,19 +25,17 @@ from fedveil.server.rounds.captures import Captured, Update, read_captures
 from fedveil.simulations.attacks.lab.observation import Observation, Parameters
 from fedveil.simulations.run import quiet_flower
 
-Open = Callable[
-    [Parameters], Parameters | None
-]  # the weights of a model; None where it is a ciphertext to this observer
-Seen = list[
-    tuple[Observation, tuple[int, ...]]
-]  # with the clients whose examples are in it: for scoring, not for attacks
+# returns the weights of a model; None where it is a ciphertext to this observer
+Open = Callable[[Parameters], Parameters | None]
+# with the clients whose examples are in each observation: for scoring, not for attacks
+Seen = list[tuple[Observation, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class Observer:
-    """Whose eyes an attack has.
+    """An observer of a run.
 
-    knows: one sentence for people; alone: it sees each client's own update, where that is not protected
+    knows: who it is and what it sees, for people; alone: it sees each client's update, where that is not protected
     opens: it holds the clients' key; crafts: it makes up the model that is sent; wire: it sees what passes between machines
     """
 
@@ -73,7 +71,7 @@ OBSERVERS: dict[str, Observer] = {
 
 
 def find_observer(name: str) -> Observer:
-    """The observer called `name`; raise SettingsError with the nearest name where there is none."""
+    """Return the observer called `name`; raise SettingsError with the nearest name where there is none."""
     if name not in OBSERVERS:
         raise SettingsError(
             f"--observer: no observer is called '{name}'{nearest(name, OBSERVERS)}\n  known: {', '.join(OBSERVERS)}"
@@ -82,7 +80,7 @@ def find_observer(name: str) -> Observer:
 
 
 def observe(folder: Path, experiment: Experiment, name: str) -> Seen:
-    """What an observer saw of all captured rounds of the run in `folder`; raise SettingsError where there are none."""
+    """Return what an observer saw of a run's captured rounds; raise SettingsError where there are none."""
     observer = find_observer(name)
     opened = _opener(folder, experiment) if observer.opens else _in_the_clear
     found: Seen = []
@@ -155,7 +153,7 @@ def _mean(
 
 
 def _unmoved(before: Parameters, examples: Mapping[int, int], experiment: Experiment) -> Parameters:
-    """What the protection's grid would make of the clients' mean, had none of them trained: rounding is public, and no secret."""
+    """Return the mean of untrained clients as the protection's grid rounds it; the rounding is public."""
     if not experiment.privacy.protected:
         return before
     plan, layout = make_plan(experiment.privacy, experiment.federation.cohort), Layout.of(before)
@@ -170,12 +168,12 @@ def _examples(update: Update) -> int | None:
 
 
 def _difference(after: Parameters, before: Parameters) -> Mapping[str, np.ndarray]:
-    """In float64: the difference of two float32 numbers is exact there."""
+    """Return the difference in float64, where that of two float32 numbers is exact."""
     return {name: np.asarray(after[name], np.float64) - np.asarray(value, np.float64) for name, value in before.items()}
 
 
 def _opener(folder: Path, experiment: Experiment) -> Open:
-    """Reads the models of a run with the clients' key that lies in its record, where its models are ciphertexts."""
+    """Return a function that reads a run's models, with the clients' key in its record where they are ciphertexts."""
     if experiment.privacy.shows != "sum":
         return _in_the_clear
     record = Record(folder)

@@ -1,4 +1,4 @@
-"""Pictures of attacks: originals above what was recovered, curves of membership, the matrix as a heat map."""
+"""Plots of attacks: originals above what was recovered, ROC curves of membership, the matrix as a heat map."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fedveil.simulations.plots import COLOURS, STYLE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS, MOST = 8, 32  # images of a sheet: across, and in all
+COLUMNS, MOST = 8, 32  # images on a sheet: across, and in all
 
 
 def sheet(outcome: Outcome) -> bytes | None:
-    """A PNG: originals, below each what was recovered, and dB; None where there is nothing to see."""
+    """Draw a PNG of originals, what was recovered below each, and PSNR in dB; None where there are no images."""
     found = pairs(outcome)
     if not found:
         return None
@@ -46,7 +46,7 @@ def sheet(outcome: Outcome) -> bytes | None:
 
 
 def pairs(outcome: Outcome) -> list[tuple[np.ndarray, np.ndarray | None, float]]:
-    """Originals, what was recovered of each, and dB, of the trials that are shown."""
+    """Return originals, what was recovered of each, and PSNR in dB, for the trials that are shown."""
     seen: list[tuple[np.ndarray, np.ndarray | None, float]] = []
     if outcome.recovers != "images" or outcome.refused:
         return seen
@@ -58,13 +58,13 @@ def pairs(outcome: Outcome) -> list[tuple[np.ndarray, np.ndarray | None, float]]
 
 
 def _picture(image: np.ndarray) -> np.ndarray:
-    """[channels, height, width] as Matplotlib shows it."""
+    """Return an image [channels, height, width] as Matplotlib takes it."""
     image = np.clip(image, 0, 1)
     return image[0] if image.ndim == 3 and image.shape[0] == 1 else np.moveaxis(image, 0, -1)
 
 
 def thumbnail(image: np.ndarray) -> bytes:
-    """An image, [channels, height, width] in [0, 1], as a PNG of its own size."""
+    """Encode an image, [channels, height, width] in [0, 1], as a PNG of its size."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -73,7 +73,7 @@ def thumbnail(image: np.ndarray) -> bytes:
 
 
 def roc(outcomes: Sequence[Outcome]) -> bytes | None:
-    """A PNG: true against false positives of the membership attacks, both axes logarithmic; None where there are none."""
+    """Draw a PNG of the membership attacks' ROC curves, both axes logarithmic; None where there are none."""
     curves = [outcome for outcome in outcomes if outcome.recovers == "members" and not outcome.refused]
     if not curves:
         return None
@@ -99,7 +99,7 @@ def roc(outcomes: Sequence[Outcome]) -> bytes | None:
 
 
 def heat_map(rows: Sequence[str], columns: Sequence[str], values: np.ndarray, words: Sequence[Sequence[str]]) -> bytes:
-    """A PNG of the matrix: 0 (guessing) is white, 1 (all is out) is dark; `words` are written in the cells.
+    """Draw a PNG of the matrix: 0 (guessing) is white, 1 (full recovery) is dark; `words` are written in the cells.
 
     values: float [rows, columns], NaN where there is no cell
     """

@@ -1,4 +1,4 @@
-"""The page about a run of attacks: one HTML file that needs no other, its pictures beside it as PNG, its numbers as JSON."""
+"""The report on attacks: one self-contained HTML file, with its pictures as PNG and its scores as JSON beside it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE = "report.html"
 
 
 def new_folder(out: Path | None, name: str) -> Path:
-    """Where a report goes; raise SettingsError where that is there already."""
+    """Return the folder for a report; raise SettingsError where it exists already."""
     folder = out or Path("attacks") / f"{name.rpartition(':')[2]}-{datetime.now():%Y%m%d-%H%M%S}"
     if folder.exists():
         raise SettingsError(f"--out {folder}: exists already; name a new folder")
@@ -34,9 +34,9 @@ def new_folder(out: Path | None, name: str) -> Path:
 
 
 def write_report(folder: Path, outcomes: Sequence[Outcome], matrix: bytes | None = None) -> Path:
-    """Write the page, its pictures and its numbers into a new folder; return the page.
+    """Write the page, its pictures and its scores into a new folder; return the page's path.
 
-    matrix: the picture of a matrix that these outcomes are of
+    matrix: the picture of the matrix that these outcomes belong to
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {"membership": roc(outcomes), "matrix": matrix}
@@ -72,7 +72,7 @@ def _embedded(picture: bytes | None) -> str:
 
 
 def _shown(outcome: Outcome) -> dict[str, Any]:
-    """What the page says of one attack."""
+    """Return what the page says of one attack, as values for the template."""
     reached, guessed = outcome.mean(), outcome.mean(baseline=True)
     texts = []
     if outcome.recovers in ("words", "sentence") and not outcome.refused:
@@ -106,7 +106,7 @@ def _shown(outcome: Outcome) -> dict[str, Any]:
 
 
 def conclusion(outcome: Outcome) -> str:
-    """What to conclude of the scores, and what not."""
+    """Say what the scores show, and what they do not show."""
     reached, guessed = outcome.mean()[outcome.metric], outcome.mean(baseline=True)[outcome.metric]
     name = named(outcome.metric)
     if outcome.refused:

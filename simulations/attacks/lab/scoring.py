@@ -1,6 +1,6 @@
-"""What an attack's answer is worth, beside what guessing gives: the one place that sees the truth.
+"""Scores of attacks and of guessing: the only module that compares answers with the truth.
 
-Every score is a dictionary of numbers under the field's names; the first is the one that is quoted.
+Every score is a dictionary of numbers by the metric's name; the first metric is quoted.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from fedveil.datasets.text import UNKNOWN
 from fedveil.simulations.attacks.lab.observation import Known
 
 Score = dict[str, float]
-BEST = 200.0  # dB: what an image without any error counts as
-GOOD = (20.0, 30.0, 60.0, 100.0)  # dB: shares of images above these are told
+BEST = 200.0  # dB, of an image without any error
+GOOD = (20.0, 30.0, 60.0, 100.0)  # dB, above which shares of images are reported
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What was to be recovered: the examples in an update; for membership, which of the candidates were trained on.
+    """The truth: the examples in an update and, for membership, which of the candidates were trained on.
 
-    examples: of all clients in the observation; sizes: how many of them each client has, one after another
-    members: bool [n] for each of `Known.candidates`
+    examples: of all clients in the observation, one after another; sizes: how many of them each client has
+    members: bool [n], one for each of `Known.candidates`
     """
 
     examples: Examples
@@ -46,19 +46,23 @@ class Truth:
 
 
 def words_of(examples: Examples) -> Counter[int]:
-    """How often each word occurs in all examples, without padding and unknown words."""
+    """Count each word in all examples, without padding and unknown words."""
     ids, counts = np.unique(examples.features[examples.features > UNKNOWN], return_counts=True)
     return Counter(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
 
 
 def sentence_of(examples: Examples) -> list[int]:
-    """The words of the first example in order, without padding and unknown words."""
+    """Return the words of the first example in order, without padding and unknown words."""
     first = examples.features[0]
     return [int(word) for word in first[first > UNKNOWN]]
 
 
 def score_words(found: Mapping[int, int], truth: Truth, task: Task) -> Score:
-    """Recall and precision over distinct words, and F1 of both; `of_one`: the same precision for one client's words; `counted`: share of the recovered ones whose number is right too."""
+    """Score words by recall, precision and F1 over distinct words.
+
+    of_one: the precision for one client's words, a mean over the clients; exact: whether all words are right
+    counted: the share of the recovered words whose count is right too
+    """
     wanted = words_of(truth.examples)
     told = [word for word in found if word > UNKNOWN]  # that some word was unknown says nothing
     right = [word for word in told if word in wanted]
@@ -79,7 +83,7 @@ def _share(told: Sequence[int], wanted: Mapping[int, int]) -> float:
 
 
 def score_sentence(found: Sequence[int], truth: Truth, task: Task) -> Score:
-    """Whether the sentence is right to the word, and how much of it is in order (ROUGE-L, Lin 2004)."""
+    """Score a sentence: whether it is right to the word, and how much of it is in order (ROUGE-L, Lin 2004)."""
     wanted, found = sentence_of(truth.examples), [word for word in found if word > UNKNOWN]
     common = _common(found, wanted)
     recall = common / len(wanted) if wanted else 1.0
@@ -89,7 +93,7 @@ def score_sentence(found: Sequence[int], truth: Truth, task: Task) -> Score:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common subsequence."""
+    """Return the length of the longest common subsequence."""
     row = [0] * (len(b) + 1)
     for x in a:
         before = 0
@@ -99,13 +103,16 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two images in [0, 1], in dB; at most BEST."""
+    """Return the peak signal-to-noise ratio of two images in [0, 1], in dB; at most BEST."""
     error = float(np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2))
     return BEST if error == 0 else min(BEST, -10 * math.log10(error))
 
 
 def matched(found: np.ndarray, wanted: np.ndarray) -> list[tuple[int, float]]:
-    """For each wanted image, which of the found ones is its, and dB; -1 and -inf where there is none left (Kuhn 1955)."""
+    """Match found images to wanted ones, one to one, by PSNR (Kuhn 1955).
+
+    Returns for each wanted image the index of its match and the PSNR in dB; -1 and -inf where no image is left.
+    """
     answer = [(-1, -math.inf)] * len(wanted)
     if not len(found):
         return answer
@@ -116,9 +123,9 @@ def matched(found: np.ndarray, wanted: np.ndarray) -> list[tuple[int, float]]:
 
 
 def score_images(found: np.ndarray, truth: Truth, task: Task) -> Score:
-    """Mean and median dB of a batch matched one to one, and the share of its images above each of GOOD.
+    """Score images by the mean, median and least dB of a batch matched one to one, and the shares above each of GOOD.
 
-    An image for which nothing was found counts as a black one.
+    An image without a match counts as matched by a black one.
     """
     wanted = truth.examples.features
     black = np.zeros(wanted.shape[1:], np.float32)
@@ -131,7 +138,7 @@ def score_images(found: np.ndarray, truth: Truth, task: Task) -> Score:
 
 
 def score_labels(found: np.ndarray, truth: Truth, task: Task) -> Score:
-    """Share of the labels that is right, as counts; and whether all are."""
+    """Score counts of labels: the share of labels that is right, and whether all are."""
     wanted = np.bincount(truth.examples.labels, minlength=len(task.classes))
     found = np.asarray(found)
     return {
@@ -141,7 +148,7 @@ def score_labels(found: np.ndarray, truth: Truth, task: Task) -> Score:
 
 
 def score_members(found: np.ndarray, truth: Truth, task: Task) -> Score:
-    """Area under the ROC curve; true positives where 1 % of the others are accused."""
+    """Score membership: the area under the ROC curve, and the true positive rate at 1 % false positives."""
     assert truth.members is not None
     false, true, _ = roc_curve(truth.members, found)
     return {
@@ -160,10 +167,10 @@ SCORES: dict[str, Callable[[Any, Truth, Task], Score]] = {
 
 
 def guess(recovers: str, truth: Truth, known: Known, rng: np.random.Generator) -> Any:
-    """The answer of one who saw nothing but examples alike: what a score is held against.
+    """Return the baseline: an answer from auxiliary examples, without an observation.
 
-    words: the most frequent ones, as many as there are; sentence: the right words in random order; images: the mean image;
-    labels: all classes alike; members: a coin
+    words: the most frequent ones, as many as there are; sentence: the right words in random order
+    images: the mean image; labels: the same count for all classes; members: random scores
     """
     alike = known.auxiliary
     if recovers == "words":

@@ -1,4 +1,4 @@
-"""Victims through the real pipeline: clients with a batch of examples each, a round, and what an observer saw of it."""
+"""Trials of attacks through the real pipeline: a round of victims, and what an observer saw of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PEOPLE = 8  # clients in an aggregate, where the settings do not say
 
 @dataclass(frozen=True)
 class Trial:
-    """One try of an attack: what it may see, what it may know, and, for the scoring alone, the truth."""
+    """One trial of an attack: the observation, the prior knowledge and, for scoring alone, the truth."""
 
     observation: Observation
     known: Known
@@ -40,11 +40,12 @@ class Trial:
 def victims(
     experiment: Experiment, attack: Attack, observer: str, number: int, asked: frozenset[str] = frozenset()
 ) -> Experiment:
-    """The experiment with which `number` clients are seen: each holds one batch, and one round is trained.
+    """Return the experiment that trains victims for one round: each client holds one batch.
 
-    A batch is of one example, as in the literature, where the user did not choose its size; attacks on membership, and on what
-    clients say of their evaluation, leave them all they hold.
-    asked: keys of settings that the user chose, which are left as they are
+    A batch has one example, as in the literature, where the user did not choose its size. Attacks on membership and on
+    the counts of evaluation leave clients all their examples.
+    number: of clients in the cohort, where the observer sees each client's update
+    asked: keys of settings that the user chose, which stay as they are
     """
     evaluates = "counts" in attack.needs
     whole = attack.recovers == "members" or evaluates
@@ -58,7 +59,7 @@ def victims(
         "evaluation.federated": evaluates,
         "data.validation_fraction": 0.2 if evaluates else 0.0,
         "training.batch_size": batch,
-        "workers": 1,  # one round of little work: no other process is worth its start
+        "workers": 1,  # one small round is not worth the start of other processes
     }
     cohort = number if find_observer(observer).alone else experiment.federation.cohort
     if not find_observer(observer).alone and "federation.cohort" not in asked:
@@ -76,7 +77,7 @@ def victims(
 
 
 def check_batch(experiment: Experiment, federated: Federated) -> None:
-    """Raise SettingsError where a batch is larger than what a client holds."""
+    """Raise SettingsError where a batch is larger than the data of any client."""
     batch, (_, most) = experiment.training.batch_size, federated.extremes()
     if batch != "full" and batch > most:
         raise SettingsError(
@@ -87,7 +88,7 @@ def check_batch(experiment: Experiment, federated: Federated) -> None:
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything about an experiment that trials share: its data, and what everybody may know."""
+    """What the trials on an experiment share: its data and the prior knowledge of attacks."""
 
     experiment: Experiment
     federated: Federated
@@ -95,7 +96,7 @@ class Bench:
 
     @classmethod
     def of(cls, experiment: Experiment) -> Bench:
-        """Load and build; raise SettingsError or DataError where that cannot be done."""
+        """Load the data and build the network; raise SettingsError or DataError where that cannot be done."""
         federated = load(experiment.data, experiment.seed)
         dataset = federated.dataset
         check_task("an attack", ("classification",), dataset.task, f"data.dataset = '{experiment.data.dataset}'")
@@ -103,7 +104,7 @@ class Bench:
         return cls(experiment, federated, Known(dataset.task, experiment.model, network, dataset.words, dataset.test))
 
     def trial(self, observation: Observation, clients: tuple[int, ...], attack: Attack) -> Trial:
-        """A trial of an attack on an observation of these clients."""
+        """Return a trial of an attack on an observation of these clients."""
         held = [self.federated.client(client)[0] for client in clients]
         examples = join(held)
         if attack.recovers != "members":
@@ -112,7 +113,10 @@ class Bench:
         return Trial(observation, known, Truth(examples, members=members))
 
     def _candidates(self, examples: Examples, client: int) -> tuple[Known, np.ndarray]:
-        """Members and as many others, in random order; the others are not in what else the attack knows."""
+        """Return prior knowledge with members and as many others as candidates, and which are members, bool [n].
+
+        The candidates are in random order; the others are taken out of the auxiliary examples.
+        """
         alike = self.known.auxiliary
         assert alike is not None
         stream = Stream(self.experiment.seed, client=client)
@@ -126,7 +130,7 @@ class Bench:
 
 
 def trained(experiment: Experiment, rounds: int) -> Parameters | None:
-    """The model after so many rounds of the experiment as it is, in the clear; None after none: the seed gives that one."""
+    """Train the experiment for `rounds` rounds without protection, and return the model; None for 0 rounds."""
     if rounds == 0:
         return None
     plain = {"federation.rounds": rounds, "evaluation.every": rounds}
@@ -138,7 +142,7 @@ def trained(experiment: Experiment, rounds: int) -> Parameters | None:
 
 @dataclass
 class Room:
-    """A folder for the records of runs, and what was seen in those that were made: several attacks look at the same."""
+    """The folder for records of runs, and the observations of them, which several attacks share."""
 
     folder: Path
     _seen: dict[tuple[str, str, str, bytes], list[tuple[Bench, Observation, tuple[int, ...]]]] = field(
@@ -148,9 +152,9 @@ class Room:
     def trials(
         self, experiment: Experiment, name: str, attack: Attack, observer: str, number: int, start: Parameters | None
     ) -> list[Trial]:
-        """`number` trials or a few more: rounds of victims, with another seed each where one round gives too few.
+        """Return at least `number` trials, of several rounds with different seeds where one round gives too few.
 
-        experiment: as `victims` makes it; start: the model that clients are sent, the seed's where it is None
+        experiment: as `victims` returns it; start: the model that clients are sent, that of the seed where it is None
         """
         given = b"" if start is None else sha256(b"".join(value.tobytes() for value in start.values())).digest()
         key = (experiment.toml(), observer, name if attack.craft else "", given)
@@ -160,7 +164,7 @@ class Room:
         return [bench.trial(observation, clients, attack) for bench, observation, clients in seen]
 
     def forget(self) -> None:
-        """Throw the runs away."""
+        """Delete the runs."""
         self._seen.clear()
         for run_folder in self.folder.iterdir():
             rmtree(run_folder)
@@ -179,7 +183,7 @@ class Room:
 
 
 def _run(experiment: Experiment, out: Path, start: Parameters | None = None) -> Result:
-    """Run an experiment of the lab's own, whose record nobody is told to go on with."""
+    """Run an experiment for the lab; raise Interrupted without the advice to resume, as its record is not kept."""
     try:
         return run(experiment, out=out, start=start, plots=False)
     except Interrupted:
@@ -187,6 +191,6 @@ def _run(experiment: Experiment, out: Path, start: Parameters | None = None) -> 
 
 
 def recorded_trials(folder: Path, experiment: Experiment, attack: Attack, observer: str) -> list[Trial]:
-    """Trials on what was captured of a run; raise SettingsError where nothing was."""
+    """Return trials on the captures of a run; raise SettingsError where there are none."""
     bench = Bench.of(experiment)
     return [bench.trial(observation, clients, attack) for observation, clients in observe(folder, experiment, observer)]

@@ -1,1 +1,1 @@
-"""Attacks that ask who was trained on."""
+"""Membership attacks: whether an example was trained on."""

@@ -1,4 +1,4 @@
-"""Membership of a text: all words of one that was trained on have moved, and few others have no word that stood still.
+"""Membership of a text: training moves the rows of all its words, and most other texts have a word that stood still.
 
 Melis et al. 2019, "Exploiting Unintended Feature Leakage in Collaborative Learning", section 4.1.
 """
@@ -14,22 +14,22 @@ from fedveil.simulations.attacks.lab.attack import Attack
 from fedveil.simulations.attacks.lab.observation import Known, Observation
 from fedveil.simulations.attacks.words.words import suits
 
-CROWDED = 2000  # texts whose words together hold most of anybody's
+CROWDED = 2000  # texts, above which their words cover most other texts
 STILL = 0.02  # chance that a trained word's row stands still: a small step is lost to float32's rounding
 
 
 def by_coverage(observation: Observation, known: Known, _stream: Stream) -> np.ndarray:
-    """How much likelier the rows of each candidate's words are to have moved, or not, if it was trained on: log, float64 [n].
+    """Return the log likelihood ratio, trained on or not, of how the rows of each candidate's words moved: float64 [n].
 
-    A word that few texts hold says most where its row moved, and any word where it did not. How many texts hold a word is
-    taken from the auxiliary examples, or from the candidates where there are none.
+    A row that moved says most for a word in few texts; a row that did not move says much for any word. How many texts
+    hold a word is taken from the auxiliary examples, or from the candidates where there are none.
     """
     assert observation.before is not None
     assert observation.update is not None
     assert known.candidates is not None
     assert observation.examples is not None
     table = words.find(observation.before, known.task.vocabulary_size)
-    assert table is not None  # `suits`
+    assert table is not None  # `suits` has checked it
     has_moved = np.zeros(len(observation.before[table]), dtype=bool)
     has_moved[words.moved(observation.before[table], observation.update[table])] = True
     moved_anyway = chance(known.auxiliary or known.candidates, len(has_moved), observation.examples)
@@ -38,7 +38,7 @@ def by_coverage(observation: Observation, known: Known, _stream: Stream) -> np.n
 
 
 def chance(texts: Examples, vocabulary_size: int, drawn: int) -> np.ndarray:
-    """The chance that at least one of `drawn` texts like these holds each word, float64 [vocabulary_size]."""
+    """Return the chance that at least one of `drawn` texts like these holds each word, float64 [vocabulary_size]."""
     holds = np.bincount(np.concatenate([_distinct(text) for text in texts.features]), minlength=vocabulary_size)
     share = (holds + 0.5) / (len(texts) + 1)  # no word is impossible
     chances: np.ndarray = -np.expm1(drawn * np.log1p(-share))
@@ -50,7 +50,7 @@ def _distinct(text: np.ndarray) -> np.ndarray:
 
 
 def warn(observation: Observation, _known: Known) -> str | None:
-    """The words of very many texts cover anybody's."""
+    """Return what will spoil the scores, or None: the words of very many texts cover most others' too."""
     if (observation.examples or 0) > CROWDED:
         return f"the words of {observation.examples:,} texts together cover most others' too"
     return None

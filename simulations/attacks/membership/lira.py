@@ -1,8 +1,8 @@
-"""LiRA: an example was trained on where a model's confidence in it is more likely among shadow models that were, too.
+"""LiRA: membership from the likelihood of a model's confidence among shadow models that saw the example, or did not.
 
 Carlini, Chien, Nasr, Song, Terzis and Tramèr, "Membership Inference Attacks From First Principles", S&P 2022, algorithm 1
-(online) and section VI (offline). A shadow model is what the client would have sent, had it held other examples: trained
-from the same model, in the same way, on as many. All shadows are trained at once.
+(online) and section VI (offline). A shadow model is what the client would have sent with other examples: it is trained
+from the same model, in the same way, on as many examples. All shadows are trained at once.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ SHADOWS = 32
 
 
 def by_likelihood(observation: Observation, known: Known, stream: Stream, *, online: bool) -> np.ndarray:
-    """How much likelier each candidate's confidence is among models that saw it than among others, log, float64 [n].
+    """Return the log likelihood ratio of each candidate's confidence, shadows that saw it or others: float64 [n].
 
-    Offline no shadow sees a candidate, and what counts is how far the confidence lies above the others', in standard
-    deviations. Raises SettingsError where there are too few auxiliary examples to train shadows on.
+    Offline no shadow sees a candidate, and the score is how many standard deviations the confidence lies above theirs.
+    Raises SettingsError where there are too few auxiliary examples to train shadows on.
     """
     candidates = known.candidates
     assert candidates is not None
@@ -50,7 +50,7 @@ def by_likelihood(observation: Observation, known: Known, stream: Stream, *, onl
 
 
 def confidence(known: Known, parameters: Parameters, examples: Examples) -> np.ndarray:
-    """log(p / (1 - p)), with p the probability that a model gives an example's class: float64 [n] (section V-A)."""
+    """Return log(p / (1 - p)), with p the probability of each example's class, float64 [n] (section V-A)."""
     logits = outputs(known.network, parameters, examples)
     labels = to_tensor(examples.labels, logits.device)
     if logits.shape[1] == 1:
@@ -63,7 +63,7 @@ def confidence(known: Known, parameters: Parameters, examples: Examples) -> np.n
 
 
 def _halves(candidates: int, stream: Stream) -> np.ndarray:
-    """Which candidates each shadow sees, bool [shadows, candidates]: one half, and the next shadow the other."""
+    """Return which candidates each shadow sees, bool [shadows, candidates]: one half, and the next shadow the other."""
     rng = stream.generator("candidates of shadows")
     saw = np.zeros((SHADOWS, candidates), dtype=bool)
     for pair in range(0, SHADOWS, 2):
@@ -73,7 +73,7 @@ def _halves(candidates: int, stream: Stream) -> np.ndarray:
 
 
 def _datasets(observation: Observation, known: Known, saw: np.ndarray, stream: Stream) -> list[Examples]:
-    """As many examples for each shadow as the client trained on: the candidates it sees, and auxiliary ones."""
+    """Return as many examples for each shadow as the client trained on: the candidates it sees, and auxiliary ones."""
     candidates, auxiliary, n = known.candidates, known.auxiliary, observation.examples or 0
     assert candidates is not None
     assert auxiliary is not None
@@ -94,7 +94,7 @@ def _datasets(observation: Observation, known: Known, saw: np.ndarray, stream: S
 
 
 def _train(observation: Observation, known: Known, clients: list[Examples], stream: Stream) -> list[Parameters]:
-    """What the client would have sent, had it held these examples."""
+    """Train a shadow on each of these data sets, and return what the client would have sent with it."""
     assert observation.before is not None
     assert observation.training is not None
     device = device_of(known.network)
@@ -115,9 +115,9 @@ def _train(observation: Observation, known: Known, clients: list[Examples], stre
 
 
 def _normal(confident: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, float]:
-    """Each candidate's mean over the shadows of `which` [shadows, n], float64 [n], and one standard deviation of all.
+    """Return each candidate's mean over the shadows of `which` [shadows, n], float64 [n], and one standard deviation.
 
-    One of each candidate's own would rest on a dozen values (section VI-A, global variance).
+    A standard deviation of each candidate would rest on a dozen values (section VI-A, global variance).
     """
     count = which.sum(axis=0)
     mean = np.where(which, confident, 0).sum(axis=0) / count
@@ -126,7 +126,7 @@ def _normal(confident: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, float
 
 
 def _log_likelihood(values: np.ndarray, mean: np.ndarray, spread: float) -> np.ndarray:
-    """Of a normal distribution, less what all have in common."""
+    """Return the log likelihood under a normal distribution, up to a constant."""
     found: np.ndarray = -0.5 * ((values - mean) / spread) ** 2 - np.log(spread)
     return found
 

@@ -1,9 +1,9 @@
-"""Membership: whether an example was trained on, from how well a model fits it, or how far the update points its way.
+"""Membership: whether an example was trained on, from how well a model fits it, or from the direction of the update.
 
-The loss (Yeom et al. 2018, "Privacy Risk in Machine Learning", section 3.2), how much of it training took away, and the
-cosine of the example's own gradient with the update (after Nasr et al. 2019, "Comprehensive Privacy Analysis of Deep
-Learning", section III, who let a network look at such gradients). Of one client's update they look at its local model, of
-an aggregate at the global one.
+The scores are the loss (Yeom et al. 2018, "Privacy Risk in Machine Learning", section 3.2), how much training lowered
+it, and the cosine of the example's gradient with the update (after Nasr et al. 2019, "Comprehensive Privacy Analysis of
+Deep Learning", section III, who feed such gradients to a network). For one client's update the model is the local one,
+for an aggregate the global one.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ TINY = 1e-30  # a gradient of zero points nowhere
 
 
 def by_loss(observation: Observation, known: Known, _stream: Stream) -> np.ndarray:
-    """The loss of each candidate after training, turned round, as members fit better: float64 [n]."""
+    """Return minus the loss of each candidate after training, as members fit better: float64 [n]."""
     assert known.candidates is not None
     return -losses(known.network, after(observation), known.candidates, loss_kind(observation))
 
 
 def by_loss_difference(observation: Observation, known: Known, stream: Stream) -> np.ndarray:
-    """How much training lowered the loss of each candidate, float64 [n]."""
+    """Return how much training lowered the loss of each candidate, float64 [n]."""
     assert known.candidates is not None
     assert observation.before is not None
     before = losses(known.network, observation.before, known.candidates, loss_kind(observation))
@@ -41,7 +41,7 @@ def by_loss_difference(observation: Observation, known: Known, stream: Stream) -
 
 
 def by_cosine(observation: Observation, known: Known, _stream: Stream) -> np.ndarray:
-    """The cosine of each candidate's descent, at the model that clients were sent, with the way weights went: float64 [n]."""
+    """Return the cosine of each candidate's descent, at the model before the round, with the update: float64 [n]."""
     assert known.candidates is not None
     assert observation.before is not None
     assert observation.update is not None
@@ -52,7 +52,7 @@ def by_cosine(observation: Observation, known: Known, _stream: Stream) -> np.nda
     inputs, labels = to_tensor(known.candidates.features, device), to_tensor(known.candidates.labels, device)
     size = torch.sqrt(sum((tensor.square().sum() for tensor in seen.values()), torch.zeros((), device=device)))
     scores = []
-    with weights.kept(network), torch.backends.cudnn.flags(enabled=False):  # its LSTM has no gradients in evaluation
+    with weights.kept(network), torch.backends.cudnn.flags(enabled=False):  # its LSTM has no gradients in eval mode
         weights.place(network, _placed(observation.before, device))
         network.eval()
         named = dict(network.named_parameters())
@@ -67,7 +67,7 @@ def by_cosine(observation: Observation, known: Known, _stream: Stream) -> np.nda
 
 
 def after(observation: Observation) -> Parameters:
-    """The weights after training, float32: one client's, or the mean of several.
+    """Return the weights after training, float32: one client's, or the mean of several.
 
     Raises SettingsError for a gradient where the observer does not know the learning rate.
     """
@@ -87,14 +87,14 @@ def after(observation: Observation) -> Parameters:
 
 
 def losses(network: nn.Module, parameters: Parameters, examples: Examples, kind: str) -> np.ndarray:
-    """The loss of each example, float64 [n]."""
+    """Return the loss of each example, float64 [n]."""
     logits = outputs(network, parameters, examples)
     values: np.ndarray = losses_and_slopes(logits, to_tensor(examples.labels, logits.device), kind)[0].cpu().numpy()
     return values
 
 
 def outputs(network: nn.Module, parameters: Parameters, examples: Examples) -> Tensor:
-    """Logits of each example by a network with these weights: float64 [n, classes] or [n, 1]."""
+    """Return the logits of each example by a network with these weights: float64 [n, classes] or [n, 1]."""
     device = device_of(network)
     with weights.kept(network), torch.no_grad():
         weights.place(network, _placed(parameters, device))
@@ -105,12 +105,12 @@ def outputs(network: nn.Module, parameters: Parameters, examples: Examples) -> T
 
 
 def loss_kind(observation: Observation) -> str:
-    """The loss that clients train with; cross entropy where nobody said."""
+    """Return the loss that clients train with; cross entropy where it is not known."""
     return observation.training.loss if observation.training else "cross_entropy"
 
 
 def warn(observation: Observation, _known: Known) -> str | None:
-    """An aggregate hides each client's own fit among the others'."""
+    """Return what will spoil the scores, or None: an aggregate hides each client's fit among the others'."""
     if observation.clients > 1:
         return (
             f"the mean of {observation.clients} clients fits nobody's examples much better than others: expect little"

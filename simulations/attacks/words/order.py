@@ -1,10 +1,10 @@
-"""The sentence, in order, from the update of an LSTM that one text made.
+"""The sentence, in order, from the update of an LSTM on one text.
 
-Which words there are shows in the rows of the word table (`words.py`). Their order shows twice. The gradient of a word
-grows with its place, as it passes through fewer steps on its way to the last state; that gives an order to start from.
-And only the right order gives the whole update: words are moved, one at a time, to where the simulated update comes
-closest to the one that was seen, by its cosine (as Balunovic et al. 2022, "LAMP: Extracting Text from Gradients with
-Language Model Priors", discrete optimization, move the tokens of a transformer's text).
+The rows of the word table show the words (`words.py`). Two things show their order. First, the gradient of a word grows
+with its position, as it passes through fewer steps on its way to the last state; that gives an initial order. Second,
+only the right order gives the whole update: words are moved, one at a time, to where the simulated update is closest to
+the observed one by cosine, as Balunovic et al. 2022, "LAMP: Extracting Text from Gradients with Language Model Priors"
+(discrete optimization), move the tokens of a transformer's text.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ from fedveil.privacy.leakage import words
 from fedveil.simulations.attacks.lab.attack import Attack
 from fedveil.simulations.attacks.lab.observation import Known, Observation
 
-STEP = Training(
-    batch_size="full", learning_rate=1.0
-)  # what a gradient is compared with: its direction is all that counts
-BETTER = 1e-12  # in cosine
+# what a gradient is compared with: only the direction counts
+STEP = Training(batch_size="full", learning_rate=1.0)
+BETTER = 1e-12  # gain in cosine, above which a move counts
 
 
 def read(observation: Observation, known: Known, _stream: Stream) -> list[int]:
-    """The ids of the words of the text, each once, in order."""
+    """Return the ids of the words of the text, each once, in order."""
     assert observation.before is not None
     assert observation.update is not None
     table = words.find(observation.before, known.task.vocabulary_size)
@@ -50,7 +49,7 @@ def read(observation: Observation, known: Known, _stream: Stream) -> list[int]:
 
 
 class Trial:
-    """Trains a copy of the network, with no words but those found, on orders of them, and compares what it sends."""
+    """A copy of the network with only the words found, which trains on orders of them and compares the updates."""
 
     def __init__(self, observation: Observation, known: Known, table: str, found: np.ndarray) -> None:
         assert observation.before is not None
@@ -71,7 +70,10 @@ class Trial:
         self._together: Chain | Functional | None = None if isinstance(how, str) else how
 
     def cosines(self, orders: np.ndarray, label: int) -> np.ndarray:
-        """How like the update seen each order (places among the words found, int64 [k, n]) makes it: float64 [k]."""
+        """Return the cosine of each order's update with the observed one, float64 [k].
+
+        orders: positions among the words found, int64 [k, n]; label: of the text
+        """
         label_of = np.array([label])
         texts = [Examples((order[None] + 1).astype(np.int32), label_of) for order in orders]
         trained = train_clients(
@@ -88,7 +90,7 @@ class Trial:
 
 
 def climb(trial: Trial, start: np.ndarray, label: int) -> tuple[np.ndarray, float]:
-    """Move each word to its best place, again and again until none moves; the order and its cosine."""
+    """Move each word to its best position until none moves; return the order and its cosine."""
     order, best = start, float(trial.cosines(start[None], label)[0])
     improved = True
     while improved:
@@ -102,14 +104,14 @@ def climb(trial: Trial, start: np.ndarray, label: int) -> tuple[np.ndarray, floa
 
 
 def _moves(order: np.ndarray, word: int) -> np.ndarray:
-    """The orders in which one word stands elsewhere, [n - 1, n]."""
+    """Return the orders in which one word stands elsewhere, [n - 1, n]."""
     rest = order[order != word]
     here = int(np.flatnonzero(order == word)[0])
     return np.array([np.insert(rest, place, word) for place in range(len(order)) if place != here])
 
 
 def _with_words(network: nn.Module, table: str, rows: int) -> nn.Module:
-    """A copy of the network with a word table of so many rows, and without dropout, whose draws nobody knows."""
+    """Copy the network with a word table of `rows` rows, and without dropout, whose draws are not known."""
     small = copy.deepcopy(network)
     owner = small.get_submodule(table.rpartition(".")[0])
     assert isinstance(owner, Words)
@@ -124,7 +126,7 @@ def _with_words(network: nn.Module, table: str, rows: int) -> nn.Module:
 
 
 def suits(known: Known) -> str | None:
-    """Why no order can be read: no text, or a network that does not care for it."""
+    """Return why no order can be recovered, or None: the data are no text, or the network ignores word order."""
     if known.task.kind != "text":
         return f"the data are {known.task.kind}, and it reads sentences; take a preset of text, such as sms-lstm"
     modules = list(known.network.modules())
@@ -136,7 +138,7 @@ def suits(known: Known) -> str | None:
 
 
 def warn(observation: Observation, known: Known) -> str | None:
-    """It looks for one text, and does its training again, all but what nobody knows."""
+    """Return what will spoil the order, or None: several texts, unknown training, or dropout."""
     if observation.examples is not None and observation.examples > 1:
         return f"the update is of {observation.examples} texts, and it looks for the order of one"
     if observation.training is None and observation.kind != "gradient":

@@ -1,4 +1,4 @@
-"""The words of a client's texts, from the rows of the word table that its update moved: the book's attack."""
+"""The words of a client's texts, from the rows of the word table that its update moved (Trask 2019, chapter 15)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedveil.simulations.attacks.lab.observation import Known, Observation
 
 
 def read(observation: Observation, known: Known, _stream: Stream) -> dict[int, int]:
-    """Each word and how often it occurs, where the network pools words and the update is of one text; else 1."""
+    """Count each word, where the network pools words and the update is of one text; else count each as 1."""
     assert observation.before is not None
     assert observation.update is not None
     table = words.find(observation.before, known.task.vocabulary_size)
@@ -28,7 +28,7 @@ def read(observation: Observation, known: Known, _stream: Stream) -> dict[int, i
 
 
 def suits(known: Known) -> str | None:
-    """Why a network has no words to read."""
+    """Return why a network's update reveals no words, or None."""
     if known.task.kind != "text":
         return f"the data are {known.task.kind}, and it reads words; take a preset of text, such as sms-lstm"
     if words.find(weights.to_numpy(weights.get(known.network)), known.task.vocabulary_size) is None:
@@ -40,7 +40,10 @@ def suits(known: Known) -> str | None:
 
 
 def warn(observation: Observation, known: Known) -> str | None:
-    """Several clients' words come together, and Adam moves a row as far for one occurrence as for many."""
+    """Return what will spoil the words, or None.
+
+    An aggregate mixes the words of several clients, and Adam moves a row as far for one occurrence as for many.
+    """
     if observation.clients > 1:
         return f"the words of all {observation.clients} clients are read together, not whose they are"
     training = observation.training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 from torch import nn
 
 from fedveil import Experiment, SettingsError, run
-from fedveil.simulations.attacks.lab import lab
 from fedveil.simulations.attacks.lab.attack import LACKS, Attack, launch, refusal
 from fedveil.simulations.attacks.lab.lab import attack
 from fedveil.simulations.attacks.lab.observation import Known, Observation
@@ -33,8 +33,8 @@ REMEMBER = Attack(run=remember, recovers="images", needs=("update", "single clie
 @pytest.fixture
 def registered(monkeypatch) -> str:
     SEEN.clear()
-    monkeypatch.setattr(lab, "find_attack", lambda _name: REMEMBER)
-    return "remember"
+    monkeypatch.setitem(sys.modules, "remembering", sys.modules[__name__])
+    return "remembering:REMEMBER"
 
 
 def reachable(root: object) -> list[np.ndarray]:
