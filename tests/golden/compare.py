@@ -12,17 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,6 @@ from golden.runs import RUNS, Run  # noqa: E402
 
 OLD = "4921193"  # the commit of 0.1.0
 TABLE = HERE / "table.json"
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -133,14 +131,30 @@ def _bytes(value: np.ndarray) -> np.ndarray:
 # --- running
 
 
-def run_all(runs: Sequence[Run], python: Path, folder: Path, label: str, say: Say) -> dict[str, Given]:
+def run_sides(runs: Sequence[Run], sides: Mapping[str, Path], folder: Path) -> dict[str, dict[str, Given]]:
+    """Run experiments with several Pythons at the same time, by label; what each gave, by label and name."""
+    stopped = Event()
+    with ThreadPoolExecutor() as pool:
+        working = {
+            label: pool.submit(run_all, runs, python, folder / label, label, stopped) for label, python in sides.items()
+        }
+        try:
+            return {label: work.result() for label, work in working.items()}
+        except BaseException:
+            stopped.set()  # after Ctrl-C nothing more is begun
+            raise
+
+
+def run_all(
+    runs: Sequence[Run], python: Path, folder: Path, label: str, stopped: Event | None = None
+) -> dict[str, Given]:
     """Run experiments with the FedVeil of a Python, in a new folder; what each gave, by name."""
     given: dict[str, Given] = {}
 
     def note(run: Run, seconds: float, error: str) -> None:
         found = Given(error=error, seconds=seconds) if error else read(folder / run.name / "run", seconds)
         given[run.name] = found
-        say(f"{label}  {run.name}  {seconds:.1f} s{'  FAILED' if found.error else ''}")
+        print(f"{label}  {run.name}  {seconds:.1f} s{'  FAILED' if found.error else ''}", file=sys.stderr, flush=True)
 
     for run in runs:
         (folder / run.name).mkdir(parents=True)
@@ -148,7 +162,7 @@ def run_all(runs: Sequence[Run], python: Path, folder: Path, label: str, say: Sa
             (folder / run.name / name).write_text(content)
     _run_here([run for run in runs if run.way == "here"], python, folder, note)
     for run in runs:
-        if run.way != "here":
+        if run.way != "here" and not (stopped and stopped.is_set()):
             note(run, *execute(run, python, folder / run.name))
     return given
 
@@ -156,21 +170,13 @@ def run_all(runs: Sequence[Run], python: Path, folder: Path, label: str, say: Sa
 def _run_here(runs: Sequence[Run], python: Path, folder: Path, note: Callable[[Run, float, str], None]) -> None:
     """Run experiments by `execute.py`."""
     by_name = {run.name: run for run in runs}
-    jobs = [
-        {
-            "name": r.name,
-            "folder": str(folder / r.name),
-            "preset": r.preset,
-            "text": r.text,
-            "settings": dict(r.settings),
-        }
-        for r in runs
-    ]
+    keys = ("name", "preset", "text", "settings")
+    jobs = [{"folder": str(folder / run.name), **{key: getattr(run, key) for key in keys}} for run in runs]
     if not jobs:
         return
     process = subprocess.Popen(
         [python, HERE / "execute.py"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
     )  # fmt: skip
     try:
         assert process.stdin is not None
@@ -184,10 +190,8 @@ def _run_here(runs: Sequence[Run], python: Path, folder: Path, note: Callable[[R
         for run in by_name.values():
             note(run, 0.0, f"not run: {python} execute.py ended with exit code {code}")
     finally:
-        if process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.kill()
+        process.wait()
 
 
 def machine_of(python: Path) -> dict[str, str]:
@@ -206,7 +210,7 @@ def make_old(folder: Path) -> Path:
             sys.exit(f"--make-old: this checkout does not hold commit {OLD}: {archive.stderr.decode().strip()}")
         subprocess.run(["tar", "x"], cwd=source, input=archive.stdout, check=True)
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-        install = [python, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", ".[ray]"]
+        install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", ".[ray]"]
         subprocess.run(install, cwd=source, check=True)
         (folder / "ready").touch()
     return python
@@ -310,21 +314,20 @@ def main(words: Sequence[str] | None = None) -> int:
     runs = chosen(asked.only, console)
     if not runs:
         sys.exit("nothing to compare")
-    machine = machine_of(next(iter(sides.values())))
+    machines = {label: machine_of(python) for label, python in sides.items()}
+    given: dict[str, dict[str, Given]] = {}
+    if "old" not in sides:
+        machines["old"], given["old"] = read_table(asked.table)
+    if other := other_machine(machines["old"], machines.get("new", machines["old"])):
+        sys.exit(f"what --new gives cannot be compared with {'--old' if 'old' in sides else asked.table}: {other}")
     if asked.keep:
         asked.keep.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(prefix="golden-") as made, ThreadPoolExecutor() as pool:
-        folder = asked.keep.absolute() if asked.keep else Path(made)
-
-        def say(line: str) -> None:
-            print(line, file=sys.stderr, flush=True)
-
-        working = {
-            label: pool.submit(run_all, runs, python, folder / label, label, say) for label, python in sides.items()
-        }
-        given = {label: work.result() for label, work in working.items()}
+    with tempfile.TemporaryDirectory(prefix="golden-") as made:
+        given |= run_sides(runs, sides, asked.keep.absolute() if asked.keep else Path(made))
     if asked.write:
-        write_table(asked.write, machine, {name: found for name, found in given["old"].items() if not found.error})
+        write_table(
+            asked.write, machines["old"], {name: found for name, found in given["old"].items() if not found.error}
+        )
     if "new" not in given:
         failed = [name for name, found in given["old"].items() if found.error]
         for name in failed:
@@ -332,10 +335,6 @@ def main(words: Sequence[str] | None = None) -> int:
                 f"{name}: old failed: {given['old'][name].error}", markup=False, highlight=False, soft_wrap=True
             )
         return 1 if failed else 0
-    if "old" not in given:
-        written, given["old"] = read_table(asked.table)
-        if other := other_machine(written, machine):
-            sys.exit(f"{asked.table} is of another machine, give --old: {other}")
     return 1 if report(console, runs, given["old"], given["new"]) else 0
 
 

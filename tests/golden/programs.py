@@ -102,7 +102,7 @@ def deployed(run: Run, python: Path, folder: Path) -> None:
 
         def connected() -> bool:
             told = json.loads(_call(_fedveil(python, "status", "--on", on, "--json"), python, folder))
-            return sum(one["connected"] for one in told["clients"]) == CLIENTS
+            return [one["connected"] for one in told["clients"]].count(True) == CLIENTS
 
         on = f"localhost:{control}"
         _until(connected, "all clients are connected", pause=0.5, log=folder / "server.log")
