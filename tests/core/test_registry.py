@@ -44,7 +44,7 @@ def test_the_public_names_are_exactly_the_promised_ones() -> None:
     import fedveil
 
     assert set(fedveil.__all__) == {
-        "DataError", "Experiment", "FedveilError", "Interrupted", "Result", "SettingsError", "TrainingError", "__version__", "run",
+        "DataError", "Experiment", "FedveilError", "Interrupted", "Result", "SettingsError", "TrainingError", "__version__", "resume", "run",
     }  # fmt: skip
     assert all(getattr(fedveil, name) is not None for name in fedveil.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
