@@ -52,8 +52,9 @@ def test_protected_runs_reach_the_plain_model(tmp_path) -> None:
     plain, masked, sealed = said("protect.py", tmp_path)
     assert number(plain, "plain model") == 0
     assert 0 < number(masked, "plain model") < 1e-4
-    assert 0 < number(sealed, "plain model") < 1e-2
-    assert number(plain, "accuracy") == pytest.approx(number(masked, "accuracy"), abs=0.01)
+    assert 0 < number(sealed, "plain model") < 1e-3
+    for other in (masked, sealed):
+        assert number(plain, "accuracy") == pytest.approx(number(other, "accuracy"), abs=0.01)
 
 
 def test_words_are_read_in_the_clear_and_guessed_under_secure_aggregation(tmp_path) -> None:
