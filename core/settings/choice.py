@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from pydantic import GetCoreSchemaHandler, ValidationError
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fedveil.core.catalog import ATTACKS, DATASETS, DEFENCES, MODELS, PARTITIONS, PROTECTIONS, STRATEGIES, Table
@@ -155,6 +155,22 @@ class Choice:
         return core_schema.with_info_plain_validator_function(
             cls._read, serialization=core_schema.plain_serializer_function_ser_schema(cls.dump)
         )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Describe what a choice is read from: a name, or a table of a part's name and its settings."""
+        tables = []
+        for name, description in cls.table.items():
+            own = cls.table.declared(name, cls.key).settings.model_json_schema()
+            properties = {"name": {"const": name}, **own.get("properties", {})}
+            tables.append(
+                {"title": name, "description": description, "type": "object", "properties": properties,
+                 "required": ["name", *own.get("required", [])], "additionalProperties": False}
+            )  # fmt: skip
+        named: list[dict[str, Any]] = [{"enum": list(cls.table)}]
+        if cls.table.own:
+            named.append({"type": "string", "pattern": "^[\\w.]+:[\\w.]+$", "description": "a part of your own"})
+        return {"title": cls.key, "default": cls.default, "anyOf": [*named, *tables]}
 
 
 def _said(message: str) -> PydanticCustomError:
