@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 # Before Flower is imported anywhere: no message leaves a machine unless a user sends it.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
-__version__ = "0.1.0"
 __all__ = [
     "DataError",
     "Experiment",
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from fedveil.simulations.result import Result
     from fedveil.simulations.run import resume, run
 
+    __version__: str
+
 # Loaded when first used: `import fedveil` must not cost PyTorch's and Flower's imports.
 _HOMES = {
     "DataError": "fedveil.core.errors",
@@ -48,7 +49,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from the module that defines it."""
+    """Import a public name from the module that defines it; the version is the installed package's."""
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("fedveil")
     if name not in _HOMES:
         raise AttributeError(f"module 'fedveil' has no attribute '{name}'")
     import importlib

@@ -10,7 +10,7 @@ import pytest
 from claims.presets import CLAIMS, Claim, Measured, measure
 from claims.protected import COMPARISONS, PROTECTED, judge
 
-from fedveil.server import masked
+from fedveil.server.protection import masked
 
 NAMED = {claim.preset: claim for claim in reversed(CLAIMS)}
 QUICK = [

@@ -30,7 +30,7 @@ def test_a_job_is_the_published_one(name) -> None:
     training = experiment.training
     assert (training.epochs, training.optimizer, training.learning_rate, training.momentum) == (1, "sgd", 0.1, 0.0)
     assert (training.weight_decay, training.max_grad_norm, training.proximal_mu) == (0.0, None, 0.0)
-    assert (experiment.federation.strategy, experiment.engine) == ("fedavg", "auto")
+    assert (experiment.federation.strategy.name, experiment.engine) == ("fedavg", "auto")
 
 
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))

@@ -30,7 +30,7 @@ from fedveil.simulations.attacks.words.words import WORDS
 MLP = Model(hidden=(64, 64))  # of the preset mnist-mlp
 POOLED = Model(name="mlp", embedding=32, hidden=(32,))
 LSTM = Model(name="lstm", embedding=32, units=64)
-LAST = LSTM.model_copy(update={"pooling": "last"})
+LAST = Model(**LSTM.dump() | {"pooling": "last"})
 STEP = Training(batch_size="full", learning_rate=0.1)
 TRAINING = {
     "images": Training(epochs=3, batch_size=64),

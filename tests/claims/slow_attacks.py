@@ -114,7 +114,7 @@ def matching(seed: int, batches: int, batch: int, epochs: int = 1, model: Model 
 
 def deep_leakage(seed: int, batches: int, batch: int, activation: str, attack: Attack = DLG) -> np.ndarray:
     """dB of each image by DLG or iDLG, [batches, batch]; one step on a fresh network."""
-    known = known_of(images(), MLP.model_copy(update={"activation": activation}))
+    known = known_of(images(), Model(**MLP.dump() | {"activation": activation}))
     clients = draw(images(), seed, batches, batch)
     seen = observe(known, fresh(known, seed), clients, Training(batch_size="full", learning_rate=0.2), seed)
     found = [launch("dlg", attack, each, known, Stream(seed, 1, k)) for k, each in enumerate(seen)]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_a_strangers_bundle_is_refused_with_both_named(content, described) -> No
     with pytest.raises(DeploymentError, match="install the same FedVeil on both") as refused:
         check_bundle(content)
     assert described in str(refused.value)
-    assert f"FedVeil 0.1.0 (code {code()[:12]})" in str(refused.value)
+    assert f"FedVeil {version('fedveil')} (code {code()[:12]})" in str(refused.value)
 
 
 @given(st.binary(max_size=400), st.integers(0, 800))

@@ -137,7 +137,7 @@ class Clients:
             "float32": update.weights, "float64": update.weights.astype(np.float64),
             "difference, float32": update.weights - update.given,
         }  # fmt: skip
-        if self.experiment.privacy.protection != "none":
+        if self.experiment.privacy.protection.name != "none":
             plan = make_plan(self.experiment.privacy, CLIENTS)
             values, _ = quantize(update.weights, update.examples, sum(self.sizes), plan.grid, self.layout)
             numbers = np.concatenate([[update.examples, 1], values])

@@ -21,7 +21,7 @@ from fedveil.models.local.batches import batch_size_of, orders
 from fedveil.models.local.correction import Correction
 from fedveil.models.local.losses import loss
 from fedveil.models.local.training import train_clients
-from fedveil.models.networks import build, example
+from fedveil.models.networks.build import build, example
 from fedveil.models.vectorized.batched import batched
 
 FEATURES = Task("features", (6,), ("a", "b", "c"))

@@ -21,7 +21,7 @@ from fedveil.models.local.batches import orders
 from fedveil.models.local.evaluation import evaluate
 from fedveil.models.local.losses import loss, losses_and_slopes
 from fedveil.models.local.training import Trained, train_clients
-from fedveil.models.networks import example
+from fedveil.models.networks.build import example
 from fedveil.models.networks.words import Words
 from fedveil.models.vectorized.batched import Chain, batched
 from fedveil.models.vectorized.functional import Functional

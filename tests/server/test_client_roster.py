@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedveil.core.errors import DeploymentError, Interrupted
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import from_parcel, to_parcel
-from fedveil.server import fleet as room
+from fedveil.server.serving import client_roster as room
 from fedveil.server.serving.client_roster import ClientRoster, NodeEvents
 
 SCHEMA = {"kind": "images", "classes": "0, 1", "shape": "1 x 8 x 8"}

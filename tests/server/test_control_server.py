@@ -93,8 +93,8 @@ def test_a_desk_on_the_same_state_goes_on_with_what_was_running_in_the_same_seri
     control, _ = at(tmp_path)
     run, done = ordered(control), ordered(control)
     asking(control, ("POST", f"/runs/{done}/result", {"status": DONE, "result": {"rounds": 3}}))
-    (tmp_path / "runs" / run / "checkpoint").mkdir(parents=True)
-    (tmp_path / "runs" / run / "checkpoint" / "state.safetensors").touch()
+    (tmp_path / "runs" / run).mkdir(parents=True)
+    (tmp_path / "runs" / run / "experiment.toml").touch()  # its record was complete when the desk ended
     later, _ = at(tmp_path)
     later.go_on()
     assert flower.stopped == [1001]
@@ -133,7 +133,8 @@ def test_a_run_that_the_superlink_refuses_has_failed_and_says_why(flower, tmp_pa
     ("body", "said"),
     [
         ({"experiment": "[training]\nepochs = 0\n"}, "training.epochs"),
-        ({"experiment": "no toml"}, "not valid TOML"),
+        ({"experiment": "no = toml"}, "not valid TOML"),
+        ({"experiment": "digit"}, "did you mean 'digits'?"),
     ],
 )
 def test_bad_settings_are_refused_and_nothing_is_kept(flower, tmp_path, body, said) -> None:

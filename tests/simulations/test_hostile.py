@@ -317,8 +317,9 @@ def spoiled_network(monkeypatch) -> Callable[[Experiment], None]:
 def test_weights_that_are_not_finite_are_refused_by_their_client_that_names_the_tensor(
     protection, engine, watched, spoiled_network
 ) -> None:
-    experiment = small(protection, engine=engine, federation__rounds=1).override({"model.name": "spoiled:factory"})
+    experiment = small(protection, engine=engine, federation__rounds=1)
     spoiled_network(experiment)
+    experiment = experiment.override({"model.name": "spoiled:factory"})
     seen = ended(watched(experiment))
     (failure,) = seen.failures
     assert re.match(r"1 train 2: 1\.(weight|bias) holds a number that is not finite \(nan\)$", failure), failure

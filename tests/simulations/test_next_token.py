@@ -16,7 +16,7 @@ from fedveil.core.randomness import Stream
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import load
 from fedveil.models.local.evaluation import evaluate
-from fedveil.models.networks import build
+from fedveil.models.networks.build import build
 from fedveil.models.networks.words import Words
 from fedveil.simulations.attacks.lab.trials import Bench
 from fedveil.simulations.display import Display, describe

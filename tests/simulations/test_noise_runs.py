@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp.strategy import FedAvg
 from helpers.kills import content
 from safetensors.numpy import load_file
 
 from fedveil import Experiment, Result, SettingsError, run
-from fedveil.client.app import app, fit
+from fedveil.client.app import app
 from fedveil.core.errors import Interrupted
 from fedveil.core.randomness import Stream
 from fedveil.core.record.record import Record
@@ -263,7 +266,7 @@ def test_a_client_on_a_machine_of_its_own_draws_noise_that_the_server_cannot_rep
             message_type="train",
         )
         context = Context(1, 1, node, RecordDict(), {"experiment": experiment.toml()})
-        reply = fit(message, context)
+        reply = app(message, context)
         assert reply.has_content(), reply.error
         replies.append({name: array.numpy() for name, array in reply.content["arrays"].items()})
     seeded, again, own, other = (flat(change(reply, given)) for reply in replies)
@@ -299,7 +302,10 @@ def test_a_client_on_a_machine_of_its_own_draws_noise_that_the_server_cannot_rep
         ({**NOISY, "privacy.noise_at": "both"}, "privacy.noise_at = 'both': must be 'client' or 'server'"),
     ],
 )  # fmt: skip
-def test_noise_that_could_not_keep_its_promise_is_refused(settings, said) -> None:
+def test_noise_that_could_not_keep_its_promise_is_refused(settings, said, monkeypatch) -> None:
+    mine = ModuleType("mine")
+    mine.strategy = lambda _experiment, shared: FedAvg(**shared)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mine", mine)
     with pytest.raises(SettingsError) as refused:
         small(**settings)
     assert said in str(refused.value)

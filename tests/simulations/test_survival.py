@@ -17,8 +17,8 @@ from helpers.kills import command, content, run_killed, stateful
 
 from fedveil import Experiment, SettingsError, resume, run
 from fedveil.core.errors import FedveilError
+from fedveil.core.record import record as record_module
 from fedveil.core.record.record import Record
-from fedveil.core.record.record import record as record_module
 from fedveil.core.settings.experiment import resumable
 
 ENGINES = ("sequential", "batched")  # the disk is written by the process that runs the rounds, whoever trains

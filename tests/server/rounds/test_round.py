@@ -14,6 +14,8 @@ from helpers.support import CLIENTS, EXAMPLES, GLOBAL, LOCAL, experiment
 
 from fedveil import Experiment, TrainingError
 from fedveil.algorithms.fedavg import weighted_mean
+from fedveil.core.examples import Task
+from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream
 from fedveil.core.wire.messages import ARRAYS, METRICS, to_arrays
 from fedveil.server.checkpoint import State
@@ -23,6 +25,8 @@ from fedveil.server.rounds.observers import BestModel, Observer, Stopping
 from fedveil.server.rounds.round import Round
 from fedveil.server.strategies import make
 from fedveil.simulations.engine.grid import InProcessGrid
+
+SCORED = MetricSet.of(Task("features", (4,), ("ham", "spam")))
 
 
 class Known(InProcessGrid):
@@ -50,7 +54,7 @@ class Known(InProcessGrid):
 
 def context(settings: Experiment, grid: Known, folder: Path, *observers: Observer, **hooks: Any) -> Context:
     given = Hooks(lambda _row, _state: None, **hooks)
-    return Context(grid, settings, make(settings), None, given, observers, True, folder)
+    return Context(grid, settings, make(settings, SCORED), None, given, observers, SCORED, folder)
 
 
 def federated(**federation: Any) -> Experiment:
@@ -96,7 +100,7 @@ def test_fewer_usable_updates_than_the_quorum_end_the_run(tmp_path) -> None:
         if client < 6:
             del weights["dense.bias"]
 
-    settings = experiment("fedavg", quorum=4)
+    settings = experiment("fedavg").override({"federation.quorum": 4})
     with pytest.raises(
         TrainingError, match=r"round 1: the updates of 3 clients can be used, fewer than federation.quorum = 4"
     ):
@@ -163,7 +167,8 @@ def test_observers_change_no_byte_of_a_run(tmp_path) -> None:
 
 def finished(*accuracies: float | None, **federation: Any) -> State:
     """The state after rounds of these test accuracies, seen by the best model's and the stopping observer."""
-    settings, state = experiment("fedavg", **federation), State(GLOBAL)
+    settings = experiment("fedavg").override({f"federation.{name}": value for name, value in federation.items()})
+    state = State(GLOBAL)
     for number, accuracy in enumerate(accuracies, 1):
         current = Round(number, Stream(0, number), 0.1, GLOBAL, accuracy is not None)
         current.aggregate = {"model": np.float32([number])}

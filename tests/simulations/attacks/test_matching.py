@@ -182,5 +182,5 @@ def test_a_search_is_refused_without_what_it_needs():
     assert "how clients train" in refusal(DLG, replace(seen, training=None), known)
     assert "sms-lstm" not in refusal(MATCHING, seen, replace(known, task=Task("text", (6,), ("ham", "spam"), 9)))
     assert "ReLU" in DLG.warn(seen, known)
-    assert DLG.warn(seen, known_of(TINY.model_copy(update={"activation": "tanh"}))) is None
-    assert "dropout" in MATCHING.warn(seen, known_of(TINY.model_copy(update={"dropout": 0.5})))
+    assert DLG.warn(seen, known_of(Model(**TINY.dump() | {"activation": "tanh"}))) is None
+    assert "dropout" in MATCHING.warn(seen, known_of(Model(**TINY.dump() | {"dropout": 0.5})))

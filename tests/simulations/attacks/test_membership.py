@@ -25,9 +25,10 @@ from fedveil.models.local.losses import loss
 from fedveil.models.networks.build import build
 from fedveil.simulations.attacks.lab.attack import launch, refusal
 from fedveil.simulations.attacks.lab.observation import Known
+from fedveil.simulations.attacks.membership import lira
 from fedveil.simulations.attacks.membership.coverage import COVERAGE, chance
 from fedveil.simulations.attacks.membership.lira import LIRA, LIRA_OFFLINE, confidence
-from fedveil.simulations.attacks.membership.membership import COSINE, LOSS, LOSS_DIFFERENCE, after, lira, losses
+from fedveil.simulations.attacks.membership.membership import COSINE, LOSS, LOSS_DIFFERENCE, after, losses
 
 TASK = Task("features", (5,), ("a", "b", "c"))
 TEXT = Task("text", (6,), ("ham", "spam"), 30)

@@ -42,7 +42,7 @@ def test_real_messages_are_found_whole_and_in_order(real_data, model):
 )
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_any_local_training_is_done_again_where_it_is_known(training, pooling):
-    known, seen = case(SMALL.model_copy(update={"pooling": pooling}), training)
+    known, seen = case(Model(**SMALL.dump() | {"pooling": pooling}), training)
     assert launch("order", ORDER, seen, known, Stream(0)) == SENTENCE
 
 
@@ -95,5 +95,5 @@ def test_several_texts_and_dropout_are_said_beforehand_to_spoil_it():
     assert ORDER.warn(seen, known) is None
     assert "2 texts" in (ORDER.warn(replace(seen, examples=2), known) or "")
     assert "one step of SGD is assumed" in (ORDER.warn(replace(seen, training=None), known) or "")
-    dropped = replace(known, network=build(TEXT, SMALL.model_copy(update={"dropout": 0.3}), Stream(0)))
+    dropped = replace(known, network=build(TEXT, Model(**SMALL.dump() | {"dropout": 0.3}), Stream(0)))
     assert "dropout" in (ORDER.warn(seen, dropped) or "")
