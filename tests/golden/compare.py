@@ -256,7 +256,7 @@ def report(console: Console, runs: Sequence[Run], old: Mapping[str, Given], new:
     """Print a row for each run, and where each first differs; how many do, or failed."""
     found = {run.name: difference(old.get(run.name, MISSING), new.get(run.name, MISSING)) for run in runs}
     grid = Table("run", "covers", "old, s", "new, s", "bytes", box=None, pad_edge=False)
-    for column, width in zip(grid.columns, (33, 22, 6, 6, 6), strict=True):
+    for column, width in zip(grid.columns, (33, 20, 6, 6, 6), strict=True):
         column.no_wrap, column.min_width, column.max_width = True, min(width, 6), width
     for run in runs:
         seconds = [given.get(run.name, MISSING).seconds for given in (old, new)]
