@@ -11,20 +11,25 @@ import subprocess
 import sys
 from base64 import b64decode
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from helpers.captures import begin, end, left_over, other_than_tls, shared, walked
 from helpers.machines import eventually, need_root
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+from fedveil import Experiment
 from fedveil.cli import app
 from fedveil.client.app import STAGES, evaluation_reply, training_reply
+from fedveil.client.learning.contribution import Contributions, Instructions, Sealed
 from fedveil.client.node.policy import Policy
 from fedveil.core.examples import Task
 from fedveil.core.metrics import MetricSet, Scores
@@ -172,11 +177,14 @@ def test_the_policy_of_the_page_is_a_policy_and_its_table_has_every_key(tmp_path
 def test_the_page_names_every_number_that_a_client_replies_with() -> None:
     InProcessGrid(ClientApp(), 1, {})  # messages belong to a run
     message = Message(RecordDict(), dst_node_id=1, message_type="train")
-    costs = {"clipped": 0, "seal-seconds": 0.0, "open-seconds": 0.0}
+    runtime: Any = SimpleNamespace(experiment=Experiment(privacy={"protection": "secagg"}), keys="")
+    instructions = Instructions(1, 0.1, None, True, bytes(16), 1, {})
+    one: dict[str, Any] = dict.fromkeys(("examples", "loss", "steps", "global_loss"), np.ones(1))
+    trained = Contributions([0], instructions, {}, updates=[Sealed(b"", 0, 0.0)], refusals=[None], **one)
     tasks = [TASKS["sms"], Task("text", (8,), (), 50, "next_token")]
     told = [Scores(1, 0.0, dict.fromkeys(MetricSet.of(task).whole, 0)) for task in tasks]
     replies = [
-        training_reply(message, 0, ArrayRecord(), 0.0, 1, 1, 0.0, 0.0, costs),
+        training_reply(message, runtime, trained, 0, 0.0),
         *(evaluation_reply(message, 0, scores, 0.0) for scores in told),
     ]
     names = {name for reply in replies for name in reply.content[METRICS]}
