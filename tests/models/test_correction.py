@@ -94,6 +94,7 @@ def of(tensors: Mapping[str, Tensor], k: int, like: Mapping[str, Tensor]) -> dic
 KNOB = st.sampled_from(["none", "shared", "own"])
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(
     task_model=st.sampled_from(
