@@ -132,9 +132,7 @@ def _run(grid: Grid, config: Mapping[str, Any], line: ControlClient, folder: Pat
     words = str(config["words"]).split("\n") if config["words"] else None
     roster = ClientRoster(grid, experiment, line, say)
     earlier = Record(folder) if config["resume"] else None
-    goes_on = earlier is not None and begun(
-        earlier
-    )  # a run that was killed at its very start begins anew in its folder
+    goes_on = earlier is not None and begun(earlier)  # a run killed before its first checkpoint begins anew
     federation = _federation(experiment, roster, earlier if goes_on else None, words, say)
     federation.protect(Path(str(config["keys"])) if config["keys"] else None, roster.sizes)
     if federation.protection is not None:
