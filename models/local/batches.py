@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedveil.core.randomness import Stream
+from fedveil.core.randomness import Stream, keys
 from fedveil.core.settings.sections import Training
 from fedveil.models.local.correction import Correction
+
+_INDEX = np.uint64(2**32 - 1)  # the low bits of a key hold its example's index
 
 
 def batch_size_of(examples: int, settings: Training) -> int:
@@ -24,19 +26,31 @@ def steps_of(examples: int, settings: Training) -> int:
     return settings.steps or settings.epochs * math.ceil(examples / batch_size_of(examples, settings))
 
 
-def orders(examples: int, settings: Training, stream: Stream) -> np.ndarray:
-    """Return the order of a client's examples in each pass, int64 [passes, examples]."""
-    steps_a_pass = math.ceil(examples / batch_size_of(examples, settings))
-    passes = math.ceil(steps_of(examples, settings) / steps_a_pass)
-    rng = stream.generator("batches")
-    return np.stack([rng.permutation(examples) for _ in range(passes)])
+def orders(examples: int, settings: Training, streams: Sequence[Stream]) -> np.ndarray:
+    """Return the order of K clients' examples in each pass, int64 [K, passes, examples].
+
+    examples: of each client
+    streams: one for each client
+
+    An order sorts counter-based random keys of a client's examples: a cohort's are made at once, and each is what the
+    client has alone.
+    """
+    passes = math.ceil(steps_of(examples, settings) / math.ceil(examples / batch_size_of(examples, settings)))
+    column, row = np.arange(examples, dtype=np.uint64), np.arange(passes, dtype=np.uint64)
+    order = keys(streams, "batches", row[:, None] << np.uint64(32) | column)
+    order >>= np.uint64(1)  # signed integers, which GPUs sort, are then in the same order
+    order &= ~_INDEX
+    order |= column  # no two are equal, so that every way to sort gives one result
+    order.sort(axis=-1)
+    order &= _INDEX
+    return order.view(np.int64)
 
 
 @dataclass(frozen=True)
 class Plan:
     """The batches of K clients in S steps; clients are sorted by number of steps, descending.
 
-    rows: int64 [S, K, B], indices into the source of examples
+    rows: int64 [S, K, B], indices into the source of examples; any of them where a batch has no example
     sizes: int64 [S, K], how many of the B belong to the batch; 0 for a client that has finished
     """
 
@@ -50,21 +64,22 @@ def plan(own_rows: Sequence[np.ndarray], settings: Training, streams: Sequence[S
     own_rows: each client's rows of the source of examples, int64 [n_k]; clients sorted by number of steps, descending
     streams: one for each client
     """
-    counts = [len(rows) for rows in own_rows]
-    widths = [batch_size_of(n, settings) for n in counts]
-    steps = [steps_of(n, settings) for n in counts]
-    rows = np.zeros((steps[0], len(counts), max(widths)), np.int64)
-    sizes = np.zeros((steps[0], len(counts)), np.int64)
-    for k, (own, stream) in enumerate(zip(own_rows, streams, strict=True)):
-        n, width = counts[k], widths[k]
-        order = own[orders(n, settings, stream)]  # [passes, n]
-        each = math.ceil(n / width)
-        padded = np.full((len(order), each * width), own[0])
-        padded[:, :n] = order
-        rows[: steps[k], k, :width] = padded.reshape(-1, width)[: steps[k]]
-        size = np.full((len(order), each), width)
-        size[:, -1] = n - (each - 1) * width
-        sizes[: steps[k], k] = size.reshape(-1)[: steps[k]]
+    counts = np.array([len(rows) for rows in own_rows])
+    widths = [batch_size_of(n, settings) for n in counts.tolist()]
+    most = steps_of(int(counts[0]), settings)
+    rows = np.zeros((most, len(counts), max(widths)), np.int64)
+    sizes = np.zeros((most, len(counts)), np.int64)
+    for n in np.unique(counts).tolist():
+        some = np.flatnonzero(counts == n).tolist()
+        width, steps = widths[some[0]], steps_of(n, settings)
+        order = orders(n, settings, [streams[k] for k in some])  # [k, passes, n]
+        own = np.stack([own_rows[k] for k in some])
+        each = math.ceil(n / width)  # steps of a pass
+        padded = np.zeros((*order.shape[:2], each * width), np.int64)
+        padded[..., :n] = np.take_along_axis(own[:, None], order, axis=2)
+        rows[:steps, some, :width] = padded.reshape(len(some), -1, width)[:, :steps].swapaxes(0, 1)
+        step = np.arange(steps)[:, None]
+        sizes[:steps, some] = np.minimum(width, n - step % each * width)
     return Plan(rows, sizes)
 
 

@@ -266,7 +266,7 @@ def _place_start(
 def _batches(n: int, settings: Training, stream: Stream, device: torch.device) -> Iterator[Tensor]:
     """Yield each step's examples, int64 [at most batch_size], a new order each pass; the last batch may be small."""
     left = steps_of(n, settings)
-    for order in orders(n, settings, stream):
+    for order in orders(n, settings, [stream])[0]:
         batches = torch.split(torch.from_numpy(order).to(device), batch_size_of(n, settings))[:left]
         left -= len(batches)
         yield from batches

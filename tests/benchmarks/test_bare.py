@@ -12,6 +12,7 @@ from benchmarks import bare, contest, jobs
 from fedveil import run
 from fedveil.core.randomness import Stream
 from fedveil.datasets.federated import load
+from fedveil.models.local.batches import orders
 from fedveil.models.networks.build import build
 
 SMALL_MLP = replace(jobs.JOBS["j1"], population=3, cohort=3, batch_size=7, examples=24, rounds=0)
@@ -25,13 +26,11 @@ def setting(job: jobs.Job, folder) -> tuple:
     federated = load(experiment.data, experiment.seed)
     initial = build(federated.dataset.task, experiment.model, Stream(experiment.seed))
     clients = [federated.client(k)[0] for k in range(job.cohort)]
-    orders = [
-        Stream(experiment.seed, 1, k).generator("batches").permutation(job.examples) + k * job.examples
-        for k in range(job.cohort)
-    ]
+    streams = [Stream(experiment.seed, 1, k) for k in range(job.cohort)]
+    order = orders(job.examples, experiment.training, streams)[:, 0] + job.examples * np.arange(job.cohort)[:, None]
     features = torch.from_numpy(np.concatenate([client.features.reshape(job.examples, -1) for client in clients]))
     labels = torch.from_numpy(np.concatenate([client.labels for client in clients]))
-    batches = torch.from_numpy(np.stack(orders)).split(job.batch_size, 1)
+    batches = torch.from_numpy(order).split(job.batch_size, 1)
     return dict(result.model.named_parameters()), dict(initial.named_parameters()), features, labels, batches
 
 

@@ -19,7 +19,7 @@ from fedveil.core.settings.choice import Model
 from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
 from fedveil.models.local import training as training_module
-from fedveil.models.local.batches import cut, plan, steps_of
+from fedveil.models.local.batches import orders
 from fedveil.models.local.correction import Correction
 from fedveil.models.local.training import Trained, train_clients
 from fedveil.models.networks.build import build, example
@@ -166,7 +166,7 @@ def test_a_smaller_last_batch_divides_by_its_own_size():
     network = nn.Sequential(nn.Linear(6, 3)).double()
     client = examples(FEATURES, 5, 0)
     _, together, start = both(network, FEATURES, [5, 40], training)
-    order = Stream(7, 3, 0).generator("batches").permutation(5)
+    order = orders(5, training, [Stream(7, 3, 0)])[0, 0]
     w, b = start["0.weight"].numpy().copy(), start["0.bias"].numpy().copy()
     for batch in (order[:4], order[4:]):
         x, y = client.features[batch], client.labels[batch]
@@ -399,35 +399,6 @@ def test_a_single_client_that_does_not_fit_is_an_error(monkeypatch):
     monkeypatch.setattr(training_module, "train_together", never)
     with pytest.raises(TrainingError, match="client 0: training it alone needs more memory than the GPU has free"):
         both(build(FEATURES, Model(hidden=(5,)), Stream(1)).double(), FEATURES, [3, 2], Training())
-
-
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=300), st.integers(1, 10**9))
-def test_a_cohort_is_cut_into_chunks_that_hold_everybody_once_the_longest_first(sizes, numbers):
-    training = Training(batch_size=10)
-    chunks = cut(np.array(sizes), training, numbers, 5, torch.device("cpu"))
-    order = np.concatenate(chunks)
-    assert sorted(order) == list(range(len(sizes)))
-    steps = [steps_of(sizes[k], training) for k in order]
-    assert steps == sorted(steps, reverse=True)
-    lengths = [len(chunk) for chunk in chunks]
-    assert max(lengths) - min(lengths) <= 1
-    assert max(lengths) <= 16
-    assert max(lengths) == 1 or max(lengths) * 4 * (2 * numbers + 10 * 5) <= 1 << 30
-
-
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.sampled_from([1, 4, 7, "full"]), st.integers(1, 3))
-def test_the_plan_shows_every_client_all_its_examples_once_a_pass(sizes, batch_size, epochs):
-    training = Training(batch_size=batch_size, epochs=epochs)
-    sizes = sorted(sizes, key=lambda n: -steps_of(n, training))
-    rows = [100 * k + np.arange(n) for k, n in enumerate(sizes)]
-    found = plan(rows, training, [Stream(1, 1, k) for k in range(len(sizes))])
-    for k, own in enumerate(rows):
-        seen = [found.rows[s, k, :n] for s, n in enumerate(found.sizes[:, k])]
-        for i in range(epochs):
-            each = len(own) if batch_size == "full" else batch_size
-            steps = -(-len(own) // each)
-            assert sorted(np.concatenate(seen[i * steps : (i + 1) * steps])) == sorted(own)
-        assert found.sizes[:, k].sum() == epochs * len(own)
 
 
 def test_results_go_where_they_are_asked_to_go_in_the_order_of_the_clients():

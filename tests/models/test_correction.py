@@ -60,7 +60,7 @@ def textbook(
         else torch.optim.Adam(moving, training.learning_rate, weight_decay=training.weight_decay)
     )
     width = batch_size_of(len(client), training)
-    order = orders(len(client), training, stream)  # [passes, n]
+    order = orders(len(client), training, [stream])[0]  # [passes, n]
     for chosen in (batch for a_pass in order for batch in np.split(a_pass, range(width, len(a_pass), width))):
         inputs = torch.from_numpy(client.features[chosen])
         inputs = inputs if inputs.is_floating_point() else inputs.long()

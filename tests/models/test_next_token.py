@@ -71,7 +71,7 @@ def slow(network: nn.Module, client: Examples, training: Training, stream: Strea
     own = {name: value.detach().clone().requires_grad_() for name, value in network.named_parameters()}
     size = len(client) if training.batch_size == "full" else training.batch_size
     total, count = 0.0, 0
-    for order in orders(len(client), training, stream):
+    for order in orders(len(client), training, [stream])[0]:
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             outputs = torch.func.functional_call(network, own, (torch.from_numpy(client.features[batch]).long(),))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.drawing import slow_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -44,10 +46,13 @@ def texts(n: int, seed: int = 0) -> Examples:
 
 def orders(n: int, training: Training, stream: Stream) -> list[np.ndarray]:
     """The examples of each step: a permutation a pass, cut into batches."""
-    rng, size, steps = stream.generator("batches"), training.batch_size, []
-    size = n if size == "full" else size
-    while len(steps) < (training.steps or training.epochs * -(-n // size)):
-        order = rng.permutation(n)
+    size = n if training.batch_size == "full" else training.batch_size
+    steps: list[np.ndarray] = []
+    for number in itertools.count():
+        if len(steps) >= (training.steps or training.epochs * -(-n // size)):
+            break
+        keys = [slow_key(stream, "batches", number * 2**32 + i) >> 33 for i in range(n)]
+        order = np.array(sorted(range(n), key=lambda i: (keys[i], i)))
         steps += [order[first : first + size] for first in range(0, n, size)]
     return steps[: training.steps]
 

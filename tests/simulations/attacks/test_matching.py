@@ -64,7 +64,7 @@ def test_replayed_steps_on_the_true_images_change_weights_as_training_does(n, ep
     work = work_of(seen)
     if len(work.batches) == 1:  # the length of a single step does not matter, and is not looked at
         work = replace(work, rate=rate)
-    ordered = client.take(orders(n, training, Stream(seed, 1, 0))[0])
+    ordered = client.take(orders(n, training, [Stream(seed, 1, 0)])[0, 0])
     start = {name: tensor.unsqueeze(0).clone().requires_grad_() for name, tensor in before.items()}
     shares = torch.from_numpy(np.eye(3, dtype=np.float32)[ordered.labels])
     moved = replay(known.network, start, torch.from_numpy(ordered.features)[None], shares[None], work)
