@@ -21,8 +21,8 @@ machines: .venv/.ready-test  ## servers and clients in network namespaces, kille
 	$(BIN)/pytest -n 3 --dist loadscope tests/deployment
 	$(BIN)/pytest -m long tests/benchmarks
 
-golden: .venv/.ready-test  ## the bytes of 0.1.0, run beside this code; some ten minutes, and an environment of 0.1.0
-	$(BIN)/python tests/golden/compare.py --make-old .venv-0.1.0 --new $(BIN)/python
+golden: .venv/.ready-test  ## the bytes of the reference, run beside this code; some ten minutes, and an environment that it makes
+	$(BIN)/python tests/golden/compare.py --make-old .venv-reference --new $(BIN)/python
 
 claims: .venv/.ready-test  ## the full counts, written to docs/results.md; about an hour
 	PYTHONPATH=tests $(BIN)/python -m claims.results docs/results.md

@@ -6,7 +6,7 @@ Time should grow with the cohort and hardly with the population; memory with wha
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,16 @@ def experiment(population: int, cohort: int) -> Experiment:
     )
 
 
-def measure(settings: dict[str, Any], progress: Callable[[str], None] = lambda _: None) -> list[Measures]:
-    """Measure a row for each point, by COHORTS, then by POPULATIONS; `settings`: changes to every experiment."""
-    points = [("cohort", max(COHORTS), cohort) for cohort in COHORTS]
-    points += [("population", population, 100) for population in POPULATIONS]
+def measure(
+    settings: dict[str, Any],
+    progress: Callable[[str], None] = lambda _: None,
+    *,
+    cohorts: Sequence[int] = COHORTS,
+    populations: Sequence[int] = POPULATIONS,
+) -> list[Measures]:
+    """Measure a row for each point, by cohorts, then by populations; `settings`: changes to every experiment."""
+    points = [("cohort", max(cohorts), cohort) for cohort in cohorts]
+    points += [("population", population, 100) for population in populations]
     rows = []
     for grows, population, cohort in points:
         run = run_once(fedveil(experiment(population, cohort).override(settings)))

@@ -25,10 +25,10 @@ ALWAYS = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTH
 _DEATH_SIGNAL, _SUBREAPER = 1, 36  # PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER of Linux's prctl
 
 
-def log_file(name: str, path: Path) -> Logger:
-    """Return a logger that writes lines with their time to `path`, and rotates the file at LOG_BYTES."""
+def log_file(name: str, path: Path, size: int = LOG_BYTES) -> Logger:
+    """Return a logger that writes lines with their time to `path`, and rotates the file at `size` bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8")
+    handler = RotatingFileHandler(path, maxBytes=size, backupCount=LOG_FILES - 1, encoding="utf-8")
     handler.setFormatter(Formatter("%(asctime)s %(message)s"))
     log = getLogger(f"fedveil.{name}.{path}")
     log.propagate = False

@@ -6,6 +6,7 @@ import socket
 import ssl
 import time
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -54,10 +55,15 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def greet(address: Address, keys: Path | None) -> dict[str, Any]:
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def greet(address: Address, keys: Path | None, clock: Callable[[], datetime] = _now) -> dict[str, Any]:
     """Send the server this client's signed greeting, and return the server's answer.
 
     keys: of the client; None speaks plain HTTP and signs nothing
+    clock: the time of this machine
     Raise Unreachable where nobody answers; DeploymentError, saying what to do, where one of the two is not whom the
     other expects, their clocks disagree, or they run different versions of FedVeil.
     """
@@ -65,7 +71,7 @@ def greet(address: Address, keys: Path | None) -> dict[str, Any]:
     scheme, headers = "http", {}
     verify: ssl.SSLContext | bool = False
     if keys is not None:
-        scheme, headers = "https", _signed(keys / "identity.key")
+        scheme, headers = "https", _signed(keys / "identity.key", clock())
         verify = ssl.create_default_context(cafile=str(keys / "ca.pem"))
     try:
         answer = httpx.post(f"{scheme}://{address}{HELLO}", headers=headers, verify=verify, timeout=PATIENCE)
@@ -127,10 +133,10 @@ def _transport(address: Address, error: httpx.TransportError, keys: Path | None)
     return Unreachable(f"{address}: the connection broke ({error})")
 
 
-def _signed(identity: Path) -> dict[str, str]:
+def _signed(identity: Path, now: datetime) -> dict[str, str]:
     """Return headers that name the caller and prove its identity, as Flower's nodes send them."""
     key = load_ssh_private_key(identity.read_bytes(), None)
-    timestamp = datetime.now(UTC).isoformat()
+    timestamp = now.isoformat()
     public = public_key_to_bytes(key.public_key())  # type: ignore[arg-type]
     signature = sign_message(key, timestamp.encode("ascii"))  # type: ignore[arg-type]
     return {

@@ -155,8 +155,9 @@ def alone(folder: Path, what: str = "writing this run") -> Iterator[None]:
 class Record:
     """The folder of one run, open for writing."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, carried: int = CARRIED) -> None:
+        """`carried`: bytes of rows that a checkpoint holds before the tables are flushed."""
+        self.folder, self._carried = folder, carried
         self.tables = {name: Table() for name in TABLES}
 
     @classmethod
@@ -221,8 +222,8 @@ class Record:
         table.rows += added
 
     def settle(self) -> None:
-        """Flush the tables where their unflushed rows are too many for a checkpoint (CARRIED)."""
-        if sum(len(table.rows) for table in self.tables.values()) > CARRIED:
+        """Flush the tables where their unflushed rows are too many for a checkpoint."""
+        if sum(len(table.rows) for table in self.tables.values()) > self._carried:
             self._flush_tables()
 
     def _flush_tables(self) -> None:

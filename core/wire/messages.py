@@ -113,8 +113,8 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def to_parcel(content: RecordDict) -> RecordDict:
-    """Pack a message into one record of bytes, or a few: Flower makes separate calls for each array and record."""
+def to_parcel(content: RecordDict, piece: int = PIECE) -> RecordDict:
+    """Pack a message into records of at most `piece` bytes: Flower makes separate calls for each array and record."""
     pieces: list[Piece] = []
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
@@ -123,8 +123,8 @@ def to_parcel(content: RecordDict) -> RecordDict:
         else:
             pieces.append(([name, METRICS if isinstance(record, MetricRecord) else CONFIG], record.deflate()))
     data = pack(pieces)
-    cut = [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
-    return RecordDict({f"{PARCEL}.{i}": ConfigRecord({BLOB: piece}) for i, piece in enumerate(cut)})
+    cut = [data[start : start + piece] for start in range(0, len(data), piece)]
+    return RecordDict({f"{PARCEL}.{i}": ConfigRecord({BLOB: part}) for i, part in enumerate(cut)})
 
 
 def from_parcel(content: RecordDict) -> RecordDict:

@@ -273,10 +273,10 @@ class Adder:
     """A server's part in homomorphic encryption: adds uploads one by one and keeps only their sum. It holds no secret.
 
     Coefficients add modulo the data prime, so the sum's bytes do not depend on the order of uploads. The sum is kept
-    trimmed, as it travels. Seeds of uploads are collected and expanded `PENDING` at a time.
+    trimmed, as it travels. Seeds of uploads are collected and expanded `pending` at a time.
     """
 
-    def __init__(self, context: ServerContext, plan: Plan) -> None:
+    def __init__(self, context: ServerContext, plan: Plan, pending: int = PENDING) -> None:
         """Start an empty sum; raise SettingsError where the context was made for other parameters than the plan's."""
         _agreed(context, plan)
         self._plan, self._ring, self._version = plan, context.ring, context.version
@@ -284,7 +284,7 @@ class Adder:
         self._message = np.empty(HEADROOM, np.uint8)  # room for a header, then the sum
         self._sum = np.empty((0, 2, 0), np.uint8)  # [chunks, polynomials, N * width], a view of it
         self._seeds: list[np.ndarray] = []
-        self._made = False
+        self._made, self._pending = False, pending
         self.form: Form | None = None  # of the first upload, which all must share
         self.clients = 0
 
@@ -321,7 +321,7 @@ class Adder:
         if seeded:
             self._seeds.append(chunks[:, :SEED].copy())
         self.clients += 1
-        if len(self._seeds) == PENDING:
+        if len(self._seeds) == self._pending:
             self._expand()
 
     def total(self) -> memoryview:

@@ -21,12 +21,19 @@ FAILURE = 2.0**-20  # largest chance that a round is abandoned although no more 
 
 
 @lru_cache(maxsize=64)
-def choose_degree(clients: int, drop_outs: float, colluders: float, active: bool = False) -> tuple[int, int]:
+def choose_degree(
+    clients: int,
+    drop_outs: float,
+    colluders: float,
+    active: bool = False,
+    insecure: float = SECURITY,
+    failing: float = FAILURE,
+) -> tuple[int, int]:
     """Return the fewest neighbours that a client needs, and the threshold of shares among them and itself.
 
     For a random circulant graph (Bell et al. 2020, section 3, definition of a good graph, with exact hypergeometric
-    tails and a union bound). Except with a chance of 2^-40, no honest client has `threshold` colluding neighbours, and
-    the honest clients that stay are connected. Except with 2^-20, `threshold` members of every neighbourhood stay. The
+    tails and a union bound). Except with the chance `insecure`, no honest client has `threshold` colluding neighbours, and
+    the honest clients that stay are connected. Except with the chance `failing`, `threshold` members of every neighbourhood stay. The
     threshold is more than half of a neighbourhood, so that no two halves of it can be shown different lists. Where no
     sparse graph is that good, all clients are neighbours and 2 threshold > clients + colluders (Bonawitz et al. 2017,
     section 6.2).
@@ -41,15 +48,15 @@ def choose_degree(clients: int, drop_outs: float, colluders: float, active: bool
         table = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, clients + 1)))])  # log of factorials
         threshold = 0
         for degree in range(2, clients - 1, 2):
-            if _disconnected(table, clients, min(gone + bad, clients), degree) > SECURITY / 2:
+            if _disconnected(table, clients, min(gone + bad, clients), degree) > insecure / 2:
                 continue
             threshold = max(threshold, (degree + 1) // 2 + 1)
-            while (clients - bad) * _tail(table, threshold, clients - 1, bad, degree) > SECURITY / 2:
+            while (clients - bad) * _tail(table, threshold, clients - 1, bad, degree) > insecure / 2:
                 threshold += 1
             # a client that stays holds a share of its own secret; one that drops out takes that share with it
             kept = (clients - gone) * _tail(table, degree + 2 - threshold, clients - 1, gone, degree)
             lost = gone * _tail(table, degree + 1 - threshold, clients - 1, max(gone - 1, 0), degree)
-            if kept + lost <= FAILURE:
+            if kept + lost <= failing:
                 return degree, threshold
     safe = (clients + bad) // 2 + 1
     needed = safe if active else max(clients // 2, bad) + 1

@@ -151,12 +151,24 @@ class Parcels:
 class ClientRoster(WrappedGrid):
     """A grid where node id k+1 is client k, of the clients that take part."""
 
-    def __init__(self, grid: Grid, experiment: Experiment, line: ControlClient, say: Callable[[str], None]) -> None:
-        """Start with no clients; `say` receives messages about clients that come, go or refuse."""
+    def __init__(
+        self,
+        grid: Grid,
+        experiment: Experiment,
+        line: ControlClient,
+        say: Callable[[str], None],
+        *,
+        offline: float = OFFLINE,
+    ) -> None:
+        """Start with no clients.
+
+        say: receives messages about clients that come, go or refuse
+        offline: seconds that a node may be offline without being lost
+        """
         super().__init__(grid)
         self._parcels = Parcels(grid)
         self._clients, self._line, self._say = experiment.data.clients, line, say
-        self._experiment = experiment
+        self._experiment, self._offline = experiment, offline
         self._members: dict[int, Member] = {}
         self._refusing: dict[int, tuple[int, float, str]] = {}  # by node: starts, when it was asked, why
         self._expected: dict[str, str] | None = None
@@ -358,7 +370,7 @@ class ClientRoster(WrappedGrid):
             since.pop(node, None)
             return ""
         now = time.monotonic()
-        return "its connection was lost" if now - since.setdefault(node, now) >= OFFLINE else ""
+        return "its connection was lost" if now - since.setdefault(node, now) >= self._offline else ""
 
     def _once(self, text: str) -> None:
         if text not in self._told:

@@ -34,8 +34,7 @@ from fedveil.server.serving.node_gateway import NodeGateway
 from fedveil.server.serving.superlink import SuperLink, ended, online, start_run, stop_run
 
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
-LOOK = 1.0  # seconds between looks at the runs
-WORDLESS = 5.0  # seconds after Flower ended a run within which its result must arrive
+LOOK, WORDLESS = 1.0, 5.0  # seconds
 SILENT = 30.0  # seconds without a call after which a client counts as lost; each calls every few seconds
 HOLD = 2.0  # seconds that a poll of a run's process may be held
 _LOG_PART = 1 << 20  # bytes of a log in one answer
@@ -66,6 +65,8 @@ class ControlServer:
     state: the server's folder; keys: its folder of keys, or None; url: of this interface
     nodes: clients by the ids of their nodes; empty where any node may join
     finish: receives the folder of every complete record
+    look: seconds between looks at the runs
+    wordless: seconds after Flower ended a run within which its result must arrive
     """
 
     def __init__(
@@ -78,9 +79,13 @@ class ControlServer:
         url: str,
         finish: Callable[[Path], None],
         log: Logger,
+        *,
+        look: float = LOOK,
+        wordless: float = WORDLESS,
     ) -> None:
         self._state, self._keys, self._link, self._gateway, self._nodes = state, keys, link, gateway, nodes
         self._url, self._finish, self._log = url, finish, log
+        self._look, self._wordless = look, wordless
         self._started = time.time()
         self._connected: set[int] = set()
         self._orders: dict[str, Order] = {}
@@ -158,7 +163,7 @@ class ControlServer:
     async def watch(self) -> None:
         """Update the connected nodes, and mark runs whose app ended without a result as failed, until cancelled."""
         while True:
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(self._look)
             with suppress(httpx.HTTPError):
                 self._connected = await self._online()
             for order in [o for o in self._orders.values() if o.status == RUNNING]:
@@ -169,7 +174,7 @@ class ControlServer:
                 if words is None or order.status != RUNNING:
                     continue
                 order.over = order.over or time.monotonic()
-                if time.monotonic() - order.over > WORDLESS:
+                if time.monotonic() - order.over > self._wordless:
                     self._end(order, FAILED, {"error": f"its process ended without a word ({words}); see its log"})
 
     def _end(self, order: Order, status: str, result: dict[str, Any]) -> None:

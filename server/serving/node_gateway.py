@@ -12,7 +12,7 @@ import asyncio
 import time
 from base64 import b64decode
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -54,13 +54,13 @@ PASSED = (
 )  # fmt: skip
 UNREGISTERED = ("register-node", "unregister-node")  # passed where any node may join, without TLS
 BODY = 16 << 20  # bytes of one call; Flower cuts arrays into pieces of 5 MiB
-HOLD = 26.0  # seconds that a pull is held; nodes wait 30 for any answer, and 3 more after an empty one
+HOLD = 26.0  # seconds: nodes wait 30 for any answer, and 3 more after an empty one
 ARRIVED = 10_000  # replies that are remembered
 AT_ONCE = 4  # calls passed on together: the SuperLink's database takes one writer
-PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds before a call that failed there is passed on again
+PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds
 AGAIN = 5  # times that an answer is repeated for a node that does not confirm it
 LOOK = 5.0  # seconds between pulls for messages that nobody announced
-LISTEN = 1.0  # seconds after which a broken connection is noticed
+LISTEN = 1.0  # seconds
 DEAF = 15.0  # seconds without a call of any node, though each calls every few: the server itself may be cut off
 _PASSED_ON = ("content-type", "accept", "content-encoding")
 _OWN = ("x-", "flwr", "user-agent")  # Flower's own headers: signatures, versions, tracing
@@ -85,7 +85,7 @@ class Node:
     node_id: int = 0
     starts: int = 0
     seen: float = 0.0
-    called: float = field(default_factory=time.time)
+    called: float = 0.0
     sent: int = 0
     given: tuple[str, bytes] | None = None
     again: int = 0
@@ -101,6 +101,10 @@ class NodeGateway:
     registry: public keys (PEM) of the clients that may join, with their numbers; None lets any node join
     ids: of the registered clients' nodes, by client
     limit: bytes of objects that a node may send for one message
+    hold: seconds that a pull is held
+    listen: seconds after which a broken connection is noticed
+    pauses: seconds before a call that failed in the SuperLink is passed on again
+    clock: seconds since the epoch
     refused: refused calls, and why: numbered from 1, the oldest dropped
     arrived: ids of messages whose replies are complete in the SuperLink, until a run takes them; the oldest dropped
     lost: ids of messages that a node took without answering them before its next pull
@@ -115,8 +119,14 @@ class NodeGateway:
         ids: Mapping[int, int],
         limit: int,
         log: Logger,
+        *,
+        hold: float = HOLD,
+        listen: float = LISTEN,
+        pauses: Sequence[float] = PAUSES,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._link, self._registry, self._ids, self._limit, self._log = link, registry, ids, limit, log
+        self._holding, self._listen, self._pauses, self._clock = hold, listen, pauses, clock
         self._nodes: dict[bytes, Node] = {}
         self._places = asyncio.Semaphore(AT_ONCE)
         self.refused: deque[tuple[int, int | None, str]] = deque(maxlen=1000)
@@ -136,7 +146,7 @@ class NodeGateway:
     @property
     def deaf(self) -> bool:
         """Whether no node at all is heard: more likely this machine's link is down than all of theirs."""
-        return bool(self._nodes) and time.time() - self.heard > DEAF
+        return bool(self._nodes) and self._clock() - self.heard > DEAF
 
     def wake(self, node_ids: Iterable[int]) -> None:
         """Let held pulls of nodes look for messages at once."""
@@ -188,8 +198,8 @@ class NodeGateway:
         node = self._nodes.get(public)
         if node is None:
             client = None if self._registry is None else self._registry[public]
-            node = self._nodes[public] = Node(client)
-        now = node.seen = time.time()
+            node = self._nodes[public] = Node(client, called=self._clock())
+        now = node.seen = self._clock()
         if self.heard and now - self.heard > DEAF:
             self.back = now
         self.heard = now
@@ -203,9 +213,9 @@ class NodeGateway:
             node = self._known(request)
             if isinstance(node, str):
                 return self._refuse(request, None, 401, node)
-            client, quiet = node.client, time.time() - node.called
+            client, quiet = node.client, self._clock() - node.called
         return JSONResponse({
-            "fedveil": version("fedveil"), "code": code(), "client": client, "time": time.time(), "quiet": quiet
+            "fedveil": version("fedveil"), "code": code(), "client": client, "time": self._clock(), "quiet": quiet
         })  # fmt: skip
 
     async def _pass(self, request: Request) -> Response:
@@ -234,7 +244,7 @@ class NodeGateway:
                     413,
                     f"an update of more than {self._limit / 2**20:g} MiB, which fedveil server --max-update allows",
                 )
-        node.called = time.time()
+        node.called = self._clock()
         try:
             if call == "pull-messages":
                 return await self._pull(request, node, bytes(body))
@@ -296,9 +306,9 @@ class NodeGateway:
         Without this, a client that was killed could not join again for a minute, as Flower counts it as connected until
         then.
         """
-        deadline = time.monotonic() + 3 * LISTEN
+        deadline = time.monotonic() + 3 * self._listen
         while node.held and time.monotonic() < deadline:
-            await asyncio.sleep(0.1)  # a held pull notices a broken connection after LISTEN
+            await asyncio.sleep(0.1)  # a held pull notices a broken connection after `listen`
         if node.held:
             return False
         known = node.node_id or (self._ids.get(node.client) if node.client is not None else 0)
@@ -327,7 +337,7 @@ class NodeGateway:
 
     async def _hold(self, request: Request, node: Node, body: bytes) -> Response:
         """Hold a pull until there is a message, or the time is up."""
-        deadline = time.monotonic() + HOLD
+        deadline = time.monotonic() + self._holding
         while True:
             node.work.clear()
             answer = await self._forward(request.url.path, request, body)
@@ -340,7 +350,7 @@ class NodeGateway:
             again = min(time.monotonic() + LOOK, deadline)
             while not node.work.is_set() and (left := again - time.monotonic()) > 0:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(node.work.wait(), min(left, LISTEN))
+                    await asyncio.wait_for(node.work.wait(), min(left, self._listen))
                 if await request.is_disconnected():  # a message to a closed connection would be lost
                     return answer
             if not node.work.is_set() and time.monotonic() >= deadline:
@@ -356,7 +366,7 @@ class NodeGateway:
             for name, value in request.headers.items()
             if name in _PASSED_ON or (name.startswith(_OWN) and not name.startswith("x-forwarded"))
         }
-        for pause in (*PAUSES, None):
+        for pause in (*self._pauses, None):
             async with self._places:
                 answer = await self._link.post(path, content=body, headers=headers)
             if answer.status_code != 500 or pause is None:

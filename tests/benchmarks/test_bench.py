@@ -120,10 +120,8 @@ def test_a_page_without_marks_is_refused(tmp_path) -> None:
         report.check_page(page, "jobs")
 
 
-def test_growth_is_measured_over_cohort_and_population_and_drawn(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(growth, "COHORTS", (3,))
-    monkeypatch.setattr(growth, "POPULATIONS", (100,))
-    rows = growth.measure({"engine": "sequential"})
+def test_growth_is_measured_over_cohort_and_population_and_drawn(tmp_path) -> None:
+    rows = growth.measure({"engine": "sequential"}, cohorts=[3], populations=[100])
     assert [(r["grows"], r["population"], r["cohort"]) for r in rows] == [
         ("cohort", 3, 3), ("population", 100, 100),
     ]  # fmt: skip

@@ -103,12 +103,12 @@ def decibels(found: np.ndarray, true: Examples) -> np.ndarray:
     return np.array([max(value, 0.0) for _, value in matched(found, true.features)])
 
 
-def matching(seed: int, batches: int, batch: int, epochs: int = 1, model: Model = MLP) -> np.ndarray:
+def matching(seed: int, batches: int, batch: int, epochs: int = 1, model: Model = MLP, **limits: int) -> np.ndarray:
     """dB of each image by gradient matching, [batches, batch]; full-batch steps on a fresh network."""
     known, clients = known_of(images(), model), draw(images(), seed, batches, batch)
     training = Training(epochs=epochs, batch_size="full", learning_rate=0.2)
     seen = observe(known, fresh(known, seed), clients, training, seed)
-    found = run_many(seen, known, [Stream(seed, 1, k) for k in range(batches)])
+    found = run_many(seen, known, [Stream(seed, 1, k) for k in range(batches)], **limits)
     return np.stack([decibels(each, client) for each, client in zip(found, clients, strict=True)])
 
 

@@ -54,14 +54,13 @@ def test_pieces_come_out_as_they_went_in(pieces) -> None:
 
 
 @pytest.mark.parametrize("piece", [7, 100, 5_000_000])
-def test_a_message_is_the_same_after_its_way_in_one_record_or_many(piece, monkeypatch) -> None:
-    monkeypatch.setattr(messages, "PIECE", piece)
-    parcel = to_parcel(message())
+def test_a_message_is_the_same_after_its_way_in_one_record_or_many(piece) -> None:
+    parcel = to_parcel(message(), piece)
     sizes = [len(record[BLOB]) for record in parcel.values()]
     assert max(sizes) <= piece
     assert (len(sizes) == 1) == (piece == 5_000_000)
     same(message(), from_parcel(parcel))
-    weights = from_arrays(from_parcel(to_parcel(RecordDict({"arrays": to_arrays({"w": np.eye(3)})})))["arrays"])
+    weights = from_arrays(from_parcel(to_parcel(RecordDict({"arrays": to_arrays({"w": np.eye(3)})}), piece))["arrays"])
     assert np.array_equal(weights["w"], np.eye(3))
 
 

@@ -114,6 +114,7 @@ QUICK = {
     "federation.cohort": 3,
     "data.clients": 4,
     "training.epochs": 1,
+    "training.learning_rate": 0.1,  # without an activation, the network diverges at the preset's
     "engine": "sequential",
 }
 

@@ -55,10 +55,9 @@ def test_a_folder_that_cannot_be_made_is_refused_with_the_reason(tmp_path) -> No
 ROWS = [{"round": number, "loss": number / 3, "stage": "a, b", "accuracy": None} for number in range(5)]
 
 
-def filled(folder, carried: int, monkeypatch) -> tuple[Record, bytes]:
+def filled(folder, carried: int) -> tuple[Record, bytes]:
     """A record with some rows, settled after each; and the bytes of its table."""
-    monkeypatch.setattr("fedveil.core.record.record.CARRIED", carried)
-    record = Record(folder)
+    record = Record(folder, carried)
     for row in ROWS:
         record.append("metrics.csv", [row])
         record.settle()
@@ -66,14 +65,14 @@ def filled(folder, carried: int, monkeypatch) -> tuple[Record, bytes]:
 
 
 def test_rows_are_written_as_python_writes_numbers(tmp_path, monkeypatch) -> None:
-    _, table = filled(tmp_path, 0, monkeypatch)
+    _, table = filled(tmp_path, 0)
     assert table.decode().splitlines()[:3] == ["round,loss,stage,accuracy", '0,0.0,"a, b",', f'1,{1 / 3!r},"a, b",']
 
 
 @pytest.mark.parametrize("carried", [0, 40, 10_000])
 @pytest.mark.parametrize("after", [b"", b"5,0.12", b"5,0.5,later,\n6,1.5,la", b"\0" * 3000])
 def test_a_table_is_cut_back_to_what_the_record_says_of_it(carried, after, tmp_path, monkeypatch) -> None:
-    record, table = filled(tmp_path, carried, monkeypatch)
+    record, table = filled(tmp_path, carried)
     assert (record.tables["metrics.csv"].rows == b"") == (carried == 0)
     for end in (table, table[: record.tables["metrics.csv"].length]):  # rows not flushed are the record's to put back
         record.path("metrics.csv").write_bytes(end + after)
@@ -88,7 +87,7 @@ def test_a_table_is_cut_back_to_what_the_record_says_of_it(carried, after, tmp_p
 
 @pytest.mark.parametrize("damage", [lambda t: t[:-1], lambda t: t.replace(b"1,", b"7,", 1), lambda t: b""])
 def test_a_table_whose_flushed_rows_were_edited_or_lost_is_refused(damage, tmp_path, monkeypatch) -> None:
-    record, table = filled(tmp_path, 0, monkeypatch)
+    record, table = filled(tmp_path, 0)
     record.path("metrics.csv").write_bytes(damage(table))
     with pytest.raises(SettingsError, match=r"metrics.csv is not as the run left it"):
         record.check()

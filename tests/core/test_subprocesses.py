@@ -42,9 +42,8 @@ def test_what_a_child_says_is_in_its_log_with_the_time(tmp_path) -> None:
     assert [line.split(" ", 2)[2] for line in lines] == ["one", "two"]
 
 
-def test_logs_rotate(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(children, "LOG_BYTES", 2000)
-    log = log_file("rotating", tmp_path / "a.log")
+def test_logs_rotate(tmp_path) -> None:
+    log = log_file("rotating", tmp_path / "a.log", 2000)
     for number in range(1000):
         log.info("line %d", number)
     files = sorted(path.name for path in tmp_path.iterdir())

@@ -101,11 +101,11 @@ def test_a_tls_client_on_a_plain_port_is_told_that_the_server_has_no_tls(place: 
     refused(program, "the server does not speak TLS")
 
 
-def greeted(place: Place, keys: Path, host: str = "", port: int = PORT) -> str:
-    """Why a client's greeting fails, on the client's machine."""
+def greeted(place: Place, keys: Path, host: str = "", port: int = PORT, ahead: float = 0) -> str:
+    """Why a client's greeting fails, on the client's machine, whose clock is some seconds ahead."""
     address = Address(host or place.federation.at.address, port)
     with pytest.raises(DeploymentError) as caught:
-        place.client.call(lambda: greet(address, keys))
+        place.client.call(lambda: greet(address, keys, lambda: datetime.now(UTC) + timedelta(seconds=ahead)))
     return str(caught.value)
 
 
@@ -156,24 +156,17 @@ def test_a_certificate_out_of_its_time_is_refused_by_the_client(place: Place, da
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(600, "ahead of"), (-600, "behind")], ids=["ahead", "behind"])
-def test_a_clock_ten_minutes_off_is_named_by_the_server(
-    place: Place, monkeypatch: pytest.MonkeyPatch, seconds: int, words: str
-) -> None:
-    class Shifted(datetime):
-        @classmethod
-        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
-            return datetime.now(UTC) + timedelta(seconds=seconds)
-
-    monkeypatch.setattr(greeting, "datetime", Shifted)
-    told = greeted(place, place.federation.keys / "client-1")
+def test_a_clock_ten_minutes_off_is_named_by_the_server(place: Place, seconds: int, words: str) -> None:
+    told = greeted(place, place.federation.keys / "client-1", ahead=seconds)
     assert f"its clock is {abs(seconds)} s {words} the server's" in told
     assert "set the clocks" in told
 
 
 def test_a_signature_of_another_key_is_refused(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right, other = (greeting._signed(place.federation.keys / f"client-{number}" / "identity.key") for number in (1, 2))
+    now = datetime.now(UTC)
+    right, other = (greeting._signed(place.federation.keys / f"client-{k}" / "identity.key", now) for k in (1, 2))
     mixed = {**right, greeting.FLEET_HTTP_SIGNATURE_HEADER: other[greeting.FLEET_HTTP_SIGNATURE_HEADER]}
-    monkeypatch.setattr(greeting, "_signed", lambda _identity: mixed)
+    monkeypatch.setattr(greeting, "_signed", lambda _identity, _now: mixed)
     assert "its signature is not by the key that it names" in greeted(place, place.federation.keys / "client-1")
 
 

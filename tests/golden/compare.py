@@ -1,9 +1,9 @@
-"""Show that the same settings and seed give the bytes of 0.1.0: run both side by side on this machine, and compare.
+"""Show that the same settings and seed give the bytes of the reference: run both side by side here, and compare.
 
-python tests/golden/compare.py --old PYTHON_OF_0.1.0 --new PYTHON [--only NAME...] [--write tests/golden/table.json]
+python tests/golden/compare.py --old PYTHON_OF_THE_REFERENCE --new PYTHON [--only NAME...] [--write tests/golden/table.json]
 
-PYTHON is the interpreter of an environment with FedVeil in it. Without --old, what 0.1.0 gave on this processor is read from a
-table. Without --new, 0.1.0 is run alone, as for --write. `--make-old DIR` first makes an environment of 0.1.0 in DIR, which
+PYTHON is the interpreter of an environment with FedVeil in it. Without --old, what the reference gave on this processor is read
+from a table. Without --new, the reference is run alone, as for --write. `--make-old DIR` first makes its environment in DIR, which
 needs a checkout with its commit. Exit code 1 where a run differs or fails.
 """
 
@@ -36,7 +36,7 @@ if __name__ == "__main__":
 from golden.programs import execute  # noqa: E402
 from golden.runs import RUNS, Run  # noqa: E402
 
-OLD = "4921193"  # the commit of 0.1.0
+OLD = "f2d62e6"  # the commit whose bytes are the reference: the last that changed them
 TABLE = HERE / "table.json"
 
 
@@ -201,7 +201,7 @@ def machine_of(python: Path) -> dict[str, str]:
 
 
 def make_old(folder: Path) -> Path:
-    """Make an environment of 0.1.0 in a folder, where there is none yet; its Python."""
+    """Make an environment of the reference in a folder, where there is none yet; its Python."""
     source, python = folder / "source", folder / "venv" / "bin" / "python"
     if not (folder / "ready").exists():
         source.mkdir(parents=True, exist_ok=True)
@@ -225,11 +225,11 @@ def other_machine(written: Mapping[str, str], here: Mapping[str, str]) -> str:
     return f"made on {written['processor']}, this is {here['processor']}: {'; '.join(words)}"
 
 
-# --- the table of what 0.1.0 gave
+# --- the table of what the reference gave
 
 
 def read_table(path: Path) -> tuple[dict[str, str], dict[str, Given]]:
-    """The machine of a table, and what 0.1.0 gave there, by run."""
+    """The machine of a table, and what the reference gave there, by run."""
     told = json.loads(path.read_text())
     return told["machine"], {
         name: Given(row["model_sha256"], "\n".join(row["metrics"])) for name, row in told["runs"].items()
@@ -237,7 +237,7 @@ def read_table(path: Path) -> tuple[dict[str, str], dict[str, Given]]:
 
 
 def write_table(path: Path, machine: dict[str, str], given: Mapping[str, Given]) -> None:
-    """Write what 0.1.0 gave on this machine; rows of other runs stay where they are of the same machine."""
+    """Write what the reference gave on this machine; rows of other runs stay where they are of the same machine."""
     rows: dict[str, Any] = {}
     if path.exists() and json.loads(path.read_text())["machine"] == machine:
         rows = json.loads(path.read_text())["runs"]
@@ -295,12 +295,16 @@ def _starts(name: str, word: str) -> bool:
 def main(words: Sequence[str] | None = None) -> int:
     """Read the command line, run and compare; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--old", type=Path, metavar="PYTHON", help="of 0.1.0; the table without it")
+    parser.add_argument("--old", type=Path, metavar="PYTHON", help="of the reference; the table without it")
     parser.add_argument("--new", type=Path, metavar="PYTHON", help="of the code to check")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="names of runs, or what they start with")
-    parser.add_argument("--table", type=Path, metavar="FILE", default=TABLE, help="what 0.1.0 gave; golden/table.json")
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", default=TABLE, help="what the reference gave; golden/table.json"
+    )
     parser.add_argument("--write", type=Path, metavar="FILE", help="write what --old gave as a table")
-    parser.add_argument("--make-old", type=Path, metavar="DIR", help="make an environment of 0.1.0 in DIR, and use it")
+    parser.add_argument(
+        "--make-old", type=Path, metavar="DIR", help="make an environment of the reference in DIR, and use it"
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="a new folder for the records; else they are removed")
     asked = parser.parse_args(words)
     console = Console()

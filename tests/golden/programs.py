@@ -239,6 +239,7 @@ def _protection(run: Run) -> str:
 
 def _checkout(python: Path) -> Path:
     """The folder that FedVeil was installed from, which `flwr run` takes its app's settings of."""
+    # isolated: the current folder may be another checkout
     find = "from importlib.metadata import distribution as d; print(d('fedveil').read_text('direct_url.json'))"
-    answer = subprocess.run([python, "-c", find], capture_output=True, text=True, check=True)
+    answer = subprocess.run([python, "-I", "-c", find], capture_output=True, text=True, check=True)
     return Path(json.loads(answer.stdout)["url"].removeprefix("file://"))

@@ -1,6 +1,6 @@
-"""The runs whose bytes must be those of 0.1.0, as data: `compare.py` runs each with the old code and with the new.
+"""The runs whose bytes must be those of the reference, as data: `compare.py` runs each with the old code and with the new.
 
-Settings are spelled as 0.1.0 spells them: later versions read its keys, and give what it gave.
+Settings are spelled as 0.1.0 spells them: later versions read its keys.
 """
 
 from __future__ import annotations
@@ -302,7 +302,7 @@ def _engines() -> Iterator[Run]:
     yield Run("command", "the command line", DIRICHLET, way="command")
     ray = {**LSTM, "engine": "ray", "workers": 2}
     yield Run("ray", "Flower's simulation runtime", ray, preset="spam-demo", way="command")
-    # secagg is not here: under load 0.1.0 sometimes counted a client of Ray as started anew, and left it out
+    # secagg is not here: under load, a client of Ray is sometimes counted as started anew, and left out
     encrypted = {**PROTECTED, "federation.rounds": 2, "engine": "ray", "workers": 2, "privacy.protection": "bfv"}
     yield Run("ray-bfv", "Flower's simulation runtime, encrypted", encrypted, way="command")
 

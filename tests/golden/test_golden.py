@@ -1,4 +1,4 @@
-"""The same settings and seed give the bytes of 0.1.0, and the script that compares them sees where they do not."""
+"""The same settings and seed give the bytes of the reference, and the script that compares them sees where they do not."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Given]:
-    """What 0.1.0 gave on this machine; the test is skipped, and says so, on another."""
+    """What the reference gave on this machine; the test is skipped, and says so, on another."""
     written, given = read_table(TABLE)
     if other := other_machine(written, machine()):
-        pytest.skip(f"NOT COMPARED with 0.1.0: {TABLE.name} was {other}; `make golden` runs 0.1.0 here")
+        pytest.skip(f"NOT COMPARED with the reference: {TABLE.name} was {other}; `make golden` runs the reference here")
     return given
 
 
 @pytest.mark.parametrize("run", QUICK, ids=lambda run: run.name)
-def test_a_run_gives_the_bytes_of_0_1_0(
+def test_a_run_gives_the_bytes_of_the_reference(
     run: Run, golden: dict[str, Given], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, content in run.files.items():
@@ -42,7 +42,9 @@ def test_a_run_gives_the_bytes_of_0_1_0(
 
 
 @pytest.mark.long
-def test_every_run_gives_the_bytes_of_0_1_0(golden: dict[str, Given], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_run_gives_the_bytes_of_the_reference(
+    golden: dict[str, Given], capsys: pytest.CaptureFixture[str]
+) -> None:
     code = main(["--new", sys.executable])
     assert code == 0, capsys.readouterr().out
 

@@ -84,11 +84,9 @@ def test_degrees_agree_with_published_ones(case: tuple[int, float, float]) -> No
 
 
 @pytest.mark.parametrize(("drop_outs", "colluders"), [(0.3, 0.2), (0.1, 0.4), (0.4, 0.4)])
-def test_the_chances_that_were_asked_for_hold_in_random_graphs(monkeypatch, drop_outs: float, colluders: float) -> None:
-    monkeypatch.setattr(graph, "SECURITY", 0.02)
-    monkeypatch.setattr(graph, "FAILURE", 0.02)
+def test_the_chances_that_were_asked_for_hold_in_random_graphs(drop_outs: float, colluders: float) -> None:
     n, trials, rng = 60, 1500, random.Random(1)
-    degree, threshold = choose_degree(n, drop_outs, colluders)
+    degree, threshold = choose_degree(n, drop_outs, colluders, insecure=0.02, failing=0.02)
     assert degree < n - 1
 
     def chances(degree: int, threshold: int) -> tuple[float, float]:

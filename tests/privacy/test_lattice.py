@@ -125,12 +125,11 @@ def test_the_order_of_adding_does_not_change_a_byte(parties, encryptors, scheme,
         assert added(p, encryptor, [bodies[k] for k in order], 9000) == first
 
 
-def test_seeds_that_wait_give_the_bytes_of_seeds_that_do_not_and_never_wait_for_long(parties, encryptors, monkeypatch):
+def test_seeds_that_wait_give_the_bytes_of_seeds_that_do_not_and_never_wait_for_long(parties, encryptors):
     p, encryptor = parties("bfv"), encryptors("bfv", True)
     bodies, _, _ = uploads(encryptor, 7, 9000)
     whole = added(p, encryptor, bodies, 9000)
-    monkeypatch.setattr(lattice_module, "PENDING", 2)
-    adder = Adder(p.server, p.plan)
+    adder = Adder(p.server, p.plan, pending=2)
     for body in bodies:
         adder.add(body, encryptor.form(9000), True)
         assert len(adder._seeds) < 2

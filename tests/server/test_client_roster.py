@@ -13,8 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedveil.core.errors import DeploymentError, Interrupted
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import from_parcel, to_parcel
-from fedveil.server.serving import client_roster as room
-from fedveil.server.serving.client_roster import ClientRoster, NodeEvents
+from fedveil.server.serving.client_roster import OFFLINE, ClientRoster, NodeEvents
 
 SCHEMA = {"kind": "images", "classes": "0, 1", "shape": "1 x 8 x 8"}
 NO_PARCEL = object()
@@ -91,11 +90,11 @@ class Machines:
             yield Message(to_parcel(RecordDict(content)), reply_to=message)
 
 
-def roster_of(machines: Machines, **settings: Any) -> tuple[ClientRoster, list[str]]:
+def roster_of(machines: Machines, offline: float = OFFLINE, **settings: Any) -> tuple[ClientRoster, list[str]]:
     """A roster over fakes, and what it says."""
     said: list[str] = []
     experiment = Experiment.preset("digits").override(SETTINGS | settings)
-    return ClientRoster(machines, experiment, machines, said.append), said  # type: ignore[arg-type]
+    return ClientRoster(machines, experiment, machines, said.append, offline=offline), said  # type: ignore[arg-type]
 
 
 def training(roster: ClientRoster) -> list[Message]:
@@ -207,10 +206,9 @@ def test_replies_come_with_their_clients_and_nodes_are_woken() -> None:
     ],
     ids=["restarted", "offline", "lost"],
 )
-def test_a_client_that_was_lost_ends_the_wait_for_it(happen, why, monkeypatch) -> None:
-    monkeypatch.setattr(room, "OFFLINE", 0.0)
+def test_a_client_that_was_lost_ends_the_wait_for_it(happen, why) -> None:
     machines = Machines(3)
-    roster, _ = roster_of(machines)
+    roster, _ = roster_of(machines, offline=0.0)
     messages = training(roster)
     machines.mute.add(102)
     found = {}

@@ -48,12 +48,14 @@ def flower(monkeypatch) -> Flower:
     return Flower(monkeypatch)
 
 
-def at(state: Path, finish: Callable[[Path], None] = lambda _folder: None) -> tuple[ControlServer, NodeGateway]:
+def at(
+    state: Path, finish: Callable[[Path], None] = lambda _folder: None, **limits: float
+) -> tuple[ControlServer, NodeGateway]:
     """A control server on a state folder."""
     gateway = NodeGateway(None, {}, {}, 1, getLogger("test"))  # type: ignore[arg-type]
     link: Any = SimpleNamespace(child=SimpleNamespace(running=True))
     return ControlServer(
-        state, None, link, gateway, {101: 0}, "http://127.0.0.1:9093", finish, getLogger("test")
+        state, None, link, gateway, {101: 0}, "http://127.0.0.1:9093", finish, getLogger("test"), **limits
     ), gateway
 
 
@@ -146,10 +148,8 @@ def test_bad_settings_are_refused_and_nothing_is_kept(flower, tmp_path, body, sa
     assert not list(tmp_path.glob("orders/*"))
 
 
-def test_a_run_whose_process_ends_without_a_word_has_failed(flower, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(room, "LOOK", 0.01)
-    monkeypatch.setattr(room, "WORDLESS", 0.05)
-    control, _ = at(tmp_path)
+def test_a_run_whose_process_ends_without_a_word_has_failed(flower, tmp_path) -> None:
+    control, _ = at(tmp_path, look=0.01, wordless=0.05)
     run, told = ordered(control), ordered(control)
     flower.over = {1001: "failed: killed", 1002: "completed"}
     asking(control, ("POST", f"/runs/{told}/result", {"status": DONE, "result": {}}))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from base64 import b64encode
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from logging import getLogger
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -86,10 +84,10 @@ class Link:
 
 
 @asynccontextmanager
-async def standing(link: Link, registry: dict[bytes, int] | None, limit: int = 10_000_000):
+async def standing(link: Link, registry: dict[bytes, int] | None, limit: int = 10_000_000, **times: Any):
     """A gateway before a fake SuperLink, and a way to call it."""
     async with httpx.AsyncClient(base_url="https://link", transport=httpx.MockTransport(link.answer)) as behind:
-        gateway = NodeGateway(behind, registry, {0: NODE}, limit, getLogger("test"))
+        gateway = NodeGateway(behind, registry, {0: NODE}, limit, getLogger("test"), **times)
         transport = httpx.ASGITransport(gateway.app, client=("10.0.0.9", 1234))
         async with httpx.AsyncClient(base_url="https://gate", transport=transport) as outside:
             yield gateway, outside
@@ -201,9 +199,8 @@ def test_hello_says_who_both_are() -> None:
     running(story)
 
 
-def test_a_server_that_hears_nobody_notes_when_it_hears_somebody_again(monkeypatch) -> None:
+def test_a_server_that_hears_nobody_notes_when_it_hears_somebody_again() -> None:
     clock = [1_000_000.0]
-    monkeypatch.setattr(room, "time", SimpleNamespace(time=lambda: clock[0], monotonic=time.monotonic))
 
     async def story(gateway, outside, link) -> None:
         for ago, back in ((0, 0.0), (room.DEAF - 1, 0.0), (room.DEAF + 1, clock[0] + 2 * room.DEAF)):
@@ -212,7 +209,7 @@ def test_a_server_that_hears_nobody_notes_when_it_hears_somebody_again(monkeypat
             assert (await outside.post(HELLO, headers=signed())).status_code == 200
             assert (gateway.back, gateway.deaf) == (back, False)
 
-    running(story)
+    running(story, clock=lambda: clock[0])
 
 
 def test_without_a_registry_any_node_may_join() -> None:
@@ -239,15 +236,13 @@ def test_a_question_for_work_is_held_until_there_is_some() -> None:
     running(story)
 
 
-def test_without_work_the_answer_is_none_after_a_while(monkeypatch) -> None:
-    monkeypatch.setattr(room, "HOLD", 0.2)
-
+def test_without_work_the_answer_is_none_after_a_while() -> None:
     async def story(gateway, outside, link) -> None:
         answer = await post(outside, "pull-messages", ASK)
         assert answer.status_code == 200
         assert not PullMessagesResponse.FromString(answer.content).messages_list
 
-    running(story)
+    running(story, hold=0.2)
 
 
 def test_an_answer_that_was_lost_is_given_again_until_it_is_confirmed() -> None:
@@ -279,9 +274,7 @@ def test_a_node_that_joins_anew_is_not_given_what_it_lost_and_its_old_place_is_f
     assert freed == [NODE, NODE]
 
 
-def test_two_clients_with_one_key_are_not_both_let_in(monkeypatch) -> None:
-    monkeypatch.setattr(room, "LISTEN", 0.05)
-
+def test_two_clients_with_one_key_are_not_both_let_in() -> None:
     async def story(gateway, outside, link) -> None:
         asking = asyncio.create_task(post(outside, "pull-messages", ASK))
         while not gateway.nodes or not gateway.nodes[0].held:
@@ -292,7 +285,7 @@ def test_two_clients_with_one_key_are_not_both_let_in(monkeypatch) -> None:
         assert "activate-node" not in link.calls
         asking.cancel()
 
-    running(story)
+    running(story, listen=0.05)
 
 
 def test_a_reply_has_arrived_when_its_last_object_has() -> None:
@@ -375,9 +368,7 @@ def test_a_node_that_asks_for_more_work_without_an_answer_has_lost_it() -> None:
     running(story)
 
 
-def test_a_call_that_the_superlink_failed_is_passed_on_again(monkeypatch) -> None:
-    monkeypatch.setattr(room, "PAUSES", (0.0, 0.0))
-
+def test_a_call_that_the_superlink_failed_is_passed_on_again() -> None:
     async def story(gateway, outside, link) -> None:
         statuses = [500, 500, 200]
 
@@ -389,4 +380,4 @@ def test_a_call_that_the_superlink_failed_is_passed_on_again(monkeypatch) -> Non
         assert (await post(outside, "push-object", PushObjectRequest(object_id="a"))).status_code == 200
         assert (await post(outside, "push-object", PushObjectRequest(object_id="a"))).status_code == 503
 
-    running(story)
+    running(story, pauses=(0.0, 0.0))

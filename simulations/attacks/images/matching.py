@@ -61,7 +61,11 @@ class Work:
 
 
 def match(
-    observations: Sequence[Observation], known: Known, streams: Sequence[Stream], labels: Labels = read
+    observations: Sequence[Observation],
+    known: Known,
+    streams: Sequence[Stream],
+    labels: Labels = read,
+    iterations: int = ITERATIONS,
 ) -> list[np.ndarray]:
     """Search for the images behind several observations at once; return float32 [n, *shape] for each.
 
@@ -101,11 +105,11 @@ def match(
     taken = [torch.zeros((), device=device) for _ in range(2)]
     with weights.kept(known.network):
         known.network.eval()
-        for i, step in enumerate(_steps()):
+        for i, step in enumerate(_steps(iterations)):
             searched = [images.requires_grad_(), classes.requires_grad_()]
             slopes = torch.autograd.grad((angle(*searched) + SMOOTH * variation(images)).sum(), searched)
             images, classes = images.detach(), classes.detach()
-            if i == ITERATIONS * EIGHTHS[0] // 8:
+            if i == iterations * EIGHTHS[0] // 8:
                 sure = F.one_hot(classes.argmax(-1), classes.shape[-1]).bool()
                 classes = torch.where(sure, 0.0, -torch.inf)
             adam(
@@ -208,10 +212,10 @@ def variation(images: Tensor) -> Tensor:
     return down.mean((1, 2, 3, 4)) + right.mean((1, 2, 3, 4))
 
 
-def _steps() -> list[float]:
+def _steps(iterations: int) -> list[float]:
     """Return the step of each iteration, which falls to a tenth after 3/8, 5/8 and 7/8 of them (the authors' code)."""
-    falls = [ITERATIONS * eighths // 8 for eighths in EIGHTHS]
-    return [STEP * 0.1 ** sum(i >= fall for fall in falls) for i in range(ITERATIONS)]
+    falls = [iterations * eighths // 8 for eighths in EIGHTHS]
+    return [STEP * 0.1 ** sum(i >= fall for fall in falls) for i in range(iterations)]
 
 
 def _stack(all_arrays: Sequence[Parameters], device: torch.device) -> dict[str, Tensor]:
@@ -229,22 +233,33 @@ def _is_delta(observation: Observation) -> bool:
     return observation.kind == "delta" and observation.clients == 1
 
 
-def run(observation: Observation, known: Known, stream: Stream) -> np.ndarray:
+def run(observation: Observation, known: Known, stream: Stream, *, iterations: int = ITERATIONS) -> np.ndarray:
     """Return the images behind one observation, float32 [n, *shape]."""
-    return match([observation], known, [stream])[0]
+    return match([observation], known, [stream], iterations=iterations)[0]
 
 
-def run_many(observations: Sequence[Observation], known: Known, streams: Sequence[Stream]) -> list[np.ndarray]:
-    """Return the images behind each observation, float32 [n, *shape] each; those alike are searched for together."""
+def run_many(
+    observations: Sequence[Observation],
+    known: Known,
+    streams: Sequence[Stream],
+    *,
+    iterations: int = ITERATIONS,
+    together: int = TOGETHER,
+) -> list[np.ndarray]:
+    """Return the images behind each observation, float32 [n, *shape] each.
+
+    Those alike are searched for at once, at most `together`.
+    """
     alike: dict[tuple[int | None, Work, bool], list[int]] = {}
     for i, observation in enumerate(observations):
         kind = observation.examples, work_of(observation), span(observation, known) is None
         alike.setdefault(kind, []).append(i)
     found: dict[int, np.ndarray] = {}
     for group in alike.values():
-        for first in range(0, len(group), TOGETHER):
-            some = group[first : first + TOGETHER]
-            found |= zip(some, match([observations[i] for i in some], known, [streams[i] for i in some]), strict=True)
+        for first in range(0, len(group), together):
+            some = group[first : first + together]
+            images = match([observations[i] for i in some], known, [streams[i] for i in some], iterations=iterations)
+            found |= zip(some, images, strict=True)
     return [found[i] for i in range(len(observations))]
 
 

@@ -160,13 +160,15 @@ def measure(
     more: Sequence[str] = (),
     seed: int = 0,
     progress: Callable[[Cell, int, int], None] = lambda _cell, _done, _all: None,
+    rows: Sequence[Row] = ROWS,
+    columns: Sequence[Column] = COLUMNS,
 ) -> list[Cell]:
     """Measure all cells of the matrix, row by row.
 
     more: a user's attacks and defences as package.module:object, each of which adds a row or a column
     Raises SettingsError where one of `more` is neither.
     """
-    rows, columns = [row for row in ROWS if row.quick or not quick], [c for c in COLUMNS if c.quick or not quick]
+    rows, columns = [row for row in rows if row.quick or not quick], [c for c in columns if c.quick or not quick]
     for name in more:
         own = _own(name)
         if isinstance(own, Row):

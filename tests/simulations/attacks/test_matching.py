@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from fedveil.simulations.attacks.images import dlg
 from fedveil.simulations.attacks.images import matching as room
 from fedveil.simulations.attacks.images.dlg import DLG, IDLG
 from fedveil.simulations.attacks.images.matching import MATCHING, replay, run_many, span, variation, work_of
-from fedveil.simulations.attacks.lab.attack import launch, refusal
+from fedveil.simulations.attacks.lab.attack import Attack, launch, refusal
 from fedveil.simulations.attacks.lab.observation import Known
 
 TINY = Model(hidden=(16, 8))
@@ -34,14 +35,19 @@ def known_of(model: Model = TINY, network: nn.Module | None = None) -> Known:
     return Known(TASK, model, network or build(TASK, model, Stream(0)), auxiliary=made_up(200, 99))
 
 
+def briefly(iterations: int) -> Attack:
+    """Gradient matching with fewer iterations than 1,000, for their time."""
+    return replace(MATCHING, run=partial(room.run, iterations=iterations))
+
+
 def test_an_image_and_a_batch_are_found_in_the_update_of_a_fresh_network(real_data):
     assert matching(seed=0, batches=2, batch=1).min() >= 30
     assert (matching(seed=0, batches=2, batch=8) > 20).mean() >= 0.9
 
 
-def test_images_are_found_through_five_local_steps_that_are_replayed(real_data, monkeypatch):
-    monkeypatch.setattr(room, "ITERATIONS", 600)  # of the 1,000, for their time
-    assert matching(seed=0, batches=1, batch=8, epochs=5).mean() >= 25
+def test_images_are_found_through_five_local_steps_that_are_replayed(real_data):
+    # 600 of the 1,000 iterations, for their time
+    assert matching(seed=0, batches=1, batch=8, epochs=5, iterations=600).mean() >= 25
 
 
 def test_deep_leakage_is_exact_through_sigmoid_and_finds_nothing_through_relu(real_data):
@@ -94,38 +100,34 @@ def test_an_update_with_more_in_it_than_images_is_searched_pixel_by_pixel():
     assert span(replace(seen, examples=16), known) is None  # as many as there are units
 
 
-def test_without_a_dense_first_layer_every_pixel_is_searched(monkeypatch):
-    monkeypatch.setattr(room, "ITERATIONS", 400)
+def test_without_a_dense_first_layer_every_pixel_is_searched():
     layers = [nn.Conv2d(1, 8, 3, padding=1), nn.Sigmoid(), nn.Flatten(), nn.Linear(288, 3)]
     known, client = known_of(network=nn.Sequential(*layers)), made_up(1, 1)
     (seen,) = observe(known, weights.get(known.network), [client], Training(batch_size="full"), 1)
     assert span(seen, known) is None
-    assert decibels(launch("matching", MATCHING, seen, known, Stream(1)), client).min() > 20
+    assert decibels(launch("matching", briefly(400), seen, known, Stream(1)), client).min() > 20
 
 
-def test_many_observations_of_any_kind_give_each_its_own_images_again_and_again(monkeypatch):
-    monkeypatch.setattr(room, "ITERATIONS", 150)
-    monkeypatch.setattr(room, "TOGETHER", 2)
+def test_many_observations_of_any_kind_give_each_its_own_images_again_and_again():
     known = known_of()
     before = fresh(known, 3)
     clients = [made_up(n, seed) for seed, n in enumerate([1, 3, 1, 1])]
     seen = [observe(known, before, [client], Training(batch_size="full"), 3)[0] for client in clients]
     streams = [Stream(3, 1, k) for k in range(len(clients))]
-    found = run_many(seen, known, streams)
+    found = run_many(seen, known, streams, iterations=150, together=2)
     assert [len(images) for images in found] == [1, 3, 1, 1]
     assert all(decibels(images, client).min() > 20 for images, client in zip(found, clients, strict=True))
-    again = run_many(seen, known, streams)
+    again = run_many(seen, known, streams, iterations=150, together=2)
     assert all((a == b).all() for a, b in zip(found, again, strict=True))
 
 
-def test_two_classes_with_one_logit_are_searched_too(monkeypatch):
-    monkeypatch.setattr(room, "ITERATIONS", 300)
+def test_two_classes_with_one_logit_are_searched_too():
     task = Task("images", (1, 6, 6), ("ham", "spam"))
     layers = [nn.Flatten(), nn.Linear(36, 16), nn.Sigmoid(), nn.Linear(16, 1)]
     known = Known(task, Model(activation="sigmoid"), nn.Sequential(*layers))
     client = made_up(1, 4, task)
     (seen,) = observe(known, weights.get(known.network), [client], Training(batch_size="full"), 4)
-    for attack in (MATCHING, DLG, IDLG):
+    for attack in (briefly(300), DLG, IDLG):
         assert decibels(launch("it", attack, seen, known, Stream(4)), client).min() > 20
     assert known.network.training
     for name, parameter in known.network.named_parameters():

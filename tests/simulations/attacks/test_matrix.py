@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedveil import Interrupted, SettingsError
 from fedveil.cli import app
 from fedveil.simulations.attacks.lab import matrix
 from fedveil.simulations.attacks.lab.attack import Attack
-from fedveil.simulations.attacks.lab.matrix import COLUMNS, ROWS, as_csv, legend, measure, picture, table
+from fedveil.simulations.attacks.lab.matrix import as_csv, legend, picture, table
 from fedveil.simulations.attacks.lab.observation import Known, Observation
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -40,12 +41,15 @@ def nothing_moves(update: dict[str, np.ndarray], _generator: np.random.Generator
     return {name: np.zeros_like(value) for name, value in update.items()}
 
 
+ROWS = [row for row in matrix.ROWS if row.name in ("words, mean-pool", "first layer")]
+COLUMNS = [column for column in matrix.COLUMNS if column.name in ("none", "ckks", "secagg, the sum")]
+measure = partial(matrix.measure, quick=True, rows=ROWS, columns=COLUMNS)
+
+
 @pytest.fixture(autouse=True)
-def small(monkeypatch) -> None:
-    """A matrix of two rows and three columns, on data that need no files."""
+def no_data(monkeypatch) -> None:
+    """The rows need no files."""
     monkeypatch.setenv("FEDVEIL_DATA", "/nowhere")
-    monkeypatch.setattr(matrix, "ROWS", [row for row in ROWS if row.name in ("words, mean-pool", "first layer")])
-    monkeypatch.setattr(matrix, "COLUMNS", [c for c in COLUMNS if c.name in ("none", "ckks", "secagg, the sum")])
 
 
 @pytest.fixture
@@ -56,7 +60,7 @@ def own(monkeypatch) -> str:
 
 
 def test_what_is_out_without_protection_is_not_under_it_and_comes_back_in_the_sum() -> None:
-    cells = {(cell.row.name, cell.column.name): cell for cell in measure(quick=True)}
+    cells = {(cell.row.name, cell.column.name): cell for cell in measure()}
     assert len(cells) == 6
     for row in ("words, mean-pool", "first layer"):
         plain, hidden = cells[row, "none"], cells[row, "ckks"]
@@ -74,11 +78,9 @@ def test_what_is_out_without_protection_is_not_under_it_and_comes_back_in_the_su
     assert len(legend(list(cells.values()))) == 2
 
 
-def test_an_attack_and_a_defence_of_one_s_own_join_it(own, monkeypatch) -> None:
-    monkeypatch.setattr(matrix, "COLUMNS", [c for c in COLUMNS if c.name == "none"])
-    cells = {
-        (c.row.name, c.column.name): c for c in measure(quick=True, more=[f"{own}:OWN_ATTACK", f"{own}:nothing_moves"])
-    }
+def test_an_attack_and_a_defence_of_one_s_own_join_it(own) -> None:
+    plain, more = COLUMNS[:1], [f"{own}:OWN_ATTACK", f"{own}:nothing_moves"]
+    cells = {(c.row.name, c.column.name): c for c in measure(columns=plain, more=more)}
     assert cells["first layer", "none"].share > 0.9
     assert cells["first layer", "nothing_moves"].share < 0.1
     assert cells["OWN_ATTACK", "none"].metric == "accuracy"
@@ -90,24 +92,27 @@ def test_an_attack_and_a_defence_of_one_s_own_join_it(own, monkeypatch) -> None:
 )
 def test_what_is_neither_attack_nor_defence_is_refused(own, name, why) -> None:
     with pytest.raises(SettingsError, match=why):
-        measure(quick=True, more=[name])
+        measure(more=[name])
 
 
-def test_settings_that_do_not_go_together_are_a_cell_that_says_why(monkeypatch) -> None:
-    monkeypatch.setattr(matrix, "COLUMNS", [matrix.Column("two", {"privacy.protection": "ckks", "training.epochs": 0})])
-    assert all(cell.outcome is None and cell.why and np.isnan(cell.share) for cell in measure(quick=True))
+def test_settings_that_do_not_go_together_are_a_cell_that_says_why() -> None:
+    two = matrix.Column("two", {"privacy.protection": "ckks", "training.epochs": 0}, quick=True)
+    cells = measure(columns=[two])
+    assert all(cell.outcome is None and cell.why and np.isnan(cell.share) for cell in cells)
+    assert len(cells) == 2
 
 
-def test_a_stop_ends_it_and_is_no_cell(monkeypatch, tmp_path) -> None:
+def test_a_stop_ends_it_and_is_no_cell(monkeypatch) -> None:
     def stopped(*_words: Any, **_options: Any) -> None:
         raise Interrupted("in round 1; go on with: fedveil resume")
 
     monkeypatch.setattr("fedveil.simulations.attacks.lab.trials.run", stopped)
     with pytest.raises(Interrupted, match=r"^the attack was stopped; nothing of it is kept$"):
-        measure(quick=True)
+        measure()
 
 
-def test_the_command_writes_page_picture_and_numbers(tmp_path) -> None:
+def test_the_command_writes_page_picture_and_numbers(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(matrix, "measure", partial(matrix.measure, rows=ROWS, columns=COLUMNS))
     answer = CliRunner().invoke(
         app, ["attack", "matrix", "--quick", "--json", "--quiet", "--out", str(tmp_path / "out")]
     )
