@@ -91,7 +91,7 @@ class Display:
 
 
 def describe(federation: Federation, engine: str) -> str:
-    """Describe what is about to run in three lines, and its protection in a fourth."""
+    """Describe what is about to run in three lines, with a note a line on its data, and its protection in a last one."""
     e = federation.experiment
     federated = federation.federated
     data = federated.dataset
@@ -99,10 +99,11 @@ def describe(federation: Federation, engine: str) -> str:
     made_up = " (made-up data)" if data.made_up else ""
     least, most = federated.extremes()
     held = f"{len(data.train):,} training and " if isinstance(data.train, Examples) else ""
+    notes = "".join(f"note     {note}\n" for note in data.notes)
     return (
         f"data     {data.name}{made_up}: {held}{len(data.test):,} test examples, "
         f"{_labels(data.task)}; {e.data.partition} over {e.data.clients:,} clients "
-        f"of {least:,} to {most:,} examples\n"
+        f"of {least:,} to {most:,} examples\n{notes}"
         f"model    {e.model.name}, {parameters:,} parameters; {e.federation.strategy}, "
         f"{e.federation.cohort:,} clients a round, {count(e.federation.rounds, 'round')}; seed {e.seed}\n"
         f"engine   {e.engine} on {federation.device.type}, {engine}" + protection_line(federation)
@@ -162,6 +163,8 @@ def summary_text(result: Result) -> str:
         words = "  ".join(f"{name} {value:.4f}" for name, value in scores if value is not None)
         if words:
             lines.append(f"{part:<8} {words}")
+    if s["doubt"]:
+        lines.append(f"doubt    {s['doubt']}")
     if s["best_round"]:
         lines.append(f"best     round {s['best_round']} (best.safetensors)")
     sealed = s["model_sha256"] is None

@@ -129,6 +129,9 @@ def _run(
     if earlier and goes_on:
         _check_rounds(resumable(earlier.folder), federation, earlier.folder)
     record = earlier or Record.create(federation.experiment, out, command)
+    dataset = federation.federated.dataset
+    if dataset.scaling and not earlier:
+        record.write("scaling.json", dataset.scaling.dump(dataset.columns))
     show = display or Display(None)
     try:
         with nullcontext() if earlier else alone(record.folder):

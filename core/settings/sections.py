@@ -19,7 +19,7 @@ from fedveil.core.settings.choice import (
     StrategyChoice,
 )
 from fedveil.core.settings.marks import Needs, UsedBy
-from fedveil.core.settings.section import Count, Fraction, NonNegative, Positive, Section
+from fedveil.core.settings.section import Count, Fraction, NonNegative, Positive, Range, Section
 
 
 class Data(Section):
@@ -63,6 +63,15 @@ class Data(Section):
     )
     group_column: Annotated[str | None, UsedBy("dataset")] = Field(
         None, description="own: the column that names each example's source"
+    )
+    scale: Annotated[Literal["auto", "none", "standard", "minmax"], UsedBy("dataset")] = Field(
+        "auto",
+        description="own: of features; auto: standard where a column is beyond -10 to 10, or within -0.01 to 0.01",
+    )
+    ranges: Annotated[
+        tuple[Range, ...] | None, Field(strict=False), UsedBy("dataset"), Needs("scale", ("auto", "minmax"))
+    ] = Field(
+        None, description="own: lowest and highest value, of all columns or of each, for minmax without a look at data"
     )
     labels: Annotated[tuple[str, ...] | None, Field(strict=False), UsedBy("dataset")] = Field(
         None, description="own: the classes, in order; the second of two is the positive one"

@@ -25,7 +25,7 @@ class Table:
     labels: [n], as words
     place: the function from example i to where it is, for errors: "reviews.csv, line 3"
     texts: [n]; None for other kinds
-    features: float32 [n, d], or images [n, c, h, w] in [0, 1]; None for text
+    features: float32 or uint8 [n, d], or images, float32 [n, c, h, w] in [0, 1]; None for text
     columns: names of the features of a CSV file
     sources: [n], as words; None where no column names them
     """
@@ -198,12 +198,14 @@ def read_npz(path: Path, group_column: str | None, testing: bool = False) -> Tab
 
 
 def _npz_features(path: Path, features: np.ndarray) -> np.ndarray:
-    """Return the features, float32 [n, d], or images [n, c, h, w] in [0, 1]; raise DataError where they are neither."""
+    """Return the features, float32 or uint8 [n, d], or images [n, c, h, w] in [0, 1]; raise DataError where they are neither."""
     if features.dtype.kind not in "fiub" or features.ndim not in (2, 3, 4) or features.size == 0:
         raise DataError(
             f"{path}: features must be numbers [n, d], [n, h, w] or [n, c, h, w]; they are {features.dtype} {features.shape}"
         )
     is_image = features.ndim > 2
+    if features.dtype == np.uint8 and not is_image:
+        return features  # to be scaled as pixels
     numbers = features.astype(np.float32)
     if is_image and features.dtype == np.uint8:
         numbers /= 255

@@ -25,8 +25,9 @@ from fedveil.core.settings.sections import Data
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import Alone, Federated, load
 from fedveil.datasets.own.files import Table, read_table
-from fedveil.datasets.own.own import indices, named_classes
+from fedveil.datasets.own.own import check_unscaled, indices, named_classes
 from fedveil.datasets.published import images, synthetic
+from fedveil.datasets.scaling import declared, unusual
 from fedveil.datasets.text import HAM_SPAM, PADDING, SPECIAL, distinct, encode, hashed, listed
 
 # the tasks that clients' files must fit where the settings name one of FedVeil's data sets; texts have any length
@@ -198,7 +199,7 @@ def _own(data: Data, path: Path, words: Sequence[str] | None) -> Held:
     labels = indices(table, classes, "data.labels" if known is None else f"the classes of '{data.dataset}'")
     vocabulary = None
     if table.features is not None:
-        train = Examples(table.features, labels)
+        train = Examples(_scaled(table, data, path), labels)
         task = Task(table.kind, table.features.shape[1:], classes)
     else:
         train, vocabulary = _texts(table.texts or [], labels, data, words)
@@ -211,6 +212,28 @@ def _own(data: Data, path: Path, words: Sequence[str] | None) -> Held:
         )
     columns = tuple(table.columns or ())
     return DataSet("own", task, train, _nothing(train), words=vocabulary, columns=columns), train
+
+
+def _scaled(table: Table, data: Data, path: Path) -> np.ndarray:
+    """Return a client's features by the run's settings, float32; raise where they cannot be scaled alike everywhere."""
+    assert table.features is not None
+    if table.kind != "features":
+        check_unscaled(table.kind, data)
+        return table.features
+    if data.ranges is not None:
+        return declared(table.features, table.columns, data)(table.features)
+    if data.scale in ("standard", "minmax"):
+        raise SettingsError(
+            f"data.scale = '{data.scale}': needs the statistics of all clients' data, which no client shows; declare "
+            "data.ranges, the lowest and highest value of each column"
+        )
+    odd = unusual(table.features, table.columns)
+    if odd and data.scale == "auto":
+        raise DataError(
+            f"{path}: {odd}, and a client alone cannot scale features as the others do; ask for data.ranges in the run's "
+            "settings, the lowest and highest value of each column, or data.scale = 'none'"
+        )
+    return table.features.astype(np.float32)
 
 
 def _check_fit(table: Table, known: Task, path: Path, name: str) -> None:

@@ -14,15 +14,16 @@ from fedveil.core.settings.sections import Data
 from fedveil.datasets import splits
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.own.files import Table, read_table
+from fedveil.datasets.scaling import scaling
 from fedveil.datasets.text import OF_TEXT, distinct, text_dataset
 
 
-@part(tasks=("classification",), uses=("path", "test_path", "group_column", "labels", *OF_TEXT))
+@part(tasks=("classification",), uses=("path", "test_path", "group_column", "labels", "scale", "ranges", *OF_TEXT))
 def own(data: Data) -> DataSet:
     """Load `data.path`: a CSV of `label,text`, a CSV of `label` and numbers, an .npz file, or a folder of images.
 
     The test part is `data.test_path`; else `path/test`, where a folder has `train` and `test`; else a fixed, stratified
-    part of `data.test_fraction`. `data.labels` sets the classes and their order; without it they are sorted. Exact
+    part of `data.test_fraction`. Features are scaled as `data.scale` says. `data.labels` sets the classes and their order; without it they are sorted. Exact
     repeats among training texts are dropped if `data.drop_duplicates`.
     Raise DataError that names the file, the line or column, and what to do; SettingsError without a path.
     """
@@ -54,11 +55,18 @@ def own(data: Data) -> DataSet:
     if table.sources is not None:
         number = {name: i for i, name in enumerate(group_names)}
         groups = np.array([number[name] for name in table.sources], np.int64)
+    if table.kind != "features":
+        check_unscaled(table.kind, data)
     if table.texts is not None:
         texts = table.texts + (test.texts or [] if test else [])
         return text_dataset("own", texts, labels, classes, split, data, groups=groups, group_names=group_names)
     parts = [t.features for t in (table, test) if t is not None and t.features is not None]
-    examples = Examples(np.concatenate(parts), labels)
+    features, found = np.concatenate(parts), None
+    notes: tuple[str, ...] = ()
+    if table.kind == "features":
+        found, notes = scaling(features, split[0], table.columns, data)
+        features = found(features) if found else features.astype(np.float32)
+    examples = Examples(features, labels)
     task = Task("images" if table.kind == "images" else "features", examples.features.shape[1:], classes)
     train = examples.take(split[0])
     return DataSet(
@@ -69,7 +77,19 @@ def own(data: Data) -> DataSet:
         None if groups is None else groups[split[0]],
         group_names,
         columns=tuple(table.columns or ()),
+        scaling=found,
+        notes=notes,
     )
+
+
+def check_unscaled(kind: str, data: Data) -> None:
+    """Raise SettingsError where the settings ask to scale what is not scaled."""
+    for key in ("scale", "ranges"):
+        value = getattr(data, key)
+        if value not in ("auto", None):
+            raise SettingsError(
+                f"data.{key} = {value!r}: scales columns of features, and the data are {kind}; leave it out"
+            )
 
 
 def _fitting(test: Table, table: Table, path: Path) -> Table:

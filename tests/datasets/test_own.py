@@ -53,7 +53,7 @@ def test_a_separate_test_file_is_used_whole_and_repeats_in_it_are_kept(tmp_path)
 
 def test_a_csv_of_numbers_becomes_features(tmp_path):
     path = written(tmp_path / "n.csv", b"\xef\xbb\xbf" + b"a,label,b\r\n1,x,2.5\r\n\r\n-3,y,1e3\r\n5,x,6\r\n")
-    made = own(settings(path))
+    made = own(settings(path, scale="none"))
     assert made.task.kind == "features"
     assert made.task.shape == (2,)
     assert made.train.features.dtype == np.float32
@@ -68,7 +68,9 @@ def test_columns_of_a_test_file_are_matched_by_name(tmp_path):
 
 def test_a_column_of_sources_becomes_groups_of_the_training_examples(tmp_path):
     lines = [f"{i},{'xy'[i % 2]},{('rome', 'oslo', 'rome')[i % 3]}" for i in range(30)]
-    made = own(settings(written(tmp_path / "n.csv", "\n".join(["v,label,city", *lines])), group_column="city"))
+    made = own(
+        settings(written(tmp_path / "n.csv", "\n".join(["v,label,city", *lines])), group_column="city", scale="none")
+    )
     assert made.task.shape == (1,)
     assert made.group_names == ("oslo", "rome")
     for value, group in zip(made.train.features[:, 0], made.groups, strict=True):
@@ -111,7 +113,7 @@ def test_labels_that_are_numbers_are_sorted_as_numbers(tmp_path):
 def test_any_numbers_written_to_a_csv_come_back(tmp_path_factory, examples):
     examples = [("a", 0.0), ("b", 0.0), *examples]
     text = "".join(f"{value!r},{label}\n" for label, value in examples)
-    made = own(settings(written(tmp_path_factory.mktemp("csv") / "n.csv", "v,label\n" + text)))
+    made = own(settings(written(tmp_path_factory.mktemp("csv") / "n.csv", "v,label\n" + text), scale="none"))
     assert rows(made.train, made.test) == sorted(("ab".index(label), value) for label, value in examples)
 
 
