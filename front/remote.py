@@ -38,7 +38,8 @@ class Server:
             raise SettingsError(f"--on {words}: must be HOST or HOST:PORT, as in localhost:{PORT}")
         host, port = found[1], found[2] or str(PORT)
         self._words, self._url = words, f"http://{host}:{port}"
-        self._client = httpx.Client(base_url=self._url, timeout=60)
+        # orders travel in plain HTTP, on loopback or through a tunnel: never through a proxy
+        self._client = httpx.Client(base_url=self._url, timeout=60, trust_env=False)
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the server's answer; raise DeploymentError where none comes, or the error that the server tells."""

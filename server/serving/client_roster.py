@@ -58,7 +58,7 @@ class ControlClient:
     """The connection from a run's process to the server's control interface at `url`."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=30)
+        self._client = httpx.Client(base_url=url, timeout=30, trust_env=False)  # on loopback
         self._since = 0
 
     def poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> NodeEvents:
