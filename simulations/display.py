@@ -152,6 +152,7 @@ def megabytes(count: int) -> str:
 def summary_text(result: Result) -> str:
     """Describe the result of a run for people."""
     s = result.summary
+    sealed = s["model_sha256"] is None
     lines = [
         f"done     {count(s['rounds'], 'round')} in {s['seconds']:.1f} s"
         + (f": {s['stopped']}" if s["stopped"] else "")
@@ -163,10 +164,10 @@ def summary_text(result: Result) -> str:
         if words:
             lines.append(f"{part:<8} {words}")
     if s["best_round"]:
-        lines.append(f"best     round {s['best_round']} (best.safetensors)")
-    sealed = s["model_sha256"] is None
+        lines.append(f"best     round {s['best_round']} ({'best.sealed' if sealed else 'best.safetensors'})")
     model = "a ciphertext; who holds client.key opens it: fedveil keys open RECORD --keys CLIENT"
-    files = "metrics.csv, model.sealed" if sealed else "plots/accuracy.png, metrics.csv, model.safetensors"
+    drawn = any(s.get(f"{part}_accuracy") is not None for part in ("test", "validation"))
+    files = ("plots/accuracy.png, " if drawn else "") + "metrics.csv, model." + ("sealed" if sealed else "safetensors")
     lines += [
         f"traffic  {megabytes(s['bytes_up'])} up, {megabytes(s['bytes_down'])} down; " + traffic_words(s),
         *protection_lines(s),
@@ -198,7 +199,9 @@ def protection_lines(summary: dict[str, Any]) -> list[str]:
     )
     cost = f"protecting took {privacy['seal_seconds']:.2f} s of all clients"
     if PROTECTIONS.declared(summary["protection"], "privacy.protection").needs == "sum":
-        cost += f", decrypting {privacy['open_seconds']:.2f} s of this process"
+        # who cannot read the model has only its clients' word for it
+        whose = "all clients" if summary["model_sha256"] is None else "this process"
+        cost += f", decrypting {privacy['open_seconds']:.2f} s of {whose}"
     return [
         f"privacy  {summary['protection']}: {cost}; {exact}; {count(privacy['clipped'], 'value')} clipped",
         f"seen by  {privacy['readers']}",
