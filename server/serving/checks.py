@@ -52,7 +52,7 @@ def check_size(experiment: Experiment, weights: int, limit: int) -> None:
     if least > limit:
         raise SettingsError(
             f"model.name = '{experiment.model.name}': an update of its {weights:,} weights has {least / 2**20:,.1f} MiB or more, and "
-            f"fedveil server --max-update = {limit / 2**20:g} refuses it; start the server with a larger one, or take a smaller network"
+            f"fedveil server --max-update = {limit / 2**20:.3g} refuses it; start the server with a larger one, or take a smaller network"
         )
 
 

@@ -85,6 +85,18 @@ def test_another_privacy_than_the_agreed_one_is_refused_by_its_name() -> None:
         as_agreed(asked, Privacy(protection="bfv"), print)
 
 
+@pytest.mark.parametrize("agreed", ["secagg", "ckks", "bfv"])
+def test_a_protection_that_was_asked_for_by_name_is_not_overruled_in_silence(agreed) -> None:
+    asked = Experiment.preset("digits").override({"privacy.protection": "none"})
+    with pytest.raises(ProtectionError, match=f"'none': this federation's keys were made for '{agreed}'"):
+        as_agreed(asked, Privacy(protection=agreed), print, {"privacy.protection"})
+    with pytest.raises(ProtectionError, match=r"privacy.protection.min_clients = 3"):
+        as_agreed(
+            Experiment.preset("digits").override({"privacy.protection": agreed}),
+            Privacy(protection={"name": agreed, "min_clients": 4}), print, {"privacy.protection.min_clients"},
+        )  # fmt: skip
+
+
 def test_settings_that_cannot_work_with_the_agreed_privacy_are_refused() -> None:
     asked = Experiment.preset("digits").override({"federation.strategy": "fedmedian"})
     with pytest.raises(SettingsError):
