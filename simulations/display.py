@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedveil.core.catalog import PROTECTIONS
 from fedveil.core.examples import Examples, Task
-from fedveil.server.summary import READERS, guarantee_lines
+from fedveil.server.summary import READERS, guarantee_lines, megabytes, scores_line
 
 if TYPE_CHECKING:
     from fedveil.core.record.record import Record
@@ -111,7 +111,10 @@ def describe(federation: Federation, engine: str) -> str:
 
 def _labels(task: Task) -> str:
     """Describe what is predicted."""
-    return f"next of {task.labels:,} word ids" if task.predicts == "next_token" else f"{task.labels} classes"
+    if task.predicts == "next_token":
+        return f"next of {task.labels:,} word ids"
+    of = f" (precision, recall and F1 are of '{task.classes[1]}')" if task.labels == 2 else ""
+    return f"{task.labels} classes{of}"
 
 
 def protection_line(federation: Federation) -> str:
@@ -122,31 +125,9 @@ def protection_line(federation: Federation) -> str:
     return f"\nprivacy  {protection.plan.protection} {protection.words}"
 
 
-def scores_line(row: Row, state: State) -> str:
-    """Describe the scores of a round and the bytes moved so far."""
-    words = []
-    if row.get("train_loss") is not None:
-        words.append(f"loss {row['train_loss']:.4f}")
-    for name, label in (
-        ("test_accuracy", "test accuracy"),
-        ("test_f1", "F1"),
-        ("validation_accuracy", "validation accuracy"),
-    ):
-        if row.get(name) is not None:
-            words.append(f"{label} {row[name]:.4f}")
-    words += [f"{name.replace('_', ' ')} {row[name]:.3g}" for name in row if name.startswith("epsilon") and row[name]]
-    words.append(f"{megabytes(state.bytes_up + state.bytes_down)} moved")
-    return "  ".join(words)
-
-
 def count(number: int, noun: str) -> str:
     """Write a number with its noun, as in `1 round` and `2 rounds`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def megabytes(count: int) -> str:
-    """Write a number of bytes as MB (10^6 bytes)."""
-    return f"{count / 1e6:,.1f} MB"
 
 
 def summary_text(result: Result) -> str:

@@ -32,7 +32,7 @@ from fedveil.server.rounds.context import Hooks
 from fedveil.server.serving.checks import check_size, scoreless
 from fedveil.server.serving.client_roster import ClientRoster
 from fedveil.server.serving.control_client import ControlClient
-from fedveil.server.summary import describe_protection, summary
+from fedveil.server.summary import describe_protection, scores_line, summary
 
 Say = Callable[[str], None]
 
@@ -154,12 +154,9 @@ def _run(grid: Grid, config: Mapping[str, Any], line: ControlClient, folder: Pat
             key = None if context is None else fingerprint(context.key_id)
             describe_protection(experiment, record, f"{reader} can evaluate the model", key)
 
-        def watch(row: Row, _: State) -> None:
-            scores = {key: value for key, value in row.items() if value is not None and key != "round"}
-            if not scores:
-                return  # before the first round, without evaluation
-            words = "  ".join(f"{key} {value:.4g}" for key, value in scores.items())
-            say(f"round {row['round']}/{experiment.federation.rounds}  {words}")
+        def watch(row: Row, state: State) -> None:
+            if row["round"] or row.get("test_accuracy") is not None:  # else nothing is known before the first round
+                say(f"round {row['round']}/{experiment.federation.rounds}  {scores_line(row, state)}")
 
         lattices = experiment.privacy.shows == "sum"
         evaluate = None if lattices or not len(federation.federated.dataset.test) else federation.evaluate

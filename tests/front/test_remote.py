@@ -7,7 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
+import typer
 
+from fedveil import machines
 from fedveil.core.errors import DataError, DeploymentError, Interrupted, ProtectionError, SettingsError, TrainingError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.sections import Privacy
@@ -128,3 +130,14 @@ def test_words_that_cannot_be_had_are_an_error_that_names_the_way_out(monkeypatc
     monkeypatch.setattr(federated, "load", missing)
     with pytest.raises(DataError, match=r"take data\.vocabulary = 'hashed'"):
         vocabulary(Experiment.preset("sms-lstm"))
+
+
+def test_ctrl_c_ends_the_view_of_a_run_and_is_no_error(capsys) -> None:
+    class Followed:
+        def follow(self, *_given: Any) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as ended:
+        machines._follow(Followed(), "localhost", "r", 0, None, False)  # type: ignore[arg-type]
+    assert ended.value.exit_code == 130
+    assert capsys.readouterr().err == "r goes on on the server; end it with: fedveil stop r --on localhost\n"

@@ -6,6 +6,7 @@ import io
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
@@ -42,6 +43,30 @@ def test_a_run_is_shown_to_its_end(terminal, tmp_path, monkeypatch) -> None:
     else:
         assert [line.split()[1] for line in shown.splitlines() if line.startswith("round")] == ["0/2", "1/2", "2/2"]
     assert result.summary["model_sha256"] in summary_text(result)
+
+
+def test_the_end_of_a_run_names_what_there_is_and_who_decrypted() -> None:
+    costs = {"bytes_up_ratio": 1, "bytes_down_ratio": 2, "seal_seconds": 0.1, "open_seconds": 0.2, "clipped": 0}
+    privacy = {**costs, "largest_error": 1e-6, "error_bound": None, "readers": "the key's holders"}
+    told = {
+        "rounds": 2,
+        "seconds": 1.0,
+        "stopped": None,
+        "best_round": 1,
+        "bytes_up": 1,
+        "bytes_down": 1,
+        "run_dir": "r",
+    }
+    sealed = {**told, "model_sha256": None, "protection": "ckks", "privacy": privacy, "validation_accuracy": 0.5}
+    shown = summary_text(SimpleNamespace(summary=sealed))
+    assert "(best.sealed)" in shown
+    assert "decrypting 0.20 s of all clients" in shown  # whoever cannot read the model decrypted nothing
+    assert "plots/accuracy.png, metrics.csv, model.sealed" in shown
+    open_ = {**sealed, "model_sha256": "ab", "validation_accuracy": None}
+    shown = summary_text(SimpleNamespace(summary=open_))
+    assert "(best.safetensors)" in shown
+    assert "of this process" in shown
+    assert "plots/accuracy.png" not in shown
 
 
 def drawn(folder: Path, rows: str) -> list[str]:
