@@ -16,7 +16,8 @@ from fedveil.core.wire.messages import ARRAYS, to_arrays, wire_bytes
 from fedveil.models.parameters import get, to_numpy
 from fedveil.privacy.dp.accounting import describe, epsilons, explain
 from fedveil.privacy.plan import make_plan
-from fedveil.server.checkpoint import MODEL
+from fedveil.server.checkpoint import MODEL, State
+from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation
 from fedveil.server.rounds.accounting import shown
 
@@ -85,6 +86,30 @@ def doubt(federation: Federation, accuracy: float | None) -> str | None:
         f"test accuracy {accuracy:.4f} is no better than guessing the most frequent label, {guess:.4f} of {labels.size:,}; "
         f"likely causes: {'; '.join(causes)}; or labels that do not follow from the data"
     )
+
+
+def scores_line(row: Row, state: State) -> str:
+    """Describe the scores of a round and the bytes moved so far."""
+    words = []
+    if row.get("train_loss") is not None:
+        words.append(f"loss {row['train_loss']:.4f}")
+    for name, label in (
+        ("test_accuracy", "test accuracy"),
+        ("test_f1", "F1"),
+        ("validation_accuracy", "validation accuracy"),
+    ):
+        if row.get(name) is not None:
+            words.append(f"{label} {row[name]:.4f}")
+    words += [f"{name.replace('_', ' ')} {row[name]:.3g}" for name in row if name.startswith("epsilon") and row[name]]
+    if row.get("failures"):
+        words.append(f"{row['failures']} of {row['clients'] + row['failures']} clients failed")
+    words.append(f"{megabytes(state.bytes_up + state.bytes_down)} moved")
+    return "  ".join(words)
+
+
+def megabytes(count: int) -> str:
+    """Write a number of bytes as MB (10^6 bytes)."""
+    return f"{count / 1e6:,.1f} MB"
 
 
 def guarantee(federation: Federation, *, secret: bool) -> dict[str, Any]:

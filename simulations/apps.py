@@ -20,6 +20,7 @@ from fedveil.core.errors import FedveilError, Interrupted, SettingsError
 from fedveil.core.randomness import Stream, global_random, torch_random
 from fedveil.core.wire.flower import ErrorCode
 from fedveil.core.wire.messages import wire_bytes
+from fedveil.server.summary import megabytes
 from fedveil.simulations.app_folder import (
     AppFolder,
     Scalar,
@@ -30,7 +31,6 @@ from fedveil.simulations.app_folder import (
     read_app,
     reason,
 )  # fmt: skip
-from fedveil.simulations.display import megabytes
 from fedveil.simulations.engine.grid import RUN_ID, InProcessGrid
 
 PATIENCE = 5  # calls of `get_node_ids`, and seconds, after which an app that sends nothing waits for nodes in vain

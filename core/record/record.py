@@ -17,22 +17,19 @@ import errno
 import io
 import json
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
-from importlib import metadata
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 from zlib import crc32
 
 from fedveil.core.errors import FedveilError, SettingsError
+from fedveil.core.record.environment import environment
 from fedveil.core.settings.experiment import Experiment
 
 try:
@@ -334,36 +331,3 @@ def _new_folder(parent: Path, name: str) -> Path:
             n += 1
         else:
             return folder
-
-
-def environment(device: str, command: Sequence[str] = ()) -> dict[str, Any]:
-    """Describe what is needed to repeat a run: versions, machine, command, commit."""
-    packages = ("fedveil", "flwr", "torch", "numpy", "scikit-learn")
-    return {
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
-        "platform": platform.platform(),
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "device": device,
-        "command": list(command) or sys.argv,
-        "commit": _commit(),
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout that this code runs from; None where it runs from no checkout."""
-    here = Path(__file__).resolve()
-    try:
-        # where FedVeil is installed inside another project's checkout, git does not track this file
-        subprocess.run(
-            ["git", "-C", str(here.parent), "ls-files", "--error-unmatch", here.name],
-            capture_output=True, timeout=5, check=True,
-        )  # fmt: skip
-        answer = subprocess.run(
-            ["git", "-C", str(here.parent), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True, text=True, timeout=5, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None  # git is missing or does not answer, or this is no checkout
-    return answer.stdout.strip() or None

@@ -265,9 +265,12 @@ def _texts(
 
 
 def _vocabulary(data: Data, words: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the vocabulary that came with the run's settings; raise DataError where it is missing or invalid."""
+    """Return the vocabulary that came with the run's settings.
+
+    Raise SettingsError, which the server is told, where there is none; DataError where it is invalid.
+    """
     if words is None:
-        raise DataError(
+        raise SettingsError(
             f"data.vocabulary = '{data.vocabulary}': no words came with the run's settings, and a client cannot know the "
             "others'; take data.vocabulary = 'hashed', whose buckets are agreed in advance"
         )

@@ -313,7 +313,7 @@ def test_a_label_that_is_no_class_is_refused_with_its_file_and_line(tmp_path, da
 @pytest.mark.parametrize("vocabulary", ["train", "words.txt"])
 def test_without_the_words_of_a_vocabulary_the_run_is_refused(tmp_path, vocabulary):
     path = written(tmp_path / "my.csv", TEXT)
-    with pytest.raises(DataError, match=rf"data\.vocabulary = '{vocabulary}': .*take data\.vocabulary = 'hashed'"):
+    with pytest.raises(SettingsError, match=rf"data\.vocabulary = '{vocabulary}': .*take data\.vocabulary = 'hashed'"):
         local(run(vocabulary=vocabulary), 0, at(path), 0)
 
 
@@ -329,7 +329,7 @@ def test_paths_that_the_server_names_are_not_opened(tmp_path):
     secret = written(tmp_path / "secret", "not a word list\n")
     data = run(dataset="own", labels=("ham", "spam"), path=str(secret), test_path=str(secret), vocabulary=str(secret))
     assert len(local(data, 0, at(path), 0, WORDS).client(0)[0]) == 3
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(SettingsError) as refused:
         local(data, 0, at(path), 0)
     assert "word list" not in str(refused.value)
 
