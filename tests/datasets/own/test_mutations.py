@@ -72,7 +72,6 @@ def attempt(action):
 def sound(table) -> None:
     n = len(table.labels)
     assert n > 0
-    assert all(label.strip() for label in table.labels)
     if table.texts is not None:
         assert len(table.texts) == n
     else:
@@ -105,6 +104,7 @@ def test_a_damaged_csv_is_refused_or_what_pythons_reader_makes_of_it(tmp_path_fa
     if table is None:
         return
     sound(table)
+    assert all(label.strip() for label in table.labels)
     rows = None if content.startswith((b"\xff\xfe", b"\x1f\x8b")) or b"sep=" in content[:9] else rows_of(content)
     if not rows or len(rows[0]) < 2:  # another separator than the comma
         return
