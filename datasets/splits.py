@@ -34,7 +34,10 @@ def stratified(labels: np.ndarray, fraction: float) -> Split:
     starts = np.cumsum(sizes) - sizes
     place = np.arange(len(labels)) - np.repeat(starts, sizes)  # the index of each example within its class
     if sizes.max(initial=0) < 2:
-        raise DataError(f"no class of the {len(labels)} examples has 2, one to train on and one to test on")
+        raise DataError(
+            f"no class of the {len(labels)} examples has 2, one to train on and one to test on; "
+            "labels that are numbers to be predicted are no classes"
+        )
     to_test = _shares(sizes, fraction, order[np.minimum(starts, len(labels) - 1)])
     test = np.zeros(len(labels), bool)
     test[by_label[place < np.repeat(to_test, sizes)]] = True

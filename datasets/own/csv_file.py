@@ -72,6 +72,12 @@ def read_csv(path: Path, data: Data, testing: bool = False) -> Table:
         raise DataError(f"{path}: the file has a header and no examples")
     if waiting:
         blocks.append(_numbers(path, waiting, lines, header))
+    notes = [f"{count(empty, 'empty row')} left out"] if empty else []
+    if swallowed := [i for i, text in enumerate(texts) if _holds_examples(text, header, set(labels))]:
+        notes.append(
+            f"{count(len(swallowed), 'text')} with lines like examples in it, the first on line {lines[swallowed[0]]}: a quote "
+            "that is closed too late?"
+        )
     table = Table(
         "features" if header.text is None else "text",
         labels,
@@ -80,7 +86,7 @@ def read_csv(path: Path, data: Data, testing: bool = False) -> Table:
         np.concatenate(blocks) if header.text is None else None,
         header.columns,
         None if header.source is None else sources,
-        (f"{count(empty, 'empty row')} left out",) if empty else (),
+        tuple(notes),
     )
     return _noted(table, header)
 
@@ -109,12 +115,12 @@ def _header(path: Path, data: Data, testing: bool) -> Header:
         place = f"{path}, line {line}"
         label = _find(wanted, cells)
         if label is None:
-            raise DataError(_no_label(path, place, wanted, cells, [row for _, row in islice(rows, 100)]))
+            raise DataError(_no_label(path, place, wanted, cells, list(islice(rows, 100))))
     named = max(i for i, name in enumerate(cells) if name) + 1
     names = tuple(cells[:named])
     if "" in names:
         at = names.index("")
-        cause = " (an index that pandas wrote?)" if at == 0 else ""
+        cause = " (an index that pandas or R wrote?)" if at == 0 else ""
         advice = (
             "leave it out, in pandas with to_csv(..., index=False), or name it"
             if at == 0
@@ -170,13 +176,19 @@ def _find(name: str, names: list[str] | tuple[str, ...]) -> int | None:
     return alike[0] if len(alike) == 1 else None
 
 
-def _no_label(path: Path, place: str, wanted: str, names: list[str], rows: list[list[str]]) -> str:
-    """Say why a file has no column of labels: its first line may be an example."""
+def _no_label(path: Path, place: str, wanted: str, names: list[str], rows: list[tuple[int, list[str]]]) -> str:
+    """Say why a file has no column of labels: its first line may be an example, or something else above the header.
+
+    rows: those that follow, with their lines
+    """
     if not names:
         return f"{path}: the file is empty; it needs a first line that names its columns: label,text"
+    lower = next((number for number, row in rows if _find(wanted, [cell.strip() for cell in row]) is not None), None)
+    if lower is not None:
+        return f"{place}: no column is called '{wanted}'; the names seem to stand on line {lower}: leave out the lines above it"
     again = [
         i
-        for row in rows
+        for _, row in rows
         for i, (name, cell) in enumerate(zip(names, row, strict=False))
         if name and name == cell.strip()
     ]
@@ -259,6 +271,12 @@ def _check_width(place: str, row: list[str], header: Header) -> None:
             )
 
 
+def _holds_examples(text: str, header: Header, labels: set[str]) -> bool:
+    """Say whether a text of several lines holds one with as many values as the header, and a label among them."""
+    inner = (line.split(header.separator) for line in text.splitlines()[1:]) if "\n" in text else ()
+    return any(len(cells) == header.width and cells[header.label].strip() in labels for cells in inner)
+
+
 def _numbers(path: Path, rows: list[list[str]], lines: list[int], header: Header) -> np.ndarray:
     """Return the features of the last rows that were read, float32 [n, d]; raise DataError where one is not finite."""
     try:
@@ -276,7 +294,7 @@ def _not_finite(place: str, given: str, at: int, header: Header) -> str:
     said = f"'{given}'" if given.strip() else "missing"
     advice = "correct it, leave the column out, or name the column of text 'text'"
     if re.fullmatch(r"\s*-?\d+,\d+\s*", given):
-        advice = "write numbers with a decimal point"
+        advice = "write numbers with a decimal point, and without a mark for thousands"
     return f"{place}, column {header.columns[at]}: must be a finite number, it is {said}; {advice}"
 
 

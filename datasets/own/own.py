@@ -78,11 +78,11 @@ def own(data: Data) -> DataSet:
         made = text_dataset("own", texts, labels, classes, split, data, groups=groups, group_names=group_names)
         return replace(made, files=tuple(files))
     parts = [t.features for t in (table, test) if t is not None and t.features is not None]
-    features, found = np.concatenate(parts), None
+    features, found = parts[0] if len(parts) == 1 else np.concatenate(parts), None
     notes: tuple[str, ...] = ()
     if table.kind == "features":
         found, notes = scaling(features, split[0], table.columns, data)
-        features = found(features) if found else features.astype(np.float32)
+        features = found(features) if found else features.astype(np.float32, copy=False)
     examples = Examples(features, labels)
     task = Task("images" if table.kind == "images" else "features", examples.features.shape[1:], classes)
     train = examples.take(split[0])
@@ -121,7 +121,11 @@ def _fitting(test: Table, table: Table, path: Path) -> Table:
         if missing:
             raise DataError(f"{path}: no column is called '{missing[0]}', as in the training data")
         order = [test.columns.index(name) for name in table.columns]
-        return replace(test, features=test.features[:, order], columns=table.columns)
+        more = [name for name in test.columns if name not in table.columns]
+        left = (
+            (f"{count(len(more), 'column')} that training data lacks left out: {', '.join(more[:5])}",) if more else ()
+        )
+        return replace(test, features=test.features[:, order], columns=table.columns, notes=(*test.notes, *left))
     if test.features.shape[1:] != table.features.shape[1:]:
         raise DataError(
             f"{path}: an example has shape {test.features.shape[1:]}, where in the training data it has "

@@ -64,6 +64,12 @@ def decoded(path: Path, encoding: str | None) -> Iterator[io.TextIOWrapper]:
                             f"{_reason(error)}; {_advice(encoding)}") from None  # fmt: skip
 
 
+def is_utf_8(path: Path, encoding: str | None) -> bool:
+    """Say whether `decoded` reads a file as UTF-8; raise what it raises."""
+    with unpacked(path) as raw:
+        return _encoding(path, raw.peek(4)[:4], encoding) in ("utf-8", "utf-8-sig")
+
+
 def _encoding(path: Path, start: bytes, encoding: str | None) -> str:
     """Return the encoding of a text that begins with these bytes."""
     marked = next((name for mark, name in MARKS if start.startswith(mark)), None)

@@ -16,6 +16,7 @@ from helpers.kills import content, run_killed, stateful
 
 import claims.attacks as attack_claims
 import claims.deployed as deployed_claims
+import claims.loading as loading_claims
 import claims.protected as protected_claims
 from claims.presets import CLAIMS, Measured, measure
 from claims.protected import COMPARISONS, SEEDS, Runs
@@ -118,9 +119,11 @@ def main(path: str) -> int:
     measured = {claim.name: measure(claim, range(claim.seeds), progress=_say) for claim in CLAIMS}
     text, failed = table(measured)
     protected, apart = protected_claims.section(compare(measured))
+    loaded = loading_claims.measure()
     many = deployed_claims.measure(progress=_say)
     reached = attack_claims.measure(progress=_say)
     failed += [] if many.holds else [f"{many.clients} deployed clients"]
+    failed += [] if loaded.holds else ["loading"]
     failed += (
         reached.failed
         + apart
@@ -131,6 +134,7 @@ def main(path: str) -> int:
         survival(survived)
         + parsing(stood)
         + damaging(own)
+        + loading_claims.section(loaded)
         + deployed_claims.section(many)
         + attack_claims.section(reached)
     )

@@ -17,6 +17,7 @@ from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.settings.sections import Data
 from fedveil.datasets.own import csv_file
 from fedveil.datasets.own.files import read_table
+from fedveil.datasets.own.own import own
 
 MAIL = "label,text\nspam,win now\nham,see you\nham,\u00e9t\u00e9 \u2744\n"
 
@@ -253,7 +254,7 @@ def test_names_that_are_numbers_are_names(tmp_path):
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        (",label,v", "column 1 has no name (an index that pandas wrote?)"),
+        (",label,v", "column 1 has no name (an index that pandas or R wrote?)"),
         ("label,,v", "column 2 has no name; name it"),
         ("label,v,v", "more than one column is called 'v'"),
         ("label,,", "beside its label an example needs"),
@@ -266,6 +267,46 @@ def test_a_header_that_leaves_a_column_unclear_is_refused(tmp_path, header, said
 def test_columns_beside_the_text_are_counted(tmp_path):
     table = read(tmp_path / "a.csv", "id,label,text,date\n1,x,a,monday\n2,y,b,friday\n")
     assert table.notes == ("2 columns beside the text not read: id, date",)
+
+
+def test_a_text_that_swallowed_examples_is_counted(tmp_path):
+    swallowed = 'label,text\nham,a\nspam,"open\nham,b\nspam,c"\nham,"two\nlines, of which none\nis an example"\n'
+    table = read(tmp_path / "a.csv", swallowed)
+    assert table.notes == (
+        "1 text with lines like examples in it, the first on line 3: a quote that is closed too late?",
+    )
+
+
+def test_a_header_below_other_lines_is_named_by_its_line(tmp_path):
+    said = refused(tmp_path / "a.csv", "# exported on Monday\nby,somebody\nlabel,text\nx,a\n")
+    assert "the names seem to stand on line 3: leave out the lines above it" in said
+
+
+def test_excels_unicode_text_is_read(tmp_path):
+    assert read(tmp_path / "a.txt", "label\ttext\r\nx\tcaf\u00e9, now\r\n".encode("utf-16")).texts == ["caf\u00e9, now"]
+
+
+def test_a_table_that_r_wrote_is_read(tmp_path):
+    table = read(tmp_path / "a.csv", '"label","v","w"\n"x",1,TRUE\n"y",2.5,FALSE\n')
+    assert (table.labels, table.features.tolist()) == (["x", "y"], [[1, 1], [2.5, 0]])
+
+
+def test_a_mark_for_thousands_is_named(tmp_path):
+    assert "and without a mark for thousands" in refused(tmp_path / "a.csv", 'label,v\nx,"1,234"\n')
+
+
+def test_columns_of_test_data_that_training_data_lacks_are_counted(tmp_path):
+    (tmp_path / "train.csv").write_text("label,v\nx,1\ny,2\n")
+    (tmp_path / "test.csv").write_text("w,label,v\n7,x,3\n")
+    made = own(Data(dataset="own", path=str(tmp_path / "train.csv"), test_path=str(tmp_path / "test.csv")))
+    assert made.test.features.tolist() == [[3]]
+    assert made.files == ("test data: 1 column that training data lacks left out: w",)
+
+
+def test_labels_that_are_numbers_to_be_predicted_are_named(tmp_path):
+    (tmp_path / "a.csv").write_text("label,v\n" + "".join(f"{i / 7},{i}\n" for i in range(30)))
+    with pytest.raises(DataError, match="labels that are numbers to be predicted are no classes"):
+        own(Data(dataset="own", path=str(tmp_path / "a.csv")))
 
 
 def test_a_value_with_the_separator_and_without_quotes_is_named(tmp_path):
