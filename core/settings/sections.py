@@ -62,7 +62,7 @@ class Data(Section):
         64, description="text: longer examples are cut to this many tokens"
     )
     path: Annotated[str | None, UsedBy("dataset")] = Field(
-        None, description="own: a CSV file, an .npz file, or a folder of images"
+        None, description="own: a CSV, .npz or Parquet file, or a folder of images"
     )
     test_path: Annotated[str | None, UsedBy("dataset")] = Field(
         None, description="own: test data; without it a part of `path` is split off"

@@ -125,7 +125,8 @@ def _refusal(tables: Sequence[Table], several: list[list[str]], counts: Counter[
 
 
 def _quoted(label: str) -> str:
-    """Return a label in quotes, with invisible characters written out."""
+    """Return a label in quotes, cut where it is long, with invisible characters written out."""
+    label = label if len(label) <= 60 else f"{label[:60]}..."
     return f"'{label}'" if label.isprintable() else repr(label)
 
 

@@ -200,9 +200,11 @@ def _no_label(path: Path, place: str, wanted: str, names: list[str], rows: list[
             "line above it that names the columns, as in label,text"
         )
     called = [name for name in names if name]
+    shown = ", ".join(called)
+    shown = shown if len(shown) <= 300 else f"{shown[:300]}..."
     return (
-        f"{place}: no column is called '{wanted}'{nearest(wanted, called)} ({', '.join(called)}); name the column of labels "
-        f"with data.label_column{f' = {called[0]!r}' if len(called) == 1 else ''}"
+        f"{place}: no column is called '{wanted}'{nearest(wanted, called)} ({shown}); name the column of labels "
+        f"with data.label_column"
     )
 
 
@@ -291,7 +293,7 @@ def _numbers(path: Path, rows: list[list[str]], lines: list[int], header: Header
 
 
 def _not_finite(place: str, given: str, at: int, header: Header) -> str:
-    said = f"'{given}'" if given.strip() else "missing"
+    said = f"'{given[:60]}{'...' * (len(given) > 60)}'" if given.strip() else "missing"
     advice = "correct it, leave the column out, or name the column of text 'text'"
     if re.fullmatch(r"\s*-?\d+,\d+\s*", given):
         advice = "write numbers with a decimal point, and without a mark for thousands"

@@ -58,11 +58,22 @@ def read_table(path: Path, data: Data, *, testing: bool = False) -> Table:
             raise SettingsError(
                 f"data.group_column = '{data.group_column}': {path} is a folder of images, without columns"
             )
+        _check_used(path, "a folder of images", data, ("label_column", "separator", "encoding"), testing)
         return read_images(path)
     if not stat.S_ISREG(mode):
         raise DataError(f"{path}: is a pipe or device; a file is read more than once, so write it to one first")
-    reader = {"csv": read_csv, "npz": read_npz, "parquet": read_parquet}[_kind(path)]
-    return reader(path, data, testing)
+    kind = _kind(path)
+    if kind != "csv":
+        _check_used(path, "no CSV file", data, ("separator", "encoding"), testing)
+    return {"csv": read_csv, "npz": read_npz, "parquet": read_parquet}[kind](path, data, testing)
+
+
+def _check_used(path: Path, what: str, data: Data, unused: tuple[str, ...], testing: bool) -> None:
+    """Raise SettingsError for a setting that would have no effect; test data and clients' files may be of other kinds."""
+    for key in unused:
+        value = getattr(data, key)
+        if value is not None and not testing:
+            raise SettingsError(f"data.{key} = {value!r}: has no effect, as {path} is {what}; leave it out")
 
 
 def _kind(path: Path) -> Literal["csv", "npz", "parquet"]:

@@ -195,7 +195,9 @@ def _own(data: Data, path: Path, words: Sequence[str] | None) -> Held:
             "data.labels: must name the classes, in order, in the settings of the run; a client may lack one, so its own "
             "data cannot tell them"
         )
-    tables, merged = one_spelling([read_table(path, data, testing=True)], data, classes)
+    # the classes of a published data set are not spelled alike, so that another spelling can only mean one of them
+    spelling = data if known is None else data.model_copy(update={"merge_labels": True})
+    tables, merged = one_spelling([read_table(path, data, testing=True)], spelling, classes)
     table = tables[0]
     if known is not None:
         _check_fit(table, known, path, data.dataset.name)

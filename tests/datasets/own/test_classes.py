@@ -157,18 +157,20 @@ def test_classes_that_only_look_like_missing_ones_are_read(tmp_path):
 RUN = {"dataset": "sms", "clients": 2, "vocabulary": "hashed", "max_tokens": 4}
 
 
-def test_a_deployed_client_reads_spellings_of_the_runs_classes_where_the_run_says_so(tmp_path):
+def test_a_deployed_client_reads_spellings_of_the_classes_of_a_published_data_set_and_says_so(tmp_path):
     path = csv_of(tmp_path / "a.csv", ["Ham", "SPAM", "ham", "spam\u200b"])
+    own_classes = {**RUN, "dataset": "own", "path": "x", "labels": ("ham", "spam")}
     with pytest.raises(DataError) as refused:
-        local(Data(**RUN), 0, Source(path), 0)
+        local(Data(**own_classes), 0, Source(path), 0)
     assert str(refused.value) == (
-        f"{path}, line 2: label 'Ham' is not one of the classes of 'sms' (ham, spam); data.merge_labels = true reads it as 'ham'"
+        f"{path}, line 2: label 'Ham' is not one of data.labels (ham, spam); data.merge_labels = true reads it as 'ham'"
     )
-    alone = local(Data(**RUN, merge_labels=True), 0, Source(path), 0)
-    assert alone.client(0)[0].labels.tolist() == [0, 1, 0, 1]
-    assert alone.dataset.files == (
-        "3 labels spelled another way read as one: 'Ham' as 'ham', 'SPAM' as 'spam', 'spam\\u200b' as 'spam'",
-    )
+    for data in (Data(**own_classes, merge_labels=True), Data(**RUN)):
+        alone = local(data, 0, Source(path), 0)
+        assert alone.client(0)[0].labels.tolist() == [0, 1, 0, 1]
+        assert alone.dataset.files == (
+            "3 labels spelled another way read as one: 'Ham' as 'ham', 'SPAM' as 'spam', 'spam\\u200b' as 'spam'",
+        )
 
 
 def test_a_deployed_client_with_whole_numbers_as_floats_reads_them_by_value(tmp_path):

@@ -291,6 +291,11 @@ def test_a_table_that_r_wrote_is_read(tmp_path):
     assert (table.labels, table.features.tolist()) == (["x", "y"], [[1, 1], [2.5, 0]])
 
 
+def test_a_long_value_is_cut_in_the_message(tmp_path):
+    assert len(refused(tmp_path / "a.csv", f"label,v2\nham,{'go ' * 5000}\n")) < 400
+    assert len(refused(tmp_path / "a.csv", f"{'go ' * 5000}\nham\n")) < 700
+
+
 def test_a_mark_for_thousands_is_named(tmp_path):
     assert "and without a mark for thousands" in refused(tmp_path / "a.csv", 'label,v\nx,"1,234"\n')
 

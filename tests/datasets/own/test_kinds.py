@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from fedveil.core.errors import DataError
+from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.sections import Data
 from fedveil.datasets.own.files import read_table
@@ -161,6 +161,17 @@ def test_an_array_that_claims_to_be_huge_is_refused(tmp_path):
         archive.writestr("features.npy", content)
         archive.writestr("labels.npy", content)
     assert "cannot be read" in refused(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("key", ["separator", "encoding"])
+def test_a_setting_of_csv_files_is_refused_for_others(tmp_path, key):
+    (tmp_path / "a.npz").write_bytes(npz(features=np.eye(4), labels=TWO))
+    picture(tmp_path / "images" / "a" / "1.png")
+    data = Data(**{key: {"separator": ";", "encoding": "cp1252"}[key]})
+    for path in (tmp_path / "a.npz", tmp_path / "images"):
+        with pytest.raises(SettingsError, match=f"data.{key} = .*has no effect"):
+            read_table(path, data)
+        read_table(path, data, testing=True)
 
 
 # Parquet
