@@ -41,6 +41,7 @@ class DataSet:
     columns: names of a CSV file's features, in order; empty where they have none
     scaling: that its features went through; None for none
     notes: what whoever runs it must know of the data, a line each
+    files: what of the user's files was left out or changed, with counts
     """
 
     name: str
@@ -54,3 +55,4 @@ class DataSet:
     columns: tuple[str, ...] = ()
     scaling: Scaling | None = None
     notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedveil.core.catalog import PROTECTIONS
 from fedveil.core.examples import Examples, Task
+from fedveil.datasets.dataset import DataSet
 from fedveil.server.summary import READERS, guarantee_lines, megabytes, scores_line
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Display:
 
 
 def describe(federation: Federation, engine: str) -> str:
-    """Describe what is about to run in three lines, with a note a line on its data, and its protection in a last one."""
+    """Describe what is about to run: data, what its files lost, notes on it, model, engine and protection, a line each."""
     e = federation.experiment
     federated = federation.federated
     data = federated.dataset
@@ -103,11 +104,16 @@ def describe(federation: Federation, engine: str) -> str:
     return (
         f"data     {data.name}{made_up}: {held}{len(data.test):,} test examples, "
         f"{_labels(data.task)}; {e.data.partition} over {e.data.clients:,} clients "
-        f"of {least:,} to {most:,} examples\n{notes}"
+        f"of {least:,} to {most:,} examples\n{files_line(data)}{notes}"
         f"model    {e.model.name}, {parameters:,} parameters; {e.federation.strategy}, "
         f"{e.federation.cohort:,} clients a round, {count(e.federation.rounds, 'round')}; seed {e.seed}\n"
         f"engine   {e.engine} on {federation.device.type}, {engine}" + protection_line(federation)
     )
+
+
+def files_line(data: DataSet) -> str:
+    """Say in a line what of a user's files was left out or changed; empty where nothing was."""
+    return f"files    {'; '.join(data.files)}\n" if data.files else ""
 
 
 def _labels(task: Task) -> str:
