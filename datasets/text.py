@@ -1,9 +1,8 @@
-"""Text: tokens, vocabularies and word ids; and two data sets of real messages, ham or spam."""
+"""Text: vocabularies and word ids; and two data sets of real messages, ham or spam."""
 
 from __future__ import annotations
 
 import gzip
-import re
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from fedveil.core.settings.sections import Data
 from fedveil.datasets import splits
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.published import sources
+from fedveil.datasets.tokens import tokenise
 
 PADDING = 0
 UNKNOWN = 1
@@ -26,24 +26,6 @@ SPECIAL = ("<padding>", "<unknown>")  # no token has this form
 HAM_SPAM = ("ham", "spam")
 OF_TEXT = ("drop_duplicates", "vocabulary", "vocabulary_size", "max_tokens", "test_fraction")  # keys of [data]
 ENRON1_LINES = {"ham": 3672, "spam": 1500}  # first lines of ham.txt and spam.txt; the rest is enron5
-
-_DIGIT = re.compile(r"\d")
-_TOKEN = re.compile(r"[^\W\d_]+|0+|\S")
-_ASCII_DIGITS = str.maketrans("123456789", "000000000")
-_ASCII_TOKEN = re.compile(r"[a-z]+|0+|\S")  # the same on lower-case ASCII, and twice as fast
-
-
-def tokenise(text: str) -> list[str]:
-    """Split any text into tokens, without whitespace: `"Win £1,000!" -> ["win", "£", "0", ",", "000", "!"]`.
-
-    Text is lower-cased, and every decimal digit of any script becomes 0, so that a number shows its length only. A run
-    of letters is a word, a run of digits a number, and every other character a token by itself.
-    `tokenise(" ".join(tokens)) == tokens`.
-    """
-    text = text.lower()
-    if text.isascii():
-        return _ASCII_TOKEN.findall(text.translate(_ASCII_DIGITS))
-    return _TOKEN.findall(_DIGIT.sub("0", text))
 
 
 def hashed(word: str, size: int) -> int:

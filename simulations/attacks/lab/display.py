@@ -14,6 +14,7 @@ from rich.text import Text
 
 from fedveil.core.examples import Examples
 from fedveil.datasets.text import UNKNOWN
+from fedveil.datasets.tokens import joined, space
 from fedveil.simulations.attacks.lab.lab import Outcome, Shown
 from fedveil.simulations.attacks.lab.observers import OBSERVERS
 from fedveil.simulations.attacks.lab.scoring import matched, sentence_of, words_of
@@ -89,9 +90,11 @@ def lines(recovers: str, shown: Shown) -> list[Text]:
             original.append((" | " if i else "") + text)
         read = Text("  read   ")
         if recovers == "sentence":
-            wanted = sentence_of(truth.examples)
+            wanted, before = sentence_of(truth.examples), ""
             for i, word in enumerate(found):
-                read.append(spell(word) + " ", FOUND if i < len(wanted) and wanted[i] == word else WRONG)
+                spelled = spell(word)
+                read.append(space(before, spelled) + spelled, FOUND if i < len(wanted) and wanted[i] == word else WRONG)
+                before = spelled
         else:
             wanted_words = words_of(truth.examples)
             for word in found:
@@ -120,6 +123,6 @@ def texts(examples: Examples, words: tuple[str, ...] | None) -> list[str]:
 
     def spell(row: Any) -> str:
         ids = [int(word) for word in row if word]
-        return " ".join("…" if word == UNKNOWN else words[word] if words is not None else f"#{word}" for word in ids)
+        return joined("…" if word == UNKNOWN else words[word] if words is not None else f"#{word}" for word in ids)
 
     return [spell(row) for row in examples.features]
