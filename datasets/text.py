@@ -14,6 +14,7 @@ import numpy as np
 from fedveil.core.declaration import part
 from fedveil.core.errors import DataError
 from fedveil.core.examples import Examples, Task
+from fedveil.core.foreign import reading
 from fedveil.core.settings.sections import Data
 from fedveil.datasets import splits
 from fedveil.datasets.dataset import DataSet
@@ -53,13 +54,9 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
 
     Raise DataError where the file cannot be read or is empty, or a line is repeated or not exactly one token.
     """
-    try:
+    refused = f"data.vocabulary = '{path}': cannot be read"
+    with reading(lambda why: DataError(f"{refused}: {why}; give train, hashed, or a file")):
         lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"data.vocabulary = '{path}': cannot be read: {reason}; give train, hashed, or a file"
-        ) from None
     if not lines:
         raise DataError(f"data.vocabulary = '{path}': the file is empty; it needs one word a line")
     seen: dict[str, int] = {}
@@ -197,11 +194,9 @@ def _ham_or_spam(
 
 def _lines(path: Path, errors: str) -> list[str]:
     """Read the lines of a UTF-8 file, gzipped or not; only LF ends a line, since messages contain other line breaks."""
-    try:
+    with reading(lambda why: DataError(f"{path}: cannot be read: {why}")):
         content = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
         return content.decode("utf-8", errors).removesuffix("\n").split("\n")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
 
 
 def _number(texts: Sequence[str]) -> tuple[list[np.ndarray], list[str]]:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from fedveil.core.catalog import PRESETS
 from fedveil.core.errors import SettingsError, nearest
+from fedveil.core.foreign import reading
 from fedveil.core.settings import legacy
 from fedveil.core.settings.changes import changed
 from fedveil.core.settings.checks import check_combinations
@@ -135,10 +136,8 @@ def _preset(name: str) -> str:
 
 
 def _read(text: str, source: str) -> dict[str, Any]:
-    try:
+    with reading(lambda why: SettingsError(f"{source} is not valid TOML: {why}")):
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{source} is not valid TOML: {error}") from None
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -153,7 +152,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             raise SettingsError(f"--set {word}: must be KEY=VALUE, as in --set training.epochs=5")
         try:
             settings[key.strip()] = tomllib.loads(f"value = {value}")["value"] if value.strip() else None
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             settings[key.strip()] = value.strip()
     return settings
 
