@@ -12,6 +12,7 @@ FedveilError            exit code 1: a failure while running; what was done is k
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -54,7 +55,21 @@ class Interrupted(FedveilError):
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Return `"; did you mean 'x'?"` for the known name x closest to `name`; an empty string where none is close.
 
-    prefix: written before x
+    Case, and '-' for '_', make no difference. prefix: written before x
     """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{prefix}{close[0]}'?" if close else ""
+    close = closest(name, known)
+    return f"; did you mean '{prefix}{close}'?" if close else ""
+
+
+def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Return the known name closest to `name`, whatever their case; None where none is close."""
+    plain: dict[str, str] = {}
+    for each in known:
+        plain.setdefault(plainly(each), each)
+    found = difflib.get_close_matches(plainly(name), list(plain), n=1, cutoff=cutoff)
+    return plain[found[0]] if found else None
+
+
+def plainly(name: str) -> str:
+    """Return a name in small letters, with '_' between its words: `localEpochs`, `local-epochs` -> `local_epochs`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("-", "_").replace(" ", "_")

@@ -1,9 +1,8 @@
-"""Text: tokens, vocabularies and word ids; and two data sets of real messages, ham or spam."""
+"""Text: vocabularies and word ids; and two data sets of real messages, ham or spam."""
 
 from __future__ import annotations
 
 import gzip
-import re
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,10 +14,12 @@ import numpy as np
 from fedveil.core.declaration import part
 from fedveil.core.errors import DataError
 from fedveil.core.examples import Examples, Task
+from fedveil.core.foreign import reading
 from fedveil.core.settings.sections import Data
 from fedveil.datasets import splits
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.published import sources
+from fedveil.datasets.tokens import tokenise
 
 PADDING = 0
 UNKNOWN = 1
@@ -26,24 +27,6 @@ SPECIAL = ("<padding>", "<unknown>")  # no token has this form
 HAM_SPAM = ("ham", "spam")
 OF_TEXT = ("drop_duplicates", "vocabulary", "vocabulary_size", "max_tokens", "test_fraction")  # keys of [data]
 ENRON1_LINES = {"ham": 3672, "spam": 1500}  # first lines of ham.txt and spam.txt; the rest is enron5
-
-_DIGIT = re.compile(r"\d")
-_TOKEN = re.compile(r"[^\W\d_]+|0+|\S")
-_ASCII_DIGITS = str.maketrans("123456789", "000000000")
-_ASCII_TOKEN = re.compile(r"[a-z]+|0+|\S")  # the same on lower-case ASCII, and twice as fast
-
-
-def tokenise(text: str) -> list[str]:
-    """Split any text into tokens, without whitespace: `"Win £1,000!" -> ["win", "£", "0", ",", "000", "!"]`.
-
-    Text is lower-cased, and every decimal digit of any script becomes 0, so that a number shows its length only. A run
-    of letters is a word, a run of digits a number, and every other character a token by itself.
-    `tokenise(" ".join(tokens)) == tokens`.
-    """
-    text = text.lower()
-    if text.isascii():
-        return _ASCII_TOKEN.findall(text.translate(_ASCII_DIGITS))
-    return _TOKEN.findall(_DIGIT.sub("0", text))
 
 
 def hashed(word: str, size: int) -> int:
@@ -71,13 +54,9 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
 
     Raise DataError where the file cannot be read or is empty, or a line is repeated or not exactly one token.
     """
-    try:
+    refused = f"data.vocabulary = '{path}': cannot be read"
+    with reading(lambda why: DataError(f"{refused}: {why}; give train, hashed, or a file")):
         lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"data.vocabulary = '{path}': cannot be read: {reason}; give train, hashed, or a file"
-        ) from None
     if not lines:
         raise DataError(f"data.vocabulary = '{path}': the file is empty; it needs one word a line")
     seen: dict[str, int] = {}
@@ -215,11 +194,9 @@ def _ham_or_spam(
 
 def _lines(path: Path, errors: str) -> list[str]:
     """Read the lines of a UTF-8 file, gzipped or not; only LF ends a line, since messages contain other line breaks."""
-    try:
+    with reading(lambda why: DataError(f"{path}: cannot be read: {why}")):
         content = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
         return content.decode("utf-8", errors).removesuffix("\n").split("\n")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
 
 
 def _number(texts: Sequence[str]) -> tuple[list[np.ndarray], list[str]]:

@@ -19,6 +19,7 @@ from fedveil.core.errors import (
     SettingsError,
     TrainingError,
 )
+from fedveil.core.foreign import reading
 from fedveil.core.settings import legacy
 from fedveil.core.settings.choice import ProtectionChoice
 from fedveil.core.settings.experiment import Experiment
@@ -45,14 +46,13 @@ class Server:
         """Return the server's answer; raise DeploymentError where none comes, or the error that the server tells."""
         try:
             answer = self._client.get(path) if body is None else self._client.post(path, json=body)
-            told = cast("dict[str, Any]", answer.json())
         except httpx.TransportError as error:
             raise DeploymentError(
                 f"{self._url}: no server answers there ({error}); orders are given on the machine of `fedveil server`, or through "
                 f"an SSH tunnel to it: ssh -L {PORT}:localhost:{PORT} HOST"
             ) from None
-        except ValueError:
-            raise DeploymentError(f"{self._url}: what answers there is no FedVeil server's control port") from None
+        with reading(lambda _: DeploymentError(f"{self._url}: what answers there is no FedVeil server's control port")):
+            told = cast("dict[str, Any]", answer.json())
         if answer.status_code >= 400 and "error" in told:
             kinds: dict[int, type[FedveilError]] = {2: SettingsError}
             raise kinds.get(told.get("exit_code", 1), DeploymentError)(told["error"])

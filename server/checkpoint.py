@@ -15,10 +15,10 @@ from zlib import crc32
 
 import numpy as np
 from flwr.app import ArrayRecord
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fedveil.core.errors import SettingsError
+from fedveil.core.foreign import reading
 from fedveil.core.record.record import TABLES, Record, Table, newest, write_in_turn
 from fedveil.core.record.resumes import earlier_settings
 from fedveil.core.settings.experiment import Experiment
@@ -250,13 +250,14 @@ def load_state(record: Record) -> tuple[State, dict[str, Any]]:
 
     Raise SettingsError where the checkpoint is damaged, or does not fit the rest of the record.
     """
-    try:
-        about, arrays = _unpack(newest(record.path(FILE)).read_bytes())
-        version, description = about["format"], json.loads(about["fedveil"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise SettingsError(
-            f"fedveil resume {record.folder}: {FILE} is damaged ({error}); put it back, or start a new run"
-        ) from None
+    damaged = f"fedveil resume {record.folder}: {FILE} is damaged"
+    with reading(lambda why: SettingsError(f"{damaged} ({why}); put it back, or start a new run")):
+        return _read(record)
+
+
+def _read(record: Record) -> tuple[State, dict[str, Any]]:
+    about, arrays = _unpack(newest(record.path(FILE)).read_bytes())
+    version, description = about["format"], json.loads(about["fedveil"])
     if version != str(FORMAT):
         raise SettingsError(
             f"fedveil resume {record.folder}: {FILE} was written by another version of FedVeil "

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from fedveil.core.errors import FedveilError, SettingsError, nearest
+from fedveil.core.foreign import reading
 from fedveil.simulations.engine.grid import where
 from fedveil.simulations.flower import flatten_dict, get_flwr_home
 
@@ -82,10 +83,8 @@ def _reference(value: Any, key: str) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
+    with reading(lambda why: SettingsError(f"cannot read {path}: {why}")):
         return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:  # a TOMLDecodeError and a UnicodeDecodeError are ValueErrors
-        raise SettingsError(f"cannot read {path}: {error}") from None
 
 
 def _table(tree: Any, *keys: str) -> dict[str, Any]:

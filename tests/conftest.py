@@ -12,8 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+
+# `make test` draws the same examples each time, so that it fails by a change alone; `make claims` draws fresh ones
+settings.register_profile("same", derandomize=True)
+settings.register_profile("fresh", print_blob=True)
+settings.load_profile(os.environ.get("FEDVEIL_EXAMPLES", "same"))
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 if "FEDVEIL_DATA" not in os.environ and BESIDE.is_dir():

@@ -24,6 +24,7 @@ from fedveil.client.flower import (
     sign_message,
 )
 from fedveil.core.errors import DeploymentError
+from fedveil.core.foreign import reading
 from fedveil.core.proxies import USABLE, Proxy, proxy_for
 from fedveil.core.wire.bundle import code
 
@@ -81,11 +82,9 @@ def greet(address: Address, keys: Path | None, clock: Callable[[], datetime] = _
             answer = client.post(f"{scheme}://{address}{HELLO}", headers=headers)
     except httpx.TransportError as error:
         raise _transport(address, error, keys, proxy) from None
-    try:
+    with reading(lambda _: DeploymentError(f"{address}: what answers there is no FedVeil server")):
         told = answer.json()
         reason = str(told.get("error", ""))
-    except (ValueError, AttributeError):
-        raise DeploymentError(f"{address}: what answers there is no FedVeil server") from None
     if answer.status_code != 200:
         if keys is None and answer.status_code == 401:
             raise DeploymentError(f"{address}: the server takes registered clients only; start with --keys DIR")

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from fedveil.core.catalog import MODELS, PROTECTIONS
 from fedveil.core.errors import ProtectionError, SettingsError, nearest
+from fedveil.core.foreign import reading
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import Count, NonNegative, Section
 
@@ -61,12 +62,10 @@ class Policy(Section):
 
         Raise SettingsError that names the file and the key where it cannot be used.
         """
-        try:
-            limits = tomllib.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise SettingsError(f"cannot read the policy {path}: {error.strerror}") from None
-        except ValueError as error:  # not UTF-8, or not TOML
-            raise SettingsError(f"the policy {path} is not valid TOML: {error}") from None
+        with reading(lambda why: SettingsError(f"cannot read the policy {path}: {why}")):
+            content = path.read_bytes()
+        with reading(lambda why: SettingsError(f"the policy {path} is not valid TOML: {why}")):
+            limits = tomllib.loads(content.decode())
         try:
             return cls(**limits)
         except SettingsError as error:

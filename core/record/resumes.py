@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from typing import Any
 
 from fedveil.core.errors import SettingsError
+from fedveil.core.foreign import reading
 from fedveil.core.record.environment import environment
 from fedveil.core.record.record import Record
 from fedveil.core.settings.experiment import Experiment
@@ -46,22 +48,26 @@ def note_resume(record: Record, experiment: Experiment, after: int, command: Seq
 def earlier_settings(record: Record) -> set[str]:
     """Return the SHA-256 of each experiment.toml that this run has had, the present one included."""
     found = {record.settings}
-    for entry in reversed(_read(record).get("resumes", [])):
-        before, after = entry.get("experiment", ("", ""))
-        if after in found:
-            found.add(before)
+    with _refusing(record):
+        for entry in reversed(_read(record).get("resumes", [])):
+            before, after = entry.get("experiment", ("", ""))
+            if after in found:
+                found.add(before)
     return found
 
 
 def _read(record: Record) -> dict[str, Any]:
     """Return the content of environment.json; an empty dict where there is no such file."""
-    try:
-        told: dict[str, Any] = json.loads(record.path(FILE).read_bytes())
-        told.get("resumes", [])
-    except FileNotFoundError:
+    path = record.path(FILE)
+    if not path.exists():
         return {}
-    except (ValueError, AttributeError) as error:
-        raise SettingsError(
-            f"fedveil resume {record.folder}: {FILE} is damaged ({error}); put it back, or remove it"
-        ) from None
+    with _refusing(record):
+        told: dict[str, Any] = json.loads(path.read_bytes())
+        told.get("resumes", [])
     return told
+
+
+def _refusing(record: Record) -> AbstractContextManager[None]:
+    """Raise SettingsError in place of whatever is raised over a damaged environment.json."""
+    damaged = f"fedveil resume {record.folder}: {FILE} is damaged"
+    return reading(lambda why: SettingsError(f"{damaged} ({why}); put it back, or remove it"))

@@ -10,8 +10,8 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fedveil.core.catalog import ATTACKS, DATASETS, DEFENCES, MODELS, PARTITIONS, PROTECTIONS, STRATEGIES, Table
 from fedveil.core.declaration import Declaration
-from fedveil.core.errors import SettingsError, nearest
-from fedveil.core.settings.explanations import SAID, explain
+from fedveil.core.errors import SettingsError, closest, nearest, plainly
+from fedveil.core.settings.explanations import MEANING, SAID, explain
 from fedveil.core.settings.section import Section
 
 FOREIGN = {"foreign": True}  # validation context of settings from another machine: users' parts are not imported
@@ -62,7 +62,7 @@ class Choice:
 
     @classmethod
     def unknown(cls, name: str, key: str, declared: type[Section]) -> str:
-        """Return the message for an unknown setting of a part, with its nearest setting and the parts that have it."""
+        """Return the message for an unknown setting of a part: its nearest setting, who has it, and what the part has."""
         full = f"{cls.prefix}.{key}: unknown setting of {cls.key} = '{name}'"
         others = [
             other
@@ -70,10 +70,24 @@ class Choice:
             if other != name and key in cls.table.declared(other, cls.key).settings.model_fields
         ]
         close = nearest(key, declared.model_fields, f"{cls.prefix}.")
-        if not others:
+        if others:
+            wanted = " or ".join(f"'{other}'" for other in others)
+            return f"{full}; {key} is a setting of {cls.key} = {wanted}{close}"
+        if close:
             return full + close
-        wanted = " or ".join(f"'{other}'" for other in others)
-        return f"{full}; {key} is a setting of {cls.key} = {wanted}{close}"
+        called = MEANING.get(plainly(key), "")
+        if called and not called.startswith(f"{cls.prefix}."):
+            return f"{full}; did you mean '{called}'?"
+        having: dict[str, list[str]] = {}
+        for other in cls.table:
+            for setting in cls.table.declared(other, cls.key).settings.model_fields:
+                having.setdefault(setting, []).append(f"'{other}'")
+        word = called.removeprefix(f"{cls.prefix}.") if called else closest(key, having, cutoff=0.7)
+        has = ", ".join(declared.model_fields) or "no settings of its own"
+        near = (
+            f"; {cls.prefix}.{word} is a setting of {cls.key} = {' or '.join(having[word])}" if word in having else ""
+        )
+        return f"{full}, which has {has}{near}"
 
     @property
     def settings(self) -> Any:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import tomli_w
@@ -14,13 +16,14 @@ from pydantic import ValidationError
 
 from fedveil.core.catalog import PRESETS
 from fedveil.core.errors import SettingsError, nearest
+from fedveil.core.foreign import reading
 from fedveil.core.settings import legacy
 from fedveil.core.settings.changes import changed
 from fedveil.core.settings.checks import check_combinations
 from fedveil.core.settings.choice import FOREIGN, Choice
 from fedveil.core.settings.effects import check_effect
 from fedveil.core.settings.explanations import explain
-from fedveil.core.settings.keys import choices, plain_keys
+from fedveil.core.settings.keys import all_keys, choices, plain_keys
 from fedveil.core.settings.section import Section
 from fedveil.core.settings.sections import Settings
 
@@ -42,9 +45,9 @@ class Experiment(Settings):
                 settings, self_instance=self, context=FOREIGN if foreign else None
             )
         except ValidationError as error:
-            known = plain_keys(Experiment)
-            sections = [name for name in Experiment.model_fields if name not in known]
-            raise SettingsError(explain(error, known, choices(Experiment), sections=sections)) from None
+            raise SettingsError(
+                explain(error, plain_keys(Experiment), choices(Experiment), offered=known_keys)
+            ) from None
         check_combinations(self)
 
     @classmethod
@@ -159,14 +162,15 @@ def _text(path: Path) -> str:
 
 
 def _read(text: str, source: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{source} is not valid TOML: {error}") from None
-    except (ValueError, RecursionError):  # limits of Python
-        raise SettingsError(
-            f"{source}: a number has too many digits, or lists stand in one another too deeply"
-        ) from None
+    with reading(lambda why: SettingsError(f"{source} is not valid TOML: {why}")):
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError:
+            raise
+        except (ValueError, RecursionError):  # limits of Python
+            raise SettingsError(
+                f"{source}: a number has too many digits, or lists stand in one another too deeply"
+            ) from None
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -200,11 +204,10 @@ def resumable(folder: Path, option: str = "fedveil resume") -> Experiment:
         ) from None
 
 
-def known_keys() -> dict[str, str]:
+@cache
+def known_keys() -> Mapping[str, str]:
     """Return the description of every setting by dotted key, those of FedVeil's parts too; this imports all parts."""
-    from fedveil.core.settings.keys import all_keys
-
-    return all_keys(Experiment)
+    return MappingProxyType(all_keys(Experiment))
 
 
 def _reason(error: Exception) -> str:

@@ -19,6 +19,7 @@ from importlib.resources.abc import Traversable
 import tomli_w
 
 from fedveil.core.errors import DeploymentError
+from fedveil.core.foreign import printable, reading
 
 # folders whose code determines what a run computes
 ROOMS = ("core", "models", "datasets", "privacy", "algorithms", "client", "server")
@@ -97,14 +98,14 @@ def check_bundle(content: bytes) -> None:
 def _described(content: bytes) -> str:
     """Return the name and version in a foreign bundle, in words."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with reading(DeploymentError), zipfile.ZipFile(io.BytesIO(content)) as archive:
             if archive.getinfo(_PROJECT).file_size > _LARGEST:
                 return "a bundle with an oversized project file"
             found = tomllib.loads(archive.read(_PROJECT).decode())
-            name, number = str(found["project"]["name"]), str(found["project"]["version"])
+            name, number = printable(found["project"]["name"], 40), printable(found["project"]["version"], 40)
             theirs = found.get("tool", {}).get("fedveil", {}).get("code")
-    except Exception:  # zipfile may raise anything over foreign bytes; the bundle is refused in any case
+    except DeploymentError:
         return "no app that can be read"
     if name == "fedveil" and isinstance(theirs, str):
-        return f"FedVeil {number[:40]} (code {theirs[:12]})"
-    return f"'{name[:40]}' {number[:40]}, not of FedVeil"
+        return f"FedVeil {number} (code {printable(theirs[:12], 12)})"
+    return f"'{name}' {number}, not of FedVeil"

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, deserialize
+from safetensors import deserialize
 from safetensors.numpy import save
 
 from fedveil.core.errors import ProtectionError
+from fedveil.core.foreign import reading
 
 LARGEST_HEADER = 1 << 20  # bytes
 _LENGTH = 8  # bytes of the header's length, at the start of a safetensors file
@@ -35,14 +36,11 @@ def unpack(parcel: bytes) -> list[Piece]:
         raise ProtectionError(
             f"its message is no parcel of FedVeil: a header of {length:,} bytes, where {LARGEST_HEADER:,} are allowed"
         )
-    try:
+    with reading(lambda why: ProtectionError(f"its message is no parcel of FedVeil: {why}")):
         found = {name: tensor["data"] for name, tensor in deserialize(parcel)}  # type: ignore[no-untyped-call]
+    with reading(lambda _: ProtectionError("its message does not describe the pieces that it holds")):
         descriptions = json.loads(json.loads(parcel[_LENGTH : _LENGTH + length])["__metadata__"]["pieces"])
         pieces = [(text, bytes(found.pop(str(number)))) for number, text in enumerate(descriptions)]
-    except SafetensorError as error:
-        raise ProtectionError(f"its message is no parcel of FedVeil: {error}") from None
-    except (KeyError, ValueError, TypeError, RecursionError):
-        raise ProtectionError("its message does not describe the pieces that it holds") from None
     if found:
         raise ProtectionError(f"its message has {len(found)} pieces without a description")
     return pieces

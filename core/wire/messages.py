@@ -15,6 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedveil.core.errors import ProtectionError
+from fedveil.core.foreign import reading
 from fedveil.core.wire.encodings import FLOAT16, FLOAT32, READERS, to_float16, to_int8
 from fedveil.core.wire.flower import NUMPY, LazyArray, array_record
 from fedveil.core.wire.framing import Piece, pack, unpack
@@ -104,7 +105,8 @@ def _read_array(name: str, array: Array, given: np.ndarray, encoding: str) -> np
         )
     if isinstance(array, LazyArray):
         return array.numpy()
-    return READERS[encoding](name, array.data, given)
+    with reading(lambda why: ProtectionError(f"its '{name}' cannot be read: {why}")):
+        return READERS[encoding](name, array.data, given)
 
 
 def _short(value: object) -> str:
@@ -138,30 +140,26 @@ def from_parcel(content: RecordDict) -> RecordDict:
         cut.append(piece)
     found = RecordDict()
     for description, data in unpack(cut[0] if len(cut) == 1 else b"".join(cut)):
-        try:
-            _read_piece(found, description, data)
-        except Exception as error:  # Flower's readers may raise anything over foreign bytes
-            raise ProtectionError(
-                f"its message's part {_short(description)} cannot be read: {_short(str(error))}"
-            ) from None
+        _read_piece(found, description, data)
     return found
 
 
 def _read_piece(found: RecordDict, description: Any, data: bytes) -> None:
     """Add to `found` the record, or the array of a record of arrays, that a piece describes."""
-    name, kind, *array = description
-    if kind != ARRAYS:
-        kinds: dict[str, type[MetricRecord | ConfigRecord]] = {METRICS: MetricRecord, CONFIG: ConfigRecord}
-        found[name] = kinds[kind].inflate(data)
-    elif not array:
-        found[name] = ArrayRecord()
-    else:
-        key, dtype, shape, stype = array
-        if not all(isinstance(text, str) for text in (key, dtype, stype)):
-            raise TypeError("an array without a name or a type")
-        if not all(isinstance(side, int) and 0 <= side < 2**40 for side in shape):
-            raise ValueError("an array without a shape")
-        cast(ArrayRecord, found[name])[key] = Array(dtype=dtype, shape=tuple(shape), stype=stype, data=data)
+    with reading(lambda why: ProtectionError(f"its message's part {_short(description)} cannot be read: {why}")):
+        name, kind, *array = description
+        if kind != ARRAYS:
+            kinds: dict[str, type[MetricRecord | ConfigRecord]] = {METRICS: MetricRecord, CONFIG: ConfigRecord}
+            found[name] = kinds[kind].inflate(data)
+        elif not array:
+            found[name] = ArrayRecord()
+        else:
+            key, dtype, shape, stype = array
+            if not all(isinstance(text, str) for text in (key, dtype, stype)):
+                raise TypeError("an array without a name or a type")
+            if not all(isinstance(side, int) and 0 <= side < 2**40 for side in shape):
+                raise ValueError("an array without a shape")
+            cast(ArrayRecord, found[name])[key] = Array(dtype=dtype, shape=tuple(shape), stype=stype, data=data)
 
 
 def wire_bytes(content: RecordDict) -> int:

@@ -10,7 +10,6 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import IncompleteRead
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from fedveil.core.errors import DataError
+from fedveil.core.foreign import reading
 
 TIMEOUT = 30.0  # seconds without an answer or further bytes
 CHUNK = 1 << 18  # bytes
@@ -100,11 +100,9 @@ def written_into(folder: Path) -> Iterator[None]:
 
 def from_zip(archive: Path, member: str, source: str) -> bytes:
     """Read one member of a zip file; raise DataError where it cannot be read."""
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            return opened.read(member)
-    except (zipfile.BadZipFile, KeyError, zlib.error, EOFError, OSError) as error:
-        raise DataError(f"{source}: no '{member}' can be taken out of this zip file: {error}") from None
+    refused = f"{source}: no '{member}' can be taken out of this zip file"
+    with reading(lambda why: DataError(f"{refused}: {why}")), zipfile.ZipFile(archive) as opened:
+        return opened.read(member)
 
 
 def enron_lines(archive: Path, source: str) -> dict[str, list[bytes]]:
@@ -115,15 +113,13 @@ def enron_lines(archive: Path, source: str) -> dict[str, list[bytes]]:
     order of file numbers. Raise DataError where the archive cannot be read.
     """
     numbered: dict[str, list[tuple[int, bytes]]] = {"ham": [], "spam": []}
-    try:
-        with tarfile.open(archive, mode="r:gz") as opened:
-            for member in opened:
-                name = re.search(r"(?:^|/)(ham|spam)/(\d+)\.[^/]*\.txt$", member.name)
-                content = opened.extractfile(member) if name and member.isfile() else None
-                if name and content:
-                    numbered[name[1]].append((int(name[2]), one_line(content.read())))
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise DataError(f"{source}: this archive cannot be read: {error}") from None
+    refused = f"{source}: this archive cannot be read"
+    with reading(lambda why: DataError(f"{refused}: {why}")), tarfile.open(archive, mode="r:gz") as opened:
+        for member in opened:
+            name = re.search(r"(?:^|/)(ham|spam)/(\d+)\.[^/]*\.txt$", member.name)
+            content = opened.extractfile(member) if name and member.isfile() else None
+            if name and content:
+                numbered[name[1]].append((int(name[2]), one_line(content.read())))
     return {label: [line for _, line in sorted(lines)] for label, lines in numbered.items()}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import zlib
 from importlib import metadata
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from fedveil.core.declaration import part
 from fedveil.core.errors import DataError
 from fedveil.core.examples import Examples, Task
+from fedveil.core.foreign import reading
 from fedveil.core.settings.sections import Data
 from fedveil.datasets import splits
 from fedveil.datasets.dataset import DataSet
@@ -85,20 +85,15 @@ def read_idx(path: Path) -> np.ndarray:
     if len(content) != expected:
         wrong = "cut off" if len(content) < expected else "followed by other bytes"
         raise DataError(f"{path}: {wrong}: {len(content):,} bytes, where {_times(shape)} values need {expected:,}")
-    try:
+    with reading(lambda why: DataError(f"{path}: {content[3]} dimensions: {why}")):  # NumPy has fewer
         return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-    except ValueError as error:  # more dimensions than NumPy has
-        raise DataError(f"{path}: {content[3]} dimensions: {error}") from None
 
 
 def _content(path: Path) -> bytes:
-    try:
+    with reading(lambda why: DataError(f"{path}: cannot be read: {why}")):
         content = path.read_bytes()
+    with reading(lambda why: DataError(f"{path}: damaged gzip file: {why}")):
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: damaged gzip file: {error}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 from fedveil.core.catalog import DATASETS
 from fedveil.core.errors import DataError
+from fedveil.core.foreign import reading
 from fedveil.datasets.published.downloads import Digest, digest, download, enron_lines, from_zip, store, written_into
 
 
@@ -190,9 +190,9 @@ def _problem(path: Path, file: KnownFile) -> str:
 def _unpacked(path: Path) -> Digest | None:
     """Return the digest of a .gz file's content; None where it cannot be unpacked."""
     try:
-        with gzip.open(path, "rb") as stream:
+        with reading(DataError), gzip.open(path, "rb") as stream:
             return digest(stream)
-    except (OSError, EOFError, zlib.error):
+    except DataError:
         return None
 
 

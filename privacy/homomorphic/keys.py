@@ -21,6 +21,7 @@ from zlib import crc32
 import tenseal  # type: ignore[import-untyped]
 
 from fedveil.core.errors import ProtectionError, SettingsError
+from fedveil.core.foreign import reading
 from fedveil.privacy.homomorphic.seal import Ring, read_context, read_fields, read_ring, write_field
 from fedveil.privacy.plan import Lattice
 
@@ -318,10 +319,8 @@ def _context(path: Path, content: bytes, key_id: bytes) -> Any:
     end = len(_sign_off(b"", key_id))
     if content != _sign_off(content[:-end], key_id):
         raise _damaged(path, "its checksum is wrong: it was changed after it was made")
-    try:
+    with reading(lambda why: _damaged(path, f"TenSEAL refuses it ({why})")):
         return tenseal.context_from(content, n_threads=1)
-    except (ValueError, RuntimeError, IndexError, TypeError) as error:
-        raise _damaged(path, f"TenSEAL refuses it ({error})") from None
 
 
 def _version(context: Any) -> tuple[int, int]:

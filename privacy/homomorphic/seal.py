@@ -21,10 +21,10 @@ from hashlib import blake2b
 import numpy as np
 import zstandard
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from fedveil.core.errors import ProtectionError
+from fedveil.core.foreign import reading
 from fedveil.privacy.plan import STANDARD, Lattice
 
 SEED = 64  # bytes of the seed that stands for the second half of a fresh ciphertext
@@ -105,10 +105,8 @@ def read_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
     Raise ProtectionError where the bytes are no protocol buffer.
     """
-    try:
+    with reading(lambda _: ProtectionError("not TenSEAL's bytes, or cut short: no protocol buffer can be read")):
         fields = UnknownFieldSet(Empty.FromString(data))  # a message that knows no field keeps all of them
-    except DecodeError:
-        raise ProtectionError("not TenSEAL's bytes, or cut short: no protocol buffer can be read") from None
     for field in fields:
         if field.wire_type not in _FIELDS:
             raise ProtectionError(f"not TenSEAL's bytes: a field of kind {field.wire_type}")
@@ -243,13 +241,12 @@ def _open(data: bytes, most: int) -> tuple[bytes, tuple[int, int]]:
 
 
 def _decompress(data: bytes, most: int) -> bytes:
-    try:
+    unreadable = f"a SEAL object that cannot be decompressed within {most:,} bytes"
+    with reading(lambda why: ProtectionError(f"{unreadable}: {why}")):
         announced = zstandard.frame_content_size(data)
         if announced > most:  # the library would allocate what the bytes announce
             raise ProtectionError(f"a SEAL object of {announced:,} bytes, where at most {most:,} were expected")
         return zstandard.ZstdDecompressor().decompress(data, max_output_size=most, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise ProtectionError(f"a SEAL object that cannot be decompressed within {most:,} bytes: {error}") from None
 
 
 def trim(coefficients: np.ndarray, width: int) -> np.ndarray:

@@ -26,6 +26,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedveil.core.errors import ProtectionError
+from fedveil.core.foreign import reading
 from fedveil.privacy.secagg import checks as vetting
 from fedveil.privacy.secagg import messages as rosters
 from fedveil.privacy.secagg import shamir, streams
@@ -246,12 +247,14 @@ class SecAggClient:
     @classmethod
     def load(cls, state: bytes, signer: Signer | None = None, registry: Registry | None = None) -> SecAggClient:
         """Restore the client that `save` returned; raise ProtectionError where the bytes were damaged."""
+        damaged = f"the state of a secure aggregation is damaged ({len(state)} bytes); begin anew"
         content, checksum = state[:-32], state[-32:]
         if len(content) < STATE.size or sha256(content).digest() != checksum or content[:4] != MAGIC:
-            raise ProtectionError(f"the state of a secure aggregation is damaged ({len(state)} bytes); begin anew")
-        _, stage, session, client, sealing, masking, seed, confirmed, *counts = STATE.unpack_from(content)
-        self = cls(Session.load(session), client, signer, registry)
-        self.stage = Stage(stage)
+            raise ProtectionError(damaged)
+        with reading(lambda _: ProtectionError(damaged)):
+            _, stage, session, client, sealing, masking, seed, confirmed, *counts = STATE.unpack_from(content)
+            self = cls(Session.load(session), client, signer, registry)
+            self.stage = Stage(stage)
         self._sealing, self._masking, self._seed, self._confirmed = sealing, masking, seed, confirmed
         lengths = rosters.KEYS, 2 * shamir.SHARE, streams.KEY
         sizes = [count * (rosters.ENTRY.size + length) for count, length in zip(counts, lengths, strict=True)]
@@ -259,6 +262,8 @@ class SecAggClient:
         for count, size in zip(counts, sizes, strict=True):
             kept.append(rosters.unpack_entries(content[start : start + size], count, "state"))
             start += size
+        if start != len(content):
+            raise ProtectionError(damaged)
         self._roster, self._held, self._agreed = kept
         return self
 

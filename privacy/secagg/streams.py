@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedveil.core.errors import ProtectionError
+from fedveil.core.foreign import reading
 
 KEY = 32  # bytes of every key, seed and public key
 NONCE, TAG = 12, 16  # bytes
@@ -45,10 +46,8 @@ def agree(private: X25519PrivateKey, public: bytes, peer: int) -> bytes:
 
     Raise ProtectionError, naming the peer, for a bad one.
     """
-    try:
+    with reading(lambda _: ProtectionError(f"client {peer}: its public key is no usable X25519 key")):
         return private.exchange(X25519PublicKey.from_public_bytes(public))
-    except ValueError as error:
-        raise ProtectionError(f"client {peer}: its public key is no usable X25519 key") from error
 
 
 def pair_key(agreed: bytes, digest: bytes, one: int, other: int) -> bytes:

@@ -11,12 +11,12 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedveil.core.errors import ProtectionError, SettingsError
+from fedveil.core.foreign import reading
 from fedveil.privacy.homomorphic.keys import fingerprint
 
 AUTHORITY, AUTHORITY_KEY = "ca.pem", "ca.key"
@@ -26,9 +26,6 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")  # names in every server certificat
 _AUTHORITY_DAYS, _SERVER_DAYS = 3653, 397
 _EARLIER = timedelta(days=1)  # because clocks disagree
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
-_UNREADABLE = (
-    ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType,
-)  # fmt: skip
 
 
 def new_authority(now: datetime | None = None) -> tuple[bytes, bytes]:
@@ -117,12 +114,10 @@ def load_certificate(pem: bytes) -> x509.Certificate:
 
     Raise ProtectionError where it holds none, several, or a malformed one.
     """
-    try:
+    with reading(lambda _: ProtectionError("holds no certificate in PEM format that can be read")):
         found = x509.load_pem_x509_certificates(pem)
         for certificate in found:  # its parts are parsed only when they are read
             _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.public_key()
-    except _UNREADABLE:
-        raise ProtectionError("holds no certificate in PEM format that can be read") from None
     if len(found) != 1:
         raise ProtectionError(f"holds {len(found)} certificates, and must hold one")
     return found[0]
@@ -140,12 +135,9 @@ def check_issued(certificate: x509.Certificate, authority: x509.Certificate) -> 
     """Raise ProtectionError where the authority did not sign a server's certificate, or where that may sign others."""
     if _is_authority(certificate):
         raise ProtectionError("is an authority's certificate, and no server's")
-    try:
+    signed = f"is not signed by the authority in {AUTHORITY} ({certificate_name(authority)})"
+    with reading(lambda _: ProtectionError(signed)):
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm, InvalidSignature):
-        raise ProtectionError(
-            f"is not signed by the authority in {AUTHORITY} ({certificate_name(authority)})"
-        ) from None
 
 
 def check_pair(certificate: x509.Certificate, key: bytes) -> None:
@@ -212,8 +204,9 @@ def _is_authority(certificate: x509.Certificate) -> bool:
 
 def _private_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     try:
-        key = serialization.load_pem_private_key(pem, password=None)
-    except _UNREADABLE:  # the library's message may quote the key
+        with reading(ProtectionError):
+            key = serialization.load_pem_private_key(pem, password=None)
+    except ProtectionError:  # the library's message may quote the key
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ProtectionError("holds no private key of an elliptic curve in PEM format without a passphrase") from None

@@ -11,11 +11,12 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from fedveil.core.errors import ProtectionError
+from fedveil.core.foreign import reading
 
 Registry = Mapping[int, bytes]  # public keys, PEM or OpenSSH, by the client's number
 
@@ -70,11 +71,9 @@ def load_signer(path: str | Path) -> Signer:
             f"make a new key, or `chmod 600 {path}` if nobody has"
         )
     load = serialization.load_ssh_private_key if _openssh(content) else serialization.load_pem_private_key
-    try:
+    none = ProtectionError(f"{path}: no private key in PEM or OpenSSH format without a passphrase")
+    with reading(lambda _: none):  # the library's message may quote the key
         key = load(content, password=None)
-    except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm):
-        # the library's message may quote the key
-        raise ProtectionError(f"{path}: no private key in PEM or OpenSSH format without a passphrase") from None
     if not (isinstance(key, ed25519.Ed25519PrivateKey) or _is_p384(key)):
         raise ProtectionError(f"{path}: neither an ECDSA P-384 key nor an Ed25519 one")
     assert isinstance(key, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey)
@@ -118,11 +117,9 @@ def verify(public: bytes, data: bytes, signature: bytes) -> bool:
 
 
 def _load_public(public: bytes) -> ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey:
-    try:
-        load = serialization.load_pem_public_key if public.startswith(b"-----") else serialization.load_ssh_public_key
+    load = serialization.load_pem_public_key if public.startswith(b"-----") else serialization.load_ssh_public_key
+    with reading(lambda why: ProtectionError(f"a registered public key is in neither PEM nor OpenSSH format: {why}")):
         key = load(public)
-    except (ValueError, NotImplementedError, UnsupportedAlgorithm) as error:
-        raise ProtectionError(f"a registered public key is in neither PEM nor OpenSSH format: {error}") from error
     if isinstance(key, ed25519.Ed25519PublicKey):
         return key
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):

@@ -21,6 +21,7 @@ import tomli_w
 from cryptography.x509 import Certificate
 
 from fedveil.core.errors import FedveilError, ProtectionError, SettingsError
+from fedveil.core.foreign import reading
 from fedveil.core.settings import legacy
 from fedveil.core.settings.choice import ProtectionChoice
 from fedveil.core.settings.keys import values
@@ -185,11 +186,9 @@ def load_registry(folder: Path) -> Registry | None:
     path = folder / REGISTRY
     if not path.exists():
         return None
-    try:
+    with reading(lambda why: ProtectionError(f"{path}: is no registry that `fedveil keys new` wrote ({why})")):
         found = json.loads(path.read_bytes())
         return {int(client): public.encode() for client, public in found.items()}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ProtectionError(f"{path}: is no registry that `fedveil keys new` wrote ({error})") from None
 
 
 def load_identity(folder: Path, client: int) -> tuple[Signer, Registry]:
@@ -279,11 +278,9 @@ def _numbers(folder: Path) -> dict[bytes, int]:
 
 def _agreed(path: Path) -> Privacy:
     """Read the whole of privacy.toml: a file that was cut short must not mean no protection."""
-    try:
+    with reading(lambda why: ProtectionError(f"{path}: is not what `fedveil keys new` wrote ({why})")):
         found = tomllib.loads(path.read_text("utf-8"))
         privacy = Privacy(**legacy.read({"privacy": found})["privacy"])
-    except (OSError, ValueError, RecursionError) as error:
-        raise ProtectionError(f"{path}: is not what `fedveil keys new` wrote ({error})") from None
     if "protection" not in found:
         raise ProtectionError(f"{path}: is not what `fedveil keys new` wrote (it names no protection)")
     return privacy

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from fedveil.core.errors import SettingsError
+from fedveil.core.foreign import reading
 from fedveil.core.record.record import Record
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ARRAYS, METRICS, SEALED, from_sealed, read_update
@@ -143,18 +144,16 @@ def read_captures(folder: Path) -> list[Captured]:
 
 
 def _read(path: Path) -> Captured:
-    try:
+    with reading(lambda why: SettingsError(f"{path}: is no capture of a round ({why}); take it away, or run again")):
         with safe_open(path, "numpy") as file:
             about = json.loads(file.metadata()["fedveil"])
             parts: dict[str, dict[str, np.ndarray]] = {}
             for key in about["order"]:  # the file has another order than the network
                 owner, _, name = key.partition("/")
                 parts.setdefault(owner, {})[name] = file.get_tensor(key)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise SettingsError(f"{path}: is no capture of a round ({error}); take it away, or run again") from None
-    updates = {}
-    for client, metrics in about["metrics"].items():
-        found = parts.get(client, {})
-        sealed = found[SEALED].tobytes() if SEALED in found else None
-        updates[int(client)] = Update((found or None) if sealed is None else None, sealed, metrics)
-    return Captured(about["round"], parts["before"], parts["after"], updates, about["learning_rate"])
+        updates = {}
+        for client, metrics in about["metrics"].items():
+            found = parts.get(client, {})
+            sealed = found[SEALED].tobytes() if SEALED in found else None
+            updates[int(client)] = Update((found or None) if sealed is None else None, sealed, metrics)
+        return Captured(about["round"], parts["before"], parts["after"], updates, about["learning_rate"])

@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedveil.core.errors import DeploymentError, ProtectionError
+from fedveil.core.foreign import reading
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.flower import ErrorCode
 from fedveil.core.wire.messages import CLIENT, CONFIG, SCHEMA, WEIGHT, from_parcel, to_parcel
@@ -248,11 +249,9 @@ class ClientRoster(WrappedGrid):
         if client in self._members:
             raise ProtectionError(f"{self.called(client)} is there already, from another node")
         record = reply.content.get(CONFIG)
-        try:
+        with reading(lambda _: ProtectionError("its answer does not say what its data is")):
             assert isinstance(record, ConfigRecord)
             schema = {str(key): str(value) for key, value in json.loads(str(record[SCHEMA])).items()}
-        except (AssertionError, KeyError, ValueError, AttributeError):
-            raise ProtectionError("its answer does not say what its data is") from None
         if self._expected is not None and (found := differences(self._expected, schema)):
             raise _Unfit("its data is of another kind: " + "; ".join(found))
         return client, Member(node, starts, examples, schema)

@@ -30,7 +30,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from fedveil import __version__
-from fedveil.core.errors import DeploymentError, FedveilError, Interrupted
+from fedveil.core.errors import DeploymentError, FedveilError, Interrupted, SettingsError
+from fedveil.core.foreign import reading
 from fedveil.core.record.record import write_atomically
 from fedveil.core.settings.experiment import Experiment
 from fedveil.server.serving.checks import check_order
@@ -250,15 +251,17 @@ class ControlServer:
 
     async def _order(self, request: Request) -> Response:
         """Start a run: `{"experiment": TOML, "words": "a line each"}`."""
-        asked = await request.json()
-        experiment = Experiment.received(asked["experiment"])  # code that it names is imported by the run alone
-        check_order(experiment, len(self._nodes) if self._keys else None, asked.get("words", ""))
+        with reading(lambda why: SettingsError(f"the order of a run cannot be read: {why}")):
+            asked = await request.json()
+            text, words = str(asked["experiment"]), str(asked.get("words", ""))
+        experiment = Experiment.received(text)  # code that it names is imported by the run alone
+        check_order(experiment, len(self._nodes) if self._keys else None, words)
         name = f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
         run, number = name, 1
         while run in self._orders:
             number += 1
             run = f"{name}-{number}"
-        order = Order(run, experiment.toml(), asked.get("words", ""))
+        order = Order(run, experiment.toml(), words)
         await asyncio.to_thread(self._launch, order)
         return JSONResponse({"run": run})
 

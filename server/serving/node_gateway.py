@@ -18,14 +18,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from logging import Logger
+from typing import Any
 
 import httpx
-from google.protobuf.message import DecodeError
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from fedveil.core.errors import ProtectionError
+from fedveil.core.foreign import reading
 from fedveil.core.wire.bundle import code
 from fedveil.server.flower import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
@@ -178,19 +180,21 @@ class NodeGateway:
     def _known(self, request: Request) -> Node | str:
         """Return the node that signed a call, or the reason why none did."""
         try:
-            public = b64decode(request.headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
-            signature = b64decode(request.headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
-            timestamp = request.headers[TIMESTAMP_HEADER]
-            behind = (datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds()
-        except (KeyError, ValueError, TypeError):
+            with reading(ProtectionError):
+                public = b64decode(request.headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
+                signature = b64decode(request.headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
+                timestamp = request.headers[TIMESTAMP_HEADER]
+                behind = (datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds()
+        except ProtectionError:
             return "the call is not signed as a client's are"
         if self._registry is not None and public not in self._registry:
             return (
                 "its key is not registered with this server; fedveil keys new makes the keys of a federation together"
             )
         try:
-            genuine = verify_signature(bytes_to_public_key(public), timestamp.encode("ascii"), signature)
-        except (ValueError, TypeError):
+            with reading(ProtectionError):
+                genuine = verify_signature(bytes_to_public_key(public), timestamp.encode("ascii"), signature)
+        except ProtectionError:
             genuine = False
         if not genuine:
             return "its signature is not by the key that it names"
@@ -257,7 +261,7 @@ class NodeGateway:
                 return self._refuse(request, node.client, 409, "another client with this key is connected")
             answer = await self._forward(request.url.path, request, bytes(body))
             self._notice(call, node, bytes(body), answer)
-        except DecodeError:
+        except ProtectionError:
             return self._refuse(request, node.client, 400, f"a call of {call} that cannot be read")
         except httpx.TransportError:
             return JSONResponse({"error": "the server is starting or stopping; try again"}, 503)
@@ -279,18 +283,18 @@ class NodeGateway:
             node.taken, node.given = "", None  # a restarted node has lost its work
             node.sending.clear()
         elif call == "confirm-message-received":
-            confirmed = ConfirmMessageReceivedRequest.FromString(body).message_object_id
+            confirmed = _read(ConfirmMessageReceivedRequest, body).message_object_id
             if node.given is not None and confirmed == node.given[0]:
                 node.given, node.sent = None, 0
                 node.taken = confirmed
         elif call == "push-messages":
-            pushed = PushMessagesRequest.FromString(body)
+            pushed = _read(PushMessagesRequest, body)
             missing = set(PushMessagesResponse.FromString(bytes(answer.body)).objects_to_push)
             for message in pushed.messages_list:
                 node.sending[message.metadata.reply_to_message_id] = missing
             self._look(node)
         elif call == "push-object" and PushObjectResponse.FromString(bytes(answer.body)).stored:
-            found = PushObjectRequest.FromString(body).object_id
+            found = _read(PushObjectRequest, body).object_id
             for missing in node.sending.values():
                 missing.discard(found)
             self._look(node)
@@ -324,7 +328,7 @@ class NodeGateway:
 
     async def _pull(self, request: Request, node: Node, body: bytes) -> Response:
         """Answer a node's pull at once where there is a message, else when there is one, or empty after a while."""
-        node.node_id = PullMessagesRequest.FromString(body).node.node_id
+        node.node_id = _read(PullMessagesRequest, body).node.node_id
         if node.taken:  # nodes pull only after they answered the message before
             self.lost[node.taken] = None
             node.taken = ""
@@ -379,3 +383,9 @@ class NodeGateway:
             await asyncio.sleep(pause)  # the SuperLink's database was busy
         status = 503 if answer.status_code == 500 else answer.status_code
         return Response(answer.content, status, media_type=answer.headers.get("content-type"))
+
+
+def _read(kind: Any, body: bytes) -> Any:
+    """Return the message of Flower's that a node's call holds; raise ProtectionError where it holds none."""
+    with reading(ProtectionError):
+        return kind.FromString(body)

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedveil.client.learning.states import State, StateKey
 from fedveil.core.errors import SettingsError, TrainingError
+from fedveil.core.foreign import reading
 
 Layout = tuple[tuple[str, str, tuple[int, ...]], ...]  # name, dtype and shape of each array
 
@@ -33,11 +34,13 @@ class DiskStates:
         self._folder = folder
         self._session: dict[tuple[int, str], State] = {}
         self._slabs: dict[str, _Slab] = {}
-        for name, array in (index or {}).items():
-            key, _, part = name.partition("/")
-            if part == "slots":
-                layout = _read_layout(index[f"{key}/layout"])  # type: ignore[index]
-                self._slabs[key] = _Slab(folder / key, layout, dict(array.tolist()))
+        damaged = f"{folder}: the checkpoint's index of what clients keep between rounds is damaged"
+        with reading(lambda why: SettingsError(f"{damaged} ({why}); put it back, or start a new run")):
+            for name, array in (index or {}).items():
+                key, _, part = name.partition("/")
+                if part == "slots":
+                    layout = _read_layout(index[f"{key}/layout"])  # type: ignore[index]
+                    self._slabs[key] = _Slab(folder / key, layout, dict(array.tolist()))
 
     def get(self, client: int, key: StateKey) -> State | None:
         """Return a client's state, a copy of it where it is durable, or None."""
@@ -154,4 +157,8 @@ class _Slab:
 
 
 def _read_layout(array: np.ndarray) -> Layout:
-    return tuple((name, kind, tuple(shape)) for name, kind, shape in json.loads(array.tobytes()))
+    """Return the layout that a checkpoint holds; raise ValueError and others where it is none."""
+    layout = tuple((name, kind, tuple(shape)) for name, kind, shape in json.loads(array.tobytes()))
+    if any(np.dtype(kind).hasobject or any(side < 0 for side in shape) for _, kind, shape in layout):
+        raise ValueError("a layout of arrays that FedVeil does not keep")
+    return layout

@@ -54,7 +54,7 @@ def test_toml_gives_back_the_same_settings(seed, rate, hidden, batch, labels) ->
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("trainning.epochs=5", "did you mean 'training'"),
+        ("trainning.epochs=5", "did you mean 'training.epochs'"),
         ("training.epoch=5", "training.epoch: unknown setting; did you mean 'training.epochs'"),
         ("training.learning_rate=-1", "training.learning_rate = -1: must be greater than 0"),
         ("training.learning_rate=nan", "training.learning_rate = nan: must be"),

@@ -22,7 +22,8 @@ from fedveil.core.settings.sections import Data
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import Federated, load
 from fedveil.datasets.own.local import TASKS, Source, differences, local, parse_source, schema
-from fedveil.datasets.text import SPECIAL, hashed, tokenise
+from fedveil.datasets.text import SPECIAL, hashed
+from fedveil.datasets.tokens import tokenise
 from fedveil.models.networks.build import build, example
 
 WORDS = (*SPECIAL, "win", "now", "see", "you", "0")

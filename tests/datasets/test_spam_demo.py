@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from fedveil.core.settings.sections import Data
 from fedveil.datasets.published import spam_demo
-from fedveil.datasets.text import tokenise
+from fedveil.datasets.tokens import tokenise
 
 
 def test_there_are_2000_different_messages_and_they_are_said_to_be_made_up():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import sys
-import unicodedata
 import zlib
 from collections import Counter
 from functools import partial
@@ -17,48 +15,11 @@ from hypothesis import strategies as st
 from fedveil.core.errors import DataError
 from fedveil.core.settings.sections import Data
 from fedveil.datasets import splits, text
-from fedveil.datasets.text import PADDING, SPECIAL, UNKNOWN, encode, hashed, listed, tokenise
+from fedveil.datasets.text import PADDING, SPECIAL, UNKNOWN, encode, hashed, listed
+from fedveil.datasets.tokens import tokenise
 
 any_text = st.text(st.characters(exclude_categories=()), max_size=60)  # lone surrogates too
 messages = st.lists(any_text | st.sampled_from(["to be or not to be", "ça va? 12,5", ""]), min_size=1, max_size=12)
-
-
-def plain_tokenise(raw: str) -> list[str]:
-    """The slow and obvious way: a character at a time."""
-    tokens: list[str] = []
-    last = ""
-    for character in raw.lower():
-        kind = "letter" if character.isalnum() else "space" if character.isspace() else "other"
-        if unicodedata.category(character) == "Nd":
-            character, kind = "0", "digit"
-        if kind in ("letter", "digit") and kind == last:
-            tokens[-1] += character
-        elif kind != "space":
-            tokens.append(character)
-        last = kind
-    return tokens
-
-
-def test_the_example_in_the_documentation():
-    assert tokenise("Win £1,000!") == ["win", "£", "0", ",", "000", "!"]
-    assert tokenise("Don't_stop ٣٤x\n") == ["don", "'", "t", "_", "stop", "00", "x"]
-    assert tokenise(" \t\u3000") == []
-
-
-@given(any_text)
-def test_tokens_are_what_the_slow_way_gives_and_are_stable(raw):
-    tokens = tokenise(raw)
-    assert tokens == plain_tokenise(raw)
-    assert tokenise(" ".join(tokens)) == tokens
-    assert not any(token == "" or any(map(str.isspace, token)) for token in tokens)
-
-
-def test_every_single_character_of_unicode_is_tokenised_stably():
-    for code in range(sys.maxunicode + 1):
-        raw = chr(code)
-        tokens = tokenise(raw)
-        assert tokens == plain_tokenise(raw)
-        assert tokenise(" ".join(tokens)) == tokens
 
 
 @given(any_text.filter(bool), st.integers(3, 10**6))
@@ -179,7 +140,7 @@ def test_text_messages_are_the_published_ones(real_data, drop, size):
     lines = list(dict.fromkeys(lines)) if drop else lines
     assert spam == sum(line.startswith("spam\t") for line in lines)
     assert drop or spam == 747
-    tokens = sum(len(plain_tokenise(line.partition("\t")[2])) or 1 for line in lines)
+    tokens = sum(len(tokenise(line.partition("\t")[2])) or 1 for line in lines)
     assert (made.train.features != PADDING).sum() + (made.test.features != PADDING).sum() == tokens
 
 

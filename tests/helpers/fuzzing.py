@@ -1,7 +1,8 @@
 """Random bytes for every parser of what others send or what a file holds: which tests throw them, and how many.
 
-`make test` throws some thousands; `make claims` sets FEDVEIL_FUZZ, 100000 for what others send and 10000 for a user's own
-files, and each of these tests throws so many.
+`make test` throws some thousands, the same each time. `make claims` sets FEDVEIL_FUZZ, 100000 for what others send and 10000
+for a user's own files, and each of these tests throws so many, fresh ones; then it runs all other tests that draw examples
+with fresh ones (FEDVEIL_EXAMPLES=fresh).
 """
 
 from __future__ import annotations
@@ -19,14 +20,22 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).parents[2]
-VARIABLE = "FEDVEIL_FUZZ"
+VARIABLE, PROFILE = "FEDVEIL_FUZZ", "FEDVEIL_EXAMPLES"  # tests/conftest.py has the profiles
 STRANGERS = ("tests/privacy", "tests/core/test_framing.py")  # tests of what others send
 OWN_FILES = ("tests/datasets/own",)  # tests of what a user's file holds
+FRESH = {PROFILE: "fresh"}
+FILES = 10_000  # fresh inputs for a parser of files, which are written first
 
 
 def inputs(usual: int) -> int:
     """How many inputs each parser gets; `usual`: in `make test`."""
     return int(os.environ.get(VARIABLE, usual))
+
+
+def reads_files(usual: int) -> Callable[[Any], Any]:
+    """Mark a hypothesis test that writes files for a parser, `usual` in `make test`."""
+    number = FILES if os.environ.get(PROFILE) == "fresh" else usual
+    return lambda test: settings(max_examples=number, deadline=None)(test)
 
 
 def parses(*parsers: str, usual: int) -> Callable[[Any], Any]:
@@ -57,7 +66,9 @@ def throw(number: int, tests: Sequence[str] = STRANGERS, limit: float = 7200.0) 
             sys.executable, "-m", "pytest", "-m", "fuzz", "-n", "2", "--dist", "worksteal", "-q", "-p", "no:cacheprovider",
             f"--junitxml={report}", *tests,
         ]  # fmt: skip
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | {VARIABLE: str(number)}, timeout=limit, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | FRESH | {VARIABLE: str(number)}, timeout=limit, check=False
+        )
         if not report.exists():
             raise RuntimeError(
                 f"the tests that throw random bytes were ended with {done.returncode}, and left no report"
@@ -70,3 +81,15 @@ def throw(number: int, tests: Sequence[str] = STRANGERS, limit: float = 7200.0) 
     if done.returncode == 0 or not all(stood.values()):
         return stood
     raise RuntimeError(f"the tests that throw random bytes ended with {done.returncode}")
+
+
+def draw_fresh(limit: float = 7200.0) -> bool:
+    """Run all other tests that draw examples with fresh ones; whether all passed.
+
+    limit: seconds for all
+    """
+    command = [
+        sys.executable, "-m", "pytest", "-m", "hypothesis and not fuzz and not long", "-n", "2", "--dist", "worksteal", "-q",
+        "-p", "no:cacheprovider", "--ignore", "tests/deployment", "tests",
+    ]  # fmt: skip
+    return subprocess.run(command, cwd=ROOT, env=os.environ | FRESH, timeout=limit, check=False).returncode == 0

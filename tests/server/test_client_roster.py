@@ -89,7 +89,8 @@ class Machines:
                 continue
             metrics = {"client": self.there[node], "num-examples": 10 + self.there[node]} | told
             schema = metrics.pop("schema", SCHEMA)
-            content = {"metrics": MetricRecord(metrics), "config": ConfigRecord({"schema": json.dumps(schema)})}
+            schema = schema if isinstance(schema, str) else json.dumps(schema)
+            content = {"metrics": MetricRecord(metrics), "config": ConfigRecord({"schema": schema})}
             yield Message(to_parcel(RecordDict(content)), reply_to=message)
 
 
@@ -133,8 +134,9 @@ def test_clients_are_who_their_keys_say_in_their_order() -> None:
         ({"num-examples": 2.5}, "num-examples = 2.5"),
         ({"schema": {**SCHEMA, "classes": "0, 1, 2"}}, "classes: 0, 1 here, 0, 1, 2 there"),
         ({"schema": [1]}, "does not say what its data is"),
+        ({"schema": "[" * 100_000}, "does not say what its data is"),
     ],
-    ids=["refusal", "no-parcel", "other-number", "negative", "none", "half", "classes", "no-schema"],
+    ids=["refusal", "no-parcel", "other-number", "negative", "none", "half", "classes", "no-schema", "deep-schema"],
 )
 def test_who_cannot_take_part_is_named_with_the_reason_and_left_out(told, why) -> None:
     machines = Machines(4)

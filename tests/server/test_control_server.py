@@ -137,7 +137,9 @@ def test_a_run_that_the_superlink_refuses_has_failed_and_says_why(flower, tmp_pa
         ({"experiment": "[training]\nepochs = 0\n"}, "training.epochs"),
         ({"experiment": "no = toml"}, "not valid TOML"),
         ({"experiment": "digit"}, "did you mean 'digits'?"),
+        ({"experiment": "a = " + "[" * 100_000}, "not valid TOML"),
     ],
+    ids=["setting", "toml", "preset", "deep"],
 )
 def test_bad_settings_are_refused_and_nothing_is_kept(flower, tmp_path, body, said) -> None:
     control, _ = at(tmp_path)
@@ -171,6 +173,14 @@ def test_an_order_that_no_client_could_fulfil_is_refused_and_nothing_is_kept(flo
     assert "this federation has 1 registered clients" in told["error"]
     assert flower.started == []
     assert not list(tmp_path.glob("orders/*"))
+
+
+@pytest.mark.parametrize("body", [[1], {}, "text", None])
+def test_an_order_that_cannot_be_read_is_refused(flower, tmp_path, body) -> None:
+    control, _ = at(tmp_path)
+    ((status, told),) = asking(control, ("POST", "/runs", body))
+    assert (status, "cannot be read" in told.get("error", "")) == (400, True)
+    assert flower.started == []
 
 
 def test_a_run_whose_process_ends_without_a_word_has_failed(flower, tmp_path) -> None:

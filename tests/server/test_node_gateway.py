@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     ActivateNodeResponse,
@@ -381,3 +382,33 @@ def test_a_call_that_the_superlink_failed_is_passed_on_again() -> None:
         assert (await post(outside, "push-object", PushObjectRequest(object_id="a"))).status_code == 503
 
     running(story, pauses=(0.0, 0.0))
+
+
+def test_a_strangers_key_and_call_of_any_kind_are_refused_and_never_an_error_of_the_server() -> None:
+    rsa_key = rsa.generate_private_key(65537, 2048).public_key()
+    kinds = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    unknown = b"-----BEGIN PUBLIC KEY-----\nMAoGCCqGSM49BAMCAwIAAA==\n-----END PUBLIC KEY-----\n"
+    answers: list[int] = []
+
+    async def story(_gateway, outside, _link) -> None:
+        for public in (rsa_key.public_bytes(*kinds), unknown, b"", b"\xff" * 50):
+            headers = signed() | {"flwr-public-key": b64encode(public).decode()}
+            answers.append((await post(outside, "activate-node", b"", headers)).status_code)
+        for timestamp in ("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-01-01", "\u0663".encode()):
+            headers = {key: value for key, value in signed().items() if key != "flwr-timestamp"}
+            sent = await outside.post("/v1/fleet/activate-node", headers=headers | {"flwr-timestamp": timestamp})
+            answers.append(sent.status_code)
+
+    running(story, registry={})
+    assert answers == [401] * 8
+
+
+@pytest.mark.parametrize("body", [b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x0b" * 5000])
+def test_a_call_that_is_no_message_is_the_callers_fault(body) -> None:
+    async def story(_gateway, outside, link) -> None:
+        link.answers["push-messages"] = PushMessagesResponse()
+        for call in ("pull-messages", "push-messages", "push-object", "confirm-message-received"):
+            answer = await post(outside, call, body)
+            assert (call, answer.status_code) == (call, 400)
+
+    running(story)

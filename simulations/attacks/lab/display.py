@@ -14,6 +14,7 @@ from rich.text import Text
 
 from fedveil.core.examples import Examples
 from fedveil.datasets.text import UNKNOWN
+from fedveil.datasets.tokens import joined, space
 from fedveil.simulations.attacks.lab.lab import Outcome, Shown
 from fedveil.simulations.attacks.lab.observers import OBSERVERS
 from fedveil.simulations.attacks.lab.scoring import matched, sentence_of, words_of
@@ -102,9 +103,11 @@ def _read(recovers: str, examples: Examples, found: Any, words: tuple[str, ...] 
     if recovers == "sentence":
         wanted = sentence_of(examples)
         places = [i < len(wanted) and wanted[i] == word for i, word in enumerate(found)]
-        read = Text("  read   ")
+        read, before = Text("  read   "), ""
         for word, right in zip(found, places, strict=True):
-            read.append(_spell(word, words) + " ", FOUND if right else WRONG)
+            spelled = _spell(word, words)
+            read.append(space(before, spelled) + spelled, FOUND if right else WRONG)
+            before = spelled
         return [read, Text(f"  right  {sum(places)} of {len(wanted)} words in their place")]
     held = words_of(examples)
     told = [word for word in found if word > UNKNOWN]
@@ -138,6 +141,6 @@ def texts(examples: Examples, words: tuple[str, ...] | None) -> list[str]:
 
     def spell(row: Any) -> str:
         ids = [int(word) for word in row if word]
-        return " ".join("…" if word == UNKNOWN else words[word] if words is not None else f"#{word}" for word in ids)
+        return joined("…" if word == UNKNOWN else words[word] if words is not None else f"#{word}" for word in ids)
 
     return [spell(row) for row in examples.features]

@@ -16,7 +16,8 @@ from fedveil.core.settings.choice import Model
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.sections import Data, Training
 from fedveil.datasets.dataset import DataSet
-from fedveil.datasets.text import enron, tokenise
+from fedveil.datasets.text import enron
+from fedveil.datasets.tokens import tokenise
 from fedveil.models import parameters as weights
 from fedveil.models.networks.build import build
 from fedveil.simulations.attacks.lab.attack import launch, refusal
