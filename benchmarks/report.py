@@ -55,10 +55,12 @@ def table(rows: Sequence[Measures], notes: Sequence[str]) -> RenderableType:
     other = Table(title="first round done, s", title_justify="left", box=None, pad_edge=False)
     for i, heading in enumerate(HEADINGS):
         speed.add_column(
-            heading.replace("FedVeil / ", "ours/").replace(" / FedVeil", "/ours"), justify="left" if i == 0 else "right"
+            heading.replace("FedVeil / ", "ours/").replace(" / FedVeil", "/ours"),
+            overflow="fold",
+            justify="left" if i == 0 else "right",
         )
     for i, heading in enumerate(("job", "FedVeil", *PEERS, "memory, MB", "engine", "model")):
-        other.add_column(heading, justify="left" if i in (0, 5, 6) else "right")
+        other.add_column(heading, overflow="fold", justify="left" if i in (0, 5, 6) else "right")
     for row in rows:
         speed.add_row(*_cells(row))
         other.add_row(*_starts(row), row["model_sha256"][:12])
@@ -71,7 +73,7 @@ def tables(grids: Sequence[Grid], notes: Sequence[str]) -> RenderableType:
     for title, headings, rows in grids:
         grid = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for i, heading in enumerate(headings):
-            grid.add_column(heading, justify="left" if i == 0 else "right")
+            grid.add_column(heading, overflow="fold", justify="left" if i == 0 else "right")
         for row in rows:
             grid.add_row(*row)
         shown += [grid, ""]
@@ -97,7 +99,7 @@ def growth_table(rows: Sequence[Measures]) -> RenderableType:
     """Return a table of time and memory at each point."""
     grid = Table(box=None, pad_edge=False)
     for heading in ("population", "cohort", "ms a round", "ms a client", "first round, s", "memory, MB", "engine"):
-        grid.add_column(heading, justify="right")
+        grid.add_column(heading, overflow="fold", justify="right")
     for row in rows:
         grid.add_row(*_point(row))
     return grid

@@ -82,10 +82,13 @@ def attack(
     warm = experiment_of(preset or DEFAULTS.get(str(name), "digits"), others, seed) if after else None
     from fedveil.simulations.attacks.lab.display import progress, show
     from fedveil.simulations.attacks.lab.lab import attack as run_attack
-    from fedveil.simulations.attacks.lab.lab import fitting
+    from fedveil.simulations.attacks.lab.lab import find_attack, fitting
     from fedveil.simulations.attacks.lab.report import new_folder, write_report
 
     names = [name] if name else fitting(experiment, observer)
+    if console and not name:
+        costs = ", ".join(f"{each} ({find_attack(each).cost})" for each in names)
+        console.print(f"attacks  {costs}", highlight=False, soft_wrap=True, markup=False)
     asked = frozenset(parse_assignments(assignments or []))
     folder = new_folder(out, name or "against")
     outcomes: list[Any] = []

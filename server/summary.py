@@ -97,6 +97,7 @@ def scores_line(row: Row, state: State) -> str:
         ("test_accuracy", "test accuracy"),
         ("test_f1", "F1"),
         ("validation_accuracy", "validation accuracy"),
+        ("validation_f1", "validation F1"),
     ):
         if row.get(name) is not None:
             words.append(f"{label} {row[name]:.4f}")

@@ -315,3 +315,12 @@ def test_archives_with_other_mails_are_refused(empty, site, monkeypatch):
     with pytest.raises(DataError, match=r"ham\.txt as made from"):
         sources.find("enron")
     assert leftovers(empty.cache) == []
+
+
+def test_a_download_says_that_it_was_the_proxy_that_failed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(DataError, match="the proxy of HTTPS_PROXY or HTTP_PROXY failed: Connection refused") as failed:
+        downloads.download("https://data.example/file", tmp_path / "file", None)
+    assert "secret" not in str(failed.value)

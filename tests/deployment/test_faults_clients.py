@@ -59,6 +59,7 @@ def test_a_client_killed_in_the_middle_of_sending_leaves_nothing_and_rejoins(fed
         before = host.sent
         federation.release(3)
         eventually(lambda: host.sent > before + 60_000, END, "client 3 sends its update")
+        host.slow(8)  # where other work delays the kill, the rest must not slip out meanwhile
         federation.clients[3].kill()
         assert host.sent < before + 150_000, "it had sent nearly all"
     finally:

@@ -239,7 +239,7 @@ def stranger_s(folder: Path) -> dict[str, str]:
     """Headers signed with a key of the right kind that its owner made himself."""
     private, _ = new_identity()
     (folder / "identity.key").write_bytes(private)
-    return greeting._signed(folder / "identity.key")
+    return greeting._signed(folder / "identity.key", datetime.now(UTC))
 
 
 def test_a_stranger_gets_nothing_from_any_path_of_the_server_s_port(place: Place, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_a_registered_client_gets_nothing_but_the_node_part(place: Place) -> Non
     key = place.federation.keys / "client-1" / "identity.key"
 
     def knock() -> set[tuple[str, int]]:
-        return {(path, call(place, "POST", path, greeting._signed(key))[0]) for path in others}
+        return {(path, call(place, "POST", path, greeting._signed(key, datetime.now(UTC)))[0]) for path in others}
 
     assert {status for _, status in place.client.call(knock)} <= {400, 404}
 

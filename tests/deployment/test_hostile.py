@@ -6,6 +6,7 @@ import math
 import os
 import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -111,7 +112,7 @@ def test_a_gigabyte_in_one_call_is_refused_before_the_server_holds_it(federation
     def push() -> int:
         url = f"https://{federation.at.address}:{PORT}/v1/fleet/push-object"
         try:
-            headers = greeting._signed(keys / "identity.key")
+            headers = greeting._signed(keys / "identity.key", datetime.now(UTC))
             return httpx.post(url, content=gigabyte(), headers=headers, verify=trust, timeout=END).status_code
         except (httpx.WriteError, httpx.RemoteProtocolError):  # closed while this still sent
             return 413
@@ -134,7 +135,9 @@ def test_a_gigabyte_in_pieces_is_refused_before_the_server_keeps_it(federation: 
         url = f"https://{federation.at.address}:{PORT}/v1/fleet/push-object"
         with httpx.Client(verify=trust, timeout=END) as line:
             return [
-                line.post(url, content=piece, headers=greeting._signed(keys / "identity.key")).status_code
+                line.post(
+                    url, content=piece, headers=greeting._signed(keys / "identity.key", datetime.now(UTC))
+                ).status_code
                 for _ in range(8)
             ]
 

@@ -110,7 +110,7 @@ class Host:
     def slow(self, kilobits: int | None) -> None:
         """Send no more than so much a second; None for as fast as it can."""
         limit = ["tbf", "rate", f"{kilobits}kbit", "burst", "16kb", "latency", "200ms"]
-        change = ["del", "dev", "eth0", "root"] if kilobits is None else ["add", "dev", "eth0", "root", *limit]
+        change = ["del", "dev", "eth0", "root"] if kilobits is None else ["replace", "dev", "eth0", "root", *limit]
         subprocess.run(["tc", "-n", self.space, "qdisc", *change], check=True, capture_output=True)
 
     @property
