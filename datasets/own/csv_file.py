@@ -242,7 +242,7 @@ def _rows(path: Path, stream: TextIOBase, separator: str) -> Iterator[tuple[int,
 
 def _opened(text: str, separator: str) -> int:
     """Return the line of a row's text, from 1, on which its last quoted cell begins; 0 where none is quoted."""
-    quoted = re.compile(rf'(?:^|(?<=[{re.escape(separator)}\r\n]))"(?:[^"]|"")*"?')
+    quoted = re.compile(rf'(?:^|(?<=[{re.escape(separator)}\r\n]))"[^"]*(?:""[^"]*)*"?')
     starts = [found.start() for found in quoted.finditer(text)]
     return len(text[: starts[-1]].splitlines()) + (text[: starts[-1]][-1:] in ("", "\n", "\r")) if starts else 0
 
