@@ -29,7 +29,16 @@ FILE = "checkpoint/state.safetensors"
 FORMAT = 3
 MODEL, BEST = "model.safetensors", "best.safetensors"
 SEALED_MODEL, SEALED_BEST = "model.sealed", "best.sealed"  # encrypted models
-STORED_APART = ("parameters", "best_parameters", "pending", "train_losses", "asked", "clients", "client_index")
+STORED_APART = (
+    "constants",
+    "parameters",
+    "best_parameters",
+    "pending",
+    "train_losses",
+    "asked",
+    "clients",
+    "client_index",
+)
 Parameters = dict[str, np.ndarray]
 # the types of numbers that a strategy may keep: NumPy's names, and safetensors'
 KINDS = {
@@ -66,6 +75,7 @@ class State:
     fewest: of a run with noise, the clients in the smallest sum; 0 before the first round
     population, drawn: of a run with noise, the fewest clients that a cohort was drawn from, and the largest cohort; 0
     before the first round
+    constants: buffers of the network, which stand in the file of a model beside its weights; they are no message's
     """
 
     parameters: Parameters
@@ -90,6 +100,7 @@ class State:
     fewest: int = 0
     population: int = 0
     drawn: int = 0
+    constants: Parameters = field(default_factory=dict)
 
 
 def save_state(record: Record, experiment: Experiment, state: State, strategy: Strategy) -> None:
@@ -141,16 +152,16 @@ def _write_models(record: Record, state: State, *, best: bool) -> None:
         if best and SEALED in state.best_parameters:
             record.write(SEALED_BEST, state.best_parameters[SEALED].data, flush=False)
         return
-    content = model_file(state.parameters)
+    content = model_file(state.parameters, state)
     record.write(MODEL, content, flush=False)
     if best and state.best_parameters:
         same = state.best_parameters is state.parameters
-        record.write(BEST, content if same else model_file(state.best_parameters), flush=False)
+        record.write(BEST, content if same else model_file(state.best_parameters, state), flush=False)
 
 
-def model_file(parameters: Parameters) -> bytes:
-    """Return weights as a safetensors file."""
-    return save({name: np.asarray(value, order="C") for name, value in parameters.items()})
+def model_file(parameters: Parameters, state: State) -> bytes:
+    """Return weights, with the network's constants, as a safetensors file."""
+    return save({name: np.asarray(value, order="C") for name, value in (parameters | state.constants).items()})
 
 
 def _pack(arrays: Parameters, about: dict[str, str]) -> list[bytes | memoryview]:
