@@ -13,7 +13,8 @@ from hashlib import sha256
 from typing import Any
 
 from fedveil.core.errors import SettingsError
-from fedveil.core.record.record import Record, environment
+from fedveil.core.record.environment import environment
+from fedveil.core.record.record import Record
 from fedveil.core.settings.experiment import Experiment
 
 FILE = "environment.json"
