@@ -26,13 +26,13 @@ from fedveil.client.learning.pipeline import durable_keys
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.client.learning.states import ClientStates, ContextStates, StateKey, lend, take_back
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError, TrainingError
+from fedveil.core.places import where
 from fedveil.core.record.record import Record
 from fedveil.core.wire.flower import ErrorCode
 from fedveil.core.wire.messages import CLIENT, CONFIG
 from fedveil.server.federation import Federation, federate
 from fedveil.server.nodes import ClientGrid, WrappedGrid
 from fedveil.server.rounds.context import Hooks
-from fedveil.simulations.engine.grid import where
 
 POLL = 0.02  # seconds between polls for replies
 
