@@ -17,12 +17,39 @@ def get(network: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
 
 
-def load(network: nn.Module, parameters: Mapping[str, Tensor]) -> None:
-    """Copy `parameters` into the network; raise DataError where names or shapes do not fit it."""
-    check_fit(network, parameters)
+def constants(network: nn.Module) -> dict[str, Tensor]:
+    """Return the network's buffers that its `state_dict` holds, by name; training changes none of them."""
+    weights = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    return {
+        name: value.detach()
+        for name, value in network.state_dict().items()
+        if name not in weights and isinstance(value, Tensor)
+    }
+
+
+def load(network: nn.Module, stored: Mapping[str, Tensor]) -> None:
+    """Copy the content of a model's file into the network; raise DataError where it does not fit it.
+
+    stored: the weights, and the network's constants
+    """
+    parameters = without_constants(network, stored)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(parameters[name])
+
+
+def without_constants(network: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights in a model's file; raise DataError where they, or the constants there, are of another network."""
+    own = constants(network)
+    parameters = {name: tensor for name, tensor in stored.items() if name not in own}
+    check_fit(network, parameters)
+    for name, value in own.items():
+        if name in stored and not torch.equal(stored[name].nan_to_num(), value.cpu().nan_to_num()):
+            raise DataError(
+                f"these weights are not of this network: they were trained with another '{name}', which is no weight and is "
+                "made from the seed; use the seed and the [model] settings of their run"
+            )
+    return parameters
 
 
 def check_fit(network: nn.Module, parameters: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from zlib import crc32
 
 import numpy as np
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from safetensors.numpy import load, save
 
 from fedveil.core.errors import SettingsError
@@ -26,16 +26,26 @@ from fedveil.core.wire.messages import SEALED, from_arrays, to_arrays
 from fedveil.server.rounds.strategy import Strategy
 
 FILE = "checkpoint/state.safetensors"
-FORMAT = 3
+FORMAT = 4
 MODEL, BEST = "model.safetensors", "best.safetensors"
 SEALED_MODEL, SEALED_BEST = "model.sealed", "best.sealed"  # encrypted models
-STORED_APART = ("parameters", "best_parameters", "pending", "train_losses", "asked", "clients", "client_index")
+STORED_APART = (
+    "constants",
+    "parameters",
+    "best_parameters",
+    "pending",
+    "train_losses",
+    "asked",
+    "clients",
+    "client_index",
+)
 Parameters = dict[str, np.ndarray]
 # the types of numbers that a strategy may keep: NumPy's names, and safetensors'
 KINDS = {
     "|b1": "BOOL", "|u1": "U8", "|i1": "I8", "<u2": "U16", "<i2": "I16", "<u4": "U32", "<i4": "I32", "<u8": "U64",
     "<i8": "I64", "<f2": "F16", "<f4": "F32", "<f8": "F64",
 }  # fmt: skip
+RECORDS: dict[str, Any] = {"ArrayRecord": to_arrays, "MetricRecord": MetricRecord, "ConfigRecord": ConfigRecord}
 
 
 class ClientStore(Protocol):
@@ -66,6 +76,7 @@ class State:
     fewest: of a run with noise, the clients in the smallest sum; 0 before the first round
     population, drawn: of a run with noise, the fewest clients that a cohort was drawn from, and the largest cohort; 0
     before the first round
+    constants: buffers of the network, which stand in the file of a model beside its weights; they are no message's
     """
 
     parameters: Parameters
@@ -90,6 +101,7 @@ class State:
     fewest: int = 0
     population: int = 0
     drawn: int = 0
+    constants: Parameters = field(default_factory=dict)
 
 
 def save_state(record: Record, experiment: Experiment, state: State, strategy: Strategy) -> None:
@@ -105,11 +117,10 @@ def save_state(record: Record, experiment: Experiment, state: State, strategy: S
     arrays["train_losses"] = np.array(state.train_losses, np.float64)
     if state.asked:
         arrays["asked"] = np.array(sorted(state.asked.items()), np.int64)
-    kept: dict[str, tuple[str, Any]] = {}
+    kept: dict[str, Any] = {}
     for attribute, value in strategy.kept().items():
-        kind, items, plain = _take_apart(value, f"{experiment.federation.strategy}.{attribute}")
-        kept[attribute] = (kind, plain if kind == "plain" else list(items))
-        arrays |= {f"strategy/{attribute}/{k}": v for k, v in items.items()}
+        kept[attribute], own = _take_apart(value, f"{experiment.federation.strategy}.{attribute}")
+        arrays |= {f"strategy/{attribute}/{k}": v for k, v in own.items()}
     record.settle()
     arrays |= {f"rows/{name}": np.frombuffer(table.rows, np.uint8) for name, table in record.tables.items()}
     description = {
@@ -141,16 +152,16 @@ def _write_models(record: Record, state: State, *, best: bool) -> None:
         if best and SEALED in state.best_parameters:
             record.write(SEALED_BEST, state.best_parameters[SEALED].data, flush=False)
         return
-    content = model_file(state.parameters)
+    content = model_file(state.parameters, state)
     record.write(MODEL, content, flush=False)
     if best and state.best_parameters:
         same = state.best_parameters is state.parameters
-        record.write(BEST, content if same else model_file(state.best_parameters), flush=False)
+        record.write(BEST, content if same else model_file(state.best_parameters, state), flush=False)
 
 
-def model_file(parameters: Parameters) -> bytes:
-    """Return weights as a safetensors file."""
-    return save({name: np.asarray(value, order="C") for name, value in parameters.items()})
+def model_file(parameters: Parameters, state: State) -> bytes:
+    """Return weights, with the network's constants, as a safetensors file."""
+    return save({name: np.asarray(value, order="C") for name, value in (parameters | state.constants).items()})
 
 
 def _pack(arrays: Parameters, about: dict[str, str]) -> list[bytes | memoryview]:
@@ -194,40 +205,70 @@ def _unpack(content: bytes) -> tuple[dict[str, str], Parameters]:
     return about, load(content)
 
 
-def _take_apart(value: Any, name: str) -> tuple[str, Parameters, Any]:
-    """Return the kind of a strategy's value, its arrays by name, and its part that is no array."""
-    if isinstance(value, ArrayRecord):
-        return "record", from_arrays(value), None
-    if _is_array(value):
-        return "array", {"": value}, None
-    if isinstance(value, dict) and value and all(_is_array(v) for v in value.values()):
-        return "dict", {str(k): v for k, v in value.items()}, None
-    if isinstance(value, list | tuple) and value and all(_is_array(v) for v in value):
-        return "list", {str(i): v for i, v in enumerate(value)}, None
+def _take_apart(value: Any, name: str) -> tuple[Any, Parameters]:
+    """Return a strategy's value as JSON can hold it, and its arrays; raise SettingsError where it cannot be stored."""
+    arrays: Parameters = {}
     try:
-        if json.loads(json.dumps(value)) == (list(value) if isinstance(value, tuple) else value):
-            return "plain", {}, value
-    except (TypeError, ValueError):
-        pass  # reported below, with the values that JSON changes
-    raise SettingsError(
-        f"federation.strategy: {name} is a {type(value).__name__}, which no checkpoint can hold; a strategy may keep "
-        "arrays, dicts and lists of arrays, numbers, text, and lists and dicts of those"
-    )
+        return _branch(value, arrays), arrays
+    except TypeError:
+        raise SettingsError(
+            f"federation.strategy: {name} is a {type(value).__name__}, which no checkpoint can hold; a strategy may keep "
+            "arrays, numbers, text, Flower's records, and lists, tuples and dicts of those; what is of another type must stay "
+            "as it was when the strategy was made"
+        ) from None
+
+
+def _branch(value: Any, arrays: Parameters) -> Any:
+    """Return a value as JSON can hold it, and put its arrays into `arrays`; raise TypeError where it cannot be held."""
+    if _is_array(value):
+        arrays[str(len(arrays))] = value
+        return {"array": str(len(arrays) - 1)}
+    kind = type(value)  # a subclass would come back as what it is made of
+    if value is None or kind in (bool, int, float, str):
+        return value
+    if isinstance(value, ArrayRecord):
+        return {"ArrayRecord": _branch(from_arrays(value), arrays)}
+    if kind in (MetricRecord, ConfigRecord):
+        return {kind.__name__: _branch(dict(value), arrays)}
+    if kind in (list, tuple):
+        return {kind.__name__: [_branch(one, arrays) for one in value]}
+    if kind is dict:
+        return {"dict": [[_branch(key, arrays), _branch(one, arrays)] for key, one in value.items()]}
+    raise TypeError
+
+
+def _put_together(branch: Any, arrays: Parameters) -> Any:
+    """Return the value that `_take_apart` took apart."""
+    if not isinstance(branch, dict):
+        return branch
+    ((kind, inner),) = branch.items()
+    if kind == "array":
+        return arrays[inner]
+    if kind == "dict":
+        return {_put_together(key, arrays): _put_together(value, arrays) for key, value in inner}
+    if kind in RECORDS:
+        return RECORDS[kind](_put_together(inner, arrays))
+    made = [_put_together(value, arrays) for value in inner]
+    return tuple(made) if kind == "tuple" else made
+
+
+def can_store(value: Any) -> bool:
+    """Say whether a checkpoint can hold a strategy's value."""
+    try:
+        _take_apart(value, "")
+    except SettingsError:
+        return False
+    return True
+
+
+def check_storable(strategy: Strategy, name: str) -> None:
+    """Raise SettingsError, naming the attribute, where a strategy keeps what no checkpoint can hold."""
+    for attribute, value in strategy.kept().items():
+        _take_apart(value, f"{name}.{attribute}")
 
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray | np.generic) and value.dtype.str in KINDS
-
-
-def _put_together(kind: str, items: Parameters, plain: Any) -> Any:
-    """Return the value that `_take_apart` took apart."""
-    if kind == "record":
-        return to_arrays(items)
-    if kind == "array":
-        return items[""]
-    if kind == "dict":
-        return items
-    return list(items.values()) if kind == "list" else plain
 
 
 def begun(record: Record) -> bool:
@@ -268,12 +309,13 @@ def _read(record: Record) -> tuple[State, dict[str, Any]]:
             f"fedveil resume {record.folder}: experiment.toml is not the one that the checkpoint was made with: it was edited, or "
             "one of them is another run's; put it back, or start a new run"
         )
-    stored: dict[str, tuple[str, Any]] = description.pop("strategy")
+    stored: dict[str, Any] = description.pop("strategy")
     order: list[str] = description.pop("order")
     kept: dict[str, Any] = {}
-    for attribute, (kind, keys) in stored.items():
-        items = {} if kind == "plain" else {key: arrays[f"strategy/{attribute}/{key}"] for key in keys}
-        kept[attribute] = _put_together(kind, items, keys)
+    for attribute, branch in stored.items():
+        before = f"strategy/{attribute}/"
+        own = {key.removeprefix(before): value for key, value in arrays.items() if key.startswith(before)}
+        kept[attribute] = _put_together(branch, own)
     record.tables = {
         name: Table(length, crc, arrays[f"rows/{name}"].tobytes())
         for name, (length, crc) in description.pop("tables").items()

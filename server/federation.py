@@ -30,7 +30,7 @@ from fedveil.models.computing import find_device, one_thread
 from fedveil.models.local.evaluation import evaluate
 from fedveil.models.local.training import check_training
 from fedveil.models.networks.build import build
-from fedveil.models.parameters import from_numpy, get, to_numpy
+from fedveil.models.parameters import constants, from_numpy, get, to_numpy
 from fedveil.privacy.defences import find_defence
 from fedveil.privacy.dp.accounting import describe
 from fedveil.privacy.fixed_point import Layout
@@ -121,6 +121,7 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
                 f"fedveil resume {resume.folder}: the data is not what it was when the run began; start a new run"
             )
         strategy.restore(kept)
+    state.constants = to_numpy(constants(network))
     return Federation(experiment, federated, network, strategy, state, device)
 
 

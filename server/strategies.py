@@ -14,7 +14,9 @@ from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ARRAYS, CONFIG, ROUND
-from fedveil.server.flower_strategies import FlowerStrategy, make_flower_strategy
+from fedveil.server.checkpoint import check_storable
+from fedveil.server.flower_strategies import FlowerStrategy
+from fedveil.server.own_strategies import make_flower_strategy
 from fedveil.server.rounds.rows import merged_scores
 from fedveil.server.rounds.sampling import draw
 from fedveil.server.rounds.strategy import Strategy
@@ -31,6 +33,7 @@ class AlgorithmStrategy:
         self.reports = algorithm.reports
         self._algorithm, self._cohort, self._evaluators, self._metrics = algorithm, cohort, evaluators, metrics
         self._state: State | None = None
+        self.told: Mapping[str, Any] = {}
 
     def train_messages(
         self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, stream: Stream
@@ -69,13 +72,18 @@ def make(experiment: Experiment, metrics: MetricSet) -> Strategy:
     """Return the strategy that an experiment names: an algorithm, or a user's own Flower strategy.
 
     metrics: of evaluations
+    Raise SettingsError where it cannot be made, or keeps what no checkpoint can hold.
     """
     chosen, cohort = experiment.federation.strategy, experiment.federation.cohort
     found = chosen.load()
     evaluators = (experiment.evaluation.cohort or cohort) if experiment.evaluation.federated else 0
     if declares(found):
         return AlgorithmStrategy(found(chosen.settings, experiment), cohort, evaluators, metrics)
-    return FlowerStrategy(chosen.name, make_flower_strategy(found, experiment, evaluators, metrics))
+    strategy = FlowerStrategy(
+        chosen.name, make_flower_strategy(found, chosen.name, experiment, evaluators, metrics), metrics
+    )
+    check_storable(strategy, chosen.name)
+    return strategy
 
 
 def _messages(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 from fedveil.core.errors import FedveilError, SettingsError, nearest
 from fedveil.core.foreign import reading
-from fedveil.simulations.engine.grid import where
+from fedveil.core.places import where
 from fedveil.simulations.flower import flatten_dict, get_flwr_home
 
 KINDS = ("serverapp", "clientapp")
@@ -31,6 +33,7 @@ class AppFolder:
 
     folder: an absolute path; server, client: module:attribute
     config: the defaults of the run config, nested tables flattened with dots
+    flower: the versions of Flower that it asks for, as in its dependencies; empty where it does not say
     federations: the table of that name, in which older apps say how many clients they simulate
     """
 
@@ -39,6 +42,7 @@ class AppFolder:
     client: str
     config: dict[str, Scalar]
     federations: dict[str, Any]
+    flower: str = ""
 
 
 def read_app(folder: Path) -> AppFolder:
@@ -47,14 +51,24 @@ def read_app(folder: Path) -> AppFolder:
     path = folder / "pyproject.toml"
     if not path.is_file():
         raise SettingsError(f"fedveil app {folder}: is not the folder of a Flower app (it has no pyproject.toml)")
-    flower = _table(_read(path), "tool", "flwr")
+    content = _read(path)
+    flower = _table(content, "tool", "flwr")
     components = _table(flower, "app", "components")
     server, client = (_reference(components.get(kind), f"{path}: [tool.flwr.app.components] {kind}") for kind in KINDS)
     try:
         config = flatten_dict(_table(flower, "app", "config"))
     except ValueError as error:
         raise SettingsError(f"{path}: [tool.flwr.app.config] {error}") from None
-    return AppFolder(folder, server, client, config, _table(flower, "federations"))
+    return AppFolder(folder, server, client, config, _table(flower, "federations"), _written_for(content))
+
+
+def _written_for(content: dict[str, Any]) -> str:
+    """Return the versions of Flower in an app's dependencies, as `>=1.20,<2`; empty where it names none."""
+    named = _table(content, "project").get("dependencies")
+    for one in named if isinstance(named, list) else []:
+        if found := re.match(r"\s*flwr\s*(?:\[[^\]]*\])?\s*([^;]*)", str(one)):
+            return found[1].strip(" ()")
+    return str(_table(content, "tool", "flwr", "app").get("flwr-version-target", ""))
 
 
 def find_clients(app: AppFolder, given: int | None) -> int:
@@ -169,11 +183,15 @@ def load(app: AppFolder, reference: str, kind: type[App]) -> App:
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             raise SettingsError(f"{place}: '{reference}': there is no module '{error.name}' in {app.folder}") from None
+        if _of_flower(error):
+            raise _other_flower(app, error) from None
         raise SettingsError(
             f"fedveil app {app.folder}: the app needs the module '{error.name}', which is not installed{where(error, app.folder)}; "
             f"install it with {sys.executable} -m pip install"
         ) from None
     except (Exception, SystemExit) as error:
+        if isinstance(error, ImportError) and _of_flower(error):
+            raise _other_flower(app, error) from None
         raise FedveilError(f"importing '{module}' failed: {reason(error, app.folder)}") from error
     for name in attributes.split("."):
         if not hasattr(found, name):
@@ -182,6 +200,21 @@ def load(app: AppFolder, reference: str, kind: type[App]) -> App:
     if not isinstance(found, kind):
         raise SettingsError(f"{place}: '{reference}': is a {type(found).__name__}, and must be a {kind.__name__}")
     return found
+
+
+def _of_flower(error: ImportError) -> bool:
+    return (error.name or "").partition(".")[0] == "flwr"
+
+
+def _other_flower(app: AppFolder, error: ImportError) -> SettingsError:
+    """Return the error for an app that imports what the installed Flower does not have."""
+    said = (
+        f"its pyproject.toml asks for flwr {app.flower}" if app.flower else "its pyproject.toml does not say for which"
+    )
+    return SettingsError(
+        f"fedveil app {app.folder}: was written for another Flower: {error}{where(error, app.folder)}\n"
+        f"  Flower {metadata.version('flwr')} is installed here, and {said}; take the app for this Flower, or change that line"
+    )
 
 
 def reason(error: BaseException, folder: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from flwr.serverapp import ServerApp
 
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError
 from fedveil.core.randomness import Stream, global_random, torch_random
-from fedveil.core.wire.flower import ErrorCode
+from fedveil.core.wire.flower import ErrorCode, act_as
 from fedveil.core.wire.messages import wire_bytes
 from fedveil.server.summary import megabytes
 from fedveil.simulations.app_folder import (
@@ -32,8 +34,12 @@ from fedveil.simulations.app_folder import (
     reason,
 )  # fmt: skip
 from fedveil.simulations.engine.grid import RUN_ID, InProcessGrid
+from fedveil.simulations.flower import MANAGER, SERVER
+from fedveil.simulations.generators import Parties
 
-PATIENCE = 5  # calls of `get_node_ids`, and seconds, after which an app that sends nothing waits for nodes in vain
+CALLS = 5  # of `get_node_ids` by an app that only waits, after which it waits for nodes in vain
+PATIENCE = 5.0  # seconds that it must have waited by then
+BUSY = 0.2  # share of a processor's time above which it works
 
 
 class AppGrid(InProcessGrid):
@@ -43,27 +49,46 @@ class AppGrid(InProcessGrid):
     bytes_down, bytes_up: bytes of the contents of messages and of replies
     """
 
-    def __init__(self, app: ClientApp, clients: int, config: dict[str, Scalar], folder: Path) -> None:
+    def __init__(self, app: ClientApp, clients: int, config: dict[str, Scalar], folder: Path, parties: Parties) -> None:
+        """`folder`: of the app, whose lines errors name; `parties`: the generators of each client."""
         super().__init__(app, clients, config)
+        act_as(RUN_ID, SERVER, 1)
         self.messages = self.failures = self.bytes_down = self.bytes_up = 0
-        self._folder = folder
+        self.in_vain: FedveilError | None = None
+        self._folder, self._parties = folder, parties
+        self._server = threading.get_ident()  # the thread that runs the app's server, where it is the one that waits
         self._asked: dict[str, int] = {}  # messages by kind; in `_failed`, those that failed
         self._failed: dict[str, int] = {}
-        # calls of `get_node_ids` since the last message, and the time of the first
-        self._waiting: tuple[int, float] = (0, 0.0)
+        self._took: dict[str, float] = {}  # seconds that a message's client worked
+        self._waiting = _Waiting()
         self._turn = Lock()  # Flower's older strategies send from several threads
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the node ids by partition; raise FedveilError where the app waits for more nodes in vain."""
-        asked, since = self._waiting
-        now = time.monotonic()
-        self._waiting = (asked + 1, since if asked else now)
-        if asked >= PATIENCE and now - since > PATIENCE:
-            raise FedveilError(
+        here = threading.get_ident() == self._server
+        # Flower's older interface asks on a thread of its own, every five seconds, also while its server works
+        if (here or _waits_in_manager(self._server)) and self._waiting.in_vain(CALLS if here else 1):
+            self.in_vain = FedveilError(
                 f"the app's server waits for more clients, and there are {self._clients}; give it more with --clients, or lower "
                 "the least number that its strategy asks for"
             )
+            if here:
+                raise self.in_vain
+            if self._server == threading.main_thread().ident:
+                signal.pthread_kill(self._server, signal.SIGINT)  # it waits for a day, and nothing else wakes it
         return super().get_node_ids()
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Run the client of each message; return the replies in order, without those that took longer than `timeout`.
+
+        timeout: seconds; clients work one after another, and each is given its own time, as if all worked at once
+        """
+        sent = list(messages)
+        replies = [reply for _, reply in self.answers(sent)]
+        took = [self._took.pop(message.metadata.message_id) for message in sent]
+        if timeout is None:
+            return replies
+        return [reply for reply, seconds in zip(replies, took, strict=True) if seconds <= timeout]
 
     def lost(self) -> str | None:
         """Return a kind of message that every client answered by an error; None where there is none."""
@@ -72,11 +97,14 @@ class AppGrid(InProcessGrid):
     def _run_client(self, message: Message) -> Message:
         kind = message.metadata.message_type
         with self._turn:
-            self._waiting = (0, 0.0)
             self._asked[kind] = self._asked.get(kind, 0) + 1
             self.messages += 1
             self.bytes_down += wire_bytes(message.content)
-            reply = self._answer(message)
+            started = time.monotonic()
+            with self._parties.client(message.metadata.dst_node_id):
+                reply = self._answer(message)
+            self._took[message.metadata.message_id] = time.monotonic() - started
+            self._waiting = _Waiting()
             if reply.has_error():
                 self.failures += 1
                 self._failed[kind] = self._failed.get(kind, 0) + 1
@@ -97,6 +125,8 @@ class AppGrid(InProcessGrid):
             reply = self._app(deepcopy(message), context)
             if not isinstance(reply, Message):
                 raise TypeError(f"the client app returned a {type(reply).__name__}, not a Message")
+            if reply.metadata.reply_to_message_id != message.metadata.message_id:
+                raise ValueError("the client app returned a Message that is no reply to its own; make it with reply_to")
         except (Exception, SystemExit) as error:
             why = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason(error, self._folder))
             return Message(why, reply_to=message)
@@ -125,8 +155,12 @@ def run_app(
     started = time.perf_counter()
     try:
         with _seeded(seed), importable(app.folder):
-            server = load(app, app.server, ServerApp)
-            grid = AppGrid(load(app, app.client, ClientApp), count, config, app.folder)
+            parties = Parties(seed)
+            with parties.importing(app.server.partition(":")[0], server=True):
+                server = load(app, app.server, ServerApp)
+            with parties.importing(app.client.partition(":")[0], server=False):
+                client = load(app, app.client, ClientApp)
+            grid = AppGrid(client, count, config, app.folder, parties)
             _serve(app, server, grid, config)
         if kind := grid.lost():
             raise FedveilError(f"no client answered a '{kind}' message without an error; the reasons are above")
@@ -149,11 +183,44 @@ def _serve(app: AppFolder, server: ServerApp, grid: AppGrid, config: dict[str, S
     context = Context(run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config=dict(config))
     try:
         server(grid, context)
+    except KeyboardInterrupt:
+        if grid.in_vain is None:
+            raise
     except SystemExit as error:
         if error.code not in (None, 0):
             raise FedveilError(f"the app's server ended with exit code {error.code}") from error
     except Exception as error:
-        raise FedveilError(f"the app's server failed: {reason(error, app.folder)}") from error
+        if error is not grid.in_vain:
+            raise FedveilError(f"the app's server failed: {reason(error, app.folder)}") from error
+    if grid.in_vain is not None:
+        raise grid.in_vain
+
+
+class _Waiting:
+    """Calls of `get_node_ids` since the last message, by a server that does nothing else."""
+
+    def __init__(self) -> None:
+        self.calls, self._since, self._worked = 0, 0.0, 0.0
+
+    def in_vain(self, calls: int) -> bool:
+        """Count a call; say whether there were as many before it, for long enough, and no work between them."""
+        now, worked = time.monotonic(), time.process_time()
+        if not self.calls or worked - self._worked > BUSY * (
+            now - self._since
+        ):  # an evaluation on the server, most often
+            self.calls, self._since, self._worked = 0, now, worked
+        self.calls += 1
+        return self.calls > calls and now - self._since > PATIENCE
+
+
+def _waits_in_manager(thread: int) -> bool:
+    """Say whether a thread waits for clients in the client manager of Flower's older interface."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code.co_name == "wait_for" and frame.f_globals.get("__name__") == MANAGER:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

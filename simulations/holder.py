@@ -55,16 +55,16 @@ class Holder:
         """Write the models in the clear into the record, where the server keeps ciphertexts."""
         if SEALED not in state.parameters:
             return
-        self._record.write(MODEL, model_file(self.open(state.parameters)), flush=False)
+        self._record.write(MODEL, model_file(self.open(state.parameters), state), flush=False)
         if state.best_round == state.round:
             self._record.write(BEST, (self._record.path(MODEL)).read_bytes(), flush=False)
 
     def put_back(self, state: State) -> None:
         """Write the checkpoint's models in the clear again, as a killed run may have written the checkpoint alone."""
         if SEALED in state.parameters:
-            self._record.write(MODEL, model_file(self.open(state.parameters)), flush=False)
+            self._record.write(MODEL, model_file(self.open(state.parameters), state), flush=False)
         if SEALED in state.best_parameters:
-            self._record.write(BEST, model_file(self.open(state.best_parameters)), flush=False)
+            self._record.write(BEST, model_file(self.open(state.best_parameters), state), flush=False)
 
     def describe(self) -> None:
         """Write what protects this run, and who reads what, into the record."""
@@ -124,5 +124,5 @@ def open_record(folder: Path, keys: Path, out: Path | None) -> Path:
     side = HomomorphicClient(experiment, Layout.of(to_numpy(get(federation.network))), key)
     holder = Holder(federation, record, side, None)
     path = out or record.path(MODEL)
-    write_atomically(path, model_file(holder.open(state.parameters)))
+    write_atomically(path, model_file(holder.open(state.parameters), federation.state))
     return path

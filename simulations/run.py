@@ -21,7 +21,7 @@ from fedveil.core.record.record import Record, alone
 from fedveil.core.record.resumes import note_resume
 from fedveil.core.settings.experiment import Experiment, resumable
 from fedveil.core.settings.keys import values
-from fedveil.models.parameters import check_fit, from_numpy, get, load, to_numpy
+from fedveil.models.parameters import from_numpy, get, load, to_numpy, without_constants
 from fedveil.server.checkpoint import MODEL, State, begun, load_state, put_back
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
@@ -118,8 +118,7 @@ def _run(
     with quiet_flower():
         federation = prepare(experiment, earlier if goes_on else None)
         if start is not None:
-            check_fit(federation.network, from_numpy(start))
-            federation.state.parameters = dict(start)
+            federation.state.parameters = to_numpy(without_constants(federation.network, from_numpy(start)))
         engine, why = choose(federation)
     if adversary and engine == "ray":
         raise SettingsError(

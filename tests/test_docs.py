@@ -152,7 +152,8 @@ def test_python_in_the_documentation_runs(page, code, tmp_path) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_in_the_documentation_are_understood(command, tmp_path) -> None:
     (tmp_path / "mine.toml").write_text(Experiment.preset("digits").toml())
-    (tmp_path / "my_networks.py").write_text(next(code for _, code in PYTHON if "# my_networks.py" in code))
+    for name in ("my_networks.py", "my_strategies.py"):
+        (tmp_path / name).write_text(next(code for _, code in PYTHON if f"# {name}" in code))
     words = shlex.split(command.split(">")[0])
     if words[1] == "run":
         words.append("--show")  # settings are resolved and checked; whole runs are tested elsewhere
@@ -173,6 +174,20 @@ def test_the_example_of_a_users_own_network_trains(tmp_path) -> None:
         [sys.executable, "-m", "fedveil", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
+
+
+def test_the_example_of_a_users_own_strategy_trains_and_tells(tmp_path, monkeypatch) -> None:
+    (code,) = [code for page, code in PYTHON if "# my_strategies.py" in code]
+    (tmp_path / "my_strategies.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    chosen = {"federation.strategy": "my_strategies:Cautious", "federation.rounds": 2}
+    result = run(Experiment.preset("digits").override(chosen), out=tmp_path / "run", plots=False)
+    losses = result.clients[result.clients.stage == "train"].groupby("round").train_loss
+    spread = (losses.max() - losses.min()).to_numpy()
+    np.testing.assert_allclose(result.metrics.train_loss_spread[1:], spread)
+    np.testing.assert_allclose(result.metrics.train_share[1:], 1 / (1 + spread))
+    plain = run(Experiment.preset("digits").override({"federation.rounds": 1}), out=tmp_path / "plain", plots=False)
+    assert result.metrics.test_loss[0] > result.metrics.test_loss[1] > plain.metrics.test_loss[1]  # it moved by a share
 
 
 def test_the_example_of_a_users_own_metric_is_told(tmp_path) -> None:

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 CHECKOUT = Path(__file__).parents[1]
 FOLDERS = ("core", "models", "datasets", "algorithms", "privacy", "client", "server", "simulations", "front")
@@ -133,3 +134,9 @@ def test_every_required_package_is_pinned() -> None:
     names = {re.split(r"[\[<>=!~ ]", name)[0].lower() for name in needed} - {"fedveil"}
     assert names - pinned == set()
     assert all("==" in line for line in lines if line and not line.startswith("#"))
+
+
+def test_the_constraints_admit_flowers_data_sets() -> None:
+    """flwr-datasets 0.6.1 needs datasets 4, whose newest, 4.8.5, says `fsspec[http]<=2026.2.0,>=2023.1.0`."""
+    pinned = dict(line.split("==") for line in (CHECKOUT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert Version("2023.1.0") <= Version(pinned["fsspec"]) <= Version("2026.2.0")

@@ -156,6 +156,7 @@ class Record:
         """`carried`: bytes of rows that a checkpoint holds before the tables are flushed."""
         self.folder, self._carried = folder, carried
         self.tables = {name: Table() for name in TABLES}
+        self._columns: dict[str, list[str]] = {}
 
     @classmethod
     def create(
@@ -205,16 +206,23 @@ class Record:
         write_atomically(self.path(name), *content, flush=flush)
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows to a table, all or none; the first rows set its columns."""
+        """Append rows to a table, all or none.
+
+        The first rows set its columns; a later row may have more, which are then empty in the rows before it.
+        """
         rows = list(rows)
         if not rows:
             return
-        table, columns, text = self.tables[name], list(rows[0]), io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")  # repr of floats, which loses no digits; None is empty
+        table, path = self.tables[name], self.path(name)
         if not table.size:
-            writer.writerow(columns)
-        writer.writerows([row[column] for column in columns] for row in rows)
-        added, path = text.getvalue().encode(), self.path(name)
+            self._columns[name] = list(rows[0])
+        known = self._header(name)
+        columns = [*known, *(column for column in rows[0] if column not in known)]
+        lines = [[row.get(column) for column in columns] for row in rows]
+        if columns != known:
+            self._widen(name, columns, lines)
+            return
+        added = _csv(lines if table.size else [columns, *lines])
         with _named(path):
             try:
                 with path.open("ab") as file:
@@ -223,6 +231,23 @@ class Record:
                 _cut(path, table.size)
                 raise
         table.rows += added
+
+    def _header(self, name: str) -> list[str]:
+        """Return the columns of a table that has some rows."""
+        if name not in self._columns:
+            with self.path(name).open(newline="", encoding="utf-8") as file:
+                self._columns[name] = next(csv.reader(file))
+        return self._columns[name]
+
+    def _widen(self, name: str, columns: list[str], lines: Sequence[Sequence[Any]]) -> None:
+        """Append lines to a table with more columns; the narrow one is kept, as the last checkpoint is of that one."""
+        path = self.path(name)
+        old = path.read_bytes()
+        header, *before = csv.reader(io.StringIO(old.decode(), newline=""))
+        new = _csv([columns, *([*line, *[""] * (len(columns) - len(header))] for line in before), *lines])
+        write_atomically(_narrow(path), old)
+        write_atomically(path, new)
+        self.tables[name], self._columns[name] = Table(rows=new), columns
 
     def settle(self) -> None:
         """Flush the tables where their unflushed rows are too many for a checkpoint."""
@@ -241,18 +266,18 @@ class Record:
         self._flush_tables()
         for path in self.folder.glob("*.safetensors"):
             _flush(path)
-        for path in self.folder.glob("checkpoint/previous-*"):
-            path.unlink()
+        for path in [*self.folder.glob("checkpoint/previous-*"), *map(_narrow, map(self.path, TABLES))]:
+            path.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise SettingsError where the start of a table differs from `tables`: rows were edited or lost."""
         for name, table in self.tables.items():
             path = self.path(name)
-            start = b""
-            if path.exists():
-                with path.open("rb") as file:
-                    start = file.read(table.length)
-            if len(start) < table.length or crc32(start) != table.crc:
+            if _begins(path, table):
+                continue
+            if _narrow(path).exists() and _begins(_narrow(path), table):  # killed before a checkpoint of the wide one
+                _narrow(path).replace(path)
+            else:
                 raise SettingsError(
                     f"fedveil resume {self.folder}: {name} is not as the run left it, rows were edited or lost; "
                     "put it back, or start a new run"
@@ -260,6 +285,7 @@ class Record:
 
     def cut(self) -> None:
         """Restore each table to the content in `tables`: drop later rows and half-written lines, add lost rows."""
+        self._columns = {}
         for name, table in self.tables.items():
             path = self.path(name)
             with _named(path):
@@ -287,6 +313,25 @@ class Record:
         """Replace the content of experiment.toml."""
         self.write("experiment.toml", text)
         self.__dict__.pop("settings", None)
+
+
+def _csv(lines: Iterable[Iterable[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)  # repr of floats, which loses no digits; None is empty
+    return text.getvalue().encode()
+
+
+def _narrow(path: Path) -> Path:
+    return path.with_name(f".{path.name}.narrow")
+
+
+def _begins(path: Path, table: Table) -> bool:
+    """Say whether a file begins with the start of a table."""
+    start = b""
+    if path.exists():
+        with path.open("rb") as file:
+            start = file.read(table.length)
+    return len(start) == table.length and crc32(start) == table.crc
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from fedveil.core.examples import Examples
 from fedveil.core.metrics import Scores, Statistic, Sums, add, auc, counts
 from fedveil.core.randomness import Stream, torch_random
 from fedveil.models import parameters as weights
-from fedveil.models.local.inputs import device_of, to_tensor
+from fedveil.models.local.inputs import compute, device_of, to_tensor
 from fedveil.models.local.losses import loss
 
 
@@ -52,7 +52,8 @@ def evaluate(
             some = examples.take(slice(first, first + rows))
             labels = to_tensor(some.labels, device)
             mask = None if some.mask is None else to_tensor(some.mask, device)
-            outputs = network(to_tensor(some.features, device))  # [n, classes], [n, 1] or [n, t, vocabulary]
+            # [n, classes], [n, 1] or [n, t, vocabulary]
+            outputs = compute(network, to_tensor(some.features, device), "evaluation")
             total += float(loss(outputs, labels, loss_kind, mask)) * some.predictions
             sums = add(sums, {name: n for statistic in statistics for name, n in statistic(outputs, some).items()})
             if mask is None and outputs.shape[1] <= 2:

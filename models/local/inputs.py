@@ -8,12 +8,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedveil.core.errors import TrainingError
+
 _kept: dict[tuple[int, str], Tensor] = {}  # by the array's id, as long as the array lives
 
 
 def device_of(network: nn.Module) -> torch.device:
     """Return the device of the network's weights."""
     return next(network.parameters()).device
+
+
+def compute(network: nn.Module, inputs: Tensor, whose: str) -> Tensor:
+    """Return the network's outputs; raise TrainingError for a single example where it normalises by the batch alone.
+
+    whose: of whom the batch is, for the message
+    """
+    try:
+        outputs: Tensor = network(inputs)
+    except ValueError as error:
+        if len(inputs) > 1:
+            raise
+        raise TrainingError(
+            f"{whose}: a batch of one example, which the network cannot compute ({error}); choose another training.batch_size, "
+            "so that no example is left over, or a network with torch.nn.GroupNorm in the place of batch norm"
+        ) from error
+    return outputs
 
 
 def to_tensor(array: np.ndarray, device: torch.device) -> Tensor:

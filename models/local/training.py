@@ -19,7 +19,7 @@ from fedveil.models import parameters as weights
 from fedveil.models.local.augmentation import augment, augments
 from fedveil.models.local.batches import batch_size_of, orders, steps_of
 from fedveil.models.local.correction import Correction, pick, spread
-from fedveil.models.local.inputs import device_of, to_tensor
+from fedveil.models.local.inputs import compute, device_of, to_tensor
 from fedveil.models.local.losses import loss
 from fedveil.models.local.optimizers import Optimizer
 from fedveil.models.networks import words
@@ -214,6 +214,7 @@ def _train(
     mask = None if client.mask is None else to_tensor(client.mask, device)
     total = torch.zeros((), dtype=torch.float64, device=device)
     seen = steps = 0
+    whose = f"client {stream.client}"
     with torch_random(stream, "dropout", cuda=device.type == "cuda"):
         for batch in _batches(len(client), settings, stream, device):
             chosen = inputs.index_select(0, batch)
@@ -222,7 +223,7 @@ def _train(
             for parameter in network.parameters():
                 parameter.grad = None
             real = None if mask is None else mask.index_select(0, batch)
-            value = loss(network(chosen), labels.index_select(0, batch), settings.loss, real)
+            value = loss(compute(network, chosen, whose), labels.index_select(0, batch), settings.loss, real)
             value.backward()  # type: ignore[no-untyped-call]
             _correct(named, correction.mu, anchor, shift)
             if settings.max_grad_norm is not None:

@@ -79,6 +79,11 @@ def _make_model(context: Context, current: Round, state: State) -> None:
         current.population = len(cast(Sequence[int], context.grid.get_node_ids()))
     model = to_record(current.model, context.experiment.privacy.protection.name)
     messages = context.strategy.train_messages(current.number, model, context.config(current), context.grid, stream)
+    wanted = context.experiment.federation.cohort
+    if current.number == 1 and len(messages) != wanted:
+        context.hooks.warn(
+            f"round 1: {context.experiment.federation.strategy} asks {len(messages)} clients, and federation.cohort = {wanted}"
+        )
     current.asked = [message.metadata.dst_node_id - 1 for message in messages]  # node id k+1 is client k
     for observer in context.observers:
         observer.begun(current, state)
@@ -99,6 +104,6 @@ def _advance(context: Context, state: State, current: Round) -> None:
     state.bytes_up += sum(row["bytes_up"] or 0 for row in current.ledger)
     current.row = metrics_row(
         experiment, context.metrics, current.number, current.test, current.validation, loss, current.learning_rate,
-        current.trained,
+        current.trained, current.told,
     )  # fmt: skip
     current.row |= epsilons(experiment, shown(state))

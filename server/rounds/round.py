@@ -25,6 +25,7 @@ class Round:
     population: clients that the cohort was drawn from; 0 where nobody counts them
     trained, evaluated: the account of the messages of each stage, with rows for clients.csv and ledger.csv
     aggregate: the next model
+    told: metrics of the strategy's own, from its aggregation
     mean: of the clients' weights where a protection opened it, before any noise of the server
     bound: the largest error of the mean from a protection's rounding, where nothing was clipped
     validation, test: scores of the new model on the clients' held-out data, and on test data
@@ -41,6 +42,7 @@ class Round:
     trained: Exchanged = field(default_factory=Exchanged)
     evaluated: Exchanged = field(default_factory=Exchanged)
     aggregate: Parameters = field(default_factory=dict)
+    told: Mapping[str, Any] = field(default_factory=dict)
     mean: Parameters | None = None
     bound: float = 0.0
     validation: Mapping[str, Any] | None = None

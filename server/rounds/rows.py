@@ -96,8 +96,12 @@ def metrics_row(
     loss: float | None = None,
     rate: float | None = None,
     trained: Exchanged | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> Row:
-    """Return the row of a round, with every column."""
+    """Return the row of a round, with every column, and after them metrics of a strategy's own.
+
+    told: those of its aggregation; those of evaluation are in `validation`
+    """
     values: Row = {
         "round": number,
         "learning_rate": rate,
@@ -107,4 +111,17 @@ def metrics_row(
         **{f"test_{name}": value for name, value in (metrics.values(test) if test else {}).items()},
         **{f"validation_{name}": value for name, value in (validation or {}).items()},
     }
-    return {name: values.get(name) for name in columns(experiment, metrics)}
+    known = columns(experiment, metrics)
+    own = {_column("train", name): value for name, value in (told or {}).items()}
+    own |= {_column("validation", name): value for name, value in (validation or {}).items()}
+    return {name: values.get(name) for name in known} | {
+        name: " ".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in own.items()
+        if name not in known
+    }
+
+
+def _column(stage: str, name: str) -> str:
+    """Return the column of a strategy's own metric: `train_spread` for `spread` of training."""
+    name = name.replace("-", "_")
+    return name if name.startswith(f"{stage}_") else f"{stage}_{name}"

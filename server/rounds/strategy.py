@@ -16,9 +16,11 @@ class Strategy(Protocol):
     """Draws the clients of a round and their messages, and aggregates their updates.
 
     reports: metrics that a client must report beside its update
+    told: metrics of its own that the last aggregation told, by name
     """
 
     reports: tuple[str, ...]
+    told: Mapping[str, Any]
 
     def train_messages(
         self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, stream: Stream

@@ -77,7 +77,7 @@ def train(context: Context, current: Round, messages: list[Message]) -> None:
         break
     whole.answered, whole.clients = account.answered, rows
     current.aggregate = _aggregate(context, current, collected)
-    current.mean, current.bound = collected.mean, collected.bound
+    current.mean, current.bound, current.told = collected.mean, collected.bound, context.strategy.told
     if collected.sealed is None and not all(_is_finite(value) for value in current.aggregate.values()):
         if not noisy:
             _refuse_divergence(replies)

@@ -6,10 +6,8 @@ partition k, so ids and order are the same in every run.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
@@ -17,6 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedveil.core.errors import FedveilError, Interrupted, TrainingError
+from fedveil.core.places import where
 from fedveil.core.wire.flower import act_as, identify
 from fedveil.simulations.flower import Run
 
@@ -120,13 +119,3 @@ class InProcessGrid(Grid):
         if context.state:
             self._states[node] = context.state
         return reply
-
-
-def where(error: BaseException, folder: Path | None = None) -> str:
-    """Return ` (FILE, line N)` of the last line of code in `folder`, else outside installed packages.
-
-    That is most often the user's code; empty where there is no such line.
-    """
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
-    own = [frame for frame in frames if folder is not None and Path(frame.filename).is_relative_to(folder)] or frames
-    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""

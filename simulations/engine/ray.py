@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,15 +27,18 @@ from fedveil.client.learning.pipeline import durable_keys
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.client.learning.states import ClientStates, ContextStates, StateKey, lend, take_back
 from fedveil.core.errors import FedveilError, Interrupted, SettingsError, TrainingError
+from fedveil.core.places import where
 from fedveil.core.record.record import Record
 from fedveil.core.wire.flower import ErrorCode
 from fedveil.core.wire.messages import CLIENT, CONFIG
 from fedveil.server.federation import Federation, federate
 from fedveil.server.nodes import ClientGrid, WrappedGrid
 from fedveil.server.rounds.context import Hooks
-from fedveil.simulations.engine.grid import where
 
 POLL = 0.02  # seconds between polls for replies
+LOOK = 1.0  # seconds between looks at Ray's machines
+# errors by which FedVeil's client answers; all others are Flower's, for a process that did not answer
+ANSWERED = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.MOD_FAILED_PRECONDITION)
 
 
 def check_ray(workers: int | None) -> None:
@@ -199,28 +203,67 @@ class _LentGrid(WrappedGrid):
         self._stop, self._client_done = stop, client_done
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages, return the replies (`timeout`: seconds); raise TrainingError where a client's code failed."""
+        """Send messages, return the replies (`timeout`: seconds); raise what `answers` raises."""
         return [reply for _, reply in self.answers(list(messages), timeout)]
 
     def answers(self, messages: Sequence[Message], timeout: float | None = None) -> Iterator[tuple[int, Message]]:
-        """Yield what `send_and_receive` returns, each reply as it arrives, with the position of its message."""
+        """Yield what `send_and_receive` returns, each reply as it arrives, with the position of its message.
+
+        Raise TrainingError where a client's code failed, or a process of Ray's was lost. That is no drop-out: Flower keeps
+        a dead process in its pool, where it fails at once and so takes most of the messages that follow.
+        """
         for message in messages:
             if message.metadata.message_type == MessageType.TRAIN:
                 lend(self._states, _client(message), self._keys, message.content)
         waiting = {sent: i for i, sent in enumerate(self._grid.push_messages(messages))}
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        look = 0.0
         while waiting and time.monotonic() < deadline:
             if self._stop():
                 raise Interrupted("stopped")
             if not self._runtime.grids.empty():
                 _down(self._runtime)
+            if time.monotonic() > look:
+                self._check_machines()
+                look = time.monotonic() + LOOK
             for reply in self._grid.pull_messages(list(waiting)):
                 index = waiting.pop(reply.metadata.reply_to_message_id)
                 if reply.has_error() and reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION:
                     raise TrainingError(f"client {_client(messages[index])} failed: {reply.error.reason}")
+                if reply.has_error() and reply.error.code not in ANSWERED:
+                    self._check_machines()  # a lost machine says more than its processes
+                    raise _lost(_process(reply.error.reason or ""))
                 trains = messages[index].metadata.message_type == MessageType.TRAIN
                 if trains and reply.has_content():
                     take_back(reply.content, _client(messages[index]), self._keys, self._states)
                 yield index, reply
                 self._client_done(len(messages) - len(waiting), len(messages))
             time.sleep(POLL)
+
+    def _check_machines(self) -> None:
+        """Raise TrainingError where a machine of Ray's cluster is gone."""
+        import ray
+
+        if not ray.is_initialized():
+            return  # Flower's runtime starts it after the first messages
+        for node in ray.nodes():  # type: ignore[no-untyped-call]
+            if not node["Alive"]:
+                why = node.get("DeathReasonMessage") or "it no longer answers"
+                raise _lost(
+                    f"the machine {node['NodeManagerAddress']}, with its raylet {node['NodeID'][:8]} ({why.strip()})"
+                )
+
+
+def _process(reason: str) -> str:
+    """Describe a lost process by Ray's account of it."""
+    said = dict(re.findall(r"^\s*(pid|ip): (\S+)", reason, re.MULTILINE))
+    why = re.search(r"(?:died|dead) because (.*?)(?:\.|$)", reason, re.MULTILINE)
+    told = why[1] if why else reason.strip().partition("\n")[0][:200]
+    who = f"the process {said['pid']} on {said.get('ip', 'this machine')}" if "pid" in said else "a process"
+    return f"{who} ({told})"
+
+
+def _lost(what: str) -> TrainingError:
+    return TrainingError(
+        f"Ray lost {what}; that is no drop-out of a client, so the run ends here; `fedveil resume` goes on from the last round"
+    )

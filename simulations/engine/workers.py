@@ -30,7 +30,7 @@ from fedveil.client.learning.pipeline import compute, steps_of
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.core.errors import DataError, FedveilError, Interrupted, SettingsError, TrainingError
 from fedveil.core.metrics import Scores
-from fedveil.simulations.engine.grid import where
+from fedveil.core.places import where
 
 Arrays = dict[str, np.ndarray]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -10,11 +11,12 @@ import subprocess
 import sys
 from hashlib import sha256
 
+import pandas as pd
 import pytest
 
 from fedveil import Experiment, SettingsError
 from fedveil.core.errors import FedveilError
-from fedveil.core.record.record import Record, newest, write_atomically, write_in_turn
+from fedveil.core.record.record import Record, Table, newest, write_atomically, write_in_turn
 from fedveil.core.record.resumes import note_resume
 
 
@@ -111,6 +113,44 @@ def test_rows_that_do_not_fit_on_the_disk_leave_no_half_line(tmp_path) -> None:
     assert "File too large" in answer.stderr
     assert str(record.path("metrics.csv")) in answer.stderr  # says which
     assert record.path("metrics.csv").read_bytes() == before
+
+
+def test_a_row_with_more_columns_widens_the_table(tmp_path) -> None:
+    record = Record(tmp_path)
+    for row in (
+        {"round": 0, "text": 'a "b", c\nd'},
+        {"round": 1, "text": "e", "own": 2.5},
+        {"round": 2, "text": "f", "new": 1},
+    ):
+        record.append("metrics.csv", [row])
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    assert table["round"].tolist() == [0, 1, 2]
+    assert table.text.tolist() == ['a "b", c\nd', "e", "f"]
+    assert table.own.fillna(0).tolist() == [0, 2.5, 0]
+    assert table.new.fillna(0).tolist() == [0, 0, 1]
+    record.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_a_run_killed_between_a_wider_table_and_its_checkpoint_goes_on_from_the_narrow_one(tmp_path) -> None:
+    record = Record(tmp_path, carried=1)
+    record.append("metrics.csv", [{"round": 0, "text": "a"}])
+    record.settle()
+    kept = dataclasses.replace(record.tables["metrics.csv"])
+    assert kept.length > 0
+    narrow = record.path("metrics.csv").read_bytes()
+    record.append("metrics.csv", [{"round": 1, "text": "b", "own": 2.5}])
+    again = Record(tmp_path)
+    again.tables["metrics.csv"] = kept
+    again.check()
+    again.cut()
+    assert again.path("metrics.csv").read_bytes() == narrow
+    again.append("metrics.csv", [{"round": 1, "text": "b", "own": 2.5}])
+    assert pd.read_csv(tmp_path / "metrics.csv").own.tolist()[1] == 2.5
+    again.path("metrics.csv").write_text("edited\n")
+    again.tables["metrics.csv"] = Table(100, 1)
+    with pytest.raises(SettingsError, match="rows were edited or lost"):
+        again.check()
 
 
 def test_a_file_written_in_turn_is_always_whole_and_keeps_the_one_before(tmp_path, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import sys
 import types
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedveil.core.declaration import part
-from fedveil.core.errors import SettingsError
+from fedveil.core.errors import SettingsError, TrainingError
 from fedveil.core.examples import Task
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.choice import Model
 from fedveil.core.settings.section import Section
+from fedveil.models.local.inputs import compute
 from fedveil.models.networks.build import build
 
 IMAGES = Task("images", (1, 6, 5), ("a", "b", "c"))
@@ -260,6 +262,35 @@ class Counting(nn.Module):
         return logits
 
 
+class Lambda(nn.Module):
+    def __init__(self, does: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.does = does
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.does(x)
+
+
+class Auxiliary(nn.Module):
+    """Gives more in training than in evaluation, as GoogLeNet does."""
+
+    def forward(self, x: Tensor) -> Any:
+        return (x, x) if self.training else x
+
+
+class Projected(nn.Module):
+    """Projects its inputs by a matrix that is drawn once and never trained."""
+
+    def __init__(self, rng: np.random.Generator, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.register_buffer("projection", torch.from_numpy(rng.standard_normal((7, 4))).to(dtype))
+        self.output = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.output(x @ self.get_buffer("projection").float())
+        return logits
+
+
 def broken(task: Task, model: Model) -> nn.Module:
     raise RuntimeError("out of ideas")
 
@@ -275,9 +306,21 @@ def broken(task: Task, model: Model) -> nn.Module:
         (lambda t, m: "a network", r"returned str, not a torch.nn.Module"),
         (broken, r"RuntimeError: out of ideas"),
         (lambda t, m: nn.Sequential(nn.Linear(7, 2), nn.BatchNorm1d(2)), r"'1' keeps statistics.*LayerNorm"),
+        (lambda t, m: nn.Sequential(nn.Linear(7, 2), nn.BatchNorm1d(2)), r"track_running_stats=False"),
         (lambda t, m: Counting(), r"'running' keeps statistics.*LayerNorm"),
+        (lambda t, m: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(7, 2))), r"'0.parametrizations.*_u' keeps"),
+        (lambda t, m: nn.Sequential(Lambda(lambda x: x[:, None]), nn.InstanceNorm1d(1, track_running_stats=True), nn.Flatten(), nn.Linear(7, 2)),
+         r"'1' keeps statistics"),
+        (lambda t, m: nn.Sequential(nn.Linear(7, 2), Lambda(torch.squeeze)),
+         r"for a batch of one example the network gives float32 \[2\]; it must give logits, float \[1, 2\].*squeeze"),
+        (lambda t, m: nn.Sequential(nn.Linear(7, 2), Lambda(lambda x: x[:2])), r"for three examples the network gives float32 \[2, 2\]"),
+        (lambda t, m: nn.Sequential(nn.Linear(7, 2), Lambda(lambda x: x.view(2, 2))),
+         r"for a batch of one example in evaluation the network raises RuntimeError.*any size"),
+        (lambda t, m: nn.Sequential(nn.Linear(7, 2), Auxiliary()), r"for two examples the network gives tuple"),
+        (lambda t, m: Projected(np.random.default_rng()), r"buffer 'projection' has other values each time"),
+        (lambda t, m: Projected(np.random.default_rng(1), torch.bfloat16), r"buffer 'projection' is torch.bfloat16"),
     ],
-)
+)  # fmt: skip
 def test_a_network_that_cannot_work_is_refused_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, factory: Callable[[Task, Any], object], said: str
 ) -> None:
@@ -287,8 +330,37 @@ def test_a_network_that_cannot_work_is_refused_with_the_reason(
 
 def test_a_buffer_that_training_leaves_alone_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Linear(7, 2)
-    network.register_buffer("mean", torch.ones(7))
+    network.register_buffer("mean", torch.tensor([1.0, math.nan, -math.inf, 0, 0, 0, 0]))
     assert build(FEATURES, own(monkeypatch, lambda t, m: network), STREAM) is network
+
+
+@pytest.mark.parametrize(
+    "draw", [np.random.random, lambda shape: torch.rand(shape), lambda shape: [random.random()] * 7]
+)
+def test_what_a_factory_draws_from_global_generators_comes_from_the_seed(
+    monkeypatch: pytest.MonkeyPatch, draw: Callable[[Any], Any]
+) -> None:
+    class Drawn(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(7, 2)
+            self.register_buffer("drawn", torch.as_tensor(draw((7,))))
+
+    model = own(monkeypatch, lambda t, m: Drawn())
+    first, again, other = (build(FEATURES, model, Stream(seed)).get_buffer("drawn") for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("layer", [
+    lambda: nn.BatchNorm1d(4, track_running_stats=False), lambda: nn.LazyBatchNorm1d(track_running_stats=False),
+])  # fmt: skip
+def test_batch_norm_without_running_statistics_is_a_network(monkeypatch: pytest.MonkeyPatch, layer: Any) -> None:
+    factory = lambda t, m: nn.Sequential(nn.Linear(7, 4), layer(), nn.Linear(4, 2))  # noqa: E731
+    network = build(FEATURES, own(monkeypatch, factory), STREAM)
+    assert network.training
+    with pytest.raises(TrainingError, match=r"client 3: a batch of one example.*training.batch_size.*GroupNorm"):
+        compute(network, torch.zeros(1, 7), "client 3")
+    assert compute(network, torch.zeros(2, 7), "client 3").shape == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import os
 import random
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.flower_apps import make_app
 
 from fedveil.core.errors import FedveilError, SettingsError
 from fedveil.simulations.apps import run_app
@@ -20,34 +20,10 @@ from fedveil.simulations.apps import run_app
 PLAIN = Path(__file__).parents[1] / "apps" / "plain_flower"
 TOLERANCE = 1e-6  # float32 weights and float64 means, summed in another order
 
-SERVER = """
-import json
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
-
-server, client = ServerApp(), ClientApp()
-
-def ask(nodes, kind="query", **content):
-    return [Message(RecordDict(dict(content)), dst_node_id=node, message_type=kind) for node in nodes]
-
-"""
-
 
 @pytest.fixture(autouse=True)
 def no_flower_configuration(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flower-home"))
-
-
-def make_app(folder: Path, code: str, config: str = "", more: str = "") -> Path:
-    """A Flower app of one file, `one_file.py`, with objects `server` and `client`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "pyproject.toml").write_text(
-        "[tool.flwr.app.components]\nserverapp = 'one_file:server'\nclientapp = 'one_file:client'\n"
-        f"[tool.flwr.app.config]\n{config}\n{more}"
-    )
-    (folder / "one_file.py").write_text(SERVER + textwrap.dedent(code))
-    return folder
 
 
 def fedveil(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
