@@ -118,6 +118,10 @@ PARTITIONS = Table(
             "fedveil.datasets.partition.dirichlet:dirichlet",
             "each client's label mix drawn from a Dirichlet (Hsu et al. 2019)",
         ),
+        "label_dirichlet": (
+            "fedveil.datasets.partition.label_dirichlet:label_dirichlet",
+            "each class divided by a Dirichlet, sizes skewed too (flwr-datasets' DirichletPartitioner)",
+        ),
         "quantity": (
             "fedveil.datasets.partition.quantity:quantity",
             "sizes follow a power law, labels are mixed alike",

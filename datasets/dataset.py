@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from fedveil.core.examples import Examples, Task
+from fedveil.datasets.scaling import Scaling
 
 
 class Makers(Protocol):
@@ -38,6 +39,9 @@ class DataSet:
     words: the word of each id, for text with a known vocabulary; None where words are hashed or there are none
     made_up: whether the examples are made up, which is said wherever the data set is shown
     columns: names of a CSV file's features, in order; empty where they have none
+    scaling: that its features went through; None for none
+    notes: what whoever runs it must know of the data, a line each
+    files: what of the user's files was left out or changed, with counts
     """
 
     name: str
@@ -49,3 +53,6 @@ class DataSet:
     words: tuple[str, ...] | None = None
     made_up: bool = False
     columns: tuple[str, ...] = ()
+    scaling: Scaling | None = None
+    notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -12,23 +13,39 @@ from rich.console import Console
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.options import Assignments, DataDir, PresetOrFile, experiment_of, use_data_dir
 
+MADE = ("digits", "spam-demo", "synthetic")  # without files to look for
 app = typer.Typer(help="Data sets: where they are, fetching, checking, and who holds what.", no_args_is_help=True)
 
 
 @app.command("list")
-def data_list(data_dir: DataDir = None) -> None:
+def data_list(
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON array: data set, file, path, here")] = False,
+) -> None:
     """List the data sets, whether each is on this machine, and where."""
     use_data_dir(data_dir)
-    from rich.table import Column, Table
-
     from fedveil.datasets.published.sources import status
 
-    grid = Table("data set", "file", Column("found", overflow="fold"), box=None, pad_edge=False)
-    for file in status():
-        grid.add_row(file.dataset, file.file, str(file.found) if file.found else "not here; fetched when first used")
-    for name in ("digits", "spam-demo", "synthetic"):
-        grid.add_row(name, "", "always here")
-    Console().print(grid)
+    files = status()
+    if as_json:
+        rows = [
+            {
+                "dataset": file.dataset,
+                "file": file.file,
+                "path": file.found and str(file.found),
+                "here": bool(file.found),
+            }
+            for file in files
+        ]
+        rows += [{"dataset": name, "file": None, "path": None, "here": True} for name in MADE]
+        typer.echo(json.dumps(rows))
+        return
+    lines = [("data set", "file", "found")]
+    lines += [(file.dataset, file.file, str(file.found or "not here; fetched when first used")) for file in files]
+    lines += [(name, "", "always here") for name in MADE]
+    first, second = (max(len(line[i]) for line in lines) for i in (0, 1))
+    for name, file_name, found in lines:  # a path is never wrapped, so that it can be copied
+        typer.echo(f"{name:<{first}}  {file_name:<{second}}  {found}")
 
 
 @app.command("fetch")

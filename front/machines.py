@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fedveil.core.errors import FedveilError, SettingsError
+from fedveil.core.errors import SettingsError
 from fedveil.options import AsJson, Assignments, DataDir, PresetOrFile, Quiet, experiment_of, use_data_dir
 
 if TYPE_CHECKING:
@@ -130,13 +130,21 @@ def status(
         seen = f"{one['seen_seconds_ago']:.0f} s ago"
         clients.add_row(name, one["address"], "yes" if one["connected"] else "no", str(one["starts"]), seen)
     console.print(clients if told["clients"] else "no client has joined yet")
-    runs = Table("run", "status", box=None, pad_edge=False)
+    runs = Table("run", "status", "round", "score", "time", box=None, pad_edge=False)
     for one in told["runs"]:
-        runs.add_row(one["run"], one["status"])
+        score = next((f"{key.replace('_', ' ')} {value:.4f}" for key, value in _by_rank(one["scores"])), "")
+        seconds = "" if one["seconds"] is None else f"{one['seconds']:.0f} s"
+        runs.add_row(one["run"], one["status"], f"{one['round']}/{one['rounds']}", score, seconds)
     console.print(runs if told["runs"] else "no runs yet")
     for one in told["refused"]:
         who = "a stranger" if one["client"] is None else f"client-{one['client'] + 1}"
         console.print(f"refused  {who}: {one['reason']}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _by_rank(scores: dict[str, float]) -> list[tuple[str, float]]:
+    """Sort scores: accuracy before loss, on test data before clients' own."""
+    ranks = ("test_accuracy", "validation_accuracy", "test_loss", "validation_loss", "train_loss")
+    return sorted(scores.items(), key=lambda score: ranks.index(score[0]) if score[0] in ranks else len(ranks))
 
 
 def logs(
@@ -182,11 +190,14 @@ def submit(
     if show:
         typer.echo(experiment.toml(), nl=False)
         return
+    from fedveil.core.settings import legacy
+    from fedveil.core.settings.experiment import parse_assignments
     from fedveil.remote import Server
 
     console = None if quiet else Console(stderr=as_json)
     remote = Server(on)
-    run = remote.start(experiment, lambda text: _print(console, text))
+    asked = set(legacy.renamed(parse_assignments(assignments or [])))
+    run = remote.start(experiment, lambda text: _print(console, text), asked)
     _follow(remote, on, run, 0, console, as_json)
 
 
@@ -205,8 +216,9 @@ def _follow(remote: Server, on: str, run: str, said: int, console: Console | Non
     _print(console, f"run      {run} on {on} (fedveil logs, fedveil stop)")
     try:
         summary = remote.follow(run, lambda text: _print(console, text), said)
-    except KeyboardInterrupt:
-        raise FedveilError(f"{run} goes on on the server; end it with: fedveil stop {run} --on {on}") from None
+    except KeyboardInterrupt:  # the view ends, and nothing failed
+        typer.echo(f"{run} goes on on the server; end it with: fedveil stop {run} --on {on}", err=True)
+        raise typer.Exit(130) from None
     if as_json:
         typer.echo(json.dumps(summary))
     else:

@@ -32,7 +32,19 @@ def experiment_of(name: str, assignments: list[str] | None, seed: int | None = N
     settings = parse_assignments(assignments or [])
     settings |= {key: value for key, value in {"seed": seed, **others}.items() if value is not None}
     experiment = Experiment.find(name)
-    return experiment.override(settings) if settings else experiment
+    if not settings:
+        return experiment
+    changed = experiment.override(settings)
+    data = changed.data
+    if (
+        "name" in settings
+        or name.endswith(".toml")
+        or (data.dataset, data.path) == (experiment.data.dataset, experiment.data.path)
+    ):
+        return changed
+    # a preset's name would say of other data that they are the preset's, and perhaps that they are made up
+    other = Path(data.path).stem if data.path else data.dataset.name.rpartition(":")[2]
+    return changed.override({"name": "".join(c if c.isalnum() or c in "._-" else "-" for c in other)[:80] or "own"})
 
 
 def use_data_dir(folder: Path | None) -> None:

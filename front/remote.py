@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, cast
 
 import httpx
@@ -38,7 +38,8 @@ class Server:
             raise SettingsError(f"--on {words}: must be HOST or HOST:PORT, as in localhost:{PORT}")
         host, port = found[1], found[2] or str(PORT)
         self._words, self._url = words, f"http://{host}:{port}"
-        self._client = httpx.Client(base_url=self._url, timeout=60)
+        # orders travel in plain HTTP, on loopback or through a tunnel: never through a proxy
+        self._client = httpx.Client(base_url=self._url, timeout=60, trust_env=False)
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the server's answer; raise DeploymentError where none comes, or the error that the server tells."""
@@ -57,12 +58,15 @@ class Server:
             raise kinds.get(told.get("exit_code", 1), DeploymentError)(told["error"])
         return told
 
-    def start(self, experiment: Experiment, say: Callable[[str], None]) -> str:
-        """Start a run of an experiment on the server; return its name."""
+    def start(self, experiment: Experiment, say: Callable[[str], None], asked: Collection[str] = ()) -> str:
+        """Start a run of an experiment on the server; return its name.
+
+        asked: dotted keys of the settings that were asked for by name, which are never overruled
+        """
         agreed = self.ask("/status")["agreed"]
         if agreed:
             experiment = as_agreed(
-                experiment, Privacy(**legacy.read({"privacy": tomllib.loads(agreed)})["privacy"]), say
+                experiment, Privacy(**legacy.read({"privacy": tomllib.loads(agreed)})["privacy"]), say, asked
             )
         return str(self.ask("/runs", {"experiment": experiment.toml(), "words": vocabulary(experiment)})["run"])
 
@@ -107,18 +111,22 @@ def _failure(told: dict[str, Any], server: str) -> FedveilError:
     return TrainingError(f"{told['run']}: {reason}\n  kept on the server in {told['record']}")
 
 
-def as_agreed(experiment: Experiment, agreed: Privacy, say: Callable[[str], None]) -> Experiment:
+def as_agreed(
+    experiment: Experiment, agreed: Privacy, say: Callable[[str], None], asked: Collection[str] = ()
+) -> Experiment:
     """Return the experiment with the `[privacy]` that the federation's keys are for; clients refuse any other.
 
+    A setting with its default value is taken for one that nobody asked for, unless `asked` has its key.
     Raise ProtectionError where the experiment asks for something else.
     """
     protection = experiment.privacy.protection.name
     default = values(Privacy(protection=ProtectionChoice(protection))) | {"protection": "none"}
     wanted = values(agreed)
-    for name, asked in values(experiment.privacy).items():
-        if asked not in (wanted.get(name), default.get(name)):
+    for name, value in values(experiment.privacy).items():
+        unsaid = () if f"privacy.{name}" in asked else (default.get(name),)
+        if value not in (wanted.get(name), *unsaid):
             raise ProtectionError(
-                f"privacy.{name} = {asked!r}: this federation's keys were made for {wanted.get(name)!r}, and its clients take part "
+                f"privacy.{name} = {value!r}: this federation's keys were made for {wanted.get(name)!r}, and its clients take part "
                 "in no other run; leave it out, or make other keys (fedveil keys new)"
             )
     if experiment.privacy != agreed:

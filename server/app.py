@@ -21,6 +21,7 @@ from fedveil.server.federation import federate, prepare, resolve
 from fedveil.server.nodes import ClientGrid
 from fedveil.server.rounds.context import Hooks
 from fedveil.server.serving.deployed import run_deployed
+from fedveil.server.summary import scores_line
 
 app = ServerApp()
 log = logging.getLogger("flwr")
@@ -44,9 +45,8 @@ def main(grid: Grid, context: Context) -> None:
     output = str(context.run_config.get("output", ""))
     record = Record.create(experiment, Path(output) if output else None)
 
-    def watch(row: Row, _: State) -> None:
-        scores = {key: value for key, value in row.items() if value is not None and key != "round"}
-        log.info("round %d: %s", row["round"], ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
+    def watch(row: Row, state: State) -> None:
+        log.info("round %d/%d  %s", row["round"], experiment.federation.rounds, scores_line(row, state))
 
     # the server cannot read an encrypted model: clients evaluate it, and a holder of the key opens model.sealed
     lattices = experiment.privacy.shows == "sum"

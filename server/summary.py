@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from flwr.app import RecordDict
 
 from fedveil.core.record.record import Record
@@ -15,7 +16,8 @@ from fedveil.core.wire.messages import ARRAYS, to_arrays, wire_bytes
 from fedveil.models.parameters import get, to_numpy
 from fedveil.privacy.dp.accounting import describe, epsilons, explain
 from fedveil.privacy.plan import make_plan
-from fedveil.server.checkpoint import MODEL
+from fedveil.server.checkpoint import MODEL, State
+from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation
 from fedveil.server.rounds.accounting import shown
 
@@ -57,7 +59,57 @@ def summary(federation: Federation, record: Record, *, secret: bool = False) -> 
         "protection": federation.experiment.privacy.protection.name,
         **({"privacy": costs(federation, record)} if federation.protection else {}),
         **guarantee(federation, secret=secret),
+        "doubt": doubt(federation, scores.get("test_accuracy")),
     }
+
+
+def doubt(federation: Federation, accuracy: float | None) -> str | None:
+    """Return why the test accuracy shows no learning, with likely causes; None where it is better than guessing.
+
+    Guessing is to name the most frequent label every time. A share of n predictions has a standard deviation of
+    sqrt(p (1 - p) / n) by chance; what lies less than two above guessing counts as no better.
+    """
+    test, experiment = federation.federated.dataset.test, federation.experiment
+    labels = test.labels if test.mask is None else test.labels[test.mask]
+    if accuracy is None or not labels.size:
+        return None
+    guess = float(np.unique(labels, return_counts=True)[1].max() / labels.size)
+    if accuracy > guess + 2 * math.sqrt(guess * (1 - guess) / labels.size):
+        return None
+    settings, privacy = experiment.training, experiment.privacy
+    causes = [note for note in federation.federated.dataset.notes if "not scaled" in note]
+    if privacy.noise_multiplier:
+        causes.append(f"noise drowns so few updates (privacy.noise_multiplier = {privacy.noise_multiplier:g})")
+    causes.append(f"the learning rate (training.learning_rate = {settings.learning_rate:g}) is too large or too small")
+    causes.append(f"{federation.state.round:,} round(s) are too few")
+    return (
+        f"test accuracy {accuracy:.4f} is no better than guessing the most frequent label, {guess:.4f} of {labels.size:,}; "
+        f"likely causes: {'; '.join(causes)}; or labels that do not follow from the data"
+    )
+
+
+def scores_line(row: Row, state: State) -> str:
+    """Describe the scores of a round and the bytes moved so far."""
+    words = []
+    if row.get("train_loss") is not None:
+        words.append(f"loss {row['train_loss']:.4f}")
+    for name, label in (
+        ("test_accuracy", "test accuracy"),
+        ("test_f1", "F1"),
+        ("validation_accuracy", "validation accuracy"),
+    ):
+        if row.get(name) is not None:
+            words.append(f"{label} {row[name]:.4f}")
+    words += [f"{name.replace('_', ' ')} {row[name]:.3g}" for name in row if name.startswith("epsilon") and row[name]]
+    if row.get("failures"):
+        words.append(f"{row['failures']} of {row['clients'] + row['failures']} clients failed")
+    words.append(f"{megabytes(state.bytes_up + state.bytes_down)} moved")
+    return "  ".join(words)
+
+
+def megabytes(count: int) -> str:
+    """Write a number of bytes as MB (10^6 bytes)."""
+    return f"{count / 1e6:,.1f} MB"
 
 
 def guarantee(federation: Federation, *, secret: bool) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fedveil.core.errors import FedveilError, Interrupted, SettingsError
 from fedveil.core.randomness import Stream, global_random, torch_random
 from fedveil.core.wire.flower import ErrorCode, act_as
 from fedveil.core.wire.messages import wire_bytes
+from fedveil.server.summary import megabytes
 from fedveil.simulations.app_folder import (
     AppFolder,
     Scalar,
@@ -32,7 +33,6 @@ from fedveil.simulations.app_folder import (
     read_app,
     reason,
 )  # fmt: skip
-from fedveil.simulations.display import megabytes
 from fedveil.simulations.engine.grid import RUN_ID, InProcessGrid
 from fedveil.simulations.flower import MANAGER, SERVER
 from fedveil.simulations.generators import Parties

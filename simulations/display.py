@@ -11,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedveil.core.catalog import PROTECTIONS
 from fedveil.core.examples import Examples, Task
-from fedveil.server.summary import READERS, guarantee_lines
+from fedveil.datasets.dataset import DataSet
+from fedveil.server.summary import READERS, guarantee_lines, megabytes, scores_line
 
 if TYPE_CHECKING:
     from fedveil.core.record.record import Record
@@ -91,7 +92,7 @@ class Display:
 
 
 def describe(federation: Federation, engine: str) -> str:
-    """Describe what is about to run in three lines, and its protection in a fourth."""
+    """Describe what is about to run: data, what its files lost, notes on it, model, engine and protection, a line each."""
     e = federation.experiment
     federated = federation.federated
     data = federated.dataset
@@ -99,19 +100,28 @@ def describe(federation: Federation, engine: str) -> str:
     made_up = " (made-up data)" if data.made_up else ""
     least, most = federated.extremes()
     held = f"{len(data.train):,} training and " if isinstance(data.train, Examples) else ""
+    notes = "".join(f"note     {note}\n" for note in data.notes)
     return (
         f"data     {data.name}{made_up}: {held}{len(data.test):,} test examples, "
         f"{_labels(data.task)}; {e.data.partition} over {e.data.clients:,} clients "
-        f"of {least:,} to {most:,} examples\n"
+        f"of {least:,} to {most:,} examples\n{files_line(data)}{notes}"
         f"model    {e.model.name}, {parameters:,} parameters; {e.federation.strategy}, "
         f"{e.federation.cohort:,} clients a round, {count(e.federation.rounds, 'round')}; seed {e.seed}\n"
         f"engine   {e.engine} on {federation.device.type}, {engine}" + protection_line(federation)
     )
 
 
+def files_line(data: DataSet) -> str:
+    """Say in a line what of a user's files was left out or changed; empty where nothing was."""
+    return f"files    {'; '.join(data.files)}\n" if data.files else ""
+
+
 def _labels(task: Task) -> str:
     """Describe what is predicted."""
-    return f"next of {task.labels:,} word ids" if task.predicts == "next_token" else f"{task.labels} classes"
+    if task.predicts == "next_token":
+        return f"next of {task.labels:,} word ids"
+    of = f" (precision, recall and F1 are of '{task.classes[1]}')" if task.labels == 2 else ""
+    return f"{task.labels} classes{of}"
 
 
 def protection_line(federation: Federation) -> str:
@@ -122,36 +132,15 @@ def protection_line(federation: Federation) -> str:
     return f"\nprivacy  {protection.plan.protection} {protection.words}"
 
 
-def scores_line(row: Row, state: State) -> str:
-    """Describe the scores of a round and the bytes moved so far."""
-    words = []
-    if row.get("train_loss") is not None:
-        words.append(f"loss {row['train_loss']:.4f}")
-    for name, label in (
-        ("test_accuracy", "test accuracy"),
-        ("test_f1", "F1"),
-        ("validation_accuracy", "validation accuracy"),
-    ):
-        if row.get(name) is not None:
-            words.append(f"{label} {row[name]:.4f}")
-    words += [f"{name.replace('_', ' ')} {row[name]:.3g}" for name in row if name.startswith("epsilon") and row[name]]
-    words.append(f"{megabytes(state.bytes_up + state.bytes_down)} moved")
-    return "  ".join(words)
-
-
 def count(number: int, noun: str) -> str:
     """Write a number with its noun, as in `1 round` and `2 rounds`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def megabytes(count: int) -> str:
-    """Write a number of bytes as MB (10^6 bytes)."""
-    return f"{count / 1e6:,.1f} MB"
-
-
 def summary_text(result: Result) -> str:
     """Describe the result of a run for people."""
     s = result.summary
+    sealed = s["model_sha256"] is None
     lines = [
         f"done     {count(s['rounds'], 'round')} in {s['seconds']:.1f} s"
         + (f": {s['stopped']}" if s["stopped"] else "")
@@ -162,11 +151,13 @@ def summary_text(result: Result) -> str:
         words = "  ".join(f"{name} {value:.4f}" for name, value in scores if value is not None)
         if words:
             lines.append(f"{part:<8} {words}")
+    if s["doubt"]:
+        lines.append(f"doubt    {s['doubt']}")
     if s["best_round"]:
-        lines.append(f"best     round {s['best_round']} (best.safetensors)")
-    sealed = s["model_sha256"] is None
+        lines.append(f"best     round {s['best_round']} ({'best.sealed' if sealed else 'best.safetensors'})")
     model = "a ciphertext; who holds client.key opens it: fedveil keys open RECORD --keys CLIENT"
-    files = "metrics.csv, model.sealed" if sealed else "plots/accuracy.png, metrics.csv, model.safetensors"
+    drawn = any(s.get(f"{part}_accuracy") is not None for part in ("test", "validation"))
+    files = ("plots/accuracy.png, " if drawn else "") + "metrics.csv, model." + ("sealed" if sealed else "safetensors")
     lines += [
         f"traffic  {megabytes(s['bytes_up'])} up, {megabytes(s['bytes_down'])} down; " + traffic_words(s),
         *protection_lines(s),
@@ -198,7 +189,9 @@ def protection_lines(summary: dict[str, Any]) -> list[str]:
     )
     cost = f"protecting took {privacy['seal_seconds']:.2f} s of all clients"
     if PROTECTIONS.declared(summary["protection"], "privacy.protection").needs == "sum":
-        cost += f", decrypting {privacy['open_seconds']:.2f} s of this process"
+        # who cannot read the model has only its clients' word for it
+        whose = "all clients" if summary["model_sha256"] is None else "this process"
+        cost += f", decrypting {privacy['open_seconds']:.2f} s of {whose}"
     return [
         f"privacy  {summary['protection']}: {cost}; {exact}; {count(privacy['clipped'], 'value')} clipped",
         f"seen by  {privacy['readers']}",

@@ -127,7 +127,10 @@ def _run(
     federation.experiment = federation.experiment.override({"engine": engine})
     if earlier and goes_on:
         _check_rounds(resumable(earlier.folder), federation, earlier.folder)
-    record = earlier or Record.create(federation.experiment, out, command)
+    dataset = federation.federated.dataset
+    record = earlier or Record.create(federation.experiment, out, command, dataset.files)
+    if dataset.scaling and not earlier:
+        record.write("scaling.json", dataset.scaling.dump(dataset.columns))
     show = display or Display(None)
     try:
         with nullcontext() if earlier else alone(record.folder):

@@ -41,8 +41,12 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def superlink(tmp_path) -> Iterator[dict[str, str]]:
-    """A SuperLink of this test's own, in simulation mode; gone at the end with all it started."""
+def superlink(tmp_path, request) -> Iterator[dict[str, str]]:
+    """A SuperLink of this test's own, in simulation mode; gone at the end with all it started.
+
+    With the parameter "installs" it lets uv install what an app requires, as Flower does, without a network.
+    """
+    installs = getattr(request, "param", "") == "installs"
     port, home = free_port(), tmp_path / "flower-home"
     home.mkdir()
     (home / "config.toml").write_text(
@@ -51,10 +55,12 @@ def superlink(tmp_path) -> Iterator[dict[str, str]]:
     environment = {
         **os.environ, "FLWR_HOME": str(home), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_TMPDIR": "/tmp", "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "UV_OFFLINE": "1", "UV_CACHE_DIR": str(tmp_path / "uv"),
     }  # fmt: skip
     command = [
         "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1",
-        "--port", str(port), "--control-api-address", f"127.0.0.1:{free_port()}", "--disable-runtime-dependency-installation",
+        "--port", str(port), "--control-api-address", f"127.0.0.1:{free_port()}",
+        *([] if installs else ["--disable-runtime-dependency-installation"]),
     ]  # fmt: skip
     with (tmp_path / "superlink.log").open("w") as log:
         process = subprocess.Popen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -49,6 +50,38 @@ def test_the_wheel_installs_the_package_fedveil_and_nothing_else(tmp_path) -> No
     assert "fedveil/py.typed" in names
     assert "fedveil = fedveil.cli:main" in entry
     assert "License-Expression: Apache-2.0" in metadata
+
+
+def test_for_uv_the_checkout_requires_nothing_so_that_flower_installs_nothing(tmp_path) -> None:
+    """`flwr run .` calls `uv sync` on the bundle; what it brings must need no package and no network."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    groups = [project["project"]["dependencies"], *project["project"]["optional-dependencies"].values()]
+    names = {re.split(r"[\s\[<>=!~;@]", each)[0] for group in groups for each in group} - {"fedveil"}
+    assert set(project["tool"]["uv"]["exclude-dependencies"]) == names
+    for name in project["tool"]["flwr"]["app"]["fab-include"]:
+        (tmp_path / name).write_bytes((CHECKOUT / name).read_bytes())
+    sync = [
+        "uv",
+        "sync",
+        "--python",
+        sys.executable,
+        "--no-install-project",
+        "--no-install-package",
+        "flwr",
+        "--inexact",
+    ]
+    around = {
+        **os.environ,
+        "UV_OFFLINE": "1",
+        "UV_CACHE_DIR": str(tmp_path / "cache"),
+        "UV_PROJECT_ENVIRONMENT": str(tmp_path / "env"),
+    }
+    answer = subprocess.run(
+        [sys.executable, "-m", *sync], cwd=tmp_path, env=around, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    assert not list(site.glob("*.dist-info"))
 
 
 def imports(path: Path) -> set[str]:

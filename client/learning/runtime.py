@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,6 +31,8 @@ from fedveil.privacy.homomorphic.keys import find_client_key
 from fedveil.privacy.trust.key_folders import check_agreed
 
 Adversary = Callable[[Contributions], None]
+
+log = logging.getLogger("flwr")  # where Flower shows what a node does
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,8 @@ def client_runtime(
     else:
         words = own.words.split("\n") if own.words else None
         federated = local(experiment.data, experiment.seed, parse_source(own.source), own.client, words)
+        if files := federated.dataset.files:  # for this client's operator, and nobody else
+            log.warning("%s: %s", own.source, "; ".join(files))
     device = find_device(experiment.device)
     network = build(federated.dataset.task, experiment.model, Stream(experiment.seed)).to(device)
     return ClientRuntime(

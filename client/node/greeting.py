@@ -24,6 +24,7 @@ from fedveil.client.flower import (
     sign_message,
 )
 from fedveil.core.errors import DeploymentError
+from fedveil.core.proxies import USABLE, Proxy, proxy_for
 from fedveil.core.wire.bundle import code
 
 HELLO = "/v1/fedveil/hello"
@@ -67,16 +68,19 @@ def greet(address: Address, keys: Path | None, clock: Callable[[], datetime] = _
     Raise Unreachable where nobody answers; DeploymentError, saying what to do, where one of the two is not whom the
     other expects, their clocks disagree, or they run different versions of FedVeil.
     """
-    _reach(address)
+    proxy = find_proxy(address, keys)
+    _reach(address, proxy)
     scheme, headers = "http", {}
     verify: ssl.SSLContext | bool = False
     if keys is not None:
         scheme, headers = "https", _signed(keys / "identity.key", clock())
         verify = ssl.create_default_context(cafile=str(keys / "ca.pem"))
+    way = None if proxy is None else proxy.url
     try:
-        answer = httpx.post(f"{scheme}://{address}{HELLO}", headers=headers, verify=verify, timeout=PATIENCE)
+        with httpx.Client(verify=verify, timeout=PATIENCE, proxy=way, trust_env=False) as client:
+            answer = client.post(f"{scheme}://{address}{HELLO}", headers=headers)
     except httpx.TransportError as error:
-        raise _transport(address, error, keys) from None
+        raise _transport(address, error, keys, proxy) from None
     try:
         told = answer.json()
         reason = str(told.get("error", ""))
@@ -90,8 +94,32 @@ def greet(address: Address, keys: Path | None, clock: Callable[[], datetime] = _
     return dict(told)
 
 
-def _reach(address: Address) -> None:
-    """Raise Unreachable, with the reason, where no connection can be made."""
+def find_proxy(address: Address, keys: Path | None) -> Proxy | None:
+    """Return the proxy between this client and the server, by HTTPS_PROXY and NO_PROXY; plain HTTP goes through none.
+
+    Raise DeploymentError where it is of a kind that cannot be used.
+    """
+    proxy = None if keys is None else proxy_for(address.host, address.port)
+    if proxy is not None and (proxy.scheme not in USABLE or not proxy.host):
+        raise DeploymentError(
+            f"{address}: the proxy {proxy} is none that can be used: http:// and https:// can; unset {proxy.source}, or go "
+            f"around it with NO_PROXY={address.host}"
+        )
+    return proxy
+
+
+def _reach(address: Address, proxy: Proxy | None) -> None:
+    """Raise Unreachable, with the reason, where no connection to the server, or to the proxy before it, can be made."""
+    if proxy is not None:
+        try:
+            socket.create_connection((proxy.host, proxy.port), timeout=PATIENCE).close()
+        except OSError as error:
+            why = error.strerror or f"no answer within {PATIENCE:g} s"
+            raise Unreachable(
+                f"{address}: the proxy {proxy} cannot be reached ({why}); check {proxy.source}, or go around it with "
+                f"NO_PROXY={address.host}"
+            ) from None
+        return
     try:
         socket.create_connection((address.host, address.port), timeout=PATIENCE).close()
     except socket.gaierror as error:
@@ -106,8 +134,16 @@ def _reach(address: Address) -> None:
         ) from None
 
 
-def _transport(address: Address, error: httpx.TransportError, keys: Path | None) -> DeploymentError:
+def _transport(
+    address: Address, error: httpx.TransportError, keys: Path | None, proxy: Proxy | None
+) -> DeploymentError:
     """Return the error that explains a failed exchange."""
+    if proxy is not None and isinstance(error, httpx.ProxyError):
+        refused = str(error)[:1] == "4"  # by its own rules; anything else may be the server that does not answer it
+        return (DeploymentError if refused else Unreachable)(
+            f"{address}: the proxy {proxy} makes no connection to it ({error}); let it pass CONNECT to {address}, or go around "
+            f"it with NO_PROXY={address.host}"
+        )
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLError):
         cause = cause.__cause__ or cause.__context__
@@ -130,7 +166,8 @@ def _transport(address: Address, error: httpx.TransportError, keys: Path | None)
         return DeploymentError(
             f"{address}: no answer in plain HTTP ({error}); a server without --insecure speaks TLS: start with --keys DIR"
         )
-    return Unreachable(f"{address}: the connection broke ({error})")
+    way = f" through the proxy {proxy}" if proxy else ""
+    return Unreachable(f"{address}: the connection{way} broke ({error})")
 
 
 def _signed(identity: Path, now: datetime) -> dict[str, str]:

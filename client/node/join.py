@@ -16,11 +16,12 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from fedveil.client.node.greeting import Address, Unreachable, greet, skew
+from fedveil.client.node.greeting import Address, Unreachable, find_proxy, greet, skew
 from fedveil.client.node.policy import Policy
 from fedveil.client.node.relay import Relay
 from fedveil.client.node.trainer import ClientProfile, TrainerReply, TrainerRequest, command
 from fedveil.core.errors import DeploymentError, SettingsError
+from fedveil.core.proxies import spare_loopback, through
 from fedveil.core.subprocesses import Child, free_port, log_file, wait_for
 from fedveil.datasets.own.local import parse_source
 from fedveil.privacy.trust.key_folders import check_client_folder
@@ -59,6 +60,8 @@ def join(options: Options, say: Callable[[str], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         # in another thread, since the main thread may hold the event's lock at this moment
         signal.signal(number, lambda _signal, _frame: threading.Thread(target=stopping.set).start())
+    find_proxy(options.server, options.keys)  # refuse one that cannot be used while it is still to be seen
+    spare_loopback(os.environ)  # SuperNode, relay and trainer talk on loopback
     client = client_number(options)
     source = parse_source(options.data)
     if source.path is not None and not source.path.exists():
@@ -125,7 +128,9 @@ def _greeted(options: Options, client: int, say: Callable[[str], None], stopping
                 f"warning  this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's; "
                 "more than 5 s ahead, or 300 s behind, and the server refuses this client"
             )
-        say(f"joined   {options.server} as client {client + 1}" + ("" if options.keys else " (--insecure: plain HTTP)"))
+        proxy = find_proxy(options.server, options.keys)
+        way = f" through the proxy {proxy}" if proxy else "" if options.keys else " (--insecure: plain HTTP)"
+        say(f"joined   {options.server} as client {client + 1}{way}")
         return True
     return False
 
@@ -229,8 +234,11 @@ class _Parts:
         else:
             arguments += ["--root-certificates", str(options.keys / "ca.pem")]
             arguments += ["--auth-supernode-private-key", str(options.keys / "identity.key")]
-        home = {"FLWR_HOME": str((options.state / "flower").absolute())}
-        child = Child("flower-supernode", arguments, options.state / "supernode.log", home)
+        around = {
+            "FLWR_HOME": str((options.state / "flower").absolute()),
+            **through(find_proxy(options.server, options.keys)),
+        }
+        child = Child("flower-supernode", arguments, options.state / "supernode.log", around)
 
         def listens() -> bool:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

@@ -62,6 +62,8 @@ class Relay:
             return Message(Error(ErrorCode.INVALID_FAB, str(error)), reply_to=message)
         for text in outcome.said or ((outcome.error[1],) if outcome.content is None else ()):
             self._once(text)
+        if outcome.did:
+            self._tell(outcome.did)
         context.state = outcome.state
         return reply_to(message, outcome)
 

@@ -15,11 +15,12 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 
 from fedveil.core.errors import ProtectionError
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.flower import ErrorCode, act_as
-from fedveil.core.wire.messages import from_parcel, to_parcel
+from fedveil.core.wire.messages import CONFIG, METRICS, ROUND, SCHEMA, WEIGHT, from_parcel, to_parcel
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,14 @@ class TrainerReply:
     """The answer to a request: the content of a reply, or the code and reason of an error; and the state to keep.
 
     said: warnings for this client's operator, which may quote its data and go to nobody else
+    did: what the client did, in a line for its operator; empty for work that needs none
     """
 
     content: RecordDict | None
     error: tuple[int, str]
     state: RecordDict
     said: tuple[str, ...] = ()
+    did: str = ""
 
 
 class _Warnings(logging.Handler):
@@ -113,7 +116,21 @@ def answer(request: TrainerRequest, profile: ClientProfile) -> TrainerReply:
     finally:
         log.removeHandler(heard)
     parcel = None if outcome.content is None else to_parcel(outcome.content)
-    return replace(outcome, content=parcel, said=tuple(heard.said))
+    did = "" if outcome.content is None else _line(request, outcome.content)
+    return replace(outcome, content=parcel, said=tuple(heard.said), did=did)
+
+
+def _line(request: TrainerRequest, reply: RecordDict) -> str:
+    """Return a line about a reply for this client's operator; empty where it is no step that a person follows."""
+    kind, told = request.message.metadata.message_type, dict(cast(MetricRecord, reply.get(METRICS, {})))
+    if kind == MessageType.QUERY and SCHEMA in cast(ConfigRecord, reply.get(CONFIG, {})):
+        experiment = Experiment.received(str(request.run_config["experiment"]))
+        return f"{experiment.name}  takes part, for {experiment.federation.rounds:,} rounds"
+    if kind == MessageType.TRAIN:
+        number = int(cast(int, cast(ConfigRecord, request.message.content[CONFIG])[ROUND]))
+        loss = f"  loss {told['train-loss']:.4f}" if "train-loss" in told else ""
+        return f"round {number}  trained on {told.get(WEIGHT, 0):,} examples in {told.get('seconds', 0):.1f} s{loss}"
+    return ""
 
 
 def reply_to(message: Message, outcome: TrainerReply) -> Message:

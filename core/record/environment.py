@@ -1,9 +1,10 @@
-"""What is needed to repeat a run: the content of a record's environment.json."""
+"""What environment.json tells of a run: versions, machine, command and commit, and no secret of the command."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,11 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+HIDDEN = "***"
+# names of options and settings whose value is a secret; the path of a file with one is none
+_SECRET = re.compile(r"(?i)^[-\w.]*(token|secret|passw(or)?d|passphrase|credentials?|api[-_]?key|private[-_]?key)$")
+_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")  # a user, and perhaps a password, in a URL
 
 
 def environment(device: str, command: Sequence[str] = ()) -> dict[str, Any]:
@@ -22,10 +28,26 @@ def environment(device: str, command: Sequence[str] = ()) -> dict[str, Any]:
         "processor": platform.machine(),
         "cores": os.cpu_count(),
         "device": device,
-        "command": list(command) or sys.argv,
+        "command": without_secrets(list(command) or sys.argv),
         "commit": _commit(),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+def without_secrets(command: Sequence[str]) -> list[str]:
+    """Return the words of a command with each secret replaced by ***: `--token X`, `--token=X`, `https://user:X@host`."""
+    told: list[str] = []
+    hide = False
+    for word in command:
+        name, equals, _ = word.partition("=")
+        if hide:
+            told.append(HIDDEN)
+        elif equals and _SECRET.match(name):
+            told.append(f"{name}={HIDDEN}")
+        else:
+            told.append(_LOGIN.sub(f"{HIDDEN}@", word))
+        hide = word.startswith("-") and _SECRET.match(word) is not None
+    return told
 
 
 def _commit() -> str | None:

@@ -1,7 +1,7 @@
 """The record of a run: a folder that is readable at every moment, also after the run was killed.
 
 experiment.toml      the settings as resolved
-environment.json     versions, device, command, commit; resumes
+environment.json     versions, device, command, commit; what of a user's files was left out; resumes
 metrics.csv          a row a round; no times in it, so that it repeats to the byte
 clients.csv          a row a client a round
 ledger.csv           bytes and seconds of every message
@@ -159,10 +159,17 @@ class Record:
         self._columns: dict[str, list[str]] = {}
 
     @classmethod
-    def create(cls, experiment: Experiment, out: str | Path | None = None, command: Sequence[str] = ()) -> Record:
+    def create(
+        cls,
+        experiment: Experiment,
+        out: str | Path | None = None,
+        command: Sequence[str] = (),
+        files: Sequence[str] = (),
+    ) -> Record:
         """Create the folder `out`, or runs/NAME-TIMESTAMP without it, and write the settings and environment into it.
 
         experiment: with the engine and device that are really used, not `auto`
+        files: what of a user's files was left out or changed
         Raise SettingsError where the folder exists or cannot be created. Raise FedveilError where the disk is full; no
         folder is left then.
         """
@@ -181,9 +188,8 @@ class Record:
         record = cls(folder)
         try:
             record.path("checkpoint").mkdir()
-            record.write(
-                "environment.json", json.dumps(environment(experiment.device, command), indent=2).encode() + b"\n"
-            )
+            described = environment(experiment.device, command) | ({"files": list(files)} if files else {})
+            record.write("environment.json", json.dumps(described, indent=2).encode() + b"\n")
             record.write("experiment.toml", experiment.toml().encode())  # last: a folder that has it can be resumed
             _flush(folder.parent)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -53,16 +54,13 @@ class Experiment(Settings):
 
     @classmethod
     def load(cls, path: str | Path) -> Experiment:
-        """Read the experiment in a TOML file, named as the file where it sets no name.
+        """Read the experiment in a UTF-8 file of TOML, named as the file where it sets no name.
 
         Raise SettingsError where the file cannot be read, or the text or a setting is refused.
         """
         path = Path(path)
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"cannot read the settings file {path}: {_reason(error)}") from None
-        return cls.parse(text, str(path), name="".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem))
+        name = "".join(c if c.isalpha() or c.isdecimal() or c in "._-" else "-" for c in path.stem)[:80]
+        return cls.parse(_text(path), str(path), name=name)
 
     @classmethod
     def parse(cls, text: str, source: str = "settings", *, name: str = "experiment") -> Experiment:
@@ -94,7 +92,7 @@ class Experiment(Settings):
         """Return the experiment that a user names by a preset, a file that ends in .toml, or TOML text."""
         if "\n" in name or "=" in name:
             return cls.parse(name)
-        return cls.load(name) if name.endswith(".toml") else cls.preset(name)
+        return cls.load(name) if name.lower().endswith(".toml") else cls.preset(name)
 
     def override(self, settings: Mapping[str, Any]) -> Experiment:
         """Return a copy with other values by dotted key, `{"training.epochs": 5}`; None restores the default.
@@ -134,11 +132,41 @@ def _preset(name: str) -> str:
     return resources.files("fedveil.simulations.presets").joinpath(f"{name}.toml").read_text("utf-8")
 
 
+def _text(path: Path) -> str:
+    """Return the text of a settings file, without the byte order mark that Windows writes before UTF-8."""
+    start = f"cannot read the settings file {path}"
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{start}: {_reason(error)}") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]:
+        raise SettingsError(
+            f"{start}: it is UTF-16, as PowerShell 5 writes with >; save it as UTF-8, there with "
+            "| Set-Content -Encoding utf8"
+        )
+    if b"\0" in content:
+        line = content[: content.index(b"\0")].count(b"\n") + 1
+        raise SettingsError(f"{start}: line {line} has a zero byte, which no text has; is it a file of another kind?")
+    if not content.strip():
+        raise SettingsError(f"{start}: it is empty; `fedveil show presets NAME` shows what such a file may hold")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise SettingsError(
+            f"{start}: line {line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
+
+
 def _read(text: str, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{source} is not valid TOML: {error}") from None
+    except (ValueError, RecursionError):  # limits of Python
+        raise SettingsError(
+            f"{source}: a number has too many digits, or lists stand in one another too deeply"
+        ) from None
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -153,7 +181,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             raise SettingsError(f"--set {word}: must be KEY=VALUE, as in --set training.epochs=5")
         try:
             settings[key.strip()] = tomllib.loads(f"value = {value}")["value"] if value.strip() else None
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             settings[key.strip()] = value.strip()
     return settings
 

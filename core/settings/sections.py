@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fedveil.core.declaration import Needs as Shown
 from fedveil.core.settings.choice import (
@@ -19,7 +19,16 @@ from fedveil.core.settings.choice import (
     StrategyChoice,
 )
 from fedveil.core.settings.marks import Needs, UsedBy
-from fedveil.core.settings.section import Count, Fraction, NonNegative, Positive, Section
+from fedveil.core.settings.section import Count, Fraction, NonNegative, Positive, Range, Section
+
+
+def _separator(given: str) -> str:
+    if given != "tab" and (len(given) != 1 or given.isalnum() or given in "\r\n\"'.+-_\0"):
+        raise ValueError("must be one character that no number or name has, as ';' or '|', or the word tab")
+    return given
+
+
+Separator = Annotated[str, AfterValidator(_separator)]
 
 
 class Data(Section):
@@ -53,7 +62,7 @@ class Data(Section):
         64, description="text: longer examples are cut to this many tokens"
     )
     path: Annotated[str | None, UsedBy("dataset")] = Field(
-        None, description="own: a CSV file, an .npz file, or a folder of images"
+        None, description="own: a CSV, .npz or Parquet file, or a folder of images"
     )
     test_path: Annotated[str | None, UsedBy("dataset")] = Field(
         None, description="own: test data; without it a part of `path` is split off"
@@ -64,8 +73,29 @@ class Data(Section):
     group_column: Annotated[str | None, UsedBy("dataset")] = Field(
         None, description="own: the column that names each example's source"
     )
+    scale: Annotated[Literal["auto", "none", "standard", "minmax"], UsedBy("dataset")] = Field(
+        "auto",
+        description="own: of features; auto: standard where a column is beyond -10 to 10, or within -0.01 to 0.01",
+    )
+    ranges: Annotated[
+        tuple[Range, ...] | None, Field(strict=False), UsedBy("dataset"), Needs("scale", ("auto", "minmax"))
+    ] = Field(
+        None, description="own: lowest and highest value, of all columns or of each, for minmax without a look at data"
+    )
     labels: Annotated[tuple[str, ...] | None, Field(strict=False), UsedBy("dataset")] = Field(
         None, description="own: the classes, in order; the second of two is the positive one"
+    )
+    label_column: Annotated[str | None, UsedBy("dataset")] = Field(
+        None, description="own: the column of labels; without it `label`, and in .npz the array `labels`"
+    )
+    merge_labels: Annotated[bool, UsedBy("dataset")] = Field(
+        False, description="own: take spellings of a class for one (case, spaces, `1` and `1.0`); else they are refused"
+    )
+    separator: Annotated[Separator | None, UsedBy("dataset")] = Field(
+        None, description="own: between the values of a CSV file, one character or `tab`; the header shows it without"
+    )
+    encoding: Annotated[str | None, UsedBy("dataset")] = Field(
+        None, description="own: of a CSV file, as in cp1252; without it UTF-8, or what the file's first bytes say"
     )
 
 

@@ -1,7 +1,7 @@
 """A client's data on its own machine: its file or folder, or, for trials, its share of a known data set.
 
-The settings of a run come from the server. From `[data]`, a client with its own file takes the encoding of texts and
-the names of the classes. It opens no path that the server names, and reads nothing but its own file. A SettingsError
+The settings of a run come from the server. From `[data]`, a client with its own file takes how texts are encoded,
+the names of columns and classes, and how its file is written. It opens no path that the server names, and reads nothing but its own file. A SettingsError
 from here reveals nothing of that file; a DataError may quote a line of it, and is meant for the client's owner alone.
 """
 
@@ -24,9 +24,12 @@ from fedveil.core.examples import Examples, Task
 from fedveil.core.settings.sections import Data
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import Alone, Federated, load
-from fedveil.datasets.own.files import Table, read_table
-from fedveil.datasets.own.own import indices, named_classes
+from fedveil.datasets.own.classes import indices, named_classes, one_spelling
+from fedveil.datasets.own.files import read_table
+from fedveil.datasets.own.own import check_unscaled
+from fedveil.datasets.own.table import Table, count
 from fedveil.datasets.published import images, synthetic
+from fedveil.datasets.scaling import declared, unusual
 from fedveil.datasets.text import HAM_SPAM, PADDING, SPECIAL, distinct, encode, hashed, listed
 
 # the tasks that clients' files must fit where the settings name one of FedVeil's data sets; texts have any length
@@ -192,16 +195,21 @@ def _own(data: Data, path: Path, words: Sequence[str] | None) -> Held:
             "data.labels: must name the classes, in order, in the settings of the run; a client may lack one, so its own "
             "data cannot tell them"
         )
-    table = read_table(path, data.group_column, testing=True)
+    # the classes of a published data set are not spelled alike, so that another spelling can only mean one of them
+    spelling = data if known is None else data.model_copy(update={"merge_labels": True})
+    tables, merged = one_spelling([read_table(path, data, testing=True)], spelling, classes)
+    table = tables[0]
     if known is not None:
         _check_fit(table, known, path, data.dataset.name)
     labels = indices(table, classes, "data.labels" if known is None else f"the classes of '{data.dataset}'")
     vocabulary = None
     if table.features is not None:
-        train = Examples(table.features, labels)
+        train = Examples(_scaled(table, data, path), labels)
         task = Task(table.kind, table.features.shape[1:], classes)
     else:
         train, vocabulary = _texts(table.texts or [], labels, data, words)
+        repeats = len(labels) - len(train)
+        merged += [f"{count(repeats, 'exact repeat')} left out"] if repeats else []
         size = data.vocabulary_size if vocabulary is None else len(vocabulary)
         task = Task("text", (data.max_tokens,), classes, size)
     if len(train) < data.min_examples:
@@ -209,8 +217,30 @@ def _own(data: Data, path: Path, words: Sequence[str] | None) -> Held:
             f"{path}: {len(train):,} example(s) to learn from, fewer than the run's data.min_examples = "
             f"{data.min_examples:,}"
         )
-    columns = tuple(table.columns or ())
-    return DataSet("own", task, train, _nothing(train), words=vocabulary, columns=columns), train
+    files = (*table.notes, *merged)
+    return DataSet("own", task, train, _nothing(train), words=vocabulary, columns=table.columns, files=files), train
+
+
+def _scaled(table: Table, data: Data, path: Path) -> np.ndarray:
+    """Return a client's features by the run's settings, float32; raise where they cannot be scaled alike everywhere."""
+    assert table.features is not None
+    if table.kind != "features":
+        check_unscaled(table.kind, data)
+        return table.features
+    if data.ranges is not None:
+        return declared(table.features, table.columns, data)(table.features)
+    if data.scale in ("standard", "minmax"):
+        raise SettingsError(
+            f"data.scale = '{data.scale}': needs the statistics of all clients' data, which no client shows; declare "
+            "data.ranges, the lowest and highest value of each column"
+        )
+    odd = unusual(table.features, table.columns)
+    if odd and data.scale == "auto":
+        raise DataError(
+            f"{path}: {odd}, and a client alone cannot scale features as the others do; ask for data.ranges in the run's "
+            "settings, the lowest and highest value of each column, or data.scale = 'none'"
+        )
+    return table.features.astype(np.float32)
 
 
 def _check_fit(table: Table, known: Task, path: Path, name: str) -> None:
@@ -242,9 +272,12 @@ def _texts(
 
 
 def _vocabulary(data: Data, words: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the vocabulary that came with the run's settings; raise DataError where it is missing or invalid."""
+    """Return the vocabulary that came with the run's settings.
+
+    Raise SettingsError, which the server is told, where there is none; DataError where it is invalid.
+    """
     if words is None:
-        raise DataError(
+        raise SettingsError(
             f"data.vocabulary = '{data.vocabulary}': no words came with the run's settings, and a client cannot know the "
             "others'; take data.vocabulary = 'hashed', whose buckets are agreed in advance"
         )

@@ -24,8 +24,8 @@ def dirichlet(pool: Pool, settings: Dirichlet, rng: np.random.Generator) -> Part
     Hsu, Qi and Brown 2019 (arXiv 1909.06335), section 3. Sizes differ by at most 1. Examples are drawn without
     replacement: where a class has run out, a client goes on with its distribution over the classes that are left.
 
-    `settings.alpha` is the total concentration, as p sums to 1. Flower's DirichletPartitioner and NIID-Bench draw from
-    Dir(a, ..., a) instead: where classes are balanced, their a is `alpha = a * classes` here.
+    `settings.alpha` is the total concentration, as p sums to 1. flwr-datasets' DirichletPartitioner and NIID-Bench divide
+    each class among the clients instead, and so skew sizes too: that is `label_dirichlet`.
     """
     labels, clients = pool.labels, pool.clients
     sizes = even(len(pool), clients)

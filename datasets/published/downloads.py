@@ -133,11 +133,14 @@ def one_line(message: bytes) -> bytes:
 
 
 def _reason(error: BaseException, timeout: float) -> str:
-    """Say why a request failed, by the root of its chain of causes."""
+    """Say why a request failed, by the root of its chain of causes; and which proxy it went through, where that failed."""
+    from requests.exceptions import ProxyError
+
+    way = "the proxy of HTTPS_PROXY or HTTP_PROXY failed: " if isinstance(error, ProxyError) else ""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     if isinstance(error, TimeoutError):
-        return f"no answer within {timeout:g} seconds"
+        return f"{way}no answer within {timeout:g} seconds"
     if isinstance(error, IncompleteRead) and isinstance(error.partial, int):
         return f"the connection broke after {error.partial:,} of {error.partial + (error.expected or 0):,} bytes"
-    return (isinstance(error, OSError) and error.strerror) or str(error)
+    return way + str((isinstance(error, OSError) and error.strerror) or error)

@@ -10,20 +10,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
 
-import httpx
 from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedveil.core.errors import DeploymentError, Interrupted, ProtectionError
+from fedveil.core.errors import DeploymentError, ProtectionError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.flower import ErrorCode
 from fedveil.core.wire.messages import CLIENT, CONFIG, SCHEMA, WEIGHT, from_parcel, to_parcel
 from fedveil.datasets.own.local import differences
 from fedveil.server.exchange import count
 from fedveil.server.nodes import WrappedGrid, addressed
+from fedveil.server.serving.control_client import ControlClient, NodeEvents
 
 HOLD = 0.5  # seconds that the control server may hold a poll
 ASSEMBLY = 150.0  # seconds that a run waits for its clients to join before it begins
@@ -32,68 +31,8 @@ OFFLINE = 5.0  # seconds that a node may be offline without being lost
 ASK_AGAIN = 15.0  # seconds after which a client that refused the run is asked again
 
 
-@dataclass
-class NodeEvents:
-    """The control server's answer to a poll.
-
-    stop: the run is to stop
-    arrived, lost: ids of messages whose replies have arrived, or never will
-    clients: by node; online: connected nodes; starts: of each node; silent: nodes that no longer call
-    refused: clients that were refused, and why
-    deaf: no node at all is heard
-    """
-
-    stop: bool = False
-    arrived: set[str] = field(default_factory=set)
-    lost: set[str] = field(default_factory=set)
-    clients: dict[int, int] = field(default_factory=dict)
-    online: set[int] = field(default_factory=set)
-    starts: dict[int, int] = field(default_factory=dict)
-    silent: set[int] = field(default_factory=set)
-    refused: list[tuple[int | None, str]] = field(default_factory=list)
-    deaf: bool = False
-
-
-class ControlClient:
-    """The connection from a run's process to the server's control interface at `url`."""
-
-    def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=30)
-        self._since = 0
-
-    def poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> NodeEvents:
-        """Ask for events; raise Interrupted where the run is to stop.
-
-        wake: nodes with new messages; waiting: ids of messages without a reply; hold: seconds that the answer may wait
-        for one
-        """
-        told = self._post(
-            "/poll",
-            {"wake": [str(node) for node in wake], "waiting": list(waiting), "since": self._since, "hold": hold},
-        )
-        self._since = told["since"]
-        if told["stop"]:
-            raise Interrupted("the run was stopped")
-        return NodeEvents(
-            told["stop"],
-            set(told["arrived"]),
-            set(told["lost"]),
-            {int(node): client for node, client in told["clients"].items()},
-            {int(node) for node in told["online"]},
-            {int(node): starts for node, starts in told["starts"].items()},
-            {int(node) for node in told["silent"]},
-            [(client, why) for client, why in told["refused"]],
-            told["deaf"],
-        )
-
-    def result(self, status: str, result: dict[str, Any]) -> None:
-        """Report how the run ended."""
-        self._post("/result", {"status": status, "result": result})
-
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = self._client.post(str(self._client.base_url).rstrip("/") + path, json=body)
-        answer.raise_for_status()
-        return cast("dict[str, Any]", answer.json())
+class _Unfit(ProtectionError):
+    """A client that takes no part in this run, however often it is asked."""
 
 
 @dataclass
@@ -171,6 +110,8 @@ class ClientRoster(WrappedGrid):
         self._experiment, self._offline = experiment, offline
         self._members: dict[int, Member] = {}
         self._refusing: dict[int, tuple[int, float, str]] = {}  # by node: starts, when it was asked, why
+        self._unfit: set[int] = set()  # nodes among them that would refuse again
+        self._registered: dict[int, int] = {}  # clients by node; empty where any may join
         self._expected: dict[str, str] | None = None
         self._begun = False
         self._told: set[str] = set()
@@ -197,7 +138,7 @@ class ClientRoster(WrappedGrid):
     def get_node_ids(self) -> Sequence[int]:
         """Return k+1 for each client k that takes part, after a while of waiting where they are too few.
 
-        Raise DeploymentError where they stay too few.
+        Raise DeploymentError where they stay too few; at once, with their reasons, where so many refuse that they must.
         """
         settings = self._experiment.federation
         least = settings.quorum or (1 if self._begun else settings.cohort)
@@ -209,7 +150,7 @@ class ClientRoster(WrappedGrid):
             self._muster()
             if len(self._members) >= wanted:
                 break
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or self._hopeless(least, wanted):
                 if len(self._members) >= least:
                     break
                 raise DeploymentError(self._too_few(least))
@@ -220,6 +161,13 @@ class ClientRoster(WrappedGrid):
             self._say(f"warning: going on with {len(self._members)} clients of {settings.cohort}: {self._present()}")
         self._begun = True
         return [client + 1 for client in sorted(self._members)]
+
+    def _hopeless(self, least: int, wanted: int) -> bool:
+        """Say whether so many clients refuse the run for good that it cannot have its fewest."""
+        if self._registered:
+            able = {client for client in self._registered.values() if client < self._clients}
+            return len(able - {self._registered.get(node, -1) for node in self._unfit}) < least
+        return len(self._members) + len(self._unfit) >= wanted
 
     def _present(self) -> str:
         names = ", ".join(self.called(client) for client in sorted(self._members))
@@ -234,12 +182,16 @@ class ClientRoster(WrappedGrid):
             if len(self._members) > 1 and not settings.quorum
             else "start more clients"
         )
+        if self._unfit:
+            hint = "clients that refuse take part in a run that asks for what they allow: take other settings, or ask their owners"
         return f"the run needs {least} clients, and {len(self._members)} can take part ({self._present()}){refusing}\n  {hint}"
 
     def _muster(self) -> None:
         """Update the clients that are connected, and ask new ones for their data's size and schema."""
         events = self._poll()
         there = set(self._grid.get_node_ids()) - events.silent
+        self._registered = events.clients
+        self._unfit = {node for node in self._unfit & there if self._refusing[node][0] == events.starts.get(node, 0)}
         for client, member in list(self._members.items()):
             if member.node not in there or events.starts.get(member.node, 0) != member.starts:
                 del self._members[client]
@@ -270,9 +222,11 @@ class ClientRoster(WrappedGrid):
                 client_name = events.clients.get(node)
                 name = self.called(client_name) if client_name is not None else f"node {node}"
                 self._refusing[node] = (starts, time.monotonic(), f"{name}: {error}")
+                (self._unfit.add if isinstance(error, _Unfit) else self._unfit.discard)(node)
                 self._once(f"{name} takes no part: {error}")
                 continue
             self._refusing.pop(node, None)
+            self._unfit.discard(node)
             self._members[client] = member
             held = "" if self._experiment.privacy.noisy else f" with {member.examples:,} examples"
             self._once(f"{self.called(client)} takes part{held}")
@@ -284,12 +238,13 @@ class ClientRoster(WrappedGrid):
     def _read(self, reply: Message, node: int, starts: int, registered: int | None) -> tuple[int, Member]:
         """Read a client's answer; raise ProtectionError, with the reason, where it cannot take part."""
         if reply.has_error():
-            raise ProtectionError(reply.error.reason or f"error {reply.error.code}")
+            kind = _Unfit if reply.error.code == ErrorCode.MOD_FAILED_PRECONDITION else ProtectionError
+            raise kind(reply.error.reason or f"error {reply.error.code}")
         client, examples = count(reply, CLIENT), count(reply, WEIGHT, 1)
         if registered is not None and client != registered:
-            raise ProtectionError(f"it calls itself {self.called(client)}")
+            raise _Unfit(f"it calls itself {self.called(client)}")
         if client >= self._clients:
-            raise ProtectionError(f"its number is {client + 1}, and the run has data.clients = {self._clients}")
+            raise _Unfit(f"its number is {client + 1}, and the run has data.clients = {self._clients}")
         if client in self._members:
             raise ProtectionError(f"{self.called(client)} is there already, from another node")
         record = reply.content.get(CONFIG)
@@ -299,7 +254,7 @@ class ClientRoster(WrappedGrid):
         except (AssertionError, KeyError, ValueError, AttributeError):
             raise ProtectionError("its answer does not say what its data is") from None
         if self._expected is not None and (found := differences(self._expected, schema)):
-            raise ProtectionError("its data is of another kind: " + "; ".join(found))
+            raise _Unfit("its data is of another kind: " + "; ".join(found))
         return client, Member(node, starts, examples, schema)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:

@@ -8,8 +8,11 @@ Every order is stored before its run starts, so that a server that was killed re
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import time
+import tomllib
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -30,6 +33,7 @@ from fedveil import __version__
 from fedveil.core.errors import DeploymentError, FedveilError, Interrupted
 from fedveil.core.record.record import write_atomically
 from fedveil.core.settings.experiment import Experiment
+from fedveil.server.serving.checks import check_order
 from fedveil.server.serving.node_gateway import NodeGateway
 from fedveil.server.serving.superlink import SuperLink, ended, online, start_run, stop_run
 
@@ -46,6 +50,7 @@ class Order:
 
     run: its name, and that of its record's folder; experiment: as TOML; words: its vocabulary, a line each
     flower_run, series: Flower's ids; result: the run's summary, or why it ended
+    started: when it was ordered, seconds since the epoch
     """
 
     run: str
@@ -56,6 +61,7 @@ class Order:
     status: str = RUNNING
     result: dict[str, Any] | None = None
     stop: bool = False
+    started: float = 0.0
     over: float = 0.0  # when Flower reported its end, on the monotonic clock
 
 
@@ -94,6 +100,7 @@ class ControlServer:
             self._orders[order.run] = order
         self.app = Starlette(
             routes=[
+                Route("/", self._index),
                 Route("/health", self._health),
                 Route("/status", self._status),
                 Route("/runs", self._order, methods=["POST"]),
@@ -138,7 +145,9 @@ class ControlServer:
             "control": f"{self._url}/runs/{order.run}",
             "resume": "yes" if resume else "",
             "keys": str(self._keys.absolute()) if self._keys else "",
+            "limit": str(self._gateway.limit),
         }
+        order.started = order.started or time.time()
         order.status, order.result, order.stop, order.over = RUNNING, None, False, 0.0
         self._keep(order)  # stored before it starts: a server that is killed now resumes it
         try:
@@ -201,20 +210,49 @@ class ControlServer:
             "state": str(self._state.absolute()),
             "up_seconds": round(time.time() - self._started, 1),
             "clients": [
-                {"client": node.client, "address": node.address, "starts": node.starts,
+                {"client": node.client, "name": None if node.client is None else f"client-{node.client + 1}",
+                 "address": node.address, "starts": node.starts,
                  "connected": node.node_id in connected, "seen_seconds_ago": round(time.time() - node.seen, 1)}
                 for node in self._gateway.nodes
             ],
             "registered": len(self._nodes) or None,
             "agreed": agreed.read_text("utf-8") if agreed and agreed.exists() else "",
             "refused": [{"client": client, "reason": why} for _, client, why in list(self._gateway.refused)[-10:]],
-            "runs": [{"run": order.run, "status": order.status} for order in self._orders.values()],
+            "runs": [self._progress(order) for order in self._orders.values()],
         })  # fmt: skip
+
+    def _progress(self, order: Order) -> dict[str, Any]:
+        """Return how far a run is: its whole rounds, its newest scores, and the seconds since it was ordered."""
+        path = self.record(order.run) / "metrics.csv"
+        newest: dict[str, str] = {}
+        if path.exists():
+            with path.open(newline="") as file:
+                newest = next(iter(deque(csv.DictReader(file), maxlen=1)), {})
+        scores = {key: float(value) for key, value in newest.items() if value and key.endswith(("_accuracy", "_loss"))}
+        return {
+            "run": order.run,
+            "status": order.status,
+            "round": int(newest.get("round") or 0),
+            "rounds": tomllib.loads(order.experiment)["federation"]["rounds"],
+            "scores": scores,
+            "seconds": round(time.time() - order.started, 1) if order.status == RUNNING else None,
+        }
+
+    async def _index(self, _request: Request) -> Response:
+        """Say what there is to ask for."""
+        paths = {
+            "/status": "clients and runs",
+            "/health": "200 while all is well",
+            "/runs/NAME": "one run",
+            "/runs/NAME/log": "its log",
+        }
+        return JSONResponse({"fedveil": __version__, "paths": paths})
 
     async def _order(self, request: Request) -> Response:
         """Start a run: `{"experiment": TOML, "words": "a line each"}`."""
         asked = await request.json()
         experiment = Experiment.received(asked["experiment"])  # code that it names is imported by the run alone
+        check_order(experiment, len(self._nodes) if self._keys else None, asked.get("words", ""))
         name = f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
         run, number = name, 1
         while run in self._orders:

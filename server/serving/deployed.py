@@ -23,13 +23,16 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import Alone, Federated, load
 from fedveil.datasets.own.local import TASKS, differences, schema
+from fedveil.models.parameters import get
 from fedveil.privacy.homomorphic.keys import fingerprint
 from fedveil.server.checkpoint import State, begun, put_back
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
 from fedveil.server.rounds.context import Hooks
-from fedveil.server.serving.client_roster import ClientRoster, ControlClient
-from fedveil.server.summary import describe_protection, summary
+from fedveil.server.serving.checks import check_size, scoreless
+from fedveil.server.serving.client_roster import ClientRoster
+from fedveil.server.serving.control_client import ControlClient
+from fedveil.server.summary import describe_protection, scores_line, summary
 
 Say = Callable[[str], None]
 
@@ -134,6 +137,8 @@ def _run(grid: Grid, config: Mapping[str, Any], line: ControlClient, folder: Pat
     earlier = Record(folder) if config["resume"] else None
     goes_on = earlier is not None and begun(earlier)  # a run killed before its first checkpoint begins anew
     federation = _federation(experiment, roster, earlier if goes_on else None, words, say)
+    weights = sum(weight.numel() for weight in get(federation.network).values())
+    check_size(experiment, weights, int(config["limit"]))
     federation.protect(Path(str(config["keys"])) if config["keys"] else None, roster.sizes)
     if federation.protection is not None:
         say(f"privacy {experiment.privacy.protection} {federation.protection.words}")
@@ -149,15 +154,14 @@ def _run(grid: Grid, config: Mapping[str, Any], line: ControlClient, folder: Pat
             key = None if context is None else fingerprint(context.key_id)
             describe_protection(experiment, record, f"{reader} can evaluate the model", key)
 
-        def watch(row: Row, _: State) -> None:
-            scores = {key: value for key, value in row.items() if value is not None and key != "round"}
-            if not scores:
-                return  # before the first round, without evaluation
-            words = "  ".join(f"{key} {value:.4g}" for key, value in scores.items())
-            say(f"round {row['round']}/{experiment.federation.rounds}  {words}")
+        def watch(row: Row, state: State) -> None:
+            if row["round"] or row.get("test_accuracy") is not None:  # else nothing is known before the first round
+                say(f"round {row['round']}/{experiment.federation.rounds}  {scores_line(row, state)}")
 
         lattices = experiment.privacy.shows == "sum"
         evaluate = None if lattices or not len(federation.federated.dataset.test) else federation.evaluate
+        if why := scoreless(experiment, evaluate is not None):
+            say(f"warning: {why}")
         hooks = Hooks(watch, evaluate, lambda text: say(f"warning: {text}"), lenient=True, secret=True)
         federate(federation, roster, record, hooks)
     return summary(federation, record, secret=True)

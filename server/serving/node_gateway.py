@@ -139,6 +139,11 @@ class NodeGateway:
         self.app = Starlette(routes=routes, exception_handlers={404: self._closed, 405: self._closed})
 
     @property
+    def limit(self) -> int:
+        """Bytes of objects that a node may send for one message."""
+        return self._limit
+
+    @property
     def nodes(self) -> list[Node]:
         """All nodes that called since the gateway was opened."""
         return list(self._nodes.values())

@@ -17,6 +17,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from fedveil.core.errors import DeploymentError, SettingsError
+from fedveil.core.proxies import spare_loopback
 from fedveil.core.record.record import alone
 from fedveil.core.subprocesses import adopt_orphans, check_port, end_orphans, free_port, log_file
 from fedveil.privacy.trust.key_folders import check_server_folder, load_registry
@@ -57,6 +58,7 @@ def serve(options: Options, say: Callable[[str], None], finish: Callable[[Path],
         options.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(f"--state {options.state}: {error.strerror}") from None
+    spare_loopback(os.environ)
     adopt_orphans()
     with alone(options.state, "a server with this state"):
         asyncio.run(_serve(options, say, finish))
@@ -87,7 +89,9 @@ async def _serve(options: Options, say: Callable[[str], None], finish: Callable[
         if certificates is not None:
             verify = ssl.create_default_context(cafile=str(certificates.authority))
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        async with httpx.AsyncClient(base_url=link.url, verify=verify, timeout=60, limits=limits) as passed_on:
+        async with httpx.AsyncClient(
+            base_url=link.url, verify=verify, timeout=60, limits=limits, trust_env=False
+        ) as passed_on:
             numbers = None if certificates is None else {public: client for client, public in registry.items()}
             ids = {client: node for node, client in nodes.items()}
             gateway = NodeGateway(

@@ -45,7 +45,7 @@ def check_ray(workers: int | None) -> None:
     """Raise SettingsError where Ray is not installed, or cannot have `workers` processors."""
     if importlib.util.find_spec("ray") is None:
         raise SettingsError(
-            "engine = 'ray': needs Ray, which is not installed here: pip install 'fedveil[ray]'; or use engine = 'auto'"
+            "engine = 'ray': needs Ray, which is not installed here: pip install -c constraints.txt '.[ray]' in the checkout; or use engine = 'auto'"
         )
     if workers is not None and "RAY_ADDRESS" in os.environ:
         raise SettingsError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from multiprocessing import Pipe
 from typing import Any
 
@@ -42,6 +43,13 @@ def request(kind: str, config: dict[str, Any], experiment: Experiment = SETTINGS
 
 
 PROFILE = ClientProfile(1, "digits:2/3")
+
+
+def test_the_operator_is_told_what_the_client_did() -> None:
+    assert answer(request(MessageType.QUERY, {}), PROFILE).did == "digits  takes part, for 2 rounds"
+    did = answer(request(MessageType.TRAIN, RATE), PROFILE).did
+    assert re.fullmatch(r"round 1  trained on 479 examples in \d+\.\d s  loss \d\.\d{4}", did)
+    assert answer(request(MessageType.TRAIN, {}), PROFILE).did == ""  # refused
 
 
 def test_training_here_is_training_in_a_simulation() -> None:

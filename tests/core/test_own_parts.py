@@ -151,7 +151,9 @@ def test_a_part_from_outside_is_as_a_built_in_one(
     assert first["model_sha256"] == run(experiment, out=outside / "again", plots=False).summary["model_sha256"]
     other = run(experiment.override({f"{prefix}.{setting}": None}), out=outside / "other", plots=False).summary
     assert first["model_sha256"] != other["model_sha256"]  # the setting has an effect
-    assert (outside / "run" / "experiment.toml").read_text() == experiment.toml().replace('"auto"', '"cpu"')
+    assert (outside / "run" / "experiment.toml").read_text() == experiment.toml().replace(
+        'device = "auto"', 'device = "cpu"'
+    )
 
 
 def test_all_four_work_together_on_every_engine(outside: Path) -> None:

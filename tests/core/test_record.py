@@ -17,6 +17,7 @@ import pytest
 from fedveil import Experiment, SettingsError
 from fedveil.core.errors import FedveilError
 from fedveil.core.record.record import Record, Table, newest, write_atomically, write_in_turn
+from fedveil.core.record.resumes import note_resume
 
 
 def test_a_new_record_holds_settings_and_environment(tmp_path) -> None:
@@ -213,3 +214,26 @@ def test_an_atomic_write_leaves_the_old_file_where_it_fails(tmp_path, monkeypatc
 def test_the_hash_is_the_files_sha256(tmp_path) -> None:
     (tmp_path / "model").write_bytes(b"weights")
     assert Record(tmp_path).sha256("model") == sha256(b"weights").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (
+            "flwr-serverapp --insecure --token T0P --parent-pid 7",
+            "flwr-serverapp --insecure --token *** --parent-pid 7",
+        ),
+        ("x --token=T0P --api-key T0P --auth-secret=T0P", "x --token=*** --api-key *** --auth-secret=***"),
+        ("fedveil run --set tracker.password=T0P", "fedveil run --set tracker.password=***"),
+        ("x https://me:T0P@host/p http://T0P@h", "x https://***@host/p http://***@h"),
+        ("x --token --token T0P", "x --token *** ***"),
+        ("fedveil server --keys DIR --secret-file F --set data.max_tokens=5", ""),
+        ("fedveil run digits --set federation.rounds=3", ""),
+    ],
+)
+def test_no_secret_of_a_command_is_written_to_a_record(given, kept, tmp_path) -> None:
+    record = Record.create(Experiment(), tmp_path / "run", given.split())
+    command = json.loads(record.path("environment.json").read_bytes())["command"]
+    assert command == (kept or given).split()
+    note_resume(record, Experiment(), 0, given.split())
+    assert "T0P" not in record.path("environment.json").read_text()

@@ -258,7 +258,9 @@ def test_own_texts_become_the_ids_that_all_clients_share(tmp_path_factory, rows,
 def test_a_part_of_the_clients_own_examples_is_held_out_as_in_a_simulation(tmp_path):
     features = np.arange(20, dtype=np.float32)[:, np.newaxis]
     path = saved(tmp_path / "my.npz", features=features, labels=np.arange(20) % 2)
-    data = Data(dataset="own", path="elsewhere.npz", clients=4, labels=("0", "1"), validation_fraction=0.3)
+    data = Data(
+        dataset="own", path="elsewhere.npz", clients=4, labels=("0", "1"), validation_fraction=0.3, scale="none"
+    )
     train, held_out = local(data, 5, at(path), 2).client(2)
     assert (len(train), len(held_out)) == (14, 6)
     both = np.concatenate([train.features, held_out.features])
@@ -313,7 +315,7 @@ def test_a_label_that_is_no_class_is_refused_with_its_file_and_line(tmp_path, da
 @pytest.mark.parametrize("vocabulary", ["train", "words.txt"])
 def test_without_the_words_of_a_vocabulary_the_run_is_refused(tmp_path, vocabulary):
     path = written(tmp_path / "my.csv", TEXT)
-    with pytest.raises(DataError, match=rf"data\.vocabulary = '{vocabulary}': .*take data\.vocabulary = 'hashed'"):
+    with pytest.raises(SettingsError, match=rf"data\.vocabulary = '{vocabulary}': .*take data\.vocabulary = 'hashed'"):
         local(run(vocabulary=vocabulary), 0, at(path), 0)
 
 
@@ -329,7 +331,7 @@ def test_paths_that_the_server_names_are_not_opened(tmp_path):
     secret = written(tmp_path / "secret", "not a word list\n")
     data = run(dataset="own", labels=("ham", "spam"), path=str(secret), test_path=str(secret), vocabulary=str(secret))
     assert len(local(data, 0, at(path), 0, WORDS).client(0)[0]) == 3
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(SettingsError) as refused:
         local(data, 0, at(path), 0)
     assert "word list" not in str(refused.value)
 
@@ -395,7 +397,7 @@ CSV = "my.csv"
         (CSV, "", "the file is empty"),
         (CSV, "label,text\n", "a header and no examples"),
         (CSV, "labels,text\nham,a\n", "no column is called 'label'; did you mean 'labels'"),
-        (CSV, "label;text\nham;a\n", "separated by ';'"),
+        (CSV, "label;text\nham;a;b\n", "line 2: 3 value(s), where the header names 2 columns"),
         (CSV, "label,v\nham,1\nspam,nan\n", "line 3, column v: must be a finite number, it is 'nan'"),
         (CSV, b"label,text\nham,\xff\n", "not UTF-8"),
         ("my.npz", "no zip", "cannot be read"),

@@ -29,6 +29,10 @@ def problems(draw):
     name = draw(st.sampled_from(list(PARTITIONS)))
     own = {
         "dirichlet": {"alpha": st.sampled_from([5e-324, 1e-300, 1e-3, 0.1, 1.0, 10.0, 1e300]) | st.floats(0.01, 100)},
+        "label_dirichlet": {
+            "alpha": st.sampled_from([5e-324, 1e-300, 1e-3, 1.0, 1e300]) | st.floats(0.01, 100),
+            "self_balancing": st.booleans(),
+        },
         "classes": {"classes": st.integers(1, 4)},
         "shards": {"shards": st.integers(1, 4)},
         "quantity": {"exponent": st.sampled_from([0.0, 1.0, 1e9]) | st.floats(0, 5)},
@@ -66,7 +70,7 @@ def test_every_example_goes_to_exactly_one_client_or_the_numbers_are_given(probl
     assert np.array_equal(again.offsets, partition.offsets)
 
 
-@pytest.mark.parametrize("name", ["iid", "shards", "dirichlet", "quantity", "classes"])
+@pytest.mark.parametrize("name", ["iid", "shards", "dirichlet", "label_dirichlet", "quantity", "classes"])
 def test_another_seed_gives_another_partition(name):
     labels = np.arange(200) % 10
     first, second = (divide(labels, None, (), Data(clients=10, partition=name), seed) for seed in (0, 1))

@@ -159,12 +159,12 @@ class Federation:
         if keyed:
             new_keys(self.keys, clients, self.at.address, protection)
 
-    def start_server(self, *options: str, wait: bool = True) -> Program:
+    def start_server(self, *options: str, wait: bool = True, **environment: str) -> Program:
         """Start the server, again where it had been started before."""
         said = self.server.said.count("control ") if self.server else 0
         trust = ("--keys", self.keys / "server") if self.keyed else ("--insecure",)
         words = fedveil("server", *trust, "--state", self.state, "--port", str(PORT), *options)
-        self.server = Program(self.at, words, self.folder, "server")
+        self.server = Program(self.at, words, self.folder, "server", **environment)
         if wait:
             self.server.says("control ", times=said + 1)
         return self.server

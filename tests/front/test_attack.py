@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -40,6 +43,38 @@ def test_the_book_s_experiment_shows_message_and_words_side_by_side(tmp_path, mo
     assert len(sent) == len(read) == 2
     assert [set(each) for each in sent] == [set(each) for each in read]
     assert any("guessing" in line for line in lines)
+
+
+@pytest.mark.parametrize("page", [False, True])
+def test_what_was_not_read_stands_on_no_line_of_what_was(page, tmp_path, monkeypatch) -> None:
+    """A pipe, a log or a document has no colours: under noise nothing is read, and nothing may seem to be."""
+    monkeypatch.chdir(tmp_path)
+    noise = ("--set", "privacy.clip=0.001", "--set", "privacy.noise_multiplier=100")
+    shown = said("words", "--trials", "2", *noise, "--out", "report")
+    if page:
+        text = re.sub(r"<b>(sent|read|wrong|missed)</b>", r"\n  \1 ", Path("report/report.html").read_text())
+        shown = html.unescape(re.sub(r"<[^>]*>", "", text))
+    lines = [line.split() for line in shown.splitlines()]
+    parts = {name: [set(words[1:]) for words in lines if words[:1] == [name]] for name in ("sent", "read", "missed")}
+    assert len(parts["sent"]) == len(parts["read"]) == len(parts["missed"]) == 2
+    for sent, read, missed in zip(*parts.values(), strict=True):
+        assert missed
+        assert read - {"nothing"} == sent - missed
+
+
+def test_an_order_says_how_many_words_stand_in_their_place(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = said(
+        "order", "--trials", "2", "--set", "privacy.clip=0.001", "--set", "privacy.noise_multiplier=100"
+    ).splitlines()
+    read = [line.split()[1:] for line in lines if line.startswith("  read")]
+    sent = [[word for word in line.split()[1:] if word != "…"] for line in lines if line.startswith("  sent")]
+    right = [sum(a == b for a, b in zip(*each, strict=False)) for each in zip(read, sent, strict=True)]
+    told = [line.split()[1:] for line in lines if line.startswith("  right")]
+    assert told == [
+        [str(n), "of", str(len(words)), *["words", "in", "their", "place"]]
+        for n, words in zip(right, sent, strict=True)
+    ]
 
 
 def test_a_trained_model_gives_images_away_too_and_was_not_trained_on_batches_of_one(tmp_path, monkeypatch) -> None:

@@ -103,6 +103,13 @@ def test_data_show_draws_and_lists_who_holds_what(tmp_path) -> None:
 def test_data_list_and_check_say_where_files_are(tmp_path, real_data) -> None:
     listed = fedveil("data", "list", cwd=tmp_path)
     assert "train-images-idx3-ubyte.gz" in listed.stdout
+    told = {
+        (one["dataset"], one["file"]): one for one in json.loads(fedveil("data", "list", "--json", cwd=tmp_path).stdout)
+    }
+    for path in (one["path"] for one in told.values() if one["path"]):
+        assert Path(path).exists()
+        assert f"  {path}\n" in listed.stdout  # whole, on a line
+    assert told["digits", None]["here"]
     checked = fedveil("data", "check", "mnist", cwd=tmp_path)
     assert checked.stdout.count("ok ") == 4, checked.stderr
 
@@ -263,6 +270,31 @@ def test_a_users_own_csv_and_network_train(tmp_path) -> None:
     ]
     answer = fedveil(*OWN, *words, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert json.loads(answer.stdout)["test_accuracy"] > 0.9, answer.stderr
+
+
+def test_a_record_of_other_data_than_a_presets_does_not_bear_its_name(tmp_path) -> None:
+    """`spam-demo` is made up; a user's mail is not."""
+    rows = [f"{'spam' if i % 3 else 'ham'},word{i % 7} and {i}" for i in range(90)]
+    (tmp_path / "my mail.csv").write_text("label,text\n" + "\n".join(rows) + "\n")
+    own = (
+        "--set",
+        "data.dataset=own",
+        "--set",
+        "data.path=my mail.csv",
+        "--set",
+        "data.clients=3",
+        "--set",
+        "federation.cohort=3",
+    )
+    answer = fedveil("run", "spam-demo", *own, *FAST, cwd=tmp_path)
+    assert "spam-demo" not in answer.stdout, answer.stdout
+    assert "(precision, recall and F1 are of 'spam')" in answer.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("my-mail-")
+    assert 'name = "my-mail"' in fedveil("run", "spam-demo", *own, "--show", cwd=tmp_path).stdout
+    assert 'name = "mine"' in fedveil("run", "spam-demo", *own, "--set", "name=mine", "--show", cwd=tmp_path).stdout
+    assert 'name = "mnist"' in fedveil("run", "digits", "--set", "data.dataset=mnist", "--show", cwd=tmp_path).stdout
+    assert 'name = "digits"' in fedveil("run", "digits", *FAST, "--show", cwd=tmp_path).stdout
 
 
 def test_the_command_finds_a_users_network_beside_it(tmp_path) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
+import typer
 
+from fedveil import machines
 from fedveil.core.errors import DataError, DeploymentError, Interrupted, ProtectionError, SettingsError, TrainingError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.sections import Privacy
@@ -85,6 +87,18 @@ def test_another_privacy_than_the_agreed_one_is_refused_by_its_name() -> None:
         as_agreed(asked, Privacy(protection="bfv"), print)
 
 
+@pytest.mark.parametrize("agreed", ["secagg", "ckks", "bfv"])
+def test_a_protection_that_was_asked_for_by_name_is_not_overruled_in_silence(agreed) -> None:
+    asked = Experiment.preset("digits").override({"privacy.protection": "none"})
+    with pytest.raises(ProtectionError, match=f"'none': this federation's keys were made for '{agreed}'"):
+        as_agreed(asked, Privacy(protection=agreed), print, {"privacy.protection"})
+    with pytest.raises(ProtectionError, match=r"privacy.protection.min_clients = 3"):
+        as_agreed(
+            Experiment.preset("digits").override({"privacy.protection": agreed}),
+            Privacy(protection={"name": agreed, "min_clients": 4}), print, {"privacy.protection.min_clients"},
+        )  # fmt: skip
+
+
 def test_settings_that_cannot_work_with_the_agreed_privacy_are_refused() -> None:
     asked = Experiment.preset("digits").override({"federation.strategy": "fedmedian"})
     with pytest.raises(SettingsError):
@@ -116,3 +130,14 @@ def test_words_that_cannot_be_had_are_an_error_that_names_the_way_out(monkeypatc
     monkeypatch.setattr(federated, "load", missing)
     with pytest.raises(DataError, match=r"take data\.vocabulary = 'hashed'"):
         vocabulary(Experiment.preset("sms-lstm"))
+
+
+def test_ctrl_c_ends_the_view_of_a_run_and_is_no_error(capsys) -> None:
+    class Followed:
+        def follow(self, *_given: Any) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as ended:
+        machines._follow(Followed(), "localhost", "r", 0, None, False)  # type: ignore[arg-type]
+    assert ended.value.exit_code == 130
+    assert capsys.readouterr().err == "r goes on on the server; end it with: fedveil stop r --on localhost\n"

@@ -1,6 +1,7 @@
 """Random bytes for every parser of what others send or what a file holds: which tests throw them, and how many.
 
-`make test` throws some thousands; `make claims` sets FEDVEIL_FUZZ=100000, and each of these tests throws so many.
+`make test` throws some thousands; `make claims` sets FEDVEIL_FUZZ, 100000 for what others send and 10000 for a user's own
+files, and each of these tests throws so many.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +20,8 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parents[2]
 VARIABLE = "FEDVEIL_FUZZ"
+STRANGERS = ("tests/privacy", "tests/core/test_framing.py")  # tests of what others send
+OWN_FILES = ("tests/datasets/own",)  # tests of what a user's file holds
 
 
 def inputs(usual: int) -> int:
@@ -42,16 +45,17 @@ def name_parsers(items: list[pytest.Item]) -> None:
             item.user_properties += [("parser", name) for name in mark.args]
 
 
-def throw(number: int, limit: float = 7200.0) -> dict[str, bool]:
+def throw(number: int, tests: Sequence[str] = STRANGERS, limit: float = 7200.0) -> dict[str, bool]:
     """Run these tests alone with so many inputs each: whether a parser stood all of them, by its name.
 
+    tests: files and folders of tests
     limit: seconds for all; a parser that hangs fails, and with it those whose tests had not ended
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [
             sys.executable, "-m", "pytest", "-m", "fuzz", "-n", "2", "--dist", "worksteal", "-q", "-p", "no:cacheprovider",
-            f"--junitxml={report}", "tests/privacy", "tests/core/test_framing.py",
+            f"--junitxml={report}", *tests,
         ]  # fmt: skip
         done = subprocess.run(command, cwd=ROOT, env=os.environ | {VARIABLE: str(number)}, timeout=limit, check=False)
         if not report.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.core.errors import DeploymentError, Interrupted
 from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.flower import ErrorCode
 from fedveil.core.wire.messages import from_parcel, to_parcel
+from fedveil.server.serving import client_roster
 from fedveil.server.serving.client_roster import OFFLINE, ClientRoster, NodeEvents
 
 SCHEMA = {"kind": "images", "classes": "0, 1", "shape": "1 x 8 x 8"}
@@ -81,8 +84,8 @@ class Machines:
             if told is NO_PARCEL:
                 yield Message(RecordDict({"metrics": MetricRecord({"client": 0})}), reply_to=message)
                 continue
-            if isinstance(told, str):
-                yield Message(Error(0, told), reply_to=message)
+            if isinstance(told, str | Error):
+                yield Message(Error(0, told) if isinstance(told, str) else told, reply_to=message)
                 continue
             metrics = {"client": self.there[node], "num-examples": 10 + self.there[node]} | told
             schema = metrics.pop("schema", SCHEMA)
@@ -163,6 +166,43 @@ def test_a_run_that_asks_for_more_than_are_there_says_so_and_what_would_do() -> 
         roster.get_node_ids()
     assert "needs 3 clients, and 1 can take part (there: client-1)" in str(error.value)
     assert "client-2: no" in str(error.value)
+
+
+@pytest.mark.parametrize("registered", [True, False])
+@pytest.mark.parametrize("unfit", [Error(ErrorCode.MOD_FAILED_PRECONDITION, "its policy refuses"), {"client": 9}])
+def test_a_run_that_too_many_refuse_for_good_ends_at_once_with_their_reasons(registered, unfit) -> None:
+    machines = Machines(4)
+    machines.registered = machines.registered if registered else {}
+    machines.says |= {101: unfit, 103: unfit}
+    roster, _ = roster_of(machines, **{"federation.deadline": 1e6})  # nobody waits for it
+    with pytest.raises(DeploymentError) as error:
+        roster.get_node_ids()
+    told = str(error.value)
+    why = "its policy refuses" if isinstance(unfit, Error) else "number is 10" if not registered else "calls itself"
+    assert told.count(why) == 2
+    assert "start more clients" not in told
+    assert "take other settings, or ask their owners" in told
+
+
+def test_a_run_waits_for_registered_clients_that_may_still_come_where_others_refuse() -> None:
+    machines = Machines(4)
+    del machines.there[104]
+    machines.says[101] = Error(ErrorCode.MOD_FAILED_PRECONDITION, "no")
+    roster, said = roster_of(machines, **{"federation.deadline": 60.0})
+    joining = threading.Timer(0.5, lambda: machines.there.update({104: 3}))
+    joining.start()
+    assert roster.get_node_ids() == [2, 3, 4]
+    assert any("waiting for clients" in text for text in said)
+
+
+def test_a_client_whose_trainer_died_is_asked_again_and_ends_no_run(monkeypatch) -> None:
+    monkeypatch.setattr(client_roster, "ASK_AGAIN", 0.1)
+    machines = Machines(3)
+    machines.says[101] = Error(ErrorCode.INVALID_FAB, "the client's trainer died over this message")
+    roster, _ = roster_of(machines, **{"federation.deadline": 60.0})
+    mending = threading.Timer(0.5, lambda: machines.says.pop(101))
+    mending.start()
+    assert roster.get_node_ids() == [1, 2, 3]
 
 
 def test_later_rounds_go_on_with_those_that_are_left_down_to_the_quorum() -> None:

@@ -148,6 +148,31 @@ def test_bad_settings_are_refused_and_nothing_is_kept(flower, tmp_path, body, sa
     assert not list(tmp_path.glob("orders/*"))
 
 
+def test_the_status_says_how_far_a_run_is_and_the_index_what_to_ask_for(flower, tmp_path) -> None:
+    control, _ = at(tmp_path)
+    run = ordered(control)
+    ((_, told),) = asking(control, ("GET", "/status", None))
+    assert told["runs"][0] | {"seconds": 0} == {
+        "run": run, "status": RUNNING, "round": 0, "rounds": 20, "scores": {}, "seconds": 0,
+    }  # fmt: skip
+    (tmp_path / "runs" / run).mkdir(parents=True)
+    (tmp_path / "runs" / run / "metrics.csv").write_text("round,train_loss,test_accuracy\n0,,0.1\n1,0.5,0.75\n")
+    ((_, told), (status, index)) = asking(control, ("GET", "/status", None), ("GET", "/", None))
+    assert (told["runs"][0]["round"], told["runs"][0]["scores"]) == (1, {"train_loss": 0.5, "test_accuracy": 0.75})
+    assert status == 200
+    assert "/status" in index["paths"]
+
+
+def test_an_order_that_no_client_could_fulfil_is_refused_and_nothing_is_kept(flower, tmp_path) -> None:
+    control, _ = at(tmp_path)
+    control._keys = tmp_path  # its one registered client
+    ((status, told),) = asking(control, ("POST", "/runs", ORDER))
+    assert (status, told["exit_code"]) == (400, 2)
+    assert "this federation has 1 registered clients" in told["error"]
+    assert flower.started == []
+    assert not list(tmp_path.glob("orders/*"))
+
+
 def test_a_run_whose_process_ends_without_a_word_has_failed(flower, tmp_path) -> None:
     control, _ = at(tmp_path, look=0.01, wordless=0.05)
     run, told = ordered(control), ordered(control)

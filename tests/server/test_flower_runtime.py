@@ -8,11 +8,12 @@ import json
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray", reason="needs the extra fedveil[ray]")
+pytest.importorskip("ray", reason="needs the extra '.[ray]'")
 pytestmark = pytest.mark.slow
 
 CHECKOUT = Path(__file__).parents[2]
@@ -38,6 +39,7 @@ def flwr_run(superlink: dict[str, str], folder: Path, **config: str) -> str:
         cwd=CHECKOUT, env=superlink, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     said = answer.stdout + answer.stderr
+    (folder / "flwr.out").write_text(said)
     found = re.search(r"model_sha256 ([0-9a-f]{64})", said)
     assert found, said[-3000:] + (folder / "superlink.log").read_text()[-3000:]
     return found[1]
@@ -49,6 +51,7 @@ def fedveil(folder: Path, *words: str) -> str:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=True).stdout
 
 
+@pytest.mark.parametrize("superlink", ["installs"], indirect=True)
 def test_flwr_run_gives_the_bytes_of_clients_one_by_one_in_process(superlink, tmp_path) -> None:
     sha256 = flwr_run(superlink, tmp_path, experiment=SETTINGS)
     (tmp_path / "tiny.toml").write_text(SETTINGS)
@@ -57,6 +60,12 @@ def test_flwr_run_gives_the_bytes_of_clients_one_by_one_in_process(superlink, tm
     (flower,) = (tmp_path / "runs").glob("tiny-*")
     for table in ("metrics.csv", "clients.csv", "experiment.toml"):
         assert (flower / table).read_bytes() == (tmp_path / "own" / table).read_bytes()
+    told, here = (json.loads((run / "environment.json").read_text()) for run in (flower, tmp_path / "own"))
+    assert told["versions"] == here["versions"]  # those that were installed, and none that uv fetched
+    assert told["versions"]["torch"] == metadata.version("torch")
+    said = (tmp_path / "flwr.out").read_text()
+    assert "No additional application dependencies needed installation" in said  # uv was asked
+    assert "Installed:" not in said
 
 
 def test_an_encrypted_flwr_run_leaves_a_model_that_only_the_key_opens(superlink, tmp_path) -> None:

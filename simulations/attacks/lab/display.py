@@ -18,7 +18,8 @@ from fedveil.simulations.attacks.lab.lab import Outcome, Shown
 from fedveil.simulations.attacks.lab.observers import OBSERVERS
 from fedveil.simulations.attacks.lab.scoring import matched, sentence_of, words_of
 
-LINES = 3  # trials shown in a terminal
+LINES, TEXTS = 3, 4  # trials shown in a terminal, and of each so many texts
+LABEL = 9  # characters of a line before what it tells
 FOUND, MISSED, WRONG = "green", "bright_black", "red"
 NAMES = {
     "recall": "recall", "precision": "precision", "f1": "F1", "of_one": "precision, of one client", "exact": "all right", "counted": "counted right", "rouge_l": "ROUGE-L",
@@ -66,7 +67,7 @@ def show(outcome: Outcome, console: Console) -> None:
 def scores_table(outcome: Outcome) -> Table:
     """Return a table of each metric beside guessing."""
     grid = Table(box=None, pad_edge=False)
-    for heading in ("score", outcome.attack, "guessing"):
+    for heading in ("score", "attack", "guessing"):
         grid.add_column(heading, justify="left" if heading == "score" else "right")
     reached, guessed = outcome.mean(), outcome.mean(baseline=True)
     for metric, value in reached.items():
@@ -76,31 +77,10 @@ def scores_table(outcome: Outcome) -> Table:
 
 
 def lines(recovers: str, shown: Shown) -> list[Text]:
-    """Describe one trial for people: the truth, and what was recovered of it."""
+    """Describe one trial for people: the truth, what was read of it, and what was not, each on a line that says so."""
     known, truth, found = shown.trial.known, shown.trial.truth, shown.found
     if recovers in ("words", "sentence"):
-        words = known.words
-
-        def spell(word: int) -> str:
-            return words[word] if words is not None and word < len(words) else f"#{word}"
-
-        original = Text("  sent   ")
-        for i, text in enumerate(texts(truth.examples, words)[:4]):
-            original.append((" | " if i else "") + text)
-        read = Text("  read   ")
-        if recovers == "sentence":
-            wanted = sentence_of(truth.examples)
-            for i, word in enumerate(found):
-                read.append(spell(word) + " ", FOUND if i < len(wanted) and wanted[i] == word else WRONG)
-        else:
-            wanted_words = words_of(truth.examples)
-            for word in found:
-                if word > UNKNOWN:
-                    read.append(spell(word) + " ", FOUND if word in wanted_words else WRONG)
-            for word in wanted_words:
-                if word not in found:
-                    read.append(spell(word) + " ", MISSED)
-        return [original, read]
+        return [_sent(truth.examples, known.words), *_read(recovers, truth.examples, found, known.words)]
     if recovers == "images":
         decibels = [value for _, value in matched(np.asarray(found), truth.examples.features)]
         return [Text("  images " + "  ".join("none" if value < 0 else f"{value:.0f} dB" for value in decibels[:16]))]
@@ -109,6 +89,44 @@ def lines(recovers: str, shown: Shown) -> list[Text]:
         return [Text(f"  labels {_counts(wanted_counts, known.task.classes)}"),
                 Text(f"  read   {_counts(np.asarray(found), known.task.classes)}")]  # fmt: skip
     return []
+
+
+def _sent(examples: Examples, words: tuple[str, ...] | None) -> Text:
+    sent = texts(examples, words)
+    more = f" | and {len(sent) - TEXTS} more" if len(sent) > TEXTS else ""
+    return Text("  sent   " + " | ".join(sent[:TEXTS]) + more)
+
+
+def _read(recovers: str, examples: Examples, found: Any, words: tuple[str, ...] | None) -> list[Text]:
+    """Return what was read rightly, read wrongly, and missed: no line mixes them, as a pipe or a log has no colours."""
+    if recovers == "sentence":
+        wanted = sentence_of(examples)
+        places = [i < len(wanted) and wanted[i] == word for i, word in enumerate(found)]
+        read = Text("  read   ")
+        for word, right in zip(found, places, strict=True):
+            read.append(_spell(word, words) + " ", FOUND if right else WRONG)
+        return [read, Text(f"  right  {sum(places)} of {len(wanted)} words in their place")]
+    held = words_of(examples)
+    told = [word for word in found if word > UNKNOWN]
+    parts = {
+        "read": (FOUND, [word for word in told if word in held]),
+        "wrong": (WRONG, [word for word in told if word not in held]),
+        "missed": (MISSED, [word for word in held if word not in found]),
+    }
+    answer = []
+    for label, (style, ids) in parts.items():
+        line = Text(f"  {label:<7}")
+        for word in ids:
+            line.append(_spell(word, words) + " ", style)
+        if label == "read" and not ids:
+            line.append("nothing")
+        if ids or label == "read":
+            answer.append(line)
+    return answer
+
+
+def _spell(word: int, words: tuple[str, ...] | None) -> str:
+    return words[word] if words is not None and word < len(words) else f"#{word}"
 
 
 def _counts(counts: np.ndarray, classes: tuple[str, ...]) -> str:

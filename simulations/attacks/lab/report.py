@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from rich.text import Text
 
 from fedveil.core.catalog import ATTACKS
 from fedveil.core.errors import SettingsError
 from fedveil.core.record.record import write_atomically
-from fedveil.simulations.attacks.lab.display import FOUND, MISSED, WRONG, lines, named
+from fedveil.simulations.attacks.lab.display import FOUND, LABEL, MISSED, WRONG, lines, named
 from fedveil.simulations.attacks.lab.lab import Outcome
 from fedveil.simulations.attacks.lab.observers import OBSERVERS
 from fedveil.simulations.attacks.lab.pictures import pairs, roc, sheet, thumbnail
@@ -74,14 +75,9 @@ def _embedded(picture: bytes | None) -> str:
 def _shown(outcome: Outcome) -> dict[str, Any]:
     """Return what the page says of one attack, as values for the template."""
     reached, guessed = outcome.mean(), outcome.mean(baseline=True)
-    texts = []
+    texts: list[list[tuple[str, list[tuple[str, str]]]]] = []
     if outcome.recovers in ("words", "sentence") and not outcome.refused:
-        for shown in outcome.shown:
-            sent, read = lines(outcome.recovers, shown)
-            pieces = [
-                (read.plain[span.start : span.end].strip(), CLASSES.get(str(span.style), "")) for span in read.spans
-            ]
-            texts.append({"sent": sent.plain.removeprefix("  sent   "), "read": pieces})
+        texts = [[_labelled(line) for line in lines(outcome.recovers, shown)] for shown in outcome.shown]
     protection = outcome.experiment.privacy.protection.name
     return {
         "attack": outcome.attack,
@@ -99,10 +95,17 @@ def _shown(outcome: Outcome) -> dict[str, Any]:
             for image, found, decibels in pairs(outcome)
         ],
         "texts": texts,
+        "ordered": outcome.recovers == "sentence",
         "trials": len(outcome.scores),
         "scores": [(named(name), f"{value:.3f}", f"{guessed[name]:.3f}") for name, value in reached.items()],
         "conclusion": conclusion(outcome),
     }
+
+
+def _labelled(line: Text) -> tuple[str, list[tuple[str, str]]]:
+    """Return a line's label, and its pieces with the class of each: what was read, and what was not, is never one line."""
+    pieces = [(line.plain[span.start : span.end].strip(), CLASSES.get(str(span.style), "")) for span in line.spans]
+    return line.plain[:LABEL].strip(), pieces or [(line.plain[LABEL:], "")]
 
 
 def conclusion(outcome: Outcome) -> str:

@@ -48,7 +48,7 @@ def warn(observation: Observation, known: Known) -> str | None:
         return f"the words of all {observation.clients} clients are read together, not whose they are"
     training = observation.training
     if training is not None and training.optimizer != "sgd":
-        return f"training.optimizer = '{training.optimizer}' moves every row alike: words are read, not how often they occur"
+        return f"training.optimizer = '{training.optimizer}' moves every row alike: it tells which words occur, and their counts are guessed"
     return None
 
 
