@@ -125,7 +125,7 @@ def observe(
     with monkeypatch.context() as patch:
         patch.setattr(Witness, "saw", remember)
         patch.setattr("fedveil.simulations.plots.draw", lambda federation, record: [])
-        patch.setattr("fedveil.core.record.record._commit", lambda: None)
+        patch.setattr("fedveil.core.record.environment._commit", lambda: None)
         patch.setattr("fedveil.simulations.run.CohortGrid", _meddling(CohortGrid, seen))
         where = {"resume": folder} if folder.exists() else {"out": folder}
         try:
