@@ -8,6 +8,7 @@ it all. Random streams need no saving: they are addressed by round (`core/random
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -62,8 +63,8 @@ class State:
     round: the last complete round; 0 before the first
     parameters: the global model, float32, by name
     train_losses: of every round so far, for the learning rate's schedule
-    best_round, best_accuracy, best_parameters: the best evaluation so far
-    stale: evaluations since the best one
+    best_round, best_accuracy, best_loss, best_parameters: the best evaluation so far
+    stale: evaluations since the accuracy last rose
     stopped: why the run ended before its last round, in words; empty where it did not
     data: digest of a user's own data, which may change between a run and its resumption; empty for others
     bytes_up, bytes_down: of all messages so far; seconds: of all rounds so far
@@ -102,6 +103,7 @@ class State:
     population: int = 0
     drawn: int = 0
     constants: Parameters = field(default_factory=dict)
+    best_loss: float = math.inf
 
 
 def save_state(record: Record, experiment: Experiment, state: State, strategy: Strategy) -> None:

@@ -45,21 +45,21 @@ class Observer:
 
 
 class BestModel(Observer):
-    """Keeps the best model: by validation accuracy where clients evaluate, else by test accuracy."""
+    """Keeps the best model: by validation accuracy where clients evaluate, else by test accuracy; of equals, by loss."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._federated = experiment.evaluation.federated
 
     def finished(self, current: Round, state: State) -> None:
         """Compare the round's accuracy with the best so far."""
-        accuracy = current.row["validation_accuracy" if self._federated else "test_accuracy"]
+        part = "validation" if self._federated else "test"
+        accuracy, loss = current.row[f"{part}_accuracy"], current.row[f"{part}_loss"]
         if accuracy is None:
             return
-        if accuracy > state.best_accuracy:
-            state.best_round, state.best_accuracy, state.best_parameters = current.number, accuracy, current.aggregate
-            state.stale = 0
-        else:
-            state.stale += 1
+        state.stale = 0 if accuracy > state.best_accuracy else state.stale + 1
+        if (accuracy, -loss) > (state.best_accuracy, -state.best_loss):
+            state.best_round, state.best_parameters = current.number, current.aggregate
+            state.best_accuracy, state.best_loss = accuracy, loss
 
 
 class Stopping(Observer):

@@ -75,6 +75,7 @@ def test_the_state_comes_back_whole(record) -> None:
         "train_losses",
         "best_round",
         "best_accuracy",
+        "best_loss",
         "stale",
         "stopped",
         "bytes_up",

@@ -165,14 +165,14 @@ def test_observers_change_no_byte_of_a_run(tmp_path) -> None:
         assert value.tobytes() == states[1].parameters[name].tobytes()
 
 
-def finished(*accuracies: float | None, **federation: Any) -> State:
-    """The state after rounds of these test accuracies, seen by the best model's and the stopping observer."""
+def finished(*accuracies: float | None, losses: dict[int, float] | None = None, **federation: Any) -> State:
+    """The state after rounds of these test accuracies, and losses of 1 where none is given, seen by the best model's and the stopping observer."""
     settings = experiment("fedavg").override({f"federation.{name}": value for name, value in federation.items()})
-    state = State(GLOBAL)
+    state, losses = State(GLOBAL), losses or {}
     for number, accuracy in enumerate(accuracies, 1):
         current = Round(number, Stream(0, number), 0.1, GLOBAL, accuracy is not None)
         current.aggregate = {"model": np.float32([number])}
-        current.row = {"test_accuracy": accuracy}
+        current.row = {"test_accuracy": accuracy, "test_loss": losses.get(number, 1.0)}
         for observer in (BestModel(settings), Stopping(settings)):
             observer.finished(current, state)
         if state.stopped:
@@ -184,6 +184,12 @@ def test_the_best_model_is_that_of_the_first_round_with_the_highest_accuracy() -
     state = finished(0.1, 0.7, None, 0.7, 0.6)
     assert (state.best_round, state.best_accuracy, state.stale) == (2, 0.7, 2)
     assert state.best_parameters["model"].tolist() == [2]
+
+
+def test_of_rounds_with_the_same_accuracy_the_best_has_the_lowest_loss() -> None:
+    state = finished(0.1, 0.7, 0.7, 0.7, 0.7, losses={2: 0.4, 3: 0.5, 4: 0.2, 5: float("nan")})
+    assert (state.best_round, state.best_loss, state.stale) == (4, 0.2, 3)
+    assert finished(0.7, 0.6, losses={1: 0.9, 2: 0.1}).best_round == 1
 
 
 def test_a_run_stops_at_its_target_or_when_its_patience_is_at_an_end() -> None:
