@@ -6,6 +6,7 @@ import gzip
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -180,7 +181,8 @@ def _ham_or_spam(
 ) -> DataSet:
     """Make a data set of real messages: drop exact repeats if `data.drop_duplicates`, then split off the test part."""
     kept = distinct(labels, texts) if data.drop_duplicates else np.arange(len(texts))
-    return text_dataset(
+    repeats = len(texts) - len(kept)
+    made = text_dataset(
         name,
         [texts[i] for i in kept],
         np.array(labels, np.int64)[kept],
@@ -190,6 +192,7 @@ def _ham_or_spam(
         groups=None if groups is None else groups[kept],
         group_names=group_names,
     )
+    return replace(made, files=(f"{repeats:,} exact repeats left out",) if repeats else ())
 
 
 def _lines(path: Path, errors: str) -> list[str]:

@@ -134,6 +134,7 @@ def test_messages_that_are_not_utf_8_are_refused(tmp_path):
 def test_text_messages_are_the_published_ones(real_data, drop, size):
     made = text.sms(Data(dataset="sms", drop_duplicates=drop, max_tokens=1000))
     assert len(made.train) + len(made.test) == size
+    assert made.files == (("403 exact repeats left out",) if drop else ())
     assert len(made.test) == round(size * 0.2)
     spam = int(made.train.labels.sum() + made.test.labels.sum())
     lines = (real_data / "sms/SMSSpamCollection").read_text("utf-8").split("\n")[:-1]
