@@ -51,7 +51,7 @@ def test_clients_with_two_classes_each_learn_worse_than_alike_ones(tmp_path) -> 
 def test_protected_runs_reach_the_plain_model(tmp_path) -> None:
     plain, masked, sealed = said("protect.py", tmp_path)
     assert number(plain, "plain model") == 0
-    assert 0 < number(masked, "plain model") < 1e-4
+    assert 0 < number(masked, "plain model") < 1e-3
     assert 0 < number(sealed, "plain model") < 1e-3
     for other in (masked, sealed):
         assert number(plain, "accuracy") == pytest.approx(number(other, "accuracy"), abs=0.01)

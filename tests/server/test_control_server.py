@@ -137,7 +137,7 @@ def test_a_run_that_the_superlink_refuses_has_failed_and_says_why(flower, tmp_pa
         ({"experiment": "[training]\nepochs = 0\n"}, "training.epochs"),
         ({"experiment": "no = toml"}, "not valid TOML"),
         ({"experiment": "digit"}, "did you mean 'digits'?"),
-        ({"experiment": "a = " + "[" * 100_000}, "not valid TOML"),
+        ({"experiment": "a = " + "[" * 100_000}, "in one another too deeply"),
     ],
     ids=["setting", "toml", "preset", "deep"],
 )

@@ -53,6 +53,7 @@ def test_the_end_of_a_run_names_what_there_is_and_who_decrypted() -> None:
         "seconds": 1.0,
         "stopped": None,
         "best_round": 1,
+        "doubt": None,
         "bytes_up": 1,
         "bytes_down": 1,
         "run_dir": "r",

@@ -138,7 +138,7 @@ def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch) -> None:
     federation, record = ready(tmp_path / "ray")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
-    with pytest.raises(SettingsError, match=r"engine = 'ray': needs Ray.*pip install 'fedveil\[ray\]'"):
+    with pytest.raises(SettingsError, match=r"engine = 'ray': needs Ray.*pip install .*'\.\[ray\]'"):
         on_ray(federation, record, Hooks(lambda _row, _state: None, federation.evaluate), None)
 
 

@@ -22,7 +22,7 @@ from fedveil.core.record.record import Record
 from fedveil.core.settings.experiment import resumable
 
 ENGINES = ("sequential", "batched")  # the disk is written by the process that runs the rounds, whoever trains
-STOPS = {"federation.rounds": 6, "federation.patience": 3}  # after round 4, with a lower learning rate in it
+STOPS = {"federation.rounds": 6, "federation.patience": 2, "seed": 1}  # after round 4, with a lower learning rate in it
 Tree = dict[str, bytes | None]  # a folder's files by path, None for a folder in it
 
 
@@ -35,7 +35,7 @@ def no_plots(monkeypatch) -> None:
 @pytest.fixture
 def small_checkpoints(monkeypatch) -> None:
     """Tables are flushed every few rounds of these little runs too."""
-    monkeypatch.setattr(record_module, "CARRIED", 700)
+    monkeypatch.setattr(record_module.Record.__init__, "__defaults__", (700,))
 
 
 # --- killed: what is on the disk after every call that changes it

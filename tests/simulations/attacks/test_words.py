@@ -152,5 +152,5 @@ def test_it_is_refused_where_there_are_no_words_to_read():
 
 def test_adam_is_said_beforehand_to_hide_counts():
     known, seen = update_of(TEXT, LSTM, Examples(np.ones((1, 6), np.int32), np.array([0])), Training(optimizer="adam"))
-    assert "not how often" in (WORDS.warn(seen, known) or "")
+    assert "which words occur" in (WORDS.warn(seen, known) or "")
     assert WORDS.warn(replace(seen, training=None), known) is None
