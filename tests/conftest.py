@@ -16,9 +16,10 @@ from hypothesis import settings
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 
-# `make test` draws the same examples each time, so that it fails by a change alone; `make claims` draws fresh ones
-settings.register_profile("same", derandomize=True)
-settings.register_profile("fresh", print_blob=True)
+# `make test` draws the same examples each time, and no example has a deadline, so that it fails by a change alone and not
+# by a busy machine; `make claims` draws fresh ones
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("fresh", print_blob=True, deadline=None)
 settings.load_profile(os.environ.get("FEDVEIL_EXAMPLES", "same"))
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.drawing import slow_key
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
@@ -29,7 +29,6 @@ def slow_order(n: int, stream: Stream, number: int) -> list[int]:
     return sorted(range(n), key=lambda i: (slow_key(stream, "batches", number * 2**32 + i) >> 33, i))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), some_training, st.lists(st.builds(Stream, st.integers(0), st.integers(0)), min_size=1))
 def test_orders_of_a_cohort_sort_each_clients_own_keys(n: int, training: Training, streams: list[Stream]) -> None:
     found = orders(n, training, streams)
@@ -38,7 +37,6 @@ def test_orders_of_a_cohort_sort_each_clients_own_keys(n: int, training: Trainin
         assert passes.tolist() == [slow_order(n, stream, number) for number in range(len(passes))]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=9), some_training)
 def test_the_plan_of_a_cohort_holds_the_batches_of_each_client(sizes: list[int], training: Training) -> None:
     sizes = sorted(sizes, key=lambda n: -steps_of(n, training))

@@ -174,11 +174,8 @@ class ForgetfulDisk:
         return tree
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_run_goes_on_after_a_power_cut_at_any_moment(
-    engine, tmp_path, monkeypatch, no_plots, small_checkpoints
-) -> None:
-    experiment, whole = stateful(engine, workers=1, **STOPS), tmp_path / "whole"
+def test_a_run_goes_on_after_a_power_cut_at_any_moment(tmp_path, monkeypatch, no_plots, small_checkpoints) -> None:
+    experiment, whole = stateful("batched", workers=1, **STOPS), tmp_path / "whole"
     trees: list[Tree] = []
     with monkeypatch.context() as patch:
         disk = ForgetfulDisk(whole, patch)
@@ -198,9 +195,9 @@ def test_a_run_goes_on_after_a_power_cut_at_any_moment(
 # --- killed by the system, as it comes
 
 
-@pytest.mark.parametrize("engine", [*ENGINES, "processes"])
+@pytest.mark.parametrize("engine", ["batched", "processes"])
 def test_a_run_killed_five_times_ends_at_the_same_bytes(engine, tmp_path) -> None:
-    experiment = stateful(engine, rounds=60, **({} if engine == "sequential" else {"workers": 2}))
+    experiment = stateful(engine, rounds=60, workers=2)
     summary, kept = run_killed(experiment, tmp_path, kills=5, seed=1)
     whole = run(experiment, out=tmp_path / "whole")
     assert content(tmp_path / "run") == content(tmp_path / "whole")
@@ -241,9 +238,8 @@ def failure(experiment: Experiment, **where: Path) -> FedveilError | None:
     return None
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_run_on_a_full_disk_keeps_whole_rounds_and_goes_on_once_there_is_room(engine, tmp_path, no_plots) -> None:
-    experiment = stateful(engine, workers=1, rounds=6)
+def test_a_run_on_a_full_disk_keeps_whole_rounds_and_goes_on_once_there_is_room(tmp_path, no_plots) -> None:
+    experiment = stateful("batched", workers=1, rounds=6)
     run(experiment, out=tmp_path / "whole")
     wanted, rounds = content(tmp_path / "whole"), set()
     with small_disk(tmp_path / "disk", 1000) as resize:

@@ -41,8 +41,8 @@ def briefly(iterations: int) -> Attack:
 
 
 def test_an_image_and_a_batch_are_found_in_the_update_of_a_fresh_network(real_data):
-    assert matching(seed=0, batches=2, batch=1).min() >= 30
-    assert (matching(seed=0, batches=2, batch=8) > 20).mean() >= 0.9
+    assert matching(seed=0, batches=1, batch=1).min() >= 30
+    assert (matching(seed=0, batches=1, batch=8) > 20).mean() >= 0.9
 
 
 def test_images_are_found_through_five_local_steps_that_are_replayed(real_data):
@@ -51,8 +51,8 @@ def test_images_are_found_through_five_local_steps_that_are_replayed(real_data):
 
 
 def test_deep_leakage_is_exact_through_sigmoid_and_finds_nothing_through_relu(real_data):
-    assert deep_leakage(seed=0, batches=4, batch=1, activation="sigmoid").min() > 80
-    assert deep_leakage(seed=0, batches=2, batch=1, activation="sigmoid", attack=IDLG).min() > 80
+    assert deep_leakage(seed=0, batches=2, batch=1, activation="sigmoid").min() > 80
+    assert deep_leakage(seed=0, batches=1, batch=1, activation="sigmoid", attack=IDLG).min() > 80
     assert deep_leakage(seed=0, batches=1, batch=1, activation="relu").mean() < 12  # the mean digit
 
 
