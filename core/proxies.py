@@ -14,10 +14,7 @@ from urllib.request import getproxies
 
 LOOPBACK = "localhost,127.0.0.1,::1"
 VARIABLES = ("https_proxy", "all_proxy", "http_proxy")
-USABLE = (
-    "http",
-    "https",
-)  # kinds that Flower's HTTP client and ours speak to; SOCKS needs a package that neither requires
+USABLE = ("http", "https")  # SOCKS needs a package that neither Flower's HTTP client nor ours requires
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ def spare_loopback(environment: MutableMapping[str, str]) -> None:
     even start, for whatever address.
     """
     spared = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
-    if LOOPBACK not in spared:
+    if LOOPBACK not in spared and spared.strip() != "*":  # all is spared, which * says by itself alone
         spared = f"{spared},{LOOPBACK}" if spared else LOOPBACK
     environment["no_proxy"] = environment["NO_PROXY"] = spared
     for name in (*VARIABLES, *map(str.upper, VARIABLES)):

@@ -40,7 +40,7 @@ class DataSet:
     made_up: whether the examples are made up, which is said wherever the data set is shown
     columns: names of a CSV file's features, in order; empty where they have none
     scaling: that its features went through; None for none
-    notes: what whoever runs it must know of the data, a line each
+    notes: what may keep a network from learning from it, a line each
     files: what of the user's files was left out or changed, with counts
     """
 

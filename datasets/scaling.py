@@ -19,7 +19,7 @@ CUT = 10.0  # standard deviations: a column that is hardly ever other than 0 wou
 class Scaling:
     """Features are less `offset`, divided by `size`, and kept within -`cut` to `cut` where there is one.
 
-    rule: how offset and size were found, in words
+    rule: how offset and size were found, and why, in words
     offset, size: float64, each [d]
     """
 
@@ -45,7 +45,7 @@ class Scaling:
 def scaling(
     features: np.ndarray, rows: np.ndarray, columns: Sequence[str], data: Data
 ) -> tuple[Scaling | None, tuple[str, ...]]:
-    """Return the scaling that the settings ask for, and what the user must know of it, a line each.
+    """Return the scaling that the settings ask for, and what may keep a network from learning, a line each.
 
     features: of all examples, [n, d]; rows: those to train on, from which it is found, int64 [m]
     columns: their names; empty where they have none
@@ -53,8 +53,7 @@ def scaling(
     them too. Raise SettingsError where declared ranges do not fit the columns; DataError where a value lies outside.
     """
     if data.ranges is not None:
-        found = declared(features, columns, data)
-        return found, (f"features are scaled by {found.rule}",)
+        return declared(features, columns, data), ()
     train = features[rows]
     notes = _indices(train, columns)
     odd = unusual(train, columns)
@@ -62,33 +61,21 @@ def scaling(
     if rule == "none":
         said = f"{odd}, and features are not scaled (data.scale = 'none'): a network may learn nothing of them"
         return None, (*notes, *([said] if odd else []))
+    why = f"data.scale = '{data.scale}'" + (f": {odd}" if odd and data.scale == "auto" else "")
     if rule == "standard" and data.scale == "auto" and features.dtype == np.uint8:
         zero = np.zeros(features.shape[1])
-        found = Scaling("pixels: 0 to 255 become 0 to 1, as in images", zero, zero + 255)
-    elif rule == "minmax":
+        return Scaling(f"pixels: 0 to 255 become 0 to 1, as in images ({why})", zero, zero + 255), notes
+    if rule == "minmax":
         low, high = train.min(axis=0).astype(np.float64), train.max(axis=0).astype(np.float64)
-        found = Scaling("minmax: 0 to 1 over the training examples", low, _size(high - low))
-    else:
-        mean, deviation = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
-        words = f"standard: mean 0 and standard deviation 1 over the training examples, cut at {CUT:g}"
-        found = Scaling(words, mean, _size(deviation), CUT)
-    why = f"data.scale = '{data.scale}'" + (f": {odd}" if odd and data.scale == "auto" else "")
-    return found, (*notes, f"features are scaled by {found.rule} ({why})")
+        return Scaling(f"minmax: 0 to 1 over the training examples ({why})", low, _size(high - low)), notes
+    mean, deviation = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
+    words = f"standard: mean 0 and standard deviation 1 over the training examples, cut at {CUT:g} ({why})"
+    return Scaling(words, mean, _size(deviation), CUT), notes
 
 
 def declared(features: np.ndarray, columns: Sequence[str], data: Data) -> Scaling:
-    """Return the scaling to 0 to 1 by `data.ranges`, which asks nothing of anybody's data; raise as `scaling` does.
-
-    features: those that must lie in the ranges, [n, d]
-    """
-    ranges = np.array(data.ranges, np.float64)
-    d = features.shape[1]
-    if len(ranges) not in (1, d):
-        raise SettingsError(
-            f"data.ranges: names {len(ranges):,} ranges, and the examples have {d:,} columns of features; give one pair for "
-            "all, or a pair for each in their order"
-        )
-    low, high = np.broadcast_to(ranges, (d, 2)).T
+    """Return the scaling to 0 to 1 by `data.ranges`, in which all features [n, d] must lie; raise as `scaling` does."""
+    low, high = limits(data, features.shape[1])
     outside = ((features < low) | (features > high)).any(axis=0)
     if outside.any():
         k = int(np.argmax(outside))
@@ -96,13 +83,28 @@ def declared(features: np.ndarray, columns: Sequence[str], data: Data) -> Scalin
             f"{_range(features, columns, k)}, outside {low[k]:g} to {high[k]:g}, which data.ranges declares; correct "
             "the value or the range"
         )
-    return Scaling("minmax: 0 to 1 over data.ranges", low.copy(), high - low)
+    return Scaling("minmax: 0 to 1 over data.ranges", low, high - low)
+
+
+def limits(data: Data, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lowest and the highest value that `data.ranges` declares for each of d columns, float64, each [d].
+
+    Raise SettingsError where it does not fit so many columns.
+    """
+    ranges = np.array(data.ranges, np.float64)
+    if len(ranges) not in (1, d):
+        raise SettingsError(
+            f"data.ranges: names {len(ranges):,} ranges, and the examples have {d:,} columns of features; give one pair for "
+            "all, or a pair for each in their order"
+        )
+    low, high = np.broadcast_to(ranges, (d, 2)).T.copy()
+    return low, high
 
 
 def unusual(features: np.ndarray, columns: Sequence[str]) -> str:
     """Return the column furthest from the size that networks learn from, with its range; empty where none is.
 
-    Columns of one value are passed over: they tell nothing, and disturb nothing where they are small.
+    A column of one small value is passed over: it tells nothing and disturbs nothing.
     """
     low, high = features.min(axis=0).astype(np.float64), features.max(axis=0).astype(np.float64)
     most = np.maximum(np.abs(low), np.abs(high))

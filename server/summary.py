@@ -77,7 +77,7 @@ def doubt(federation: Federation, accuracy: float | None) -> str | None:
     if accuracy > guess + 2 * math.sqrt(guess * (1 - guess) / labels.size):
         return None
     settings, privacy = experiment.training, experiment.privacy
-    causes = [note for note in federation.federated.dataset.notes if "not scaled" in note]
+    causes = [*federation.federated.dataset.notes]
     if privacy.noise_multiplier:
         causes.append(f"noise drowns so few updates (privacy.noise_multiplier = {privacy.noise_multiplier:g})")
     causes.append(f"the learning rate (training.learning_rate = {settings.learning_rate:g}) is too large or too small")

@@ -100,7 +100,8 @@ def describe(federation: Federation, engine: str) -> str:
     made_up = " (made-up data)" if data.made_up else ""
     least, most = federated.extremes()
     held = f"{len(data.train):,} training and " if isinstance(data.train, Examples) else ""
-    notes = "".join(f"note     {note}\n" for note in data.notes)
+    scaled = f"scale    {data.scaling.rule}\n" if data.scaling else ""
+    notes = scaled + "".join(f"note     {note}\n" for note in data.notes)
     return (
         f"data     {data.name}{made_up}: {held}{len(data.test):,} test examples, "
         f"{_labels(data.task)}; {e.data.partition} over {e.data.clients:,} clients "

@@ -129,8 +129,6 @@ def _run(
         _check_rounds(resumable(earlier.folder), federation, earlier.folder)
     dataset = federation.federated.dataset
     record = earlier or Record.create(federation.experiment, out, command, dataset.files)
-    if dataset.scaling and not earlier:
-        record.write("scaling.json", dataset.scaling.dump(dataset.columns))
     show = display or Display(None)
     try:
         with nullcontext() if earlier else alone(record.folder):
@@ -138,6 +136,8 @@ def _run(
                 put_back(record, federation.state)
             if earlier and federation.state.round < experiment.federation.rounds and not federation.state.stopped:
                 note_resume(earlier, experiment, federation.state.round, command)
+            if dataset.scaling and not record.path("scaling.json").exists():
+                record.write("scaling.json", dataset.scaling.dump(dataset.columns))
             keys = make_keys_once(federation, record)
             federation.protect(keys / "server" if keys else None)
             with quiet_flower(), _stop_on_interrupt() as stopped:

@@ -54,6 +54,7 @@ def partition_table(experiment: Experiment, federated: Federated) -> RenderableT
         f"{note}{examples}, {quantiles[0]:,} to {quantiles[2]:,} a client "
         f"(median {quantiles[1]:,}); classes a client: {held.min()} to {held.max()}{of}; "
         f"{len(dataset.test):,} test examples",
+        *([f"scale: {dataset.scaling.rule}"] if dataset.scaling else []),
         *(f"note: {note}" for note in dataset.notes),
         *([Text(f"files: {'; '.join(dataset.files)}")] if dataset.files else []),
     )

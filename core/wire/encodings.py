@@ -16,6 +16,7 @@ import numpy as np
 from fedveil.core.errors import ProtectionError
 
 FLOAT32, FLOAT16, INT8 = "float32", "float16", "int8"
+BYTES = {FLOAT32: 4, FLOAT16: 2, INT8: 1}  # of a weight
 LARGEST = float(np.finfo(np.float16).max)  # 65504
 EXPONENT = 0x7C00  # exponent bits of a float16, all set where it is not finite
 LEVELS = 127  # of each sign

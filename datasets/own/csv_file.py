@@ -280,7 +280,7 @@ def _holds_examples(text: str, header: Header, labels: set[str]) -> bool:
 
 
 def _numbers(path: Path, rows: list[list[str]], lines: list[int], header: Header) -> np.ndarray:
-    """Return the features of the last rows that were read, float32 [n, d]; raise DataError where one is not finite."""
+    """Return the features of the last rows that were read, float64 [n, d]; raise DataError where no float32 holds one."""
     try:
         numbers = np.array([list(map(float, row)) for row in rows], np.float64)
     except ValueError:
@@ -289,7 +289,7 @@ def _numbers(path: Path, rows: list[list[str]], lines: list[int], header: Header
     if not fits.all():
         row, at = (int(i) for i in np.argwhere(~fits)[0])
         raise DataError(_not_finite(f"{path}, line {lines[len(lines) - len(rows) + row]}", rows[row][at], at, header))
-    return numbers.astype(np.float32)
+    return numbers
 
 
 def _not_finite(place: str, given: str, at: int, header: Header) -> str:

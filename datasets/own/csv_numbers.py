@@ -70,7 +70,7 @@ def read_fast(path: Path, encoding: str | None, header: Header) -> Table | None:
                     numbers = frame[list(header.take)].to_numpy(np.float64)
                     if not counted.plain or not (numbers.min() >= -LARGEST and numbers.max() <= LARGEST):  # nor NaN
                         return None
-                    blocks.append(numbers.astype(np.float32))
+                    blocks.append(numbers)
                     for i in words:
                         found[i] += map(str.strip, frame[i].tolist())
         except (ValueError, pd.errors.ParserError, Warning):

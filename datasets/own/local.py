@@ -29,7 +29,7 @@ from fedveil.datasets.own.files import read_table
 from fedveil.datasets.own.own import check_unscaled
 from fedveil.datasets.own.table import Table, count
 from fedveil.datasets.published import images, synthetic
-from fedveil.datasets.scaling import declared, unusual
+from fedveil.datasets.scaling import Scaling, limits, unusual
 from fedveil.datasets.text import HAM_SPAM, PADDING, SPECIAL, distinct, encode, hashed, listed
 
 # the tasks that clients' files must fit where the settings name one of FedVeil's data sets; texts have any length
@@ -202,8 +202,12 @@ def _own(data: Data, path: Path, words: Sequence[str] | None) -> Held:
     if known is not None:
         _check_fit(table, known, path, data.dataset.name)
     labels = indices(table, classes, "data.labels" if known is None else f"the classes of '{data.dataset}'")
+    if data.label_column is not None:
+        merged.append(f"labels are those of the column {data.label_column!r}, which the run names")
     vocabulary = None
     if table.features is not None:
+        if data.ranges is not None:
+            merged += _outside(table.features, data)
         train = Examples(_scaled(table, data, path), labels)
         task = Task(table.kind, table.features.shape[1:], classes)
     else:
@@ -228,7 +232,9 @@ def _scaled(table: Table, data: Data, path: Path) -> np.ndarray:
         check_unscaled(table.kind, data)
         return table.features
     if data.ranges is not None:
-        return declared(table.features, table.columns, data)(table.features)
+        low, high = limits(data, table.features.shape[1])
+        # no refusal of values outside: a server could ask for one range after another, and learn the column's ends
+        return Scaling("", low, high - low)(table.features.clip(low, high))
     if data.scale in ("standard", "minmax"):
         raise SettingsError(
             f"data.scale = '{data.scale}': needs the statistics of all clients' data, which no client shows; declare "
@@ -241,6 +247,13 @@ def _scaled(table: Table, data: Data, path: Path) -> np.ndarray:
             "settings, the lowest and highest value of each column, or data.scale = 'none'"
         )
     return table.features.astype(np.float32)
+
+
+def _outside(features: np.ndarray, data: Data) -> list[str]:
+    """Return a note on the values outside of `data.ranges`, for the client's owner."""
+    low, high = limits(data, features.shape[1])
+    outside = int(((features < low) | (features > high)).sum())
+    return [f"{count(outside, 'value')} outside data.ranges taken as the nearest end"] if outside else []
 
 
 def _check_fit(table: Table, known: Task, path: Path, name: str) -> None:

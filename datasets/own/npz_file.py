@@ -65,7 +65,7 @@ def _load(path: Path, names: list[str]) -> tuple[dict[str, np.ndarray], list[str
 
 
 def _features(path: Path, features: np.ndarray) -> np.ndarray:
-    """Return the features, float32 or uint8 [n, d], or images [n, c, h, w] in [0, 1]; raise DataError where they are neither."""
+    """Return the features, float64 or uint8 [n, d], or images, float32 [n, c, h, w] in [0, 1]; raise DataError where they are neither."""
     if features.dtype.kind not in "fiub" or features.ndim not in (2, 3, 4) or features.size == 0:
         raise DataError(
             f"{path}: features must be numbers [n, d], [n, h, w] or [n, c, h, w]; they are {features.dtype} {features.shape}"
@@ -84,6 +84,8 @@ def _features(path: Path, features: np.ndarray) -> np.ndarray:
         raise DataError(
             f"{path}: images must lie in [0, 1], or be uint8; these are {features.dtype} in [{numbers.min()}, {numbers.max()}]"
         )
+    if not is_image:
+        return features.astype(np.float64)
     return numbers[:, np.newaxis] if features.ndim == 3 else numbers
 
 

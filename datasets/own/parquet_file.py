@@ -87,7 +87,7 @@ def _texts(path: Path, values: pd.Series) -> list[str]:
 
 
 def _numbers(path: Path, name: str, values: pd.Series) -> np.ndarray:
-    """Return a column of numbers, float32 [n]; raise DataError where one is not finite, or no number."""
+    """Return a column of numbers, float64 [n]; raise DataError where no float32 holds one, or it is no number."""
     found = np.asarray(values.to_list())
     if found.ndim != 1 or found.dtype.kind not in "fiub":
         raise DataError(
@@ -97,4 +97,4 @@ def _numbers(path: Path, name: str, values: pd.Series) -> np.ndarray:
     if not fits.all():
         row = int(np.argmin(fits))
         raise DataError(f"{_place(path, row)}, column {name}: must be a finite number, it is {found[row]}")
-    return found.astype(np.float32)
+    return found.astype(np.float64)

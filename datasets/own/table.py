@@ -16,7 +16,7 @@ class Table:
     labels: [n], as words
     place: the function from example i to where it is, for errors: "reviews.csv, line 3"
     texts: [n]; None for other kinds
-    features: float32 or uint8 [n, d], or images, float32 [n, c, h, w] in [0, 1]; None for text
+    features: float64 or uint8 [n, d], to be scaled, or images, float32 [n, c, h, w] in [0, 1]; None for text
     columns: names of the features of a CSV file
     sources: [n], as words; None where no column names them
     notes: what of the file was left out or changed, with counts

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fedveil.core.errors import SettingsError
 from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.encodings import BYTES
 from fedveil.privacy.homomorphic.lattice import Form
 from fedveil.privacy.plan import make_lattice
 
-BYTES = {"float32": 4, "float16": 2, "int8": 1}  # of a weight in an update in the clear, by communication.encoding
 MASKED = 4  # bytes of a weight under secure aggregation, whose numbers are modulo 2^32
 
 

@@ -65,6 +65,16 @@ def test_a_client_of_httpx_reaches_loopback_directly_whatever_is_set(url, variab
     assert os.environ["NO_PROXY"].startswith(variables.get("no_proxy", ""))
 
 
+def test_who_spares_all_from_a_proxy_spares_all_afterwards_too(monkeypatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "*")
+    assert proxy_for("server.example", 9092) is None
+    spare_loopback(os.environ)
+    assert proxy_for("server.example", 9092) is None
+    with httpx.Client() as client:
+        assert client._transport_for_url(httpx.URL("https://server.example")) is client._transport
+
+
 def test_a_process_goes_through_the_chosen_proxy_alone(monkeypatch) -> None:
     for name in NAMES:
         monkeypatch.setenv(name, "http://another:1")

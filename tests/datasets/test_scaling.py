@@ -20,6 +20,7 @@ from fedveil.datasets.federated import load
 from fedveil.datasets.own.local import local, parse_source
 from fedveil.datasets.scaling import CUT, scaling, unusual
 from fedveil.simulations.display import summary_text
+from fedveil.simulations.run import resume
 
 TABLES = arrays(np.float32, st.tuples(st.integers(2, 30), st.integers(1, 4)), elements=st.floats(-1e6, 1e6, width=32))
 
@@ -70,7 +71,8 @@ def test_statistics_are_of_the_training_examples_and_the_others_follow() -> None
     found, notes = scaling(features, np.array([0, 1]), ("age",), settings(scale="minmax"))
     assert found is not None
     assert found(features).tolist() == [[0.0], [1.0], [0.5]]
-    assert notes == ("features are scaled by minmax: 0 to 1 over the training examples (data.scale = 'minmax')",)
+    assert found.rule == "minmax: 0 to 1 over the training examples (data.scale = 'minmax')"
+    assert notes == ()
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,18 @@ def test_a_column_that_numbers_the_examples_is_named(start: int) -> None:
     _, notes = scaling(features, np.arange(50), ("id", "age"), settings())
     assert notes[0] == "column id numbers the examples, and is learned from as a feature; leave it out of the file"
     assert not any("column age numbers" in note for note in notes)
+
+
+def test_times_in_seconds_are_told_apart_though_float32_holds_one_in_128(tmp_path: Path) -> None:
+    times = 1.7e9 + np.arange(40) * 7.0
+    pd.DataFrame({"label": np.arange(40) % 2, "time": times}).to_csv(tmp_path / "times.csv", index=False)
+    np.savez(tmp_path / "times.npz", labels=np.arange(40) % 2, features=times[:, None])
+    for name in ("times.csv", "times.npz"):
+        dataset = load(settings(path=str(tmp_path / name), clients=2), 0).dataset
+        found = np.concatenate([dataset.train.features, dataset.test.features])  # type: ignore[union-attr]
+        assert len(np.unique(found)) == 40
+        known = StandardScaler().fit(np.sort(times[:, None])[: len(times)]).scale_
+        assert np.ptp(found) == pytest.approx(np.ptp(times) / known[0], rel=0.05)  # of the training examples alone
 
 
 # --- declared ranges
@@ -214,9 +228,33 @@ def alone(path: Path, **more: object) -> np.ndarray:
 def test_a_client_alone_scales_by_declared_ranges_alone(tmp_path: Path) -> None:
     flat, _ = pixels(tmp_path)
     for name in ("digits.csv", "flat.npz"):
-        np.testing.assert_allclose(alone(tmp_path / name, ranges=[[0, 255]]), flat / 255, atol=1e-7)
+        np.testing.assert_allclose(alone(tmp_path / name, ranges=[[0, 255]]), flat / 255, atol=1e-6)
         with pytest.raises(DataError, match=r"a client alone cannot scale features as the others do; .*data\.ranges"):
             alone(tmp_path / name)
         with pytest.raises(SettingsError, match=r"data.scale = 'standard': needs the statistics of all clients' data"):
             alone(tmp_path / name, scale="standard")
         assert alone(tmp_path / name, scale="none").max() == 255
+
+
+def test_a_server_that_asks_for_one_range_after_another_learns_nothing_of_a_columns_ends(tmp_path: Path) -> None:
+    """Were values outside refused, the refusals would tell the largest value in some twenty runs."""
+    (tmp_path / "own.csv").write_text("label,income\n0,51342\n1,20000\n")
+    for most in (1.0, 51341.0, 51342.0, 1e9):
+        data = settings(clients=2, labels=("0", "1"), path=None, ranges=[[0, most]])
+        held = local(data, 0, parse_source(str(tmp_path / "own.csv")), 1)
+        np.testing.assert_allclose(
+            held.client(1)[0].features, [[min(v, most) / most] for v in (51342, 20000)], rtol=1e-6
+        )
+        outside = sum(v > most for v in (51342, 20000))
+        told = f"{outside} value{'s' if outside > 1 else ''} outside data.ranges taken as the nearest end"
+        assert held.dataset.files == ((told,) if outside else ())  # for the owner alone
+
+
+def test_a_run_that_was_killed_before_its_scaling_was_written_writes_it_when_it_goes_on(tmp_path: Path) -> None:
+    pixels(tmp_path)
+    run(experiment(tmp_path / "digits.csv", **{"federation.rounds": 1}), out=tmp_path / "run", plots=False)
+    path = tmp_path / "run" / "scaling.json"
+    written = path.read_bytes()
+    path.unlink()
+    resume(tmp_path / "run")
+    assert path.read_bytes() == written

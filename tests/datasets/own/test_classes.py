@@ -190,5 +190,6 @@ def test_a_deployed_client_reads_its_file_by_the_columns_of_the_run_and_says_wha
     assert alone.dataset.files == (
         "1 empty row left out",
         "1 column beside the text not read: When",
+        "labels are those of the column 'kind', which the run names",
         "1 exact repeat left out",
     )

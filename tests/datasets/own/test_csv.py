@@ -44,7 +44,7 @@ def pandas_has(table, path, label="label", **how):
         return
     features = frame.drop(columns=label)
     assert table.columns == tuple(features.columns)
-    assert np.array_equal(table.features, features.astype(np.float64).to_numpy().astype(np.float32))
+    assert np.array_equal(table.features, features.astype(np.float64).to_numpy())
 
 
 # what the cases in the issue on first faults are
@@ -348,7 +348,7 @@ def outcome(path, monkeypatch, fast: bool, **settings):
         except DataError as error:
             return str(error)
     places = [table.place(i) for i in range(len(table.labels))]
-    assert table.features.dtype == np.float32
+    assert table.features.dtype == np.float64
     return table.labels, table.features.tobytes(), table.sources, table.columns, table.notes, places
 
 
@@ -370,7 +370,7 @@ def test_plain_numbers_take_the_fast_way_and_are_floats_of_python_to_the_bit(tmp
     (tmp_path / "a.csv").write_text("label,x,y,z\n" + "\n".join(lines))
     data = Data()
     fast = csv_file.read_fast(tmp_path / "a.csv", None, csv_file._header(tmp_path / "a.csv", data, False))
-    assert np.array_equal(fast.features, values.astype(np.float32))
+    assert np.array_equal(fast.features, values)
     assert fast.labels == ["a", "b"] * 2500
     slow = outcome(tmp_path / "a.csv", pytest.MonkeyPatch(), False)
     assert slow == outcome(tmp_path / "a.csv", pytest.MonkeyPatch(), True)
