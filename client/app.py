@@ -29,12 +29,28 @@ from fedveil.client.learning.replies import evaluation_reply, refusal, training_
 from fedveil.client.learning.runtime import ClientRuntime, DataSource, client_runtime
 from fedveil.client.learning.secagg import STAGES
 from fedveil.client.learning.states import ClientStates, ContextStates
+from fedveil.client.node.agreement import agree, agreed, countersign, digest_in, signs
 from fedveil.client.node.policy import Policy
 from fedveil.core.errors import DataError, ProtectionError, SettingsError
 from fedveil.core.settings.experiment import Experiment
-from fedveil.core.wire.messages import ARRAYS, ATTEMPT, BLOB, CLIENT, CONFIG, INBOX, METRICS, ROUND, RUN, SCHEMA, WEIGHT
+from fedveil.core.wire.messages import (
+    ARRAYS,
+    ATTEMPT,
+    BLOB,
+    CLIENT,
+    CONFIG,
+    INBOX,
+    MANIFEST,
+    METRICS,
+    ROUND,
+    RUN,
+    SCHEMA,
+    SIGNATURES,
+    WEIGHT,
+)
 from fedveil.datasets.own.local import schema
 from fedveil.models.computing import one_thread
+from fedveil.privacy.trust.manifest import UNSIGNED
 
 Part = TypeVar("Part", ArrayRecord, ConfigRecord)
 REFUSED = (ProtectionError, SettingsError)  # refusals, which leave the client out of a round; other errors are faults
@@ -58,21 +74,24 @@ class Runtimes:
         """Return the runtime for a node; raise ProtectionError where its owner's policy refuses the run's settings."""
         node, settings, keys = context.node_config, str(context.run_config["experiment"]), keys_of(context)
         if not deployed(context):
-            return self._find(settings, keys, None, "off")
+            return self._find(settings, keys, None, "off", UNSIGNED)
         policy = policy_of(context)
         policy.check(Experiment.received(settings))
         words = str(context.run_config.get("words", ""))
         own = DataSource(str(node["data"]), int(cast(int, node["partition-id"])), words)
+        manifest = digest_in(context.state)
         try:
-            return self._find(settings, keys, own, policy.leak_guard)
+            return self._find(settings, keys, own, policy.leak_guard, manifest)
         except DataError as error:
             log.warning("refused: %s", error)  # the error may quote the data, so it stays in this log
             raise ProtectionError("its data does not fit the run; the client's own log says where") from None
 
-    def _find(self, settings: str, keys: str, own: DataSource | None, leak_guard: str) -> ClientRuntime:
-        about = settings, keys, own, own.state() if own else None, leak_guard
+    def _find(
+        self, settings: str, keys: str, own: DataSource | None, leak_guard: str, manifest: bytes
+    ) -> ClientRuntime:
+        about = settings, keys, own, own.state() if own else None, leak_guard, manifest
         if about not in self._made:
-            self._made[about] = client_runtime(settings, keys, own, leak_guard=leak_guard)
+            self._made[about] = client_runtime(settings, keys, own, leak_guard=leak_guard, manifest=manifest)
         self._made.move_to_end(about)
         while len(self._made) > self._most:
             self._made.popitem(last=False)
@@ -109,8 +128,15 @@ class Request:
 
     @cached_property
     def runtime(self) -> ClientRuntime:
-        """The runtime for this client."""
+        """The runtime for this client, in a run to whose manifest it agreed."""
+        if signs(self.context, self.keys):
+            agreed(self.context, self.keys, self.config)
         return self.find(self.context)
+
+    @property
+    def keys(self) -> str:
+        """The folder of this client's keys."""
+        return keys_of(self.context)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -148,15 +174,28 @@ class Request:
         return found
 
 
+def sign_manifest(request: Request) -> Message:
+    """Sign the run's manifest, which tells nothing of this client's data."""
+    context = request.context
+    if not signs(context, request.keys):
+        raise ProtectionError("this client has no keys to sign a manifest with")
+    policy_of(context).check(Experiment.received(str(context.run_config["experiment"])))
+    _, signature = countersign(context, request.keys, request.config)
+    return Message(RecordDict({CONFIG: ConfigRecord({SIGNATURES: signature})}), reply_to=request.message)
+
+
 def hello(request: Request) -> Message:
     """Reply with the number of this node's partition, by which the server orders nodes.
 
-    A deployed client adds the number of its examples and the schema of its data.
+    A deployed client adds the number of its examples and the schema of its data, once enough clients signed the run's
+    manifest.
     """
     context, message = request.context, request.message
     client = int(cast(int, context.node_config["partition-id"]))
     if not deployed(context):
         return Message(RecordDict({METRICS: MetricRecord({CLIENT: client})}), reply_to=message)
+    if signs(context, request.keys):
+        agree(context, request.keys, request.config)
     runtime = request.runtime
     runtime.check_agreed(client)
     dataset = runtime.federated.dataset
@@ -214,7 +253,7 @@ def client_app(find: FindRuntime) -> ClientApp:
     """
     app = ClientApp()
     handlers: list[tuple[Callable[..., Any], Callable[[Request], Message]]] = [
-        (app.query(), hello), (app.train(), fit), (app.evaluate(), evaluate),
+        (app.query(), hello), (app.query(MANIFEST), sign_manifest), (app.train(), fit), (app.evaluate(), evaluate),
         *((app.query(stage), partial(answer_stage, stage)) for stage in STAGES),
     ]  # fmt: skip
     for register, handler in handlers:

@@ -34,6 +34,7 @@ from fedveil.models.parameters import constants, from_numpy, get, to_numpy
 from fedveil.privacy.defences import find_defence
 from fedveil.privacy.dp.accounting import describe
 from fedveil.privacy.fixed_point import Layout
+from fedveil.privacy.trust.manifest import UNSIGNED
 from fedveil.server.checkpoint import Parameters, State, load_state, save_state
 from fedveil.server.protection.server_protection import ServerProtection, check_protection, protect_server
 from fedveil.server.rounds.accounting import Accounting
@@ -70,11 +71,17 @@ class Federation:
         weights = from_numpy(parameters, self.device)
         return evaluate(self.network, weights, test, kind, statistics=self.metrics.statistics)
 
-    def protect(self, keys: Path | None, announced: Callable[[Sequence[int]], Sequence[int]] | None = None) -> None:
+    def protect(
+        self,
+        keys: Path | None,
+        announced: Callable[[Sequence[int]], Sequence[int]] | None = None,
+        manifest: bytes = UNSIGNED,
+    ) -> None:
         """Set up the server's part of the experiment's protection.
 
         keys: the folder that holds server.ctx, where the protection needs it
         announced: returns the examples of each of some clients, where they are not known from the data
+        manifest: SHA-256 of the run's signed manifest; zeros where it has none
         Raise SettingsError or ProtectionError where it cannot work.
         """
         experiment, federated = self.experiment, self.federated
@@ -84,7 +91,7 @@ class Federation:
 
         layout = Layout.of(to_numpy(get(self.network)))
         run = bytes.fromhex(self.state.run)
-        self.protection = protect_server(experiment, layout, run, announced or sizes, keys)
+        self.protection = protect_server(experiment, layout, run, announced or sizes, keys, manifest)
 
 
 def resolve(experiment: Experiment) -> Experiment:

@@ -29,6 +29,7 @@ from fedveil.models.vectorized.functional import Functional
 from fedveil.privacy.fixed_point import Layout
 from fedveil.privacy.homomorphic.keys import find_client_key
 from fedveil.privacy.trust.key_folders import check_agreed
+from fedveil.privacy.trust.manifest import UNSIGNED
 
 Adversary = Callable[[Contributions], None]
 
@@ -62,6 +63,7 @@ class ClientRuntime:
     keys: the folder of clients' keys, empty where there is none
     deployed: the client is on a machine of its own, with a server of another party
     leak_guard: the least that the client's owner asks of `privacy.leak_guard`
+    manifest: SHA-256 of the run's signed manifest; zeros where it has none
     states: of a simulation, the store of all clients' state; None where each node's context is the store
     witness: of a simulation, sees the clients' weights before they are protected
     adversary: of a simulation, sees and may change all contributions of a cohort between training and protection
@@ -74,6 +76,7 @@ class ClientRuntime:
     keys: str = ""
     deployed: bool = False
     leak_guard: str = "off"
+    manifest: bytes = UNSIGNED
     states: ClientStates | None = None
     witness: Witness | None = None
     adversary: Adversary | None = None
@@ -121,7 +124,7 @@ class ClientRuntime:
     @cached_property
     def secagg(self) -> SecAggClients:
         """The clients of this process in secure aggregation."""
-        return SecAggClients(self.experiment, self.layout, self.keys)
+        return SecAggClients(self.experiment, self.layout, self.keys, self.manifest)
 
     def check_agreed(self, client: int) -> None:
         """Raise ProtectionError where a client's keys were made for another `[privacy]` than the server's settings."""
@@ -140,6 +143,7 @@ def client_runtime(
     own: DataSource | None = None,
     *,
     leak_guard: str = "off",
+    manifest: bytes = UNSIGNED,
     states: ClientStates | None = None,
     witness: Witness | None = None,
     adversary: Adversary | None = None,
@@ -161,5 +165,5 @@ def client_runtime(
     device = find_device(experiment.device)
     network = build(federated.dataset.task, experiment.model, Stream(experiment.seed)).to(device)
     return ClientRuntime(
-        experiment, federated, network, device, keys, own is not None, leak_guard, states, witness, adversary
+        experiment, federated, network, device, keys, own is not None, leak_guard, manifest, states, witness, adversary
     )

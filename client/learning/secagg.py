@@ -27,6 +27,7 @@ from fedveil.privacy.secagg.messages import Session
 from fedveil.privacy.secagg.vectors import shown, to_ring, write_masked
 from fedveil.privacy.trust.identity import Registry, Signer
 from fedveil.privacy.trust.key_folders import load_identity
+from fedveil.privacy.trust.manifest import UNSIGNED
 
 STAGES: dict[str, tuple[str, ...]] = {  # stages beside training, and what the message of each carries
     "advertise": (), "share": (BLOB,), "confirm": (BLOB,), "reveal": (BLOB, CONFIRMATIONS)
@@ -40,11 +41,13 @@ class SecAggClients:
     """The clients of a process in secure aggregation.
 
     keys: the folder with their identities, empty where they have none
+    manifest: SHA-256 of the run's signed manifest; zeros where it has none
     """
 
     experiment: Experiment
     layout: Layout
     keys: str = ""
+    manifest: bytes = UNSIGNED
 
     def session(self, config: Mapping[str, Any], active: bool) -> Session:
         """Return the session of a message: its run, round and attempt, and all else from the client's own settings.
@@ -55,7 +58,8 @@ class SecAggClients:
         privacy, cohort = self.experiment.privacy, self.experiment.federation.cohort
         _, threshold = choose_degree(cohort, privacy.protection.drop_outs, privacy.protection.colluders, active)
         size = RESERVED + self.layout.size
-        return Session(config[RUN], int(config[ROUND]), int(config[ATTEMPT]), size, threshold, privacy.least, active)
+        number, attempt = int(config[ROUND]), int(config[ATTEMPT])
+        return Session(config[RUN], number, attempt, size, threshold, privacy.least, active, self.manifest)
 
     def numbers(self, weights: Mapping[str, np.ndarray], examples: int, reference: int) -> tuple[np.ndarray, int]:
         """Return the numbers to be masked, uint32 [2 + size], and how many weights were clipped."""

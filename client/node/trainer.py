@@ -17,10 +17,13 @@ from typing import Any, cast
 
 from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 
+from fedveil.client.node.agreement import digest_in
 from fedveil.core.errors import ProtectionError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.flower import ErrorCode, act_as
 from fedveil.core.wire.messages import CONFIG, METRICS, ROUND, SCHEMA, WEIGHT, from_parcel, to_parcel
+from fedveil.privacy.homomorphic.keys import fingerprint
+from fedveil.privacy.trust.manifest import UNSIGNED
 
 
 @dataclass(frozen=True)
@@ -116,16 +119,21 @@ def answer(request: TrainerRequest, profile: ClientProfile) -> TrainerReply:
     finally:
         log.removeHandler(heard)
     parcel = None if outcome.content is None else to_parcel(outcome.content)
-    did = "" if outcome.content is None else _line(request, outcome.content)
+    did = "" if outcome.content is None else _line(request, outcome.content, outcome.state)
     return replace(outcome, content=parcel, said=tuple(heard.said), did=did)
 
 
-def _line(request: TrainerRequest, reply: RecordDict) -> str:
-    """Return a line about a reply for this client's operator; empty where it is no step that a person follows."""
+def _line(request: TrainerRequest, reply: RecordDict, state: RecordDict) -> str:
+    """Return a line about a reply for this client's operator; empty where it is no step that a person follows.
+
+    state: that the client keeps
+    """
     kind, told = request.message.metadata.message_type, dict(cast(MetricRecord, reply.get(METRICS, {})))
     if kind == MessageType.QUERY and SCHEMA in cast(ConfigRecord, reply.get(CONFIG, {})):
         experiment = Experiment.received(str(request.run_config["experiment"]))
-        return f"{experiment.name}  takes part, for {experiment.federation.rounds:,} rounds"
+        digest = digest_in(state)
+        signed = "" if digest == UNSIGNED else f"; manifest {fingerprint(digest)}"
+        return f"{experiment.name}  takes part, for {experiment.federation.rounds:,} rounds{signed}"
     if kind == MessageType.TRAIN:
         number = int(cast(int, cast(ConfigRecord, request.message.content[CONFIG])[ROUND]))
         loss = f"  loss {told['train-loss']:.4f}" if "train-loss" in told else ""

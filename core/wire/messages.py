@@ -30,6 +30,7 @@ RUN = "run"  # 16 bytes that name the run
 ATTEMPT = "attempt"  # the attempt at a round of secure aggregation
 INBOX = "inbox"  # the part of a secure aggregation message that is for one client
 BLOB, CONFIRMATIONS = "blob", "confirmations"  # bytes of the stages of secure aggregation
+MANIFEST, SIGNATURES = "manifest", "signatures"  # what all clients of a run act on, and who signed it
 SCHEMA, VERSION = "schema", "fedveil"  # in a client's first reply: the form of its data, and its FedVeil
 PARCEL, PIECE = "fedveil.parcel", 5_000_000  # bytes of one record; Flower cuts arrays into pieces of that size too
 

@@ -34,7 +34,7 @@ from fedveil.privacy.secagg.messages import Kind, Session
 from fedveil.privacy.trust.identity import Registry, Signer
 
 STATE = struct.Struct(f">4sB{rosters.SESSION.size}sQ32s32s32s32sIII")
-MAGIC = b"FVM1"
+MAGIC = b"FVM2"
 
 
 class Stage(IntEnum):

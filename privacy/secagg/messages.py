@@ -25,7 +25,7 @@ from fedveil.privacy.secagg.shamir import SHARE
 
 HEADER = struct.Struct(">4sB32sQI")  # magic, kind, digest of the session, client, entries
 ENTRY = struct.Struct(">QH")  # client, bytes that follow
-SESSION = struct.Struct(">16sIIIII?")
+SESSION = struct.Struct(">16sIIIII?32s")
 MAGIC = b"FVS1"
 KEYS = 2 * streams.KEY  # bytes of an advert before its signature: the key for sealing, the key for masks
 SEALED = streams.NONCE + 2 * SHARE + streams.TAG  # bytes of two sealed shares
@@ -58,6 +58,7 @@ class Session:
     run: 16 random bytes, new for every run; size: numbers in a vector
     threshold: members of a neighbourhood that restore a secret; least: the fewest clients of a sum
     active: the server may lie; keys and survivors are signed
+    manifest: SHA-256 of the run's signed manifest; zeros where it has none
     Raise ProtectionError where a number is out of range.
     """
 
@@ -68,10 +69,11 @@ class Session:
     threshold: int
     least: int
     active: bool = False
+    manifest: bytes = bytes(32)
 
     def __post_init__(self) -> None:
         numbers = (self.round, self.attempt, self.size - 1, self.threshold - 1, self.least - 1)
-        if len(self.run) != 16 or not all(0 <= number < 2**32 - 1 for number in numbers):
+        if len(self.run) != 16 or len(self.manifest) != 32 or not all(0 <= number < 2**32 - 1 for number in numbers):
             raise ProtectionError(
                 f"no session of secure aggregation: run of {len(self.run)} bytes, round {self.round}, attempt "
                 f"{self.attempt}, {self.size} numbers, threshold {self.threshold}, at least {self.least} clients"
@@ -80,7 +82,7 @@ class Session:
     @cached_property
     def digest(self) -> bytes:
         """32 bytes that depend on every field; every key and every signature depends on them."""
-        return sha256(b"fedveil secure aggregation 1\0" + self.save()).digest()
+        return sha256(b"fedveil secure aggregation 2\0" + self.save()).digest()
 
     @property
     def quorum(self) -> int:

@@ -66,7 +66,9 @@ class MaskedCollector:
             cohort, privacy.protection.drop_outs, privacy.protection.colluders, active
         )
         size = RESERVED + protection.layout.size
-        self._session = Session(protection.run, number, attempt, size, threshold, privacy.least, active)
+        self._session = Session(
+            protection.run, number, attempt, size, threshold, privacy.least, active, protection.manifest
+        )
         self._examples: dict[int, int] = {}
         self._announced: dict[int, int] = {}
         self._reference = 0

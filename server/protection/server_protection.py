@@ -19,6 +19,7 @@ from fedveil.privacy.plan import COARSEST, Plan, make_plan
 from fedveil.privacy.secagg.graph import choose_degree
 from fedveil.privacy.trust.identity import Registry
 from fedveil.privacy.trust.key_folders import IDENTITY, load_registry
+from fedveil.privacy.trust.manifest import UNSIGNED
 from fedveil.server.exchange import Exchanged, count, metric
 
 Take = Callable[[int, Message], None]
@@ -32,6 +33,7 @@ class ServerProtection:
     sizes: returns the examples of each of some clients; run: 16 bytes that name the run
     context: of CKKS and BFV; registry: of secure aggregation whose clients do not trust the server to follow the
     protocol
+    manifest: SHA-256 of the run's signed manifest; zeros where it has none
     """
 
     experiment: Experiment
@@ -41,6 +43,7 @@ class ServerProtection:
     sizes: Callable[[Sequence[int]], Sequence[int]]
     context: ServerContext | None = None
     registry: Registry | None = None
+    manifest: bytes = UNSIGNED
 
     @property
     def words(self) -> str:
@@ -72,10 +75,11 @@ def protect_server(
     run: bytes,
     sizes: Callable[[Sequence[int]], Sequence[int]],
     keys: Path | None,
+    manifest: bytes = UNSIGNED,
 ) -> ServerProtection | None:
     """Return the server's part of an experiment's protection; None where updates travel in the clear.
 
-    keys: the folder that holds server.ctx, for CKKS and BFV
+    keys: the folder that holds server.ctx, for CKKS and BFV; manifest: SHA-256 of the run's
     Raise SettingsError or ProtectionError where it cannot work.
     """
     privacy = experiment.privacy
@@ -96,7 +100,7 @@ def protect_server(
             )
         context = load_server(keys / SERVER)
         check_lattice(context.lattice, plan.lattice)
-    return ServerProtection(experiment, plan, layout, run, sizes, context, registry)
+    return ServerProtection(experiment, plan, layout, run, sizes, context, registry, manifest)
 
 
 def protected_update(reply: Message, protection: str) -> bytes:

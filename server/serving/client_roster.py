@@ -23,6 +23,7 @@ from fedveil.core.wire.messages import CLIENT, CONFIG, SCHEMA, WEIGHT, from_parc
 from fedveil.datasets.own.local import differences
 from fedveil.server.exchange import count
 from fedveil.server.nodes import WrappedGrid, addressed
+from fedveil.server.serving.agreement import Agreement
 from fedveil.server.serving.control_client import ControlClient, NodeEvents
 
 HOLD = 0.5  # seconds that the control server may hold a poll
@@ -97,18 +98,20 @@ class ClientRoster(WrappedGrid):
         experiment: Experiment,
         line: ControlClient,
         say: Callable[[str], None],
+        agreement: Agreement | None = None,
         *,
         offline: float = OFFLINE,
     ) -> None:
         """Start with no clients.
 
         say: receives messages about clients that come, go or refuse
+        agreement: the manifest that clients sign before they take part; None where they have no keys
         offline: seconds that a node may be offline without being lost
         """
         super().__init__(grid)
         self._parcels = Parcels(grid)
         self._clients, self._line, self._say = experiment.data.clients, line, say
-        self._experiment, self._offline = experiment, offline
+        self._experiment, self._offline, self._agreement = experiment, offline, agreement
         self._members: dict[int, Member] = {}
         self._refusing: dict[int, tuple[int, float, str]] = {}  # by node: starts, when it was asked, why
         self._unfit: set[int] = set()  # nodes among them that would refuse again
@@ -185,6 +188,8 @@ class ClientRoster(WrappedGrid):
         )
         if self._unfit:
             hint = "clients that refuse take part in a run that asks for what they allow: take other settings, or ask their owners"
+        if self._agreement is not None and not self._agreement.settled:
+            hint = f"{self._agreement}: start more clients"
         return f"the run needs {least} clients, and {len(self._members)} can take part ({self._present()}){refusing}\n  {hint}"
 
     def _muster(self) -> None:
@@ -209,38 +214,61 @@ class ClientRoster(WrappedGrid):
         ]
         if not new:
             return
-        questions = [
-            Message(RecordDict({CONFIG: ConfigRecord({})}), dst_node_id=node, message_type=MessageType.QUERY)
-            for node in new
-        ]
-        silent = set(new)
+        if self._agreement is not None:
+            new = self._countersigned(new, events, self._agreement)
+        greeting = ConfigRecord({}) if self._agreement is None else self._agreement.greeting()
+
+        def join(node: int, reply: Message) -> None:
+            client, member = self._read(reply, node, events.starts.get(node, 0), events.clients.get(node))
+            self._members[client] = member
+            held = "" if self._experiment.privacy.noisy else f" with {member.examples:,} examples"
+            self._once(f"{self.called(client)} takes part{held}")
+
+        content = RecordDict({CONFIG: greeting})
+        self._ask([Message(content, dst_node_id=node, message_type=MessageType.QUERY) for node in new], events, join)
+
+    def _countersigned(self, nodes: Sequence[int], events: NodeEvents, agreement: Agreement) -> list[int]:
+        """Return those of some nodes whose clients signed the run's manifest, once enough clients have."""
+
+        def sign(node: int, reply: Message) -> None:
+            agreement.take(events.clients[node], reply)
+
+        able = [node for node in nodes if node in events.clients]
+        unsigned = [node for node in able if events.clients[node] not in agreement.signatures]
+        self._ask([agreement.question(node) for node in unsigned], events, sign)
+        if not agreement.settled:
+            self._once(f"waiting for clients: {agreement}")
+            return []
+        return [node for node in able if events.clients[node] in agreement.signatures]
+
+    def _ask(self, questions: Sequence[Message], events: NodeEvents, take: Callable[[int, Message], None]) -> None:
+        """Send each node its question, and take its reply; keep the reason of each node that refuses."""
+        silent = {question.metadata.dst_node_id for question in questions}
         for index, reply in self._exchange(questions, GREETING):
-            node, starts = new[index], events.starts.get(new[index], 0)
+            node = questions[index].metadata.dst_node_id
+            name = self._name(node, events)
             silent.discard(node)
             try:
-                client, member = self._read(reply, node, starts, events.clients.get(node))
+                if reply.has_error():
+                    kind = _Unfit if reply.error.code == ErrorCode.MOD_FAILED_PRECONDITION else ProtectionError
+                    raise kind(reply.error.reason or f"error {reply.error.code}")
+                take(node, reply)
             except ProtectionError as error:
-                client_name = events.clients.get(node)
-                name = self.called(client_name) if client_name is not None else f"node {node}"
-                self._refusing[node] = (starts, time.monotonic(), f"{name}: {error}")
+                self._refusing[node] = (events.starts.get(node, 0), time.monotonic(), f"{name}: {error}")
                 (self._unfit.add if isinstance(error, _Unfit) else self._unfit.discard)(node)
                 self._once(f"{name} takes no part: {error}")
                 continue
             self._refusing.pop(node, None)
             self._unfit.discard(node)
-            self._members[client] = member
-            held = "" if self._experiment.privacy.noisy else f" with {member.examples:,} examples"
-            self._once(f"{self.called(client)} takes part{held}")
         for node in silent:
-            number = events.clients.get(node)
-            name = self.called(number) if number is not None else f"node {node}"
-            self._say(f"warning: {name} has not answered within {GREETING:g} s; it is asked again")
+            self._say(f"warning: {self._name(node, events)} has not answered within {GREETING:g} s; it is asked again")
+
+    def _name(self, node: int, events: NodeEvents) -> str:
+        client = events.clients.get(node)
+        return f"node {node}" if client is None else self.called(client)
 
     def _read(self, reply: Message, node: int, starts: int, registered: int | None) -> tuple[int, Member]:
         """Read a client's answer; raise ProtectionError, with the reason, where it cannot take part."""
-        if reply.has_error():
-            kind = _Unfit if reply.error.code == ErrorCode.MOD_FAILED_PRECONDITION else ProtectionError
-            raise kind(reply.error.reason or f"error {reply.error.code}")
         client, examples = count(reply, CLIENT), count(reply, WEIGHT, 1)
         if registered is not None and client != registered:
             raise _Unfit(f"it calls itself {self.called(client)}")

@@ -7,6 +7,7 @@ the network then follows from the schemas of the clients' data, on which all mus
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +26,13 @@ from fedveil.datasets.federated import Alone, Federated, load
 from fedveil.datasets.own.local import TASKS, differences, schema
 from fedveil.models.parameters import get
 from fedveil.privacy.homomorphic.keys import fingerprint
+from fedveil.privacy.trust.key_folders import load_registry
+from fedveil.privacy.trust.manifest import UNSIGNED, Manifest, now
 from fedveil.server.checkpoint import State, begun, put_back
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
 from fedveil.server.rounds.context import Hooks
+from fedveil.server.serving.agreement import Agreement
 from fedveil.server.serving.checks import check_size, scoreless
 from fedveil.server.serving.client_roster import ClientRoster
 from fedveil.server.serving.control_client import ControlClient
@@ -129,21 +133,45 @@ def _agreed_task(roster: ClientRoster, experiment: Experiment) -> tuple[Task, di
     return Task(told["kind"], sides, experiment.data.labels), told  # type: ignore[arg-type]
 
 
+def _agreement(config: Mapping[str, Any], folder: Path) -> Agreement | None:
+    """Return the manifest of a run and its signatures, begun or resumed; None where clients have no keys."""
+    registry = load_registry(Path(str(config["keys"]))) if config["keys"] else None
+    if registry is None:
+        return None
+    manifest = Manifest.of(
+        os.urandom(16).hex(),
+        str(config["experiment"]),
+        str(config["words"]),
+        registry,
+        reproducible=bool(config.get("reproducible")),
+        created=now(),
+    )
+    return Agreement.resume(folder, manifest, registry) or Agreement(manifest, registry)
+
+
 def _run(grid: Grid, config: Mapping[str, Any], line: ControlClient, folder: Path, say: Say) -> dict[str, Any]:
     experiment = resolve(Experiment.parse(str(config["experiment"])))
     experiment = experiment.override({"engine": "sequential", "workers": None})  # one message at a time
     words = str(config["words"]).split("\n") if config["words"] else None
-    roster = ClientRoster(grid, experiment, line, say)
+    agreement = _agreement(config, folder)
+    roster = ClientRoster(grid, experiment, line, say, agreement)
     earlier = Record(folder) if config["resume"] else None
     goes_on = earlier is not None and begun(earlier)  # a run killed before its first checkpoint begins anew
     federation = _federation(experiment, roster, earlier if goes_on else None, words, say)
+    manifest = UNSIGNED
+    if agreement is not None:
+        manifest = agreement.manifest.digest
+        federation.state.run = agreement.manifest.run if experiment.privacy.protected else ""
     weights = sum(weight.numel() for weight in get(federation.network).values())
     check_size(experiment, weights, int(config["limit"]))
-    federation.protect(Path(str(config["keys"])) if config["keys"] else None, roster.sizes)
+    federation.protect(Path(str(config["keys"])) if config["keys"] else None, roster.sizes, manifest)
     if federation.protection is not None:
         say(f"privacy {experiment.privacy.protection} {federation.protection.words}")
     record = earlier or Record.create(experiment, folder)
     with alone(folder):
+        if agreement is not None:
+            agreement.keep(folder)
+            say(f"manifest {fingerprint(manifest)}: {agreement}")
         if goes_on:
             put_back(record, federation.state)
             note_resume(record, experiment, federation.state.round)

@@ -97,7 +97,7 @@ def interpolate(points: dict[int, int]) -> int:
 
 def secrets_of(masker: SecAggClient) -> tuple[bytes, bytes, bytes]:
     """Private sealing key, private mask key and seed, out of a state before `mask` forgets them."""
-    start = 4 + 1 + 37 + 8
+    start = 4 + 1 + 69 + 8
     state = masker.save()
     return state[start : start + 32], state[start + 32 : start + 64], state[start + 64 : start + 96]
 
@@ -468,10 +468,11 @@ def test_the_server_keeps_one_vector_however_many_clients_send_one() -> None:
 def test_a_session_binds_everything_and_refuses_what_cannot_be() -> None:
     fields = {"run": bytes(16), "round": 1, "attempt": 0, "size": 5, "threshold": 3, "least": 3, "active": False}
     others = {"run": b"x" * 16, "round": 2, "attempt": 1, "size": 6, "threshold": 4, "least": 4, "active": True}
+    others["manifest"] = b"m" * 32
     made = [rosters.Session(**fields)] + [rosters.Session(**{**fields, name: other}) for name, other in others.items()]
-    assert len({one.digest for one in made}) == 8
+    assert len({one.digest for one in made}) == 9
     assert all(rosters.Session.load(one.save()) == one for one in made)
-    for wrong in ({"run": b""}, {"round": -1}, {"size": 0}, {"threshold": 2**32}, {"least": 0}):
+    for wrong in ({"run": b""}, {"manifest": b"m"}, {"round": -1}, {"size": 0}, {"threshold": 2**32}, {"least": 0}):
         with pytest.raises(ProtectionError, match="no session"):
             rosters.Session(**{**fields, **wrong})
 
