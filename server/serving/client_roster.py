@@ -21,6 +21,7 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.flower import ErrorCode
 from fedveil.core.wire.messages import CLIENT, CONFIG, SCHEMA, WEIGHT, from_parcel, to_parcel
 from fedveil.datasets.own.local import differences
+from fedveil.privacy.homomorphic.keys import fingerprint
 from fedveil.server.exchange import count
 from fedveil.server.nodes import WrappedGrid, addressed
 from fedveil.server.serving.agreement import Agreement
@@ -239,6 +240,7 @@ class ClientRoster(WrappedGrid):
         if not agreement.settled:
             self._once(f"waiting for clients: {agreement}")
             return []
+        self._once(f"manifest {fingerprint(agreement.manifest.digest)}, signed by more than half of all clients")
         return [node for node in able if events.clients[node] in agreement.signatures]
 
     def _ask(self, questions: Sequence[Message], events: NodeEvents, take: Callable[[int, Message], None]) -> None:

@@ -171,7 +171,6 @@ def _run(grid: Grid, config: Mapping[str, Any], line: ControlClient, folder: Pat
     with alone(folder):
         if agreement is not None:
             agreement.keep(folder)
-            say(f"manifest {fingerprint(manifest)}: {agreement}")
         if goes_on:
             put_back(record, federation.state)
             note_resume(record, experiment, federation.state.round)
