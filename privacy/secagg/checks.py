@@ -91,7 +91,13 @@ def check_confirmations(
     for member in sorted(signatures.keys() - {client}):
         if agreeing == session.threshold:
             return
-        _check_signature(member, statement, signatures[member], registry, "it did not sign this list of survivors")
+        _check_signature(
+            member,
+            statement,
+            signatures[member],
+            registry,
+            "it did not sign this list of survivors, or it was shown another model or other settings of this round",
+        )
         agreeing += 1
     if agreeing < session.threshold:
         raise ProtectionError(

@@ -33,7 +33,7 @@ from fedveil.privacy.secagg import shamir, streams
 from fedveil.privacy.secagg.messages import Kind, Session
 from fedveil.privacy.trust.identity import Registry, Signer
 
-STATE = struct.Struct(f">4sB{rosters.SESSION.size}sQ32s32s32s32sIII")
+STATE = struct.Struct(f">4sB{rosters.SESSION.size}sQ32s32s32s32s32sIII")
 MAGIC = b"FVM2"
 
 
@@ -120,6 +120,7 @@ class SecAggClient:
         self._roster: dict[int, bytes] = {}  # public keys of the neighbourhood
         self._held: dict[int, bytes] = {}  # two shares of each member that shared, its own among them
         self._confirmed = bytes(32)
+        self._shown = b""
         self._agreed: dict[int, bytes] = {}  # by peer, the key agreed for sealing: kept to compute it once
 
     @classmethod
@@ -194,7 +195,7 @@ class SecAggClient:
         own = streams.agreement(self._masking)
         for peer in self._peers():
             _apply(masked, self.client, peer, self._pair_stream(own, peer, shown))
-        self._forget()
+        self._forget(shown)
         return masked
 
     def confirm(self, survivors: bytes) -> bytes:
@@ -202,7 +203,7 @@ class SecAggClient:
         self._expect("confirm", Stage.MASKED)
         if self._signer is None or not self.session.active:
             raise ProtectionError(f"client {self.client}: survivors are confirmed only where the session is active")
-        statement = rosters.survivors_statement(self.session, self._read_survivors(survivors))
+        statement = self._statement(self._read_survivors(survivors))
         signature = self._signer.sign(statement)
         self._confirmed = sha256(statement).digest()
         self.stage = Stage.CONFIRMED
@@ -216,7 +217,7 @@ class SecAggClient:
         """
         self._expect("reveal", Stage.CONFIRMED if self.session.active else Stage.MASKED, Stage.REVEALED)
         listed = self._read_survivors(survivors)
-        statement = rosters.survivors_statement(self.session, listed)
+        statement = self._statement(listed)
         if self.session.active:
             if sha256(statement).digest() != self._confirmed:
                 raise ProtectionError(f"survivors: another list than client {self.client} confirmed")
@@ -239,7 +240,7 @@ class SecAggClient:
         """
         state = STATE.pack(
             MAGIC, self.stage, self.session.save(), self.client, self._sealing, self._masking, self._seed,
-            self._confirmed, len(self._roster), len(self._held), len(self._agreed),
+            self._confirmed, self._shown.ljust(32, b"\0"), len(self._roster), len(self._held), len(self._agreed),
         )  # fmt: skip
         state += b"".join(map(rosters.pack_entries, (self._roster, self._held, self._agreed)))
         return state + sha256(state).digest()
@@ -252,10 +253,11 @@ class SecAggClient:
         if len(content) < STATE.size or sha256(content).digest() != checksum or content[:4] != MAGIC:
             raise ProtectionError(damaged)
         with reading(lambda _: ProtectionError(damaged)):
-            _, stage, session, client, sealing, masking, seed, confirmed, *counts = STATE.unpack_from(content)
+            _, stage, session, client, sealing, masking, seed, confirmed, shown, *counts = STATE.unpack_from(content)
             self = cls(Session.load(session), client, signer, registry)
             self.stage = Stage(stage)
         self._sealing, self._masking, self._seed, self._confirmed = sealing, masking, seed, confirmed
+        self._shown = shown if any(shown) else b""
         lengths = rosters.KEYS, 2 * shamir.SHARE, streams.KEY
         sizes = [count * (rosters.ENTRY.size + length) for count, length in zip(counts, lengths, strict=True)]
         kept, start = [], STATE.size
@@ -288,6 +290,10 @@ class SecAggClient:
         key = streams.pair_key(agreed, streams.bound(self.session.digest, shown), self.client, peer)
         return streams.stream(key, self.session.size)
 
+    def _statement(self, survivors: Iterable[int]) -> bytes:
+        """Return what this client signs of some survivors."""
+        return rosters.survivors_statement(self.session, survivors, self._shown)
+
     def _read_survivors(self, survivors: bytes) -> frozenset[int]:
         listed = rosters.unpack(Kind.SURVIVORS, self.session, 0, survivors)
         vetting.check_survivors(self.session, self.client, self._roster, self._held, listed, self._registry)
@@ -298,8 +304,12 @@ class SecAggClient:
         own = streams.agreement(self._sealing)
         return {peer: streams.agree(own, self._roster[peer][: streams.KEY], peer) for peer in peers}
 
-    def _forget(self) -> None:
-        """Delete the client's own secrets, so that nothing is masked twice; the neighbours' shares stay."""
+    def _forget(self, shown: bytes) -> None:
+        """Delete the client's own secrets, so that nothing is masked twice; the neighbours' shares stay.
+
+        shown: what it masked for, to which its list of survivors is bound
+        """
+        self._shown = shown
         self._sealing = self._masking = self._seed = bytes(streams.KEY)
         self._agreed = {}
         self.stage = Stage.MASKED
@@ -344,7 +354,7 @@ def mask_cohort(maskers: Sequence[SecAggClient], values: np.ndarray, shown: byte
             if other is not None and both:
                 _apply(values[other], peer, masker.client, mask)
     for masker in maskers:
-        masker._forget()
+        masker._forget(shown)
 
 
 def _exchange(one: SecAggClient, other: SecAggClient) -> bool:

@@ -160,7 +160,10 @@ def advert_statement(session: Session, client: int, keys: bytes) -> bytes:
     return b"fedveil advert\0" + session.digest + struct.pack(">Q", client) + keys
 
 
-def survivors_statement(session: Session, survivors: Iterable[int]) -> bytes:
-    """Return what clients sign to confirm that they were shown these survivors."""
+def survivors_statement(session: Session, survivors: Iterable[int], shown: bytes = b"") -> bytes:
+    """Return what clients sign to confirm that they were shown these survivors.
+
+    shown: digest of the model and the settings that they were shown, as in `SecAggClient.mask`
+    """
     listed = b"".join(struct.pack(">Q", client) for client in sorted(survivors))
-    return b"fedveil survivors\0" + session.digest + sha256(listed).digest()
+    return b"fedveil survivors\0" + streams.bound(session.digest, shown) + sha256(listed).digest()

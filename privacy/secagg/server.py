@@ -84,7 +84,7 @@ class SecAggServer:
                     streams.agreement(streams.new_key()), key, client
                 )  # refuse a key that no key can agree with
             statement = rosters.advert_statement(self.session, client, advert[: rosters.KEYS])
-            self._check_signature(client, statement, advert[rosters.KEYS :])
+            self._check_signature(client, statement, advert[rosters.KEYS :], "not signed by its registered key")
             self._answered[client] = advert
 
     def roster(self, client: int) -> bytes:
@@ -128,11 +128,15 @@ class SecAggServer:
         self._reach(Stage.CONFIRMATIONS if self.session.active else Stage.REVEALS)
         return rosters.pack(Kind.SURVIVORS, self.session, 0, dict.fromkeys(self.clients, b""))
 
-    def confirm(self, client: int, blob: bytes) -> None:
-        """Take a client's signature of the survivors."""
+    def confirm(self, client: int, blob: bytes, shown: bytes = b"") -> None:
+        """Take a client's signature of the survivors; `shown`: as in `SecAggClient.mask`."""
         with self._from(client, Stage.CONFIRMATIONS):
             signature = self._own(Kind.CONFIRMATION, client, blob)[client]
-            self._check_signature(client, rosters.survivors_statement(self.session, self.clients), signature)
+            statement = rosters.survivors_statement(self.session, self.clients, shown)
+            otherwise = (
+                "it signed something else than the list of survivors, or was shown another model or other settings"
+            )
+            self._check_signature(client, statement, signature, otherwise)
             self._answered[client] = signature
 
     def confirmations(self) -> bytes:
@@ -258,13 +262,13 @@ class SecAggServer:
             raise ProtectionError(f"{kind}: about {len(entries)} clients, not about client {client} alone")
         return entries
 
-    def _check_signature(self, client: int, statement: bytes, signature: bytes) -> None:
+    def _check_signature(self, client: int, statement: bytes, signature: bytes, otherwise: str) -> None:
         if not self.session.active:
             return
         if client not in self._registry:
             raise ProtectionError("it is not registered")
         if not identity.verify(self._registry[client], statement, signature):
-            raise ProtectionError("not signed by its registered key")
+            raise ProtectionError(otherwise)
 
     def _prune(self, clients: Iterable[int]) -> list[int]:
         """Return the clients without those that would refuse to go on with the rest of their neighbourhood."""

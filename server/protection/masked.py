@@ -7,6 +7,7 @@ the shares that take the masks off. The server adds masked vectors as they arriv
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -118,13 +119,14 @@ class MaskedCollector:
         bound = enough(protection.plan, len(stay), examples, self._reference)
         survivors = unmasker.survivors()
         brought: dict[str, bytes] = {BLOB: survivors, CONFIRMATIONS: b""}
+        shown = self._shown()
         if self._session.active:
-            self._stage("confirm", stay, lambda _: brought, unmasker.confirm)
+            self._stage("confirm", stay, lambda _: brought, partial(unmasker.confirm, shown=shown))
             stay = unmasker.close()
             brought[CONFIRMATIONS] = unmasker.confirmations()
         self.final = True
         self._stage("reveal", stay, lambda _: brought, unmasker.reveals)
-        total, grid = unmasker.total(self._shown()), protection.plan.grid
+        total, grid = unmasker.total(shown), protection.plan.grid
         weights = from_ring(total, examples, len(self._examples), grid)
         mean = unflatten(dequantize(weights, examples, self._reference, grid), protection.layout)
         noisy = mean if self._noise is None else self._noise.on_mean(mean, len(self._examples))
