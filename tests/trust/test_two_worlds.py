@@ -171,3 +171,17 @@ def test_a_cohort_that_is_split_in_halves_goes_no_further_than_its_keys(keys) ->
             with pytest.raises(Refused) as error:
                 server.clients[k].ask("query.share", config=server.base, inbox={BLOB: roster})
             assert "does not go on" in " ".join(error.value.said)
+
+
+def test_the_others_cannot_be_told_to_send_nothing_so_that_one_update_is_the_sum(keys) -> None:
+    """0.1.0: masks were bound to the model and the message, and not to the settings; the sum was the victim's weights."""
+    server = LyingServer(keys)
+    emptied = EXPERIMENT.override({"training.max_grad_norm": 1e-30}).toml()
+    victim, *others = server.clients
+    server.begin(range(CLIENTS))
+    assert victim.ask("query.advertise", config=server.base, inbox={})
+    for client in others:
+        for kind in ("query.advertise", "train"):
+            with pytest.raises(Refused) as error:
+                client.ask(kind, MODEL, server.base | REFERENCE | RATE, inbox={}, experiment=emptied)
+            assert "training.max_grad_norm is None in the manifest and 1e-30 here" in " ".join(error.value.said)
