@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import prepared
 from torch.nn.utils import parameters_to_vector
 
 from fedveil import Experiment, run
@@ -159,9 +160,7 @@ def test_commands_in_the_documentation_are_understood(command, tmp_path) -> None
         words.append("--show")  # settings are resolved and checked; whole runs are tested elsewhere
     elif words[1] in ("resume", "app", "submit", "data") or words[1:3] in (["keys", "show"], ["keys", "open"]):
         words.append("--help")
-    answer = subprocess.run(
-        [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
+    answer = prepared.fedveil(*words[1:], cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
 
 
@@ -170,9 +169,7 @@ def test_the_example_of_a_users_own_network_trains(tmp_path) -> None:
     (tmp_path / "my_networks.py").write_text(code)
     words = ["run", "digits", "--set", "model.name=my_networks:cnn", "--set", "federation.rounds=2", "--quiet"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    answer = subprocess.run(
-        [sys.executable, "-m", "fedveil", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    answer = prepared.fedveil(*words, cwd=tmp_path, environment=environment)
     assert answer.returncode == 0, answer.stderr
 
 
@@ -203,9 +200,7 @@ def test_the_example_of_a_users_own_metric_is_told(tmp_path) -> None:
         "--json",
     ]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    answer = subprocess.run(
-        [sys.executable, "-m", "fedveil", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    answer = prepared.fedveil(*words, cwd=tmp_path, environment=environment)
     assert answer.returncode == 0, answer.stderr
     told = json.loads(answer.stdout)
     assert told["test_accuracy"] < told["test_top3"] <= 1

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import prepared
 
 KILLED = [
     "--set",
@@ -28,11 +29,8 @@ FAST = ["--set", "federation.rounds=2", "--set", "training.epochs=1"]
 
 def fedveil(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `fedveil` as a user would, in a folder of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "fedveil", *map(str, words)],
-        cwd=cwd, capture_output=True, text=True, timeout=240, check=False,
-        env={**os.environ, "FEDVEIL_CACHE": str(cwd / "cache"), **environment},
-    )  # fmt: skip
+    around = {**os.environ, "FEDVEIL_CACHE": str(cwd / "cache"), **environment}
+    return prepared.fedveil(*words, cwd=cwd, environment=around)
 
 
 def refused(*words: object, cwd: Path, code: int = 2, **environment: str) -> str:

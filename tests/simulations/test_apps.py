@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import prepared
 from helpers.flower_apps import make_app
 
 from fedveil.core.errors import FedveilError, SettingsError
@@ -27,8 +28,7 @@ def no_flower_configuration(tmp_path, monkeypatch) -> None:
 
 
 def fedveil(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fedveil", "app", *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    return prepared.fedveil("app", *words, cwd=cwd)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra fedveil[ray]")
