@@ -142,8 +142,8 @@ def captured_of(folder: Path, experiment: Experiment, network: nn.Module) -> lis
     with reading(lambda why: SettingsError(f"{folder}: its record cannot be read ({why}); run it again")):
         rows = pd.read_csv(record.path("clients.csv"))
         after = load_file(model)
-    weigh = {int(row.client): {WEIGHT: 1 if pd.isna(row.examples) else int(row.examples)} for row in rows.itertuples()}
-    updates = {client: Update(None, b"", metrics) for client, metrics in weigh.items()}
+    weigh = dict(zip(rows["client"].tolist(), rows["examples"].fillna(1).astype(int).tolist(), strict=True))
+    updates = {client: Update(None, b"", {WEIGHT: examples}) for client, examples in weigh.items()}
     before = to_numpy(get(network))
     return [Captured(1, before, {key: after[key] for key in before}, updates, experiment.training.learning_rate)]
 
@@ -181,7 +181,9 @@ def anew(
         weights, noise = share(privacy, dict(before), sent, streams[client], secret=False)
         added = None if noise is None else flatten(noise, np.float64)
         total += quantize(flatten(weights, np.float64), weigh[client], reference, plan.grid, layout, added)[0]
-    mean = np.float32(total / reference) if plan is None else dequantize(total, reference, reference, plan.grid)
+    mean = (
+        (total / reference).astype(np.float32) if plan is None else dequantize(total, reference, reference, plan.grid)
+    )
     updates = {client: Update(None, b"", {WEIGHT: weigh[client]}) for client in clients}
     return replace(captured, after=unflatten(mean, layout), updates=updates)
 

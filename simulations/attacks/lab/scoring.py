@@ -166,10 +166,10 @@ def score_update(found: Parameters, truth: Truth, task: Task) -> Score:
     if not truth.update:
         return {"cosine": 0.0, "relative_error": 1.0}
     one, true = (np.concatenate([np.ravel(each[name]) for name in truth.update]) for each in (found, truth.update))
-    lengths = float(np.linalg.norm(one) * np.linalg.norm(true))
+    length, wanted, off = (float(np.linalg.norm(each)) for each in (one, true, one - true))
     return {
-        "cosine": float(one @ true) / lengths if lengths else 0.0,
-        "relative_error": float(np.linalg.norm(one - true) / max(np.linalg.norm(true), 1e-300)),
+        "cosine": float(one @ true) / (length * wanted) if length * wanted else 0.0,
+        "relative_error": off / wanted if wanted else math.inf,
     }
 
 

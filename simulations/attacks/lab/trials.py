@@ -241,12 +241,12 @@ def _pair(
         {each.observation.round: each for each in sums(folder, one, observer, captured_of(folder, one, first))}
         for folder, one in zip(folders, experiments, strict=True)
     ]
-    found, why = [], "they have no round in common"
+    found, reasons = [], ["they have no round in common"]
     for number in sorted(seen[0].keys() & seen[1].keys()):
         try:
             found.append(difference(observer, seen[0][number], seen[1][number], experiments[0].privacy.noisy))
         except SettingsError as error:
-            why = why if found or "round" in why.split(":")[0] else str(error)
+            reasons.append(str(error))
     if not found:
-        raise SettingsError(f"--against {folders[0]} --against {folders[1]}: {why}")
+        raise SettingsError(f"--against {folders[0]} --against {folders[1]}: {reasons[:2][-1]}")
     return found
