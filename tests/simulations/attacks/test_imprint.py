@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from claims import sums
 from claims.slow_attacks import decibels, fresh, imprint, observe
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +65,12 @@ def test_the_sum_under_secure_aggregation_is_no_protection_from_a_server_that_ma
         refused = attack("imprint", hidden, trials=1, asked=asked, observer=observer)
         assert refused.refused is not None
         assert refused.refused.endswith("saw protected bytes and no weights")
+
+
+def test_most_images_of_eight_clients_are_read_from_their_sum(real_data):
+    found = sums.imprint(seed=0, trials=1)
+    assert found.refused is None
+    assert found.mean()["above_30"] >= 0.6
 
 
 def test_a_small_learning_rate_hides_nothing_and_local_steps_hide_some(real_data):
