@@ -16,7 +16,7 @@ from trust.liar import DeployedClient, Refused
 from fedveil import Experiment, SettingsError
 from fedveil.client.node.trainer import ClientProfile
 from fedveil.core.randomness import Stream
-from fedveil.core.wire.messages import ARRAYS, from_sealed
+from fedveil.core.wire.messages import ARRAYS, MANIFEST, SIGNATURES, from_sealed
 from fedveil.datasets.federated import load
 from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
@@ -27,6 +27,8 @@ from fedveil.privacy.homomorphic.keys import CLIENT, SERVER, load_client, load_s
 from fedveil.privacy.homomorphic.lattice import Adder, Encryptor
 from fedveil.privacy.homomorphic.wire import expect, read
 from fedveil.privacy.plan import UNITS, Plan, make_lattice, make_plan
+from fedveil.privacy.trust.key_folders import load_identity, load_registry, new_parties
+from fedveil.privacy.trust.manifest import Manifest, now, sign, write_signatures
 from fedveil.server.protection.server_protection import ServerProtection
 
 CLIENTS, RUN = 5, bytes(range(16))
@@ -41,12 +43,23 @@ def noisy(protection: str, clients: int = CLIENTS, **settings: float) -> Experim
 
 
 def deployed(experiment: Experiment, folder: Path) -> DeployedClient:
-    """A client of its own machine, with the key that all clients share under encryption."""
-    keys = ""
-    if experiment.privacy.shows == "sum":
-        write_keys(folder / "keys", make_lattice(experiment.privacy), 1)
-        keys = str(folder / "keys" / "client-1")
-    return DeployedClient(ClientProfile(0, f"digits:1/{CLIENTS}", keys), {"experiment": experiment.toml()})
+    """A client of its own machine, which agreed to the run with four others; they share the key of encryption."""
+    keys, privacy = folder / "keys", experiment.privacy
+    lattice = make_lattice(privacy) if privacy.shows == "sum" else None
+    write_keys(keys, lattice, CLIENTS, new_parties(CLIENTS, privacy))
+    shown = Manifest.of(
+        RUN.hex(), experiment.toml(), "", load_registry(keys / "server") or {}, reproducible=False, created=now()
+    )
+    signed = {k: sign(shown, load_identity(keys / f"client-{k + 1}", k)[0]) for k in range(CLIENTS)}
+    profile = ClientProfile(0, f"digits:1/{CLIENTS}", str(keys / "client-1"))
+    client = DeployedClient(profile, {"experiment": experiment.toml()})
+    client.ask("query", config={MANIFEST: shown.content, SIGNATURES: write_signatures(signed)})
+    return client
+
+
+def stranger(toml: str) -> DeployedClient:
+    """A client without keys, whose server sends these settings."""
+    return DeployedClient(ClientProfile(0, f"digits:1/{CLIENTS}"), {"experiment": toml})
 
 
 def first_model(experiment: Experiment) -> dict[str, np.ndarray]:
@@ -99,23 +112,22 @@ def test_noise_outlives_a_model_beyond_the_range(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("protection", "clip"), [("bfv", 1e-4), ("ckks", 1e-5), ("secagg", 1e-7)])
-def test_noise_that_an_honest_grid_rounds_away_is_refused_with_the_reason(protection, clip, tmp_path) -> None:
+def test_noise_that_an_honest_grid_rounds_away_is_refused_with_the_reason(protection, clip) -> None:
     """G, nobody lying: epsilon 1.28 was claimed for BFV with C = 1e-4, and 6.08 shown."""
     with pytest.raises(SettingsError, match=r"would be rounded away, as .* lets each of 100 clients send multiples of"):
         noisy(protection, 100, **{"privacy.clip": clip})
     toml = re.sub(r"\nclip = .*", f"\nclip = {clip}", noisy(protection, 100).toml())
     assert f"clip = {clip}" in toml
-    client = deployed(noisy(protection), tmp_path)
     with pytest.raises(Refused, match="would be rounded away"):
-        client.ask("query", experiment=toml)
+        stranger(toml).ask("query")
 
 
-def test_a_server_cannot_make_its_grid_coarse_by_a_large_cohort(tmp_path) -> None:
+def test_a_server_cannot_make_its_grid_coarse_by_a_large_cohort() -> None:
     experiment = noisy("secagg")
     toml = experiment.toml().replace(f"cohort = {CLIENTS}\n", "cohort = 100000000\n")
     toml = toml.replace(f"clients = {CLIENTS}\n", "clients = 100000000\n").replace("\ndelta = 1e-05", "\ndelta = 1e-10")
     with pytest.raises(Refused, match=r"would be rounded away|privacy\.delta"):
-        deployed(experiment, tmp_path).ask("query", experiment=toml)
+        stranger(toml).ask("query")
 
 
 def test_inflated_examples_round_nobody_away_under_secure_aggregation(monkeypatch, tmp_path) -> None:
