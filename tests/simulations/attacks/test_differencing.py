@@ -111,6 +111,14 @@ def test_noise_is_measured_and_not_refused(tmp_path) -> None:
     assert outcome.mean()["relative_error"] > 1.0
 
 
+@pytest.mark.parametrize("noise_at", ["client", "server"])
+def test_noise_that_is_drawn_anew_does_not_cancel(noise_at) -> None:
+    settings = {"privacy.clip": 1.0, "privacy.noise_multiplier": 0.5, "privacy.noise_at": noise_at}
+    plain = {"model.dropout": 0.0, "training.epochs": 1}
+    found = attack("differencing", messages(**plain, **settings), observer="two-deployed-runs", trials=1)
+    assert found.mean()["cosine"] < 0.3
+
+
 def test_who_holds_the_key_compares_sums_of_ciphertexts(tmp_path) -> None:
     sealed = {"privacy.protection": "ckks"}
     six, five = (record(messages(**sealed, **{"federation.cohort": n}), tmp_path / str(n)) for n in (6, 5))
