@@ -23,6 +23,7 @@ from fedveil.privacy.fixed_point import Grid
 RESERVED = 2  # numbers at the start of every chunk: the client's examples, and 1 for the client itself
 COARSEST = 12  # bits: a grid coarser than 2^-12 rounds away what training learns
 FAILURE = 8  # standard deviations of noise that fit under half a step: one failure in 10^15 numbers
+SMALL = 16  # where a large range makes a coarse grid: a client takes part with this part of its cohort's mean examples
 UNITS = 4  # the least sigma of a client's noise, in units of what it rounds to: see `dp/accounting.py`
 FRESH = 21 / 2  # variance of a fresh coefficient: SEAL's centred binomial noise
 ROUNDING = 1 / 12  # variance of rounding it to a whole number; it is the same for clients that send the same
@@ -159,11 +160,14 @@ class Plan:
                 f"the server announces {reference:,} shares of clients that weigh alike, and this run's cohorts have {self.least:,} "
                 f"to {self.cohort:,} clients; other shares are rounded otherwise than the noise is accounted for"
             )
-        unit = self.grid.step * reference / examples
-        if self.lattice is None and unit > 2.0**-COARSEST:
+        unit, coarsest = (
+            self.grid.step * reference / examples,
+            max(2.0**-COARSEST, SMALL * self.grid.step * self.cohort),
+        )
+        if self.lattice is None and unit > coarsest:
             raise ProtectionError(
                 f"the server announces {reference:,} examples for the cohort, of which this client would send its share in "
-                f"multiples of {unit:.1g}, coarser than 2^-{COARSEST}: it would be rounded away"
+                f"multiples of {unit:.1g}, coarser than {coarsest:.1g}: it would be rounded away"
             )
 
     def explain(self) -> str:

@@ -115,6 +115,18 @@ def test_noise_of_clients_adds_up_for_who_sees_sums_alone(protection) -> None:
     assert list(found) == list(observers(noisy(protection=protection)))
 
 
+def test_epsilon_of_a_sum_is_said_to_be_against_no_server_that_lies_and_is_not_told_of_what_rounds_by_itself() -> None:
+    for protection, helped in (("secagg", "2 clients"), ("ckks", "1 client"), ("bfv", "1 client")):
+        said = observers(noisy(protection=protection))
+        assert said["epsilon"].endswith(f"helped by {helped}: not a server that lies")
+        assert "a server that lies too" in said["epsilon_update"]
+    shown = Shown(rounds=1, asked=1, fewest=10, population=10, cohort=10, numbers=100)
+    for encoding in ("float16", "int8"):
+        rough = noisy().override({"communication.encoding": encoding})
+        assert list(observers(rough)) == ["epsilon"]
+        assert epsilons(rough, shown) == {"epsilon": gaussian_epsilon(1.0, 1, 1e-5)}
+
+
 def test_a_client_alone_in_its_sum_has_no_noise_of_others() -> None:
     found = epsilons(noisy(), Shown(rounds=1, asked=1, fewest=1, population=10, cohort=1, numbers=100))
     assert found["epsilon_sum"] == math.inf

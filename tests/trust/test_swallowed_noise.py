@@ -15,6 +15,7 @@ from trust.liar import DeployedClient, Refused
 
 from fedveil import Experiment, SettingsError
 from fedveil.client.node.trainer import ClientProfile
+from fedveil.core.errors import ProtectionError
 from fedveil.core.randomness import Stream
 from fedveil.core.wire.messages import ARRAYS, MANIFEST, SIGNATURES, from_sealed
 from fedveil.datasets.federated import load
@@ -150,6 +151,16 @@ def test_inflated_examples_round_nobody_away_under_secure_aggregation(monkeypatc
         seen = observe(monkeypatch, experiment, tmp_path / "run")
     assert "0 of 5 clients" in str(seen.error)
     assert str(seen.error).count("it would be rounded away") == 3  # of as many as a message names
+
+
+@pytest.mark.parametrize(("limit", "clients"), [(6.0, 10), (1000.0, 1000), (10_000.0, 40)])
+def test_an_honest_cohort_is_not_refused_for_the_grid_of_its_range(limit, clients) -> None:
+    privacy = Experiment(privacy={"protection": {"name": "secagg", "range": limit}}).privacy
+    plan = make_plan(privacy, clients)
+    plan.check_share(30, 30 * clients)
+    plan.check_share(2, 30 * clients)  # a small one
+    with pytest.raises(ProtectionError, match="it would be rounded away"):
+        plan.check_share(30, 2**40)
 
 
 def shown_epsilon(with_: np.ndarray, without: np.ndarray, delta: float = 1e-5) -> float:

@@ -210,6 +210,12 @@ def _together(chosen: Attack, trials: Sequence[Trial], streams: Sequence[Stream]
 def fitting(experiment: Experiment, observer: str | None = None) -> list[str]:
     """Return the names of the attacks that suit the experiment's data and network, and that this observer could run."""
     known = Bench.of(experiment).known
-    crafts = OBSERVERS[observer or "server"].crafts
+    looks = OBSERVERS[observer or "server"]
     found = {name: find_attack(name) for name in ATTACKS}
-    return [name for name, each in found.items() if each.suits(known) is None and (each.craft is not None) == crafts]
+    return [
+        name
+        for name, each in found.items()
+        if each.suits(known) is None
+        and (each.craft is not None) == looks.crafts
+        and (looks.pairs or "two runs" not in each.needs)
+    ]

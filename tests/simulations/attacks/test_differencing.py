@@ -156,8 +156,13 @@ def test_cohorts_that_differ_by_too_many_are_refused(pair, tmp_path) -> None:
 def test_the_command_takes_two_runs_and_no_more(pair) -> None:
     runner, both = CliRunner(), ["--against", str(pair[0]), "--against", str(pair[1])]
     with runner.isolated_filesystem():
-        found = runner.invoke(app, ["attack", "differencing", *both, "--json"])
+        found = runner.invoke(app, ["attack", "differencing", *both, "--json", "--out", "both"])
         assert found.exit_code == 0, found.output
         assert json.loads(found.stdout)["cosine"] > 0.999
+        every = runner.invoke(
+            app, ["attack", "--against", str(pair[0]), "--observer", "aggregate", "--json", "--out", "one"]
+        )
+        assert every.exit_code == 0, every.output
+        assert "differencing" not in {each["attack"] for each in json.loads(every.stdout)}
         with pytest.raises(SettingsError, match="names 3 runs"):
             runner.invoke(app, ["attack", "differencing", *both, "--against", str(pair[0])], catch_exceptions=False)
