@@ -279,6 +279,10 @@ ATTACKS = Table(
             "fedveil.simulations.attacks.counts:COUNTS",
             "how many examples of each of two classes, from what clients say of their evaluation, under any protection",
         ),
+        "differencing": (
+            "fedveil.simulations.attacks.differencing:DIFFERENCING",
+            "one client's update, from the sums of two runs whose cohorts differ by it (Denning et al. 1979)",
+        ),
         "matching": (
             "fedveil.simulations.attacks.images.matching:MATCHING",
             "images whose gradient looks like the update's (Geiping et al. 2020)",

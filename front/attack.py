@@ -28,11 +28,18 @@ def attack(
     ] = None,
     assignments: Assignments = None,
     against: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="attack what was captured of this run, not clients made for it")
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN", help="attack what was captured of this run, not clients made for it; twice: compare two runs"
+        ),
     ] = None,
     observer: Annotated[
         str | None,
-        typer.Option(metavar="WHO", help="server, malicious-server, aggregate, client, key-holder or wire"),
+        typer.Option(
+            metavar="WHO",
+            help="server, malicious-server, aggregate, malicious-aggregate, client, key-holder, two-runs, "
+            "two-deployed-runs or wire",
+        ),
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="how often; scores are means over them")] = 50,
     after: Annotated[int, typer.Option(min=0, metavar="ROUNDS", help="train the experiment so long before")] = 0,
@@ -55,6 +62,7 @@ def attack(
     """
     use_data_dir(data_dir)
     console = None if quiet else Console(stderr=as_json)
+    against = against or None
     if name is None and against is None:
         raise SettingsError("attack: name one, see `fedveil list attacks`; or name a run with --against")
     own, assignments = _own_settings(assignments or [])
@@ -74,7 +82,9 @@ def attack(
     from fedveil.core.settings.experiment import parse_assignments, resumable
 
     if against is not None:
-        experiment = resumable(against, "--against")
+        if len(against) > 2:
+            raise SettingsError(f"--against: names {len(against)} runs; an attack looks at one, or compares two")
+        experiment = resumable(against[0], "--against")
     else:
         experiment = experiment_of(preset or DEFAULTS.get(str(name), "digits"), assignments, seed)
     # the batch size of victims is not for the rounds that are trained before
@@ -85,6 +95,8 @@ def attack(
     from fedveil.simulations.attacks.lab.lab import find_attack, fitting
     from fedveil.simulations.attacks.lab.report import new_folder, write_report
 
+    if against is not None and len(against) == 2:
+        observer = observer or "two-runs"
     names = [name] if name else fitting(experiment, observer)
     if console and not name:
         costs = ", ".join(f"{each} ({find_attack(each).cost})" for each in names)

@@ -18,7 +18,7 @@ from fedveil.core.errors import SettingsError
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.section import Fraction, Section
 from fedveil.core.settings.sections import Privacy
-from fedveil.privacy.dp.noise import Update, add_noise, clip, norm, secret_normal
+from fedveil.privacy.dp.noise import Normal, Update, add_noise, clip, norm, secret_normal
 
 Defence = Callable[[Update, np.random.Generator], Update]  # its settings are bound already
 
@@ -69,6 +69,7 @@ def find_defence(privacy: Privacy) -> Defence | None:
 def defend(privacy: Privacy, given: Update, weights: Update, stream: Stream, *, secret: bool) -> Update:
     """Return the weights that a client answers with: given + noise(clip(defence(weights - given))), float32.
 
+    Where they are to be rounded to a protection's grid, `share` adds the noise: float32 rounds too.
     given, weights: float32, before and after training; stream: of this client in this round
     secret: draw noise from the operating system's generator, not from the stream
     A client answers whatever its data is, so a non-finite update counts as zero where the settings ask for clipping and
@@ -87,10 +88,33 @@ def defend(privacy: Privacy, given: Update, weights: Update, stream: Stream, *, 
         update = _checked(privacy.defence.name, defence(update, stream.generator("defence")), weights)
     if privacy.clip is not None:
         update = clip(update, privacy.clip)
-        if privacy.noisy and privacy.noise_at == "client":
-            normal = secret_normal if secret else stream.generator("noise").standard_normal
-            update = add_noise(update, privacy.deviation, normal)
+        if privacy.noisy and privacy.noise_at == "client" and not privacy.protected:
+            update = add_noise(update, privacy.deviation, _normal(stream, secret))
     return {name: np.asarray(given[name] + value, np.float32) for name, value in update.items()}
+
+
+def share(
+    privacy: Privacy, given: Update, weights: Update, stream: Stream, *, secret: bool
+) -> tuple[Update, Update | None]:
+    """Return what a client rounds to a protection's grid: its weights, and the noise to add to them; float64.
+
+    given, weights: float32, as they were sent and as `defend` returns them; stream, secret: as there
+    Weights are float32 as they are, and None, where the client adds no noise. Else they are clipped again, since a norm
+    of C is a little more after rounding to float32.
+    """
+    if not privacy.noisy or privacy.noise_at != "client" or privacy.clip is None:
+        return weights, None
+    update = clip(
+        {name: np.subtract(value, given[name], dtype=np.float64) for name, value in weights.items()}, privacy.clip
+    )
+    still = {name: np.zeros(value.shape) for name, value in update.items()}
+    exact = {name: given[name] + value for name, value in update.items()}
+    return exact, add_noise(still, privacy.deviation, _normal(stream, secret))
+
+
+def _normal(stream: Stream, secret: bool) -> Normal:
+    """Return the generator of a client's noise."""
+    return secret_normal if secret else stream.generator("noise").standard_normal
 
 
 def _checked(name: str, update: Update, like: Update) -> Update:

@@ -54,10 +54,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Grid:
-    """The public grid that weights are rounded to: multiples of 2^-bits within `limit` (an absolute value)."""
+    """The public grid that weights are rounded to: multiples of 2^-bits.
+
+    limit: the largest absolute value of a client's weights; noise: how far the mean of clients' noise may go beyond it
+    """
 
     limit: float
     bits: int
+    noise: float = 0.0
 
     @property
     def step(self) -> float:
@@ -65,14 +69,19 @@ class Grid:
         return float(2.0**-self.bits)
 
     @property
+    def largest(self) -> float:
+        """The largest absolute value of a mean."""
+        return self.limit + self.noise
+
+    @property
     def most(self) -> int:
-        """`limit` in steps. No sum of examples may be larger, because counts travel in steps too."""
-        return int(self.limit / self.step)
+        """The largest mean in steps. No sum of examples may be larger, because counts travel in steps too."""
+        return int(self.largest / self.step)
 
 
-def flatten(parameters: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Join all tensors into one vector: float32 [size]."""
-    return np.concatenate([np.asarray(value, np.float32).reshape(-1) for value in parameters.values()])
+def flatten(parameters: Mapping[str, np.ndarray], dtype: type = np.float32) -> np.ndarray:
+    """Join all tensors into one vector: float32 [size], or of another type."""
+    return np.concatenate([np.asarray(value, dtype).reshape(-1) for value in parameters.values()])
 
 
 def unflatten(vector: np.ndarray, layout: Layout) -> Parameters:
@@ -81,10 +90,13 @@ def unflatten(vector: np.ndarray, layout: Layout) -> Parameters:
     return {name: piece.reshape(shape) for (name, shape), piece in zip(layout.shapes, pieces, strict=True)}
 
 
-def quantize(vector: np.ndarray, examples: int, reference: int, grid: Grid, layout: Layout) -> tuple[np.ndarray, int]:
-    """Return round(clip(w) * examples / reference / step), int64 [size], and how many numbers were clipped.
+def quantize(
+    vector: np.ndarray, examples: int, reference: int, grid: Grid, layout: Layout, noise: np.ndarray | None = None
+) -> tuple[np.ndarray, int]:
+    """Return round((clip(w) + noise) * examples / reference / step), int64 [size], and how many numbers were clipped.
 
-    vector: float32 [size]; examples: n_k; reference: n_ref, the announced total of the cohort
+    vector: float32 or float64 [size]; examples: n_k; reference: n_ref, the announced total of the cohort
+    noise: float64 [size]. It comes after the clip, which would swallow it where weights lie at the edge of the range.
     Raise ProtectionError, naming the tensor, where a number is not finite; and where `examples` is not within 1 and
     `reference`.
     """
@@ -101,13 +113,15 @@ def quantize(vector: np.ndarray, examples: int, reference: int, grid: Grid, layo
     if largest > grid.limit:
         clipped = int(np.count_nonzero(np.abs(wide) > grid.limit))
         np.clip(wide, -grid.limit, grid.limit, out=wide)
+    if noise is not None:
+        wide += noise
     wide *= examples / reference / grid.step
     return np.rint(wide, out=wide).astype(np.int64), clipped
 
 
-def dequantize(total: np.ndarray, examples: int, reference: int, grid: Grid) -> np.ndarray:
-    """Return the weighted mean behind a sum: step * total / (examples / reference), float32 [size].
+def dequantize(total: np.ndarray, examples: int, reference: int, grid: Grid, dtype: type = np.float32) -> np.ndarray:
+    """Return the weighted mean behind a sum: step * total / (examples / reference), float32 [size], or of another type.
 
     total: whole numbers [size], the sum of what `quantize` gave; examples: the sum of n_k of the clients in it
     """
-    return np.asarray(total * (grid.step / (examples / reference)), np.float32)
+    return np.asarray(total * (grid.step / (examples / reference)), dtype)

@@ -1,28 +1,30 @@
 """The parameters of a protection, which follow from each other: range of weights, grid, size of cohort.
 
-Each protection is a part, `(settings, cohort) -> Plan`. From a ring degree, a modulus and a range of weights it
-computes the scale, then the finest grid whose half step stays above the noise of a whole cohort, then the largest
+Each protection is a part, `(settings, cohort, noise) -> Plan`. From a ring degree, a modulus, a range of weights and
+room for the clients' noise beside it, it computes the scale, then the finest grid whose half step stays above the noise of a whole cohort, then the largest
 cohort for that grid. It refuses parameters that are insecure or could go wrong unnoticed.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from fedveil.core.declaration import part
-from fedveil.core.errors import SettingsError
+from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.settings.marks import Needs
 from fedveil.core.settings.section import Fraction, Section
-from fedveil.core.settings.sections import Privacy
+from fedveil.core.settings.sections import Privacy, Settings
 from fedveil.privacy.fixed_point import Grid
 
 RESERVED = 2  # numbers at the start of every chunk: the client's examples, and 1 for the client itself
 COARSEST = 12  # bits: a grid coarser than 2^-12 rounds away what training learns
 FAILURE = 8  # standard deviations of noise that fit under half a step: one failure in 10^15 numbers
+SMALL = 16  # where a large range makes a coarse grid: a client takes part with this part of its cohort's mean examples
+UNITS = 4  # the least sigma of a client's noise, in units of what it rounds to: see `dp/accounting.py`
 FRESH = 21 / 2  # variance of a fresh coefficient: SEAL's centred binomial noise
 ROUNDING = 1 / 12  # variance of rounding it to a whole number; it is the same for clients that send the same
 RING = 32  # bits of a number of secure aggregation on the wire
@@ -130,6 +132,7 @@ class Plan:
     grid: what weights are rounded to; clients: the most whose numbers may be added
     lattice, scale_bits: of CKKS and BFV (scale_bits 0 for BFV); None and 0 for secure aggregation
     least: an aggregate of fewer clients is neither made nor used
+    cohort: of the settings; deviation: sigma, of the noise that each client adds before it rounds, 0 without
     """
 
     protection: str
@@ -139,11 +142,33 @@ class Plan:
     least: int
     lattice: Lattice | None = None
     scale_bits: int = 0
+    cohort: int = 0
+    deviation: float = 0.0
 
     @property
     def rounding(self) -> float:
         """The largest error of one client's mean from rounding, half a step; the sum of K clients has K halves."""
         return self.grid.step / 2
+
+    def check_share(self, examples: int, reference: int) -> None:
+        """Raise ProtectionError where a client's weights would be rounded away in its share of a cohort's examples.
+
+        The others would then hide nobody. Where clients weigh alike, a cohort has no more shares than clients.
+        """
+        if self.deviation and not self.least <= reference <= self.cohort:
+            raise ProtectionError(
+                f"the server announces {reference:,} shares of clients that weigh alike, and this run's cohorts have {self.least:,} "
+                f"to {self.cohort:,} clients; other shares are rounded otherwise than the noise is accounted for"
+            )
+        unit, coarsest = (
+            self.grid.step * reference / examples,
+            max(2.0**-COARSEST, SMALL * self.grid.step * self.cohort),
+        )
+        if self.lattice is None and unit > coarsest:
+            raise ProtectionError(
+                f"the server announces {reference:,} examples for the cohort, of which this client would send its share in "
+                f"multiples of {unit:.1g}, coarser than {coarsest:.1g}: it would be rounded away"
+            )
 
     def explain(self) -> str:
         """Describe the parameters in a sentence."""
@@ -161,37 +186,55 @@ class Plan:
 def make_plan(privacy: Privacy, cohort: int) -> Plan:
     """Make the plan of a protection for cohorts of so many clients.
 
-    Raise SettingsError, with the reason, where there is none.
+    Raise SettingsError, with the reason, where there is none, or where its grid would swallow the clients' noise.
     """
-    plan: Plan = privacy.protection.load()(privacy.protection.settings, cohort)
+    deviation = privacy.deviation if privacy.noise_at == "client" else 0.0
+    noise = FAILURE * deviation / math.sqrt(privacy.least)  # of the mean of the fewest clients
+    plan: Plan = replace(
+        privacy.protection.load()(privacy.protection.settings, cohort, noise), cohort=cohort, deviation=deviation
+    )
+    unit = plan.grid.step * cohort
+    if deviation and deviation < UNITS * unit:
+        raise SettingsError(
+            f"privacy.clip = {privacy.clip:g}, privacy.noise_multiplier = {privacy.noise_multiplier:g}: noise of {deviation:.2g} "
+            f"would be rounded away, as {privacy.protection} lets each of {cohort:,} clients send multiples of {unit:.2g}, and "
+            f"epsilon is proven for {UNITS} of them or more; take a larger privacy.clip or noise, a smaller federation.cohort or "
+            "privacy.protection.range, or a finer grid (secagg)"
+        )
     return plan
 
 
-@part(Secagg, needs="mean")
-def secagg(settings: Secagg, cohort: int) -> Plan:
+def _check_noise(_settings: Section, experiment: Settings) -> None:
+    """Refuse an experiment whose clients' noise the grid would swallow."""
+    if experiment.privacy.noisy:
+        make_plan(experiment.privacy, experiment.federation.cohort)
+
+
+@part(Secagg, needs="mean", check=_check_noise)
+def secagg(settings: Secagg, cohort: int, noise: float) -> Plan:
     """Make the plan of secure aggregation: whole numbers modulo 2^32, whose sum must not wrap."""
-    bits = math.floor(math.log2((2 ** (RING - 1) - cohort / 2 - 1) / settings.range))
-    grid = _grid(settings, bits, cohort, f"numbers modulo 2^{RING}")
+    bits = math.floor(math.log2((2 ** (RING - 1) - cohort / 2 - 1) / (settings.range + noise)))
+    grid = _grid(settings, bits, cohort, noise, f"numbers modulo 2^{RING}")
     return Plan("secagg", "", grid, 2 * int(2 ** (RING - 1) - 1 - grid.most), settings.min_clients)
 
 
-@part(Ckks, needs="sum")
-def ckks(settings: Ckks, cohort: int) -> Plan:
+@part(Ckks, needs="sum", check=_check_noise)
+def ckks(settings: Ckks, cohort: int, noise: float) -> Plan:
     """Make the plan of CKKS: the finest grid whose half step stays above the noise of the cohort's sum."""
     lattice = _lattice("ckks", settings)
-    grid, scale_bits, clients = _ckks(settings, lattice, cohort)
+    grid, scale_bits, clients = _ckks(settings, lattice, cohort, noise)
     _check_cohort(settings, lattice, cohort, clients, grid, "a profile with a larger modulus")
     return Plan("ckks", settings.profile, grid, clients, settings.min_clients, lattice, scale_bits)
 
 
-@part(Bfv, needs="sum")
-def bfv(settings: Bfv, cohort: int) -> Plan:
+@part(Bfv, needs="sum", check=_check_noise)
+def bfv(settings: Bfv, cohort: int, noise: float) -> Plan:
     """Make the plan of BFV: the finest grid whose sum fits the plain modulus.
 
     Its largest cohort is the one whose noise the ciphertext modulus holds.
     """
     lattice = _lattice("bfv", settings)
-    grid, clients = _bfv(settings, lattice, cohort)
+    grid, clients = _bfv(settings, lattice, cohort, noise)
     _check_cohort(settings, lattice, cohort, clients, grid, "ckks, which takes a coarser grid")
     return Plan("bfv", settings.profile, grid, clients, settings.min_clients, lattice)
 
@@ -239,7 +282,7 @@ def _lattice(scheme: str, settings: Ckks) -> Lattice:
     return lattice
 
 
-def _ckks(settings: Protected, lattice: Lattice, cohort: int) -> tuple[Grid, int, int]:
+def _ckks(settings: Protected, lattice: Lattice, cohort: int, noise: float) -> tuple[Grid, int, int]:
     """Return the grid, the scale and the most clients of CKKS.
 
     Two weights share a complex slot, so a coefficient of the encoded sum is at most sqrt(2) (limit + rounding) scale;
@@ -247,34 +290,36 @@ def _ckks(settings: Protected, lattice: Lattice, cohort: int) -> tuple[Grid, int
     FRESH, and that of its rounding at most K^2 ROUNDING, reached where all clients send the same. In each part of a
     slot it is N/2 of that (Cheon et al. 2017, section 3.4: additions).
     """
-    room = math.floor(lattice.primes[0] - 2 - math.log2(math.sqrt(2) * settings.range * (1 + 2.0**-COARSEST)))
+    largest = settings.range + noise
+    room = math.floor(lattice.primes[0] - 2 - math.log2(math.sqrt(2) * largest * (1 + 2.0**-COARSEST)))
     scale_bits = min(room, lattice.primes[0] - 2)  # SEAL takes no larger scale, however small the numbers
     variance = lattice.degree / 2 * (FRESH * cohort + ROUNDING * cohort**2)
     bits = math.floor(scale_bits - math.log2(2 * FAILURE * math.sqrt(variance)))
-    grid = _grid(settings, bits, cohort, f"a {lattice.primes[0]}-bit modulus")
+    grid = _grid(settings, bits, cohort, noise, f"a {lattice.primes[0]}-bit modulus")
     # the root of ROUNDING K^2 + FRESH K = what half a step has room for
     most = (2.0 ** (scale_bits - bits) / (2 * FAILURE)) ** 2 / (lattice.degree / 2)
     return grid, scale_bits, math.floor((math.sqrt(FRESH**2 + 4 * ROUNDING * most) - FRESH) / (2 * ROUNDING))
 
 
-def _bfv(settings: Protected, lattice: Lattice, cohort: int) -> tuple[Grid, int]:
+def _bfv(settings: Protected, lattice: Lattice, cohort: int, noise: float) -> tuple[Grid, int]:
     """Return the grid and the most clients of BFV.
 
     A sum must fit its half of a slot, sign and rounding included. Decryption is exact while the summed noise stays
     under q / 2t (Fan and Vercauteren 2012, lemma 1): FAILURE sqrt(FRESH K), and K / 2 of rounding.
     """
-    bits = math.floor(math.log2((2 ** (lattice.field_bits - 1) - cohort / 2 - 1) / settings.range))
-    grid = _grid(settings, bits, cohort, f"a {lattice.plain_bits}-bit plain modulus")
-    noise = FAILURE * math.sqrt(FRESH)
-    by_noise = (math.sqrt(noise**2 + 2.0 ** (lattice.primes[0] - lattice.plain_bits)) - noise) ** 2
+    bits = math.floor(math.log2((2 ** (lattice.field_bits - 1) - cohort / 2 - 1) / (settings.range + noise)))
+    grid = _grid(settings, bits, cohort, noise, f"a {lattice.plain_bits}-bit plain modulus")
+    fresh = FAILURE * math.sqrt(FRESH)
+    by_noise = (math.sqrt(fresh**2 + 2.0 ** (lattice.primes[0] - lattice.plain_bits)) - fresh) ** 2
     by_field = 2 * (2 ** (lattice.field_bits - 1) - 1 - grid.most)
     return grid, math.floor(min(by_noise, by_field))
 
 
-def _grid(settings: Protected, bits: int, cohort: int, room: str) -> Grid:
+def _grid(settings: Protected, bits: int, cohort: int, noise: float, room: str) -> Grid:
     if bits < COARSEST:
+        beside = f", and noise of up to {noise:.2g} beside it" if noise else ""
         raise SettingsError(
-            f"privacy.protection.range = {settings.range:g}: for {cohort:,} clients {room} leaves a grid of 2^{-bits}, coarser than 2^-{COARSEST}, "
+            f"privacy.protection.range = {settings.range:g}{beside}: for {cohort:,} clients {room} leaves a grid of 2^{-bits}, coarser than 2^-{COARSEST}, "
             "which rounds away what training learns; take a smaller range or cohort, or a larger modulus (privacy.protection.profile)"
         )
-    return Grid(settings.range, bits)
+    return Grid(settings.range, bits, noise)

@@ -12,8 +12,10 @@ from flwr.app import ArrayRecord
 
 from fedveil.client.learning.states import State
 from fedveil.core.errors import ProtectionError
+from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ATTEMPT, REFERENCE, ROUND, RUN
+from fedveil.privacy.defences import share
 
 Parameters = dict[str, np.ndarray]
 
@@ -126,6 +128,11 @@ class Contributions:
     def of(self, k: int) -> Parameters:
         """Return the k-th client's weights, as views."""
         return {name: rows[k] for name, rows in self.weights.items()}
+
+    def share(self, k: int, experiment: Experiment, *, secret: bool) -> tuple[Parameters, Parameters | None]:
+        """Return the k-th client's weights, and its noise, for a protection's grid: `privacy.defences.share`."""
+        stream = Stream(experiment.seed, self.instructions.round, self.clients[k])
+        return share(experiment.privacy, self.given, self.of(k), stream, secret=secret)
 
     def counts(self) -> np.ndarray:
         """Return the clients' examples, int64 [K]."""

@@ -25,12 +25,26 @@ from fedveil.privacy.plan import Plan, make_plan
 
 log = logging.getLogger("flwr")  # where Flower shows what a node does
 
+Share = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray] | None]  # weights, and noise: `privacy.defences.share`
 Newest = tuple[int, bytes]  # the newest aggregate that a client used: its round and its SHA-256
 
 
 def vector(weights: Mapping[str, np.ndarray], layout: Layout) -> np.ndarray:
-    """Flatten a client's weights to float32 [layout.size], in the layout's order, whatever order the server sent."""
-    return flatten({name: weights[name] for name, _ in layout.shapes})
+    """Flatten a client's weights to [layout.size], in the layout's order, whatever order the server sent."""
+    return flatten({name: weights[name] for name, _ in layout.shapes}, next(iter(weights.values())).dtype.type)
+
+
+def rounded(share: Share, examples: int, reference: int, plan: Plan, layout: Layout) -> tuple[np.ndarray, int]:
+    """Return a client's weights and noise on the plan's grid, and how many weights were clipped: 0 with noise.
+
+    That count would tell of the data what no noise hides.
+    Raise ProtectionError where the grid would round the share away, or `quantize` does.
+    """
+    weights, noise = share
+    added = None if noise is None else vector(noise, layout)
+    values, clipped = quantize(vector(weights, layout), examples, reference, plan.grid, layout, added)
+    plan.check_share(examples, reference)
+    return values, clipped if noise is None else 0
 
 
 class HomomorphicClient:
@@ -89,12 +103,10 @@ class HomomorphicClient:
         seconds, self._open_seconds = self._open_seconds, 0.0
         return seconds
 
-    def seal(
-        self, weights: Mapping[str, np.ndarray], client: int, examples: int, number: int, run: bytes, reference: int
-    ) -> Sealed:
-        """Encrypt weights, weighted by examples / reference; raise ProtectionError where that is impossible."""
+    def seal(self, share: Share, client: int, examples: int, number: int, run: bytes, reference: int) -> Sealed:
+        """Encrypt weights and their noise, weighted by examples / reference; raise ProtectionError where that is impossible."""
         started = time.process_time()
-        values, clipped = quantize(vector(weights, self.layout), examples, reference, self.plan.grid, self.layout)
+        values, clipped = rounded(share, examples, reference, self.plan, self.layout)
         expected = self._expect("upload", run, number, client=client, reference=reference)
         header = replace(expected, seeded=self._encryptor.seeded, examples=examples)
         blob = write(header, self._encryptor.encrypt(values, examples))

@@ -57,7 +57,7 @@ def encrypt(runtime: ClientRuntime, contributions: Contributions) -> None:
             side = runtime.homomorphic(client)
             assert side is not None  # else the step is not active
             contributions.updates[k] = side.seal(
-                contributions.of(k),
+                contributions.share(k, runtime.experiment, secret=runtime.deployed),
                 client,
                 int(examples[k]),
                 instructions.round,
@@ -70,14 +70,16 @@ def encrypt(runtime: ClientRuntime, contributions: Contributions) -> None:
 
 def mask(runtime: ClientRuntime, contributions: Contributions) -> None:
     """Mask the cohort's weights, so that only their sum can be read."""
-    runtime.secagg.mask(contributions)
+    runtime.secagg.mask(contributions, secret=runtime.deployed)
 
 
 def show(runtime: ClientRuntime, contributions: Contributions) -> None:
     """Show a simulation's witness the weights that protection hides."""
     assert runtime.witness is not None  # else the step is not active
     for k, client in contributions.standing():
-        runtime.witness.saw(client, contributions.of(k), int(contributions.counts()[k]))
+        weights, noise = contributions.share(k, runtime.experiment, secret=runtime.deployed)
+        made = weights if noise is None else {name: value + noise[name] for name, value in weights.items()}
+        runtime.witness.saw(client, made, int(contributions.counts()[k]))
 
 
 def encode(runtime: ClientRuntime, contributions: Contributions) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from fedveil.client.learning.contribution import Contributions, Sealed
-from fedveil.client.learning.homomorphic import vector
+from fedveil.client.learning.homomorphic import Share, rounded
 from fedveil.client.learning.states import ClientStates, StateKey, from_state, to_state
 from fedveil.core.errors import ProtectionError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ATTEMPT, BLOB, CLIENT, CONFIRMATIONS, ROUND, RUN
-from fedveil.privacy.fixed_point import Layout, quantize
+from fedveil.privacy.fixed_point import Layout
 from fedveil.privacy.plan import RESERVED, make_plan
 from fedveil.privacy.secagg.client import Revealed, SecAggClient, mask_cohort
 from fedveil.privacy.secagg.graph import choose_degree
@@ -61,10 +61,10 @@ class SecAggClients:
         number, attempt = int(config[ROUND]), int(config[ATTEMPT])
         return Session(config[RUN], number, attempt, size, threshold, privacy.least, active, self.manifest)
 
-    def numbers(self, weights: Mapping[str, np.ndarray], examples: int, reference: int) -> tuple[np.ndarray, int]:
+    def numbers(self, share: Share, examples: int, reference: int) -> tuple[np.ndarray, int]:
         """Return the numbers to be masked, uint32 [2 + size], and how many weights were clipped."""
         plan = make_plan(self.experiment.privacy, self.experiment.federation.cohort)
-        values, clipped = quantize(vector(weights, self.layout), examples, reference, plan.grid, self.layout)
+        values, clipped = rounded(share, examples, reference, plan, self.layout)
         return to_ring(values, examples), clipped
 
     def answer(
@@ -98,8 +98,11 @@ class SecAggClients:
         states.put(client, SESSION, to_state(masker.save()))
         return blob
 
-    def mask(self, contributions: Contributions) -> None:
-        """Mask the updates of many clients of one process; each pair's mask is made once."""
+    def mask(self, contributions: Contributions, *, secret: bool) -> None:
+        """Mask the updates of many clients of one process; each pair's mask is made once.
+
+        secret: their noise is drawn from the operating system's generator
+        """
         started = time.process_time()
         instructions, examples = contributions.instructions, contributions.counts()
         sessions = contributions.states[SESSION.name]
@@ -108,7 +111,8 @@ class SecAggClients:
             try:
                 masker = self._load(client, instructions.settings, sessions[k])
                 masker.receive(contributions.brought[k][BLOB])
-                numbers, clipped = self.numbers(contributions.of(k), int(examples[k]), instructions.reference)
+                mine = contributions.share(k, self.experiment, secret=secret)
+                numbers, clipped = self.numbers(mine, int(examples[k]), instructions.reference)
                 able.append((k, masker, numbers, clipped))
             except ProtectionError as error:
                 contributions.refusals[k] = error

@@ -5,6 +5,17 @@ zero-out relation of Kairouz et al. 2021, "Practical and Private (Deep) Learning
 have the same cohorts, which are drawn without looking at the data. So the divisor of a mean is no secret, and the sum
 of clipped updates differs by C at most. Where the client has other data instead, the sum differs by 2 C at most: the
 same as half the noise multiplier.
+
+Under a protection each client rounds its noisy weights to multiples of a unit before they are added. The epsilon of the
+sum counts the noise of all its h honest clients as one, N(0, h sigma^2). That holds for rounded noise too. With U uniform
+within half a unit, a client with weight x sends the multiple y with probability unit f(y - x), f being the density of
+N(0, sigma^2) + U: it sends samples of a density. If those lost nothing (Widrow, Kollar and Liu 1996, "Statistical theory
+of quantization", theorem I), the sum of h clients would have samples of the density of all their N and U together. So
+has round(sum of x + N(0, h sigma^2) + h - 1 U's), which is made of the Gaussian mechanism's answer and of nothing else.
+What samples lose, frequencies above half their rate, is of the order of h exp(-2 pi^2 (sigma / unit)^2 (h - 1) / h) for
+each number, the term by which discrete Gaussians miss closing under addition (Kairouz, Liu and Steinke 2021, theorem 1):
+for sigma = `plan.UNITS` = 4 units less than 10^-67, which no number of weights and rounds brings near delta.
+`plan.make_plan` refuses less noise. The numbers are drawn as float64, and differ from normal ones by that much.
 """
 
 from __future__ import annotations
@@ -17,14 +28,12 @@ from typing import Any
 import numpy as np
 
 from fedveil.core.settings.experiment import Experiment
+from fedveil.privacy.plan import make_plan
 
 UNIT = "one client's whole data"
 SECRET = "from the operating system's generator"
 SEEDED = "from the seed: it protects nobody, and shows what secret noise would"
-NOT_COVERED = (
-    "epsilon is of updates alone: not of who takes part, of seconds and clipped values, or of a vocabulary made of the "
-    "text"
-)
+NOT_COVERED = "epsilon is of updates alone: not of who takes part, of seconds, or of a vocabulary made of the text"
 MEANINGLESS = 20.0  # an epsilon above this promises nothing that a person could use
 
 
@@ -35,6 +44,7 @@ class Shown:
     rounds: rounds whose models were made; asked: the most rounds that one client was asked in
     fewest: clients in the smallest sum of updates
     population, cohort: the fewest clients that a cohort was drawn from, and the largest cohort
+    numbers: in a model
     """
 
     rounds: int
@@ -42,6 +52,7 @@ class Shown:
     fewest: int
     population: int
     cohort: int
+    numbers: int
 
 
 def gaussian_epsilon(multiplier: float, releases: float, delta: float) -> float:
@@ -101,13 +112,19 @@ def observers(experiment: Experiment) -> dict[str, str]:
             "epsilon": f"against who sees the models, and not who took part; none against the server, which sees {sees}"
         }
     if not privacy.protected:
-        return {
-            "epsilon": "against the server, which sees each update",
-            "epsilon_sum": "against who sees the models alone, another client say",
-        }
+        found = {"epsilon": "against the server, which sees each update"}
+        if experiment.communication.encoding == "float32":  # others round each update's noise away from the sum
+            found["epsilon_sum"] = (
+                "against who sees the models alone, another client say; float32's rounding not counted"
+            )
+        return found
+    helped = _knowing(experiment)
     return {
-        "epsilon": "against who sees sums of updates and the models alone",
-        "epsilon_update": "against who comes to see a client's own update",
+        "epsilon": (
+            f"against who sees sums of updates and the models alone, helped by {helped} client{'s' if helped > 1 else ''}: "
+            "not a server that lies"
+        ),
+        "epsilon_update": "against who comes to see a client's own update, a server that lies too",
     }
 
 
@@ -125,20 +142,37 @@ def epsilons(experiment: Experiment, shown: Shown) -> dict[str, float]:
     if not names:
         return {}
     if privacy.noise_at == "server":
+        multiplier /= _lengthened(experiment, shown)
         plain = gaussian_epsilon(multiplier, shown.asked, delta)
         if shown.cohort >= shown.population:
             return {"epsilon": plain}
         sampled = sampled_epsilon(multiplier, shown.rounds, shown.population, shown.cohort, delta)
         return {"epsilon": min(plain, sampled)}
-    colluders = privacy.protection.colluders if privacy.shows == "mean" else 0.0
-    knowing = max(1, math.floor(experiment.federation.cohort * colluders + 1e-9))  # 0.29 of 100 are 29, not 28
-    honest = max(0, shown.fewest - knowing)
+    honest = max(0, shown.fewest - _knowing(experiment))
     found = {
         "update": gaussian_epsilon(multiplier, shown.asked, delta),
         "sum": gaussian_epsilon(multiplier * math.sqrt(honest), shown.asked, delta),
     }
-    first, second = ("update", "sum") if not privacy.protected else ("sum", "update")
-    return dict(zip(names, (found[first], found[second]), strict=True))
+    order = ("update", "sum") if not privacy.protected else ("sum", "update")
+    return {name: found[which] for name, which in zip(names, order, strict=False)}
+
+
+def _knowing(experiment: Experiment) -> int:
+    """Return how many clients may tell the observer of a sum their own noise."""
+    privacy = experiment.privacy
+    colluders = privacy.protection.colluders if privacy.shows == "mean" else 0.0
+    return max(1, math.floor(experiment.federation.cohort * colluders + 1e-9))  # 0.29 of 100 are 29, not 28
+
+
+def _lengthened(experiment: Experiment, shown: Shown) -> float:
+    """Return how much longer than C a client's part of a sum may be, as rounding to a grid precedes the server's noise.
+
+    Each of d numbers moves by a unit of rounding at most: (C + sqrt(d) unit) / C.
+    """
+    privacy, cohort = experiment.privacy, experiment.federation.cohort
+    if not privacy.protected or privacy.clip is None:
+        return 1.0
+    return 1 + math.sqrt(shown.numbers) * make_plan(privacy, cohort).grid.step * cohort / privacy.clip
 
 
 def describe(experiment: Experiment, *, secret: bool) -> dict[str, Any]:

@@ -178,7 +178,7 @@ class Encryptor:
                     "overflow; compare the key's fingerprint with the server's and the other clients'"
                 )
             total[index * step : (index + 1) * step] = chunk[RESERVED:]
-        most = plan.grid.limit / plan.grid.step + clients / 2
+        most = plan.grid.largest / plan.grid.step + clients / 2
         if np.abs(total).max(initial=0) > most or total[size:].any():
             raise ProtectionError(
                 f"the sum does not decrypt: {clients:,} clients add up to {most:,.0f} steps of the grid at most, and to nothing "

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import cast
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 from fedveil.core.errors import ProtectionError
@@ -128,8 +129,12 @@ class MaskedCollector:
         self._stage("reveal", stay, lambda _: brought, unmasker.reveals)
         total, grid = unmasker.total(shown), protection.plan.grid
         weights = from_ring(total, examples, len(self._examples), grid)
-        mean = unflatten(dequantize(weights, examples, self._reference, grid), protection.layout)
-        noisy = mean if self._noise is None else self._noise.on_mean(mean, len(self._examples))
+        # float64: rounding to float32 before the noise would lengthen what the noise must hide
+        exact = dequantize(weights, examples, self._reference, grid, np.float64)
+        mean = unflatten(exact.astype(np.float32), protection.layout)
+        noisy = mean
+        if self._noise is not None:
+            noisy = self._noise.on_mean(unflatten(exact, protection.layout), len(self._examples))
         return Collected([contribution(replies[0], noisy)], mean=mean, bound=bound)
 
     def _stage(

@@ -147,4 +147,4 @@ def enough(plan: Plan, clients: int, examples: int, reference: int) -> float:
             f"the clients that answered hold {examples:,} of the {reference:,} examples announced, which leaves their mean a grid "
             f"of {step:.1g}, coarser than 2^-{COARSEST}"
         )
-    return clients * step / 2 + plan.grid.limit * 2.0**-24  # rounding to the grid, and to float32
+    return clients * step / 2 + plan.grid.largest * 2.0**-24  # rounding to the grid, and to float32

@@ -48,7 +48,8 @@ class Accounting(Observer):
 
 def shown(state: State) -> Shown:
     """Return what a run with noise has released so far."""
-    return Shown(state.round, max(state.asked.values(), default=0), state.fewest, state.population, state.drawn)
+    asked, numbers = max(state.asked.values(), default=0), sum(value.size for value in state.parameters.values())
+    return Shown(state.round, asked, state.fewest, state.population, state.drawn, numbers)
 
 
 def _add_costs(costs: dict[str, float], current: Round, largest_error: float | None) -> None:

@@ -44,7 +44,7 @@ def aggregate(side: HomomorphicClient, folder: Path, weights: dict[str, np.ndarr
     context = load_server(folder / "keys" / "server" / SERVER)
     adder = Adder(context, side.plan)
     for client in range(3):
-        blob = side.seal(weights, client, 10, 1, RUN, 30).blob
+        blob = side.seal((weights, None), client, 10, 1, RUN, 30).blob
         wanted = expect("upload", side.plan, context, run=RUN, round=1, layout=LAYOUT, client=client, reference=30)
         header, body = read(blob, wanted)
         adder.add(body, header.form, header.seeded)
@@ -74,8 +74,8 @@ def test_the_newest_aggregate_is_not_taken_for_the_next_rounds(side, tmp_path) -
 
 def test_the_order_in_which_weights_are_named_changes_nothing_that_is_masked() -> None:
     side = SecAggClients(settings("secagg"), LAYOUT)
-    numbers, _ = side.numbers(WEIGHTS, 10, 30)
-    turned, _ = side.numbers(dict(reversed(WEIGHTS.items())), 10, 30)
+    numbers, _ = side.numbers((WEIGHTS, None), 10, 30)
+    turned, _ = side.numbers((dict(reversed(WEIGHTS.items())), None), 10, 30)
     np.testing.assert_array_equal(numbers, turned)
 
 
@@ -83,15 +83,15 @@ def test_the_order_in_which_weights_are_named_changes_nothing_that_is_masked() -
 def test_what_is_not_finite_is_not_encrypted_and_the_tensor_named(side, number) -> None:
     bad = {**WEIGHTS, "first.bias": np.array([0, number, 0, 0], np.float32)}
     with pytest.raises(ProtectionError, match=rf"first\.bias holds a number that is not finite \({number}\)"):
-        side.seal(bad, 0, 10, 1, RUN, 30)
+        side.seal((bad, None), 0, 10, 1, RUN, 30)
     with pytest.raises(ProtectionError, match=rf"first\.bias holds a number that is not finite \({number}\)"):
-        SecAggClients(settings("secagg"), LAYOUT).numbers(bad, 10, 30)
+        SecAggClients(settings("secagg"), LAYOUT).numbers((bad, None), 10, 30)
 
 
 @pytest.mark.parametrize("examples", [0, -3, 31])
 def test_a_share_of_the_cohort_that_is_none_is_not_encrypted(side, examples) -> None:
     with pytest.raises(ProtectionError, match=rf"{examples} training examples are no share of the 30"):
-        side.seal(WEIGHTS, 0, examples, 1, RUN, 30)
+        side.seal((WEIGHTS, None), 0, examples, 1, RUN, 30)
 
 
 def test_a_model_in_the_clear_is_taken_once_at_the_very_beginning(side) -> None:

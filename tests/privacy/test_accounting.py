@@ -97,14 +97,14 @@ def test_without_sampling_the_bound_is_that_of_two_sensitivities() -> None:
 
 
 def test_without_noise_there_is_no_epsilon() -> None:
-    shown = Shown(rounds=1, asked=1, fewest=10, population=10, cohort=10)
+    shown = Shown(rounds=1, asked=1, fewest=10, population=10, cohort=10, numbers=100)
     for experiment in (Experiment(), Experiment(privacy={"clip": 1.0})):
         assert observers(experiment) == epsilons(experiment, shown) == {}
 
 
 @pytest.mark.parametrize("protection", ["none", "secagg", "ckks", "bfv"])
 def test_noise_of_clients_adds_up_for_who_sees_sums_alone(protection) -> None:
-    shown = Shown(rounds=9, asked=4, fewest=9, population=100, cohort=10)
+    shown = Shown(rounds=9, asked=4, fewest=9, population=100, cohort=10, numbers=100)
     found = epsilons(noisy(protection=protection), shown)
     knowing = 2 if protection == "secagg" else 1  # colluders: 0.2 of 10
     update, total = gaussian_epsilon(1.0, 4, 1e-5), gaussian_epsilon(math.sqrt(9 - knowing), 4, 1e-5)
@@ -115,17 +115,29 @@ def test_noise_of_clients_adds_up_for_who_sees_sums_alone(protection) -> None:
     assert list(found) == list(observers(noisy(protection=protection)))
 
 
+def test_epsilon_of_a_sum_is_said_to_be_against_no_server_that_lies_and_is_not_told_of_what_rounds_by_itself() -> None:
+    for protection, helped in (("secagg", "2 clients"), ("ckks", "1 client"), ("bfv", "1 client")):
+        said = observers(noisy(protection=protection))
+        assert said["epsilon"].endswith(f"helped by {helped}: not a server that lies")
+        assert "a server that lies too" in said["epsilon_update"]
+    shown = Shown(rounds=1, asked=1, fewest=10, population=10, cohort=10, numbers=100)
+    for encoding in ("float16", "int8"):
+        rough = noisy().override({"communication.encoding": encoding})
+        assert list(observers(rough)) == ["epsilon"]
+        assert epsilons(rough, shown) == {"epsilon": gaussian_epsilon(1.0, 1, 1e-5)}
+
+
 def test_a_client_alone_in_its_sum_has_no_noise_of_others() -> None:
-    found = epsilons(noisy(), Shown(rounds=1, asked=1, fewest=1, population=10, cohort=1))
+    found = epsilons(noisy(), Shown(rounds=1, asked=1, fewest=1, population=10, cohort=1, numbers=100))
     assert found["epsilon_sum"] == math.inf
 
 
 def test_noise_of_the_server_is_accounted_by_the_better_of_two_bounds() -> None:
-    all_of_them = Shown(rounds=3, asked=3, fewest=10, population=10, cohort=10)
+    all_of_them = Shown(rounds=3, asked=3, fewest=10, population=10, cohort=10, numbers=100)
     assert epsilons(noisy(noise_at="server"), all_of_them) == {"epsilon": gaussian_epsilon(1.0, 3, 1e-5)}
-    many = Shown(rounds=100, asked=30, fewest=10, population=1000, cohort=10)
+    many = Shown(rounds=100, asked=30, fewest=10, population=1000, cohort=10, numbers=100)
     assert epsilons(noisy(noise_at="server"), many) == {"epsilon": sampled_epsilon(1.0, 100, 1000, 10, 1e-5)}
-    few = Shown(rounds=1, asked=1, fewest=10, population=1000, cohort=10)
+    few = Shown(rounds=1, asked=1, fewest=10, population=1000, cohort=10, numbers=100)
     assert epsilons(noisy(noise_at="server"), few) == {"epsilon": gaussian_epsilon(1.0, 1, 1e-5)}
 
 
@@ -140,7 +152,7 @@ def test_the_accountant_is_imported_only_where_there_is_noise() -> None:
     code = (
         "import sys\nfrom fedveil import Experiment\n"
         "from fedveil.privacy.dp.accounting import Shown, epsilons\n"
-        "assert epsilons(Experiment(privacy={'clip': 1.0}), Shown(1, 1, 10, 10, 10)) == {}\n"
+        "assert epsilons(Experiment(privacy={'clip': 1.0}), Shown(1, 1, 10, 10, 10, 100)) == {}\n"
         "print([m for m in sys.modules if m.startswith('dp_accounting')])"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

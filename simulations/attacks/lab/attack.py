@@ -10,10 +10,11 @@ from fedveil.core.errors import SettingsError
 from fedveil.core.randomness import Stream
 from fedveil.simulations.attacks.lab.observation import Known, Observation, Parameters
 
-Recovers = Literal["words", "sentence", "images", "labels", "members"]
+Recovers = Literal["words", "sentence", "images", "labels", "members", "update"]
 Need = Literal[
-    "update", "single client", "single example", "training", "examples", "auxiliary", "candidates", "crafted", "counts"
-]
+    "update", "single client", "single example", "training", "examples", "auxiliary", "candidates", "crafted", "counts",
+    "two runs",
+]  # fmt: skip
 
 NEEDS: dict[Need, str] = {
     "update": "the model before, and weights afterwards",
@@ -25,6 +26,7 @@ NEEDS: dict[Need, str] = {
     "candidates": "the examples it is asked about",
     "crafted": "the model that it made",
     "counts": "the counts of clients' evaluation",
+    "two runs": "the sums of two runs whose cohorts differ by it",
 }
 LACKS: dict[Need, str] = {
     "update": "saw protected bytes and no weights",
@@ -36,6 +38,7 @@ LACKS: dict[Need, str] = {
     "candidates": "has no examples to ask about",
     "crafted": "did not make the model that clients were sent",
     "counts": "heard no counts of clients' evaluation",
+    "two runs": "saw one run, and no second one to compare its sum with",
 }
 
 
@@ -47,11 +50,13 @@ class Attack:
         words: dict of word id -> how often (int; 1 where it cannot count); sentence: list of word ids in order;
         images: float32 [n, *task.shape] in [0, 1]; labels: counts, int64 [classes];
         members: scores of `known.candidates`, float64 [n], larger for those more likely trained on
+        update: the change of a client's weights, by name
         many: `run` for several observations at once, each with its stream, where that is faster
         needs: the parts of an observation, or of what is known, that it requires
         suits: returns why it cannot attack a network or a task at all; None where it can
         warn: returns what is known beforehand to spoil it; None where nothing is
     craft: (weights, what is known, stream) -> the model that a malicious server sends instead
+    observer: whose eyes it has where nobody is named
     cost: how long it takes, in words; cites: its source
     """
 
@@ -62,6 +67,7 @@ class Attack:
     warn: Callable[[Observation, Known], str | None] = lambda _observation, _known: None
     craft: Callable[[Parameters, Known, Stream], Parameters] | None = None
     many: Callable[[Sequence[Observation], Known, Sequence[Stream]], list[Any]] | None = None
+    observer: str = "server"
     cost: str = ""
     cites: str = ""
 
@@ -78,6 +84,7 @@ def refusal(attack: Attack, observation: Observation, known: Known) -> str | Non
         "candidates": known.candidates is not None,
         "crafted": observation.crafted,
         "counts": "evaluate/true-positives" in observation.metrics,
+        "two runs": observation.together is not None,
     }
     missing = [need for need in attack.needs if not has[need]]
     if missing:

@@ -25,7 +25,7 @@ FOUND, MISSED, WRONG = "green", "bright_black", "red"
 NAMES = {
     "recall": "recall", "precision": "precision", "f1": "F1", "of_one": "precision, of one client", "exact": "all right", "counted": "counted right", "rouge_l": "ROUGE-L",
     "psnr": "PSNR, dB", "median": "median, dB", "least": "least, dB", "accuracy": "accuracy", "auc": "AUC",
-    "tpr_at_1_fpr": "TPR at 1 % FPR",
+    "tpr_at_1_fpr": "TPR at 1 % FPR", "cosine": "cosine", "relative_error": "relative error",
 }  # fmt: skip
 
 

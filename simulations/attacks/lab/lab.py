@@ -15,7 +15,7 @@ from fedveil.core.declaration import declares
 from fedveil.core.errors import SettingsError
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.choice import AttackChoice
-from fedveil.core.settings.experiment import Experiment
+from fedveil.core.settings.experiment import Experiment, resumable
 from fedveil.models.computing import one_thread
 from fedveil.simulations.attacks.lab.attack import Attack, refusal
 from fedveil.simulations.attacks.lab.observers import OBSERVERS, find_observer
@@ -107,31 +107,39 @@ def attack(
     after: int = 0,
     warm: Experiment | None = None,
     asked: frozenset[str] = frozenset(),
-    against: str | Path | None = None,
+    against: str | Path | Sequence[str | Path] | None = None,
     room: Room | None = None,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Outcome:
-    """Run an attack on victims of an experiment, or on what was captured of the run in `against`.
+    """Run an attack on victims of an experiment, or on what was captured of the run in `against`, or of two runs there.
 
     settings: the attack's own, by name
-    observer: whose eyes it has, a name of OBSERVERS; the server's without it, or those that the attack needs
+    observer: whose eyes it has, a name of OBSERVERS; without it the server's, or those that the attack needs
     trials: at least so many, on an experiment; after: rounds of `warm`, the experiment itself without it, that are trained before
     asked: keys of settings that the user chose; room: where runs lie that other attacks look at too
     Raises SettingsError where the attack, the observer or the settings cannot be used, or do not fit each other.
     """
     chosen, choice = find_attack(name, settings), AttackChoice(name, **(settings or {}))
-    observer = observer or ("malicious-server" if chosen.craft else "server")
+    folders = [Path(each) for each in ([against] if isinstance(against, str | Path) else against or [])]
+    observer = observer or _usual(chosen, experiment, len(folders))
+    if folders and len(folders) != (2 if find_observer(observer).pairs else 1):
+        raise SettingsError(
+            f"--observer {observer}: {'compares two runs' if OBSERVERS[observer].pairs else 'looks at one run'}, and --against "
+            f"names {len(folders)}"
+        )
     if find_observer(observer).crafts and chosen.craft is None:
         raise SettingsError(f"attack '{name}': makes up no model; take another observer than '{observer}'")
     if chosen.craft is not None and not OBSERVERS[observer].crafts:
         raise SettingsError(
-            f"attack '{name}': needs a server that makes up its model; take --observer malicious-server"
+            f"attack '{name}': needs a server that makes up its model; take --observer malicious-server, or "
+            "malicious-aggregate, which reads the sum"
         )
     own = {key: value for key, value in choice.dump().items() if key != "name"}
     outcome = Outcome(name, chosen.recovers, observer, experiment, own)
     started = time.perf_counter()
-    if against is not None:
-        found = recorded_trials(Path(against), experiment, chosen, observer)
+    if folders:
+        experiments = [experiment, *(resumable(folder, "--against") for folder in folders[1:])]
+        found = recorded_trials(folders, experiments, chosen, observer)
     else:
         outcome.experiment = victims(experiment, chosen, observer, trials, asked)
         start = trained(warm or experiment, after)
@@ -142,6 +150,13 @@ def attack(
     _try(outcome, chosen, found, progress)
     outcome.seconds = time.perf_counter() - started
     return outcome
+
+
+def _usual(chosen: Attack, experiment: Experiment, runs: int) -> str:
+    """Return the observer of an attack for which none is named: of the server's, the one that sees most."""
+    if chosen.craft is not None:  # under secure aggregation a server reads the sum, and nobody's own update
+        return "malicious-aggregate" if experiment.privacy.shows == "mean" else "malicious-server"
+    return "two-runs" if runs == 2 else chosen.observer
 
 
 def _try(outcome: Outcome, chosen: Attack, trials: Sequence[Trial], progress: Callable[[int, int], None]) -> None:
@@ -195,6 +210,12 @@ def _together(chosen: Attack, trials: Sequence[Trial], streams: Sequence[Stream]
 def fitting(experiment: Experiment, observer: str | None = None) -> list[str]:
     """Return the names of the attacks that suit the experiment's data and network, and that this observer could run."""
     known = Bench.of(experiment).known
-    crafts = OBSERVERS[observer or "server"].crafts
+    looks = OBSERVERS[observer or "server"]
     found = {name: find_attack(name) for name in ATTACKS}
-    return [name for name, each in found.items() if each.suits(known) is None and (each.craft is not None) == crafts]
+    return [
+        name
+        for name, each in found.items()
+        if each.suits(known) is None
+        and (each.craft is not None) == looks.crafts
+        and (looks.pairs or "two runs" not in each.needs)
+    ]

@@ -28,8 +28,11 @@ from fedveil.simulations.attacks.lab.trials import Room
 RATE = 0.1  # learning rate of the clients' SGD: an update clipped to a norm of 0.1 is a gradient clipped to 1
 CLIP = "the row's"
 SETTLED = {"training.optimizer": "sgd", "training.learning_rate": RATE, "training.epochs": 1, "training.momentum": 0.0}
-QUOTED = {"words": "f1", "sentence": "exact", "images": "psnr", "labels": "accuracy", "members": "auc"}
+QUOTED = {
+    "words": "f1", "sentence": "exact", "images": "psnr", "labels": "accuracy", "members": "auc", "update": "cosine"
+}  # fmt: skip
 BEST = {"psnr": 60.0}  # the score of a full recovery, where it is not 1
+CRAFTING = {"server": "malicious-server", "aggregate": "malicious-aggregate"}  # the same, that makes up its model
 OFFLINE = {"sms-lstm": "spam-demo", "sms-mlp": "spam-demo", "mnist-mlp": "digits"}
 NEEDS = {"sms-lstm": "sms", "sms-mlp": "sms", "mnist-mlp": "mnist"}
 
@@ -92,6 +95,8 @@ COLUMNS = (
     Column("bfv", {"privacy.protection": "bfv"}),
     Column("secagg", {"privacy.protection": "secagg"}),
     Column("secagg, the sum", {"privacy.protection": "secagg"}, "aggregate", quick=True),
+    Column("secagg, two runs", {"privacy.protection": "secagg"}, "two-runs", quick=True),
+    Column("secagg, two deployed runs", {"privacy.protection": "secagg"}, "two-deployed-runs"),
     Column("clip alone", {"privacy.clip": CLIP}),
     Column("noise 0.01 C", _noise(0.01)),
     Column("noise 0.1 C", _noise(0.1), quick=True),
@@ -213,9 +218,9 @@ def _cell(row: Row, column: Column, seed: int, quick: bool, room: Room) -> Cell:
     chosen = find_attack(row.attack)
     observer = column.observer
     if chosen.craft is not None:
-        if observer != "server":
-            return Cell(row, column, None, "the malicious server looks at single updates")
-        observer = "malicious-server"
+        if observer not in CRAFTING:
+            return Cell(row, column, None, "a server that makes up a model compares no runs, and has no key")
+        observer = CRAFTING[observer]
     settings = {**SETTLED, **row.settings, **column.settings}
     if settings.get("privacy.clip") == CLIP:
         settings["privacy.clip"] = row.clip

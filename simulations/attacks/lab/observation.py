@@ -34,6 +34,7 @@ class Observation:
     metrics: numbers that travelled beside the update in the clear
     training: how clients train, with the round's learning rate; None where the threat model does not grant it
     crafted: whether `before` is a model that the observer made
+    together: the mean change of the larger cohort, where `update` is the difference of two runs' sums; else None
     """
 
     observer: str
@@ -47,6 +48,7 @@ class Observation:
     metrics: Mapping[str, float] = field(default_factory=dict)
     training: Training | None = None
     crafted: bool = False
+    together: Parameters | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from fedveil.server.checkpoint import load_state
 from fedveil.server.federation import prepare
 from fedveil.server.rounds.captures import Captured, Update, read_captures
 from fedveil.simulations.attacks.lab.observation import Observation, Parameters
+from fedveil.simulations.attacks.lab.pairs import Sum
 from fedveil.simulations.run import quiet_flower
 
 # returns the weights of a model; None where it is a ciphertext to this observer
@@ -37,6 +38,7 @@ class Observer:
 
     knows: who it is and what it sees, for people; alone: it sees each client's update, where that is not protected
     opens: it holds the clients' key; crafts: it makes up the model that is sent; wire: it sees what passes between machines
+    pairs: it compares two runs; deployed: in the second, clients draw what their training draws anew
     """
 
     knows: str
@@ -44,6 +46,8 @@ class Observer:
     opens: bool = False
     crafts: bool = False
     wire: bool = False
+    pairs: bool = False
+    deployed: bool = False
 
 
 OBSERVERS: dict[str, Observer] = {
@@ -56,6 +60,10 @@ OBSERVERS: dict[str, Observer] = {
     "aggregate": Observer(
         "whoever sees the models before and after a round and no single update: a server under secure aggregation"
     ),
+    "malicious-aggregate": Observer(
+        "a server under secure aggregation that makes up one model for all, and reads the sum of what comes back",
+        crafts=True,
+    ),
     "client": Observer(
         "another client: is sent the model before and after a round, and takes its own update out of the mean where that "
         "travelled in the clear",
@@ -63,6 +71,18 @@ OBSERVERS: dict[str, Observer] = {
     ),
     "key-holder": Observer(
         "whoever holds the key that all clients share, and reads the aggregates with it", opens=True
+    ),
+    "two-runs": Observer(
+        "whoever reads the sums of two runs, the second without one of the first's clients: a server under secure "
+        "aggregation, or who holds the key; training repeats from the seed",
+        opens=True,
+        pairs=True,
+    ),
+    "two-deployed-runs": Observer(
+        "the same where clients draw orders, dropout and noise anew in each run, as on machines of their own",
+        opens=True,
+        pairs=True,
+        deployed=True,
     ),
     "wire": Observer(
         "whoever listens between the machines: sees TLS, which is bytes and their number", alone=True, wire=True
@@ -82,6 +102,8 @@ def find_observer(name: str) -> Observer:
 def observe(folder: Path, experiment: Experiment, name: str) -> Seen:
     """Return what an observer saw of a run's captured rounds; raise SettingsError where there are none."""
     observer = find_observer(name)
+    if observer.pairs:
+        raise SettingsError(f"--observer {name}: compares two runs; name both, --against RUN --against RUN")
     opened = _opener(folder, experiment) if observer.opens else _in_the_clear
     found: Seen = []
     for captured in read_captures(folder):
@@ -102,6 +124,27 @@ def observe(folder: Path, experiment: Experiment, name: str) -> Seen:
             found.append(_mean(name, captured, opened, experiment, training, own))
     if observer.crafts:
         found = [(replace(observation, crafted=True), clients) for observation, clients in found]
+    return found
+
+
+def sums(folder: Path, experiment: Experiment, name: str, rounds: Sequence[Captured]) -> list[Sum]:
+    """Return the sums of captured rounds that an observer reads, each with its clients."""
+    opened = (
+        _opener(folder, experiment)
+        if any(SEALED in each.before or SEALED in each.after for each in rounds)
+        else _in_the_clear
+    )
+    found = []
+    for captured in rounds:
+        training = experiment.training.model_copy(update={"learning_rate": captured.learning_rate})
+        observation, _ = _mean(name, captured, opened, experiment, training, None)
+        clients = {client: _examples(update) or 0 for client, update in captured.trained.items()}
+        step = (
+            make_plan(experiment.privacy, experiment.federation.cohort).grid.step
+            if experiment.privacy.protected
+            else 0.0
+        )
+        found.append(Sum(observation, clients, len(clients) / 2 * step * sum(clients.values())))
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from fedveil.core.examples import Examples, Task
 from fedveil.datasets.text import UNKNOWN
-from fedveil.simulations.attacks.lab.observation import Known
+from fedveil.simulations.attacks.lab.observation import Known, Parameters
 
 Score = dict[str, float]
 BEST = 200.0  # dB, of an image without any error
@@ -30,11 +30,15 @@ class Truth:
 
     examples: of all clients in the observation, one after another; sizes: how many of them each client has
     members: bool [n], one for each of `Known.candidates`
+    update: the mean change of the clients' weights; together: the mean change of the cohort that they were in, where
+        the observer knows it
     """
 
     examples: Examples
     sizes: tuple[int, ...] = ()
     members: np.ndarray | None = None
+    update: Parameters = field(default_factory=dict)
+    together: Parameters | None = None
 
     @property
     def clients(self) -> list[Examples]:
@@ -157,12 +161,25 @@ def score_members(found: np.ndarray, truth: Truth, task: Task) -> Score:
     }
 
 
+def score_update(found: Parameters, truth: Truth, task: Task) -> Score:
+    """Score an update by its cosine with the true one, and by |found - true| / |true|."""
+    if not truth.update:
+        return {"cosine": 0.0, "relative_error": 1.0}
+    one, true = (np.concatenate([np.ravel(each[name]) for name in truth.update]) for each in (found, truth.update))
+    length, wanted, off = (float(np.linalg.norm(each)) for each in (one, true, one - true))
+    return {
+        "cosine": float(one @ true) / (length * wanted) if length * wanted else 0.0,
+        "relative_error": off / wanted if wanted else math.inf,
+    }
+
+
 SCORES: dict[str, Callable[[Any, Truth, Task], Score]] = {
     "words": score_words,
     "sentence": score_sentence,
     "images": score_images,
     "labels": score_labels,
     "members": score_members,
+    "update": score_update,
 }
 
 
@@ -171,6 +188,7 @@ def guess(recovers: str, truth: Truth, known: Known, rng: np.random.Generator) -
 
     words: the most frequent ones, as many as there are; sentence: the right words in random order
     images: the mean image; labels: the same count for all classes; members: random scores
+    update: that of the whole cohort, which one run tells
     """
     alike = known.auxiliary
     if recovers == "words":
@@ -186,5 +204,7 @@ def guess(recovers: str, truth: Truth, known: Known, rng: np.random.Generator) -
         counts = np.full(classes, n // classes)
         counts[rng.permutation(classes)[: n % classes]] += 1
         return counts
+    if recovers == "update":
+        return truth.together or {name: np.zeros_like(value) for name, value in truth.update.items()}
     assert truth.members is not None
     return rng.random(len(truth.members))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -18,9 +19,11 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.federated import Federated, load
 from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
+from fedveil.server.rounds.captures import read_captures
 from fedveil.simulations.attacks.lab.attack import Attack
 from fedveil.simulations.attacks.lab.observation import Known, Observation, Parameters
-from fedveil.simulations.attacks.lab.observers import find_observer, observe
+from fedveil.simulations.attacks.lab.observers import find_observer, observe, sums
+from fedveil.simulations.attacks.lab.pairs import anew, captured_of, check_alike, difference, first_network, update_of
 from fedveil.simulations.attacks.lab.scoring import Truth
 from fedveil.simulations.result import Result
 from fedveil.simulations.run import run
@@ -61,12 +64,15 @@ def victims(
         "training.batch_size": batch,
         "workers": 1,  # one small round is not worth the start of other processes
     }
-    cohort = number if find_observer(observer).alone else experiment.federation.cohort
-    if not find_observer(observer).alone and "federation.cohort" not in asked:
+    looks = find_observer(observer)
+    cohort = number if looks.alone else experiment.federation.cohort
+    if not looks.alone and "federation.cohort" not in asked:
         cohort = PEOPLE
-    least = experiment.privacy.least
+    least = experiment.privacy.least + looks.pairs  # of the larger cohort of two
     settings["federation.cohort"] = max(cohort, least)
     settings["data.clients"] = max(experiment.data.clients, settings["federation.cohort"])
+    if looks.pairs:  # a cohort of all, and one of all but one
+        settings["data.clients"] = settings["federation.cohort"]
     if whole:
         pass
     elif experiment.data.dataset.name == "synthetic":
@@ -107,6 +113,9 @@ class Bench:
         """Return a trial of an attack on an observation of these clients."""
         held = [self.federated.client(client)[0] for client in clients]
         examples = join(held)
+        if attack.recovers == "update":
+            update = update_of(self.experiment, self.federated, self.known.network, observation, clients)
+            return Trial(observation, self.known, Truth(examples, update=update, together=observation.together))
         if attack.recovers != "members":
             return Trial(observation, self.known, Truth(examples, tuple(len(each) for each in held)))
         known, members = self._candidates(examples, clients[0])
@@ -179,7 +188,25 @@ class Room:
             start = attack.craft(weights, bench.known, Stream(experiment.seed))
         out = self.folder / f"run-{len(list(self.folder.iterdir()))}"
         folder = _run(experiment, out, start).run_dir
+        if find_observer(observer).pairs:
+            return [(bench, *self._compare(bench, folder, observer, start))]
         return [(bench, observation, clients) for observation, clients in observe(folder, experiment, observer)]
+
+    def _compare(
+        self, bench: Bench, folder: Path, observer: str, start: Parameters | None
+    ) -> tuple[Observation, tuple[int, ...]]:
+        """Compare a run with one of a cohort that is smaller by one client; return what that tells, and of whom."""
+        experiment = bench.experiment
+        smaller = experiment.override({"federation.cohort": experiment.federation.cohort - 1})
+        rounds = read_captures(folder)[:1]
+        if find_observer(observer).deployed:
+            clients, seed = sorted(rounds[0].trained)[:-1], experiment.seed + 2**32
+            others, other = [anew(smaller, bench.federated, bench.known.network, rounds[0], clients, seed)], folder
+        else:
+            other = _run(smaller, folder.with_name(f"{folder.name}-smaller"), start).run_dir
+            others = read_captures(other)[:1]
+        one, two = sums(folder, experiment, observer, rounds), sums(other, smaller, observer, others)
+        return difference(observer, one[0], two[0], experiment.privacy.noisy)
 
 
 def _run(experiment: Experiment, out: Path, start: Parameters | None = None) -> Result:
@@ -190,7 +217,36 @@ def _run(experiment: Experiment, out: Path, start: Parameters | None = None) -> 
         raise Interrupted("the attack was stopped; nothing of it is kept") from None
 
 
-def recorded_trials(folder: Path, experiment: Experiment, attack: Attack, observer: str) -> list[Trial]:
-    """Return trials on the captures of a run; raise SettingsError where there are none."""
+def recorded_trials(
+    folders: Sequence[Path], experiments: Sequence[Experiment], attack: Attack, observer: str
+) -> list[Trial]:
+    """Return trials on the captures of a run, or on those of two; raise SettingsError where there are none."""
+    folder, experiment = folders[0], experiments[0]
     bench = Bench.of(experiment)
+    if len(folders) == 2:
+        return [
+            bench.trial(observation, clients, attack)
+            for observation, clients in _pair(bench, folders, experiments, observer)
+        ]
     return [bench.trial(observation, clients, attack) for observation, clients in observe(folder, experiment, observer)]
+
+
+def _pair(
+    bench: Bench, folders: Sequence[Path], experiments: Sequence[Experiment], observer: str
+) -> list[tuple[Observation, tuple[int, ...]]]:
+    """Compare the rounds that two runs have in common; raise SettingsError where none can be compared, and why."""
+    check_alike(experiments[0], experiments[1], (str(folders[0]), str(folders[1])))
+    first = first_network(experiments[0], bench.federated)
+    seen = [
+        {each.observation.round: each for each in sums(folder, one, observer, captured_of(folder, one, first))}
+        for folder, one in zip(folders, experiments, strict=True)
+    ]
+    found, reasons = [], ["they have no round in common"]
+    for number in sorted(seen[0].keys() & seen[1].keys()):
+        try:
+            found.append(difference(observer, seen[0][number], seen[1][number], experiments[0].privacy.noisy))
+        except SettingsError as error:
+            reasons.append(str(error))
+    if not found:
+        raise SettingsError(f"--against {folders[0]} --against {folders[1]}: {reasons[:2][-1]}")
+    return found

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from claims import sums
 from claims.slow_attacks import decibels, fresh, imprint, observe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedveil import Experiment
 from fedveil.core.errors import SettingsError
 from fedveil.core.examples import Examples, Task
 from fedveil.core.randomness import Stream
@@ -19,6 +21,7 @@ from fedveil.models import parameters as weights
 from fedveil.models.networks.build import build
 from fedveil.simulations.attacks.images.imprint import IMPRINT, craft
 from fedveil.simulations.attacks.lab.attack import launch, refusal
+from fedveil.simulations.attacks.lab.lab import attack
 from fedveil.simulations.attacks.lab.observation import Known
 
 TASK = Task("images", (1, 8, 8), ("a", "b", "c"))
@@ -43,6 +46,31 @@ def sent_to(known: Known, seed: int) -> dict:
 def test_most_images_of_a_batch_are_read_exactly_with_256_bins(real_data):
     assert (imprint(seed=0, batches=4) > 30).mean() >= 0.7
     assert (imprint(seed=0, batches=4, hidden=(256,)) > 30).mean() >= 0.7  # the second layer is the last
+
+
+def test_the_sum_under_secure_aggregation_is_no_protection_from_a_server_that_makes_up_the_model():
+    """One model for all, so that masks cancel, and the unmasked sum; encryption leaves the server nothing to read."""
+    settings = {
+        "model.hidden": [256, 64], "model.activation": "relu", "model.dropout": 0.0, "training.batch_size": "full",
+        "training.epochs": 1, "training.optimizer": "sgd", "data.client_examples": 4, "privacy.protection": "secagg",
+    }  # fmt: skip
+    experiment = Experiment.preset("digits").override(settings)
+    asked = frozenset({"training.batch_size", "data.client_examples"})
+    found = attack("imprint", experiment, trials=2, asked=asked)
+    assert (found.observer, found.refused) == ("malicious-aggregate", None)
+    assert len(found.shown[0].trial.truth.examples) == 8 * 4
+    assert found.mean()["above_30"] > 0.4
+    for protection, observer in (("ckks", None), ("ckks", "malicious-aggregate"), ("secagg", "malicious-server")):
+        hidden = experiment.override({"privacy.protection": protection})
+        refused = attack("imprint", hidden, trials=1, asked=asked, observer=observer)
+        assert refused.refused is not None
+        assert refused.refused.endswith("saw protected bytes and no weights")
+
+
+def test_most_images_of_eight_clients_are_read_from_their_sum(real_data):
+    found = sums.imprint(seed=0, trials=1)
+    assert found.refused is None
+    assert found.mean()["above_30"] >= 0.6
 
 
 def test_a_small_learning_rate_hides_nothing_and_local_steps_hide_some(real_data):
