@@ -37,7 +37,9 @@ class Data(Section):
     dataset: DatasetChoice = Field(
         default_factory=DatasetChoice, description="a data set's name, see `fedveil list datasets`"
     )
-    clients: Annotated[Count, Field(le=10**8)] = Field(10, description="the population: how many clients hold the training data")
+    clients: Annotated[Count, Field(le=10**8)] = Field(
+        10, description="the population: how many clients hold the training data"
+    )
     partition: PartitionChoice = Field(
         default_factory=PartitionChoice, description="how the data is divided, see `fedveil list partitions`"
     )
@@ -78,7 +80,10 @@ class Data(Section):
         description="own: of features; auto: standard where a column is beyond -10 to 10, or within -0.01 to 0.01",
     )
     ranges: Annotated[
-        tuple[Range, ...] | None, Field(strict=False, max_length=10**6), UsedBy("dataset"), Needs("scale", ("auto", "minmax"))
+        tuple[Range, ...] | None,
+        Field(strict=False, max_length=10**6),
+        UsedBy("dataset"),
+        Needs("scale", ("auto", "minmax")),
     ] = Field(
         None, description="own: lowest and highest value, of all columns or of each, for minmax without a look at data"
     )
