@@ -81,7 +81,9 @@ class Runtimes:
         policy.check(Experiment.received(settings))
         words = str(context.run_config.get("words", ""))
         if len(words) > LONGEST_WORDS or words.count("\n") >= MOST_WORDS:
-            raise SettingsError(f"the run brings more than {MOST_WORDS:,} words, or {LONGEST_WORDS:,} characters of them")
+            raise SettingsError(
+                f"the run brings more than {MOST_WORDS:,} words, or {LONGEST_WORDS:,} characters of them"
+            )
         own = DataSource(str(node["data"]), int(cast(int, node["partition-id"])), words)
         manifest = digest_in(context.state)
         try:

@@ -39,7 +39,9 @@ class Policy(Section):
     max_epochs: Count | None = Field(None, description="the most passes over the client's examples in a round")
     max_rounds: Count | None = Field(None, description="the most rounds of a run")
     max_weights: Count = Field(50_000_000, description="the most weights of a network that the client builds")
-    max_tokens: Count = Field(4096, description="the most tokens (data.max_tokens) that the client's texts are padded to")
+    max_tokens: Count = Field(
+        4096, description="the most tokens (data.max_tokens) that the client's texts are padded to"
+    )
     min_noise: NonNegative = Field(
         0.0, description="the least privacy.noise_multiplier, of noise that clients add to their own updates"
     )

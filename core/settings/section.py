@@ -32,7 +32,7 @@ Range = Annotated[
 ]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Width = Annotated[int, Field(ge=1, le=10**6)]  # of a layer, or of what a network reads
-Depth = Annotated[int, Field(ge=1, le=1000)]  # layers of a network
+Depth = Annotated[int, Field(ge=1, le=100)]  # layers of a network
 Word = Annotated[str, Field(max_length=1000)]  # a name: of a column, a class, a user's own part
 PathName = Annotated[str, Field(max_length=4096)]
 

@@ -42,6 +42,7 @@ TASKS = {
     "synthetic": Task("features", (synthetic.FEATURES,), tuple(str(c) for c in range(synthetic.CLASSES))),
 }
 Held = tuple[DataSet, Examples]  # one client's data set, and its examples, held-out ones included
+MOST_MADE = 10**6  # examples of a share
 _SHARE = re.compile(r"([^/\\]+):([0-9]{1,9})/([0-9]{1,9})")
 
 
@@ -170,6 +171,9 @@ def _share(data: Data, seed: int, source: Source, client: int, words: Sequence[s
             f"--data {source}: its vocabulary is not the run's ({', '.join(_vocabularies(known, words))}); the server has "
             "other data, or another version of it"
         )
+    held = int(loaded.holdings.sizes(np.array([client]))[0])
+    if held > MOST_MADE:  # which a server may ask of a data set that clients make
+        raise SettingsError(f"data.dataset.examples: a share of {held:,} examples, and {MOST_MADE:,} are made")
     examples, rows = loaded.holdings.examples(client)
     train = examples.take(rows)
     found = loaded.dataset

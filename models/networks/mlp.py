@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Mlp(Section):
     """Settings of `mlp`."""
 
-    hidden: Annotated[tuple[Width, ...], Field(strict=False, max_length=1000)] = Field(
+    hidden: Annotated[tuple[Width, ...], Field(strict=False, max_length=100)] = Field(
         (64, 64), description="units of each hidden layer"
     )
     activation: Literal["relu", "leaky_relu", "prelu", "elu", "sigmoid", "tanh"] = Field(

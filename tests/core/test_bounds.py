@@ -72,7 +72,7 @@ def test_the_walk_sees_what_has_no_end() -> None:
         ("data.max_tokens = 1000000000", "must be less than or equal to 1000000"),
         ("data.clients = 1000000000", "must be less than or equal to 100000000"),
         ("model.hidden = [1000000000]", "must be less than or equal to 1000000"),
-        (f"model.hidden = {[1] * 1001}", "must be a list of at most 1000"),
+        (f"model.hidden = {[1] * 101}", "must be a list of at most 100"),
         (f"data.label_column = '{'a' * 1001}'", "must be text of at most 1000 characters"),
         (f"data.labels = {[str(i) for i in range(10**5 + 1)]}", "must be a list of at most 100000"),
         (f"model.name = '{'m' * (LONGEST_NAME + 1)}'", "a name of at most 1000 characters"),
