@@ -73,7 +73,10 @@ class Runtimes:
         self._made: OrderedDict[tuple[Any, ...], ClientRuntime] = OrderedDict()
 
     def __call__(self, context: Context) -> ClientRuntime:
-        """Return the runtime for a node; raise ProtectionError where its owner's policy refuses the run's settings."""
+        """Return the runtime for a node.
+
+        Raise ProtectionError where its owner's policy refuses the run's settings, or its data does not fit them.
+        """
         node, settings, keys = context.node_config, str(context.run_config["experiment"]), keys_of(context)
         if not deployed(context):
             return self._find(settings, keys, None, UNSIGNED)
@@ -89,8 +92,7 @@ class Runtimes:
         try:
             return self._find(settings, keys, own, manifest, policy)
         except DataError as error:
-            log.warning("refused: %s", error)  # the error may quote the data, so it stays in this log
-            raise ProtectionError("its data does not fit the run; the client's own log says where") from None
+            raise ProtectionError(f"its data does not fit the run: {error}") from None
 
     def _find(
         self, settings: str, keys: str, own: DataSource | None, manifest: bytes, policy: Policy | None = None
@@ -275,7 +277,7 @@ def _refusing(handler: Callable[[Request], Message], find: FindRuntime) -> Calla
         try:
             return handler(Request(message, context, find))
         except REFUSED as error:
-            return refusal(message, error, keys_of(context))
+            return refusal(message, error, keys_of(context), deployed=deployed(context))
 
     return answer
 

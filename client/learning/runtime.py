@@ -162,8 +162,10 @@ def client_runtime(
     else:
         words = own.words.split("\n") if own.words else None
         federated = local(experiment.data, experiment.seed, parse_source(own.source), own.client, words)
-        if files := federated.dataset.files:  # for this client's operator, and nobody else
-            log.warning("%s: %s", own.source, "; ".join(files))
+        columns = federated.dataset.columns
+        notes = [*federated.dataset.files, *([f"the columns, in order: {', '.join(columns)}"] if columns else [])]
+        if notes:  # for this client's operator, and nobody else
+            log.warning("%s: %s", own.source, "; ".join(notes))
     if most_weights is not None:
         check_weights(federated.dataset.task, experiment.model, most_weights)
     device = find_device(experiment.device)

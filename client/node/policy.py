@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from fedveil.core.catalog import MODELS, PROTECTIONS
-from fedveil.core.errors import ProtectionError, SettingsError, nearest
+from fedveil.core.errors import Disallowed, SettingsError, nearest
 from fedveil.core.foreign import reading
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import Count, NonNegative, Section
@@ -76,10 +76,14 @@ class Policy(Section):
             raise SettingsError(f"the policy {path}: {error}") from None
 
     def check(self, experiment: Experiment) -> None:
-        """Raise ProtectionError with everything that a run asks for and this policy does not allow."""
+        """Raise Disallowed with everything that a run asks for and this policy does not allow.
+
+        Every problem begins with the setting of the run that it is about.
+        """
         problems = self._protection(experiment) + self._work(experiment)
         if problems:
-            raise ProtectionError("this client's policy refuses the run: " + "; ".join(problems))
+            keys = dict.fromkeys(problem.partition(" ")[0] for problem in problems)
+            raise Disallowed("this client's policy refuses the run: " + "; ".join(problems), keys)
 
     def _protection(self, experiment: Experiment) -> list[str]:
         privacy, problems = experiment.privacy, []

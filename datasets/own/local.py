@@ -121,20 +121,22 @@ def schema(task: Task, words: Sequence[str] | None, columns: Sequence[str] = ())
     """Return what parties must agree on before they train together, as text by name; `differences` compares two.
 
     words: the word of each id; None where words are hashed or there are none
-    columns: names of the features in order, where they have names
+    columns: names of the features in order, where they have names; their hash is told, since names tell of the data
     The number of tokens of a text is left out, because none of FedVeil's networks depends on it.
     """
     found = {"kind": task.kind, "classes": ", ".join(map(_name, task.classes))}
     if task.predicts != "classification":
         found = {"kind": task.kind, "predicts": task.predicts}
     if task.kind != "text":
-        named = {"columns": ", ".join(map(_name, columns))} if columns else {}
+        named = {"columns": _hash(json.dumps(list(columns)))} if columns else {}
         return {**found, "shape": " x ".join(map(str, task.shape)), **named}
-    vocabulary = "hashed"
-    if words is not None:
-        lines = "\n".join(words)  # no word has a line break
-        vocabulary = f"SHA-256 {hashlib.sha256(lines.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    vocabulary = "hashed" if words is None else _hash("\n".join(words))  # no word has a line break
     return {**found, "vocabulary size": str(task.vocabulary_size), "vocabulary": vocabulary}
+
+
+def _hash(text: str) -> str:
+    """Return the start of a text's hash, by which two parties compare theirs; who guesses the text can tell."""
+    return f"SHA-256 {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
 def differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
