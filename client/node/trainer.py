@@ -150,10 +150,13 @@ def reply_to(message: Message, outcome: TrainerReply) -> Message:
 
 
 def command(descriptor: int, profile: ClientProfile) -> list[str]:
-    """Return the command that starts a trainer, which answers on an inherited file descriptor."""
+    """Return the command that starts a trainer, which answers on an inherited file descriptor.
+
+    It imports nothing of the working folder (-P): a network of the owner's own must be installed beside FedVeil.
+    """
     # not -m: pickled classes name this module, which -m would call __main__
     start = "from fedveil.client.node.trainer import main; main()"
-    return [sys.executable, "-c", start, str(descriptor), json.dumps(asdict(profile))]
+    return [sys.executable, "-P", "-c", start, str(descriptor), json.dumps(asdict(profile))]
 
 
 def main() -> None:
