@@ -43,6 +43,7 @@ TASKS = {
 }
 Held = tuple[DataSet, Examples]  # one client's data set, and its examples, held-out ones included
 MOST_MADE = 10**6  # examples of a share
+VOCABULARIES = ("train", "hashed")  # those of `data.vocabulary` that are no file
 _SHARE = re.compile(r"([^/\\]+):([0-9]{1,9})/([0-9]{1,9})")
 
 
@@ -166,7 +167,12 @@ def _share(data: Data, seed: int, source: Source, client: int, words: Sequence[s
             f"--data {source}: is the share of client {source.partition}, and this is client {client + 1}; give it "
             f"{source.dataset}:{client + 1}/{source.of}"
         )
-    loaded = load(data, seed)
+    if data.vocabulary not in VOCABULARIES:
+        raise SettingsError(
+            f"data.vocabulary = {data.vocabulary!r}: is a file on another machine; a client opens no file that a server "
+            f"names: take {' or '.join(map(repr, VOCABULARIES))}"
+        )
+    loaded = load(data.model_copy(update={"path": None, "test_path": None}), seed)
     known = loaded.dataset.words
     if words is not None and known is not None and tuple(words) != known:
         raise DataError(
