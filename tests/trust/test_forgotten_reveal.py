@@ -17,7 +17,7 @@ from trust.liar import DeployedClient, Refused
 from fedveil import Experiment
 from fedveil.client.node.trainer import ClientProfile
 from fedveil.core.randomness import Stream
-from fedveil.core.wire.messages import BLOB, CONFIG, METRICS, from_sealed
+from fedveil.core.wire.messages import BLOB, CONFIG, MANIFEST, SIGNATURES, from_sealed
 from fedveil.datasets.federated import load
 from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
@@ -28,8 +28,8 @@ from fedveil.privacy.secagg.graph import choose_degree
 from fedveil.privacy.secagg.messages import Session
 from fedveil.privacy.secagg.server import SecAggServer
 from fedveil.privacy.secagg.vectors import read_masked, shown
-from fedveil.privacy.trust.identity import Registry
 from fedveil.privacy.trust.key_folders import load_registry, new_parties
+from fedveil.privacy.trust.manifest import Manifest, now, write_signatures
 
 CLIENTS, LEAST, VICTIM, RUN = 6, 5, 3, b"R" * 16
 EXPERIMENT = Experiment.preset("digits").override(
@@ -45,14 +45,23 @@ class LyingServer:
 
     def __init__(self, folder: Path) -> None:
         write_keys(folder, None, CLIENTS, new_parties(CLIENTS, EXPERIMENT.privacy, ["localhost"]))
-        self.registry: Registry | None = load_registry(folder / "server")
+        self.registry = load_registry(folder / "server") or {}
+        toml = EXPERIMENT.toml()
+        self.manifest = Manifest.of(RUN.hex(), toml, "", self.registry, reproducible=False, created=now())
         self.clients = [
             DeployedClient(
                 ClientProfile(k, f"digits:{k + 1}/{CLIENTS}", str(folder / f"client-{k + 1}")),
-                {"experiment": EXPERIMENT.toml()},
+                {"experiment": toml},
             )
             for k in range(CLIENTS)
         ]
+        told = {MANIFEST: self.manifest.content}
+        signed = {
+            k: bytes(client.ask("query.manifest", config=told)[CONFIG][SIGNATURES])  # type: ignore[arg-type, call-overload, index]
+            for k, client in enumerate(self.clients)
+        }
+        for client in self.clients:
+            client.ask("query", config=told | {SIGNATURES: write_signatures(signed)})
         network = build(load(EXPERIMENT.data, 0).dataset.task, EXPERIMENT.model, Stream(0))
         self.given = to_numpy(get(network))
         self.layout = Layout.of(self.given)
@@ -61,7 +70,8 @@ class LyingServer:
         """The unmasked sum of a round of the members, int64; `before_reveal` is called before shares are asked for."""
         privacy = EXPERIMENT.privacy.protection
         _, threshold = choose_degree(CLIENTS, privacy.drop_outs, privacy.colluders, True)
-        session = Session(RUN, 1, attempt, RESERVED + self.layout.size, threshold, LEAST, True)
+        size = RESERVED + self.layout.size
+        session = Session(RUN, 1, attempt, size, threshold, LEAST, True, self.manifest.digest)
         around = {k: tuple(j for j in members if j != k) for k in members}
         server = SecAggServer(session, list(members), around, self.registry)
         base = {"run": RUN, "server-round": 1, "attempt": attempt}
@@ -81,13 +91,15 @@ class LyingServer:
             assert blob is not None
             server.add(k, read_masked(session, k, blob))
         server.close()
-        survivors = server.survivors()
-        stage("confirm", lambda _: {BLOB: survivors, "confirmations": b""}, server.confirm)
+        survivors, bound = server.survivors(), shown(self.given, self.layout, config)
+        stage(
+            "confirm", lambda _: {BLOB: survivors, "confirmations": b""}, lambda k, blob: server.confirm(k, blob, bound)
+        )
         server.close()
         signed = server.confirmations()
         before_reveal()
         stage("reveal", lambda _: {BLOB: survivors, "confirmations": signed}, server.reveals)
-        return server.total(shown(self.given, self.layout, config)).view(np.int32).astype(np.int64)
+        return server.total(bound).view(np.int32).astype(np.int64)
 
 
 OTHERS = [k for k in range(CLIENTS) if k != VICTIM]
@@ -116,7 +128,7 @@ def test_a_client_that_crashed_after_its_answer_reveals_no_second_sum(tmp_path: 
         rest = server.sum(OTHERS, 1)
     except Refused:
         return
-    examples = int(server.clients[VICTIM].ask("query")[METRICS]["num-examples"])  # type: ignore[arg-type, call-overload, index]
+    examples = len(load(EXPERIMENT.data, 0).client(VICTIM)[0])
     weights = (everybody - rest)[RESERVED:] * make_plan(EXPERIMENT.privacy, CLIENTS).grid.step * 1797 / examples
     start = np.concatenate([value.reshape(-1) for value in server.given.values()])
     near = np.corrcoef(weights, start)[0, 1]

@@ -158,14 +158,13 @@ def test_an_update_that_the_owners_guard_keeps_back_is_not_described(
     assert any("the client's own guard kept its update back" in text for text in outcome.said)
 
 
-def test_keys_for_other_settings_are_no_reason_that_is_told(home: Path) -> None:
+def test_a_run_without_the_manifest_that_keys_ask_for_is_refused_without_a_reason(home: Path) -> None:
     keys = home / "private-keys"
     privacy = Privacy(protection="secagg")  # type: ignore[arg-type]
     write_keys(keys, None, 3, new_parties(3, privacy, ["localhost"]))
-    for number in (1,):
-        outcome = client(home, keys=str(keys / f"client-{number}")).reply("query")
-        assert outcome.error[1] == REFUSED
-        assert any("privacy" in text for text in outcome.said)
+    outcome = client(home, keys=str(keys / "client-1")).reply("query")
+    assert outcome.error[1] == REFUSED
+    assert any("manifest" in text for text in outcome.said)
 
 
 def test_a_policy_names_the_settings_that_it_refuses_and_none_of_its_limits(home: Path) -> None:
