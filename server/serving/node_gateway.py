@@ -388,10 +388,7 @@ class NodeGateway:
 
 
 def _is_own(body: bytes) -> bool:
-    """Say whether the replies that a node pushes are its own; the SuperLink checks that the caller is the node it names.
-
-    Flower compares a reply's source with the node that was asked, but not with the node that calls.
-    """
+    """Say whether replies are the pushing node's own: Flower checks who calls, and not that its replies name it."""
     pushed = _read(PushMessagesRequest, body)
     return all(message.metadata.src_node_id == pushed.node.node_id for message in pushed.messages_list)
 
