@@ -54,6 +54,8 @@ from fedveil.privacy.trust.manifest import UNSIGNED
 
 Part = TypeVar("Part", ArrayRecord, ConfigRecord)
 REFUSED = (ProtectionError, SettingsError)  # refusals, which leave the client out of a round; other errors are faults
+MOST_WORDS, LONGEST_WORDS = 10**6, 1 << 24  # of a vocabulary that a server sends, and its characters
+DEPLOYED = 2  # runtimes that a client on a machine of its own keeps
 log = logging.getLogger("flwr")  # where Flower shows what a node does
 
 FindRuntime = Callable[[Context], ClientRuntime]
@@ -71,29 +73,38 @@ class Runtimes:
         self._made: OrderedDict[tuple[Any, ...], ClientRuntime] = OrderedDict()
 
     def __call__(self, context: Context) -> ClientRuntime:
-        """Return the runtime for a node; raise ProtectionError where its owner's policy refuses the run's settings."""
+        """Return the runtime for a node.
+
+        Raise ProtectionError where its owner's policy refuses the run's settings, or its data does not fit them.
+        """
         node, settings, keys = context.node_config, str(context.run_config["experiment"]), keys_of(context)
         if not deployed(context):
-            return self._find(settings, keys, None, "off", UNSIGNED)
+            return self._find(settings, keys, None, UNSIGNED)
         policy = policy_of(context)
         policy.check(Experiment.received(settings))
         words = str(context.run_config.get("words", ""))
+        if len(words) > LONGEST_WORDS or words.count("\n") >= MOST_WORDS:
+            raise SettingsError(
+                f"the run brings more than {MOST_WORDS:,} words, or {LONGEST_WORDS:,} characters of them"
+            )
         own = DataSource(str(node["data"]), int(cast(int, node["partition-id"])), words)
         manifest = digest_in(context.state)
         try:
-            return self._find(settings, keys, own, policy.leak_guard, manifest)
+            return self._find(settings, keys, own, manifest, policy)
         except DataError as error:
-            log.warning("refused: %s", error)  # the error may quote the data, so it stays in this log
-            raise ProtectionError("its data does not fit the run; the client's own log says where") from None
+            raise ProtectionError(f"its data does not fit the run: {error}") from None
 
     def _find(
-        self, settings: str, keys: str, own: DataSource | None, leak_guard: str, manifest: bytes
+        self, settings: str, keys: str, own: DataSource | None, manifest: bytes, policy: Policy | None = None
     ) -> ClientRuntime:
-        about = settings, keys, own, own.state() if own else None, leak_guard, manifest
+        about = settings, keys, own, own.state() if own else None, manifest, policy
         if about not in self._made:
-            self._made[about] = client_runtime(settings, keys, own, leak_guard=leak_guard, manifest=manifest)
+            guard, most = ("off", None) if policy is None else (policy.leak_guard, policy.max_weights)
+            self._made[about] = client_runtime(
+                settings, keys, own, leak_guard=guard, most_weights=most, manifest=manifest
+            )
         self._made.move_to_end(about)
-        while len(self._made) > self._most:
+        while len(self._made) > (self._most if own is None else DEPLOYED):
             self._made.popitem(last=False)
         return self._made[about]
 
@@ -266,7 +277,7 @@ def _refusing(handler: Callable[[Request], Message], find: FindRuntime) -> Calla
         try:
             return handler(Request(message, context, find))
         except REFUSED as error:
-            return refusal(message, error, keys_of(context))
+            return refusal(message, error, keys_of(context), deployed=deployed(context))
 
     return answer
 

@@ -4,6 +4,7 @@ FedveilError            exit code 1: a failure while running; what was done is k
 ├── SettingsError       exit code 2: a setting is unknown, of a wrong type, out of range, or cannot work
 ├── DataError           exit code 2: data is missing, damaged, or does not fit the experiment
 ├── ProtectionError     a protection cannot be applied or its result not trusted
+│   └── Disallowed      a client's owner does not allow what a run asks for
 ├── DeploymentError     a server or client on another machine cannot be reached or started
 ├── TrainingError       training failed: it diverged, or a client raised an exception
 └── Interrupted         exit code 130: the user stopped the run; the record can be resumed
@@ -36,6 +37,25 @@ class DataError(FedveilError):
 
 class ProtectionError(FedveilError):
     """A protection cannot be applied, or its result cannot be trusted."""
+
+
+class Disallowed(ProtectionError):
+    """A client's owner does not allow what a run's settings ask for.
+
+    keys: the settings, by which the server that sent them is told; the message, with the owner's limits, is the owner's
+    """
+
+    def __init__(self, message: str, keys: Iterable[str] = ()) -> None:
+        super().__init__(message, tuple(keys))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The settings that are not allowed."""
+        keys: tuple[str, ...] = self.args[1]
+        return keys
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class DeploymentError(FedveilError):

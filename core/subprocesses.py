@@ -1,4 +1,8 @@
-"""Child processes: their output goes to rotating log files, and they end when their parent ends."""
+"""Child processes: their output goes to rotating log files, and they end when their parent ends.
+
+They hold keys and data, so that Python in them, and in what they start, imports what is installed and nothing else:
+no file of the working folder, and none that PYTHONPATH names.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,9 @@ from fedveil.core.errors import DeploymentError
 
 LOG_BYTES, LOG_FILES = 5_000_000, 5  # bytes of one log file, number of files kept
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
-ALWAYS = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+ALWAYS = {
+    "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1",
+}  # fmt: skip
 _DEATH_SIGNAL, _SUBREAPER = 1, 36  # PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER of Linux's prctl
 
 
@@ -58,18 +64,20 @@ class Child:
         """Start the process. Call this from the main thread: the child is told when the thread that started it ends.
 
         command: the program and its arguments; log: the file that its output goes to
-        environment: variables to add to this process' own; pass_fds: file descriptors to leave open
+        environment: variables to add to this process' own, without its PYTHONPATH
+        pass_fds: file descriptors to leave open
         unsaid: output lines that hold one of these words are dropped
         """
         self.name = name
         self.tail: deque[str] = deque(maxlen=40)
         self._log, self._unsaid = log_file(name, log), tuple(unsaid)
+        inherited = {variable: value for variable, value in os.environ.items() if variable != "PYTHONPATH"}
         self.process = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **ALWAYS, "PATH": _path(), **(environment or {})},
+            env={**inherited, **ALWAYS, "PATH": _path(), **(environment or {})},
             pass_fds=pass_fds,
             start_new_session=True,  # so that Ctrl-C reaches the parent alone, which ends children in order
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,

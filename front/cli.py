@@ -14,6 +14,9 @@ from fedveil import __version__, attack, catalog, data, keys, machines, training
 from fedveil.core.errors import FedveilError, SettingsError
 from fedveil.core.settings.legacy import OldKey
 
+# commands that work with keys and answer other machines: they import what is installed and nothing of the working folder
+SAFE = {"client", "keys", "server"}
+
 app = typer.Typer(
     help="Federated learning that a person can run, deploy and attack.",
     no_args_is_help=True,
@@ -58,8 +61,8 @@ def root(
 
 def main() -> None:
     """Run the command line; a mistake ends in one message and its exit code, never in a traceback."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # so that a user's package.module:object is found, as by python -m
+    if not SAFE.intersection(sys.argv[1:2]) and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # so that a user's package.module:object is found, and hides nothing installed
     warnings.showwarning = _show_warning
     warnings.simplefilter("once", OldKey)
     try:

@@ -57,7 +57,9 @@ class Protected(Section):
     range: Annotated[float, Field(ge=0.01, le=1e6)] = Field(
         6.0, description="weights are clipped to this distance from zero; public, not a privacy bound"
     )
-    min_clients: Annotated[int, Field(ge=3)] = Field(3, description="no aggregate of fewer clients is made or used")
+    min_clients: Annotated[int, Field(ge=3, le=10**8)] = Field(
+        3, description="no aggregate of fewer clients is made or used"
+    )
 
 
 class Ckks(Protected):

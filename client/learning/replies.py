@@ -8,10 +8,10 @@ from flwr.app import Error, Message, MetricRecord, RecordDict
 
 from fedveil.client.learning.contribution import Contributions, Sealed
 from fedveil.client.learning.runtime import ClientRuntime
-from fedveil.core.errors import FedveilError, ProtectionError
+from fedveil.core.errors import Disallowed, FedveilError, ProtectionError
 from fedveil.core.metrics import LOSS_MEAN, Scores
 from fedveil.core.wire.flower import ErrorCode
-from fedveil.core.wire.messages import ARRAYS, CLIENT, METRICS, WEIGHT, to_sealed
+from fedveil.core.wire.messages import ARRAYS, CLIENT, METRICS, REFUSED, WEIGHT, to_sealed
 
 Metrics = dict[str, int | float | list[int] | list[float]]
 log = logging.getLogger("flwr")  # where Flower shows what a node does
@@ -23,10 +23,11 @@ def training_reply(
     """Reply to a training message with the k-th client's contribution; `seconds`: its duration."""
     refused = contributions.refusals[k]
     if refused is not None:
-        return refusal(message, refused, runtime.keys)
+        return refusal(message, refused, runtime.keys, deployed=runtime.deployed)
     update, client = contributions.updates[k], contributions.clients[k]
     if update is None:
-        return refusal(message, ProtectionError("no step of the client's work made an update"), runtime.keys)
+        nothing = ProtectionError("no step of the client's work made an update")
+        return refusal(message, nothing, runtime.keys, deployed=runtime.deployed)
     metrics: Metrics = {CLIENT: client, WEIGHT: int(contributions.counts()[k]), "seconds": seconds}
     if isinstance(update, Sealed):
         metrics |= {
@@ -54,8 +55,16 @@ def evaluation_reply(message: Message, client: int, scores: Scores, seconds: flo
     return Message(RecordDict({METRICS: MetricRecord(metrics)}), reply_to=message)
 
 
-def refusal(message: Message, error: FedveilError, keys: str = "") -> Message:
-    """Reply that a client refuses a message, and why; the path of its keys is left out."""
+def refusal(message: Message, error: FedveilError, keys: str = "", *, deployed: bool = False) -> Message:
+    """Reply that a client refuses a message, and write why to the client's own log.
+
+    A deployed client tells its server no reason: that may quote its data, its policy, its files, or what it knows of a
+    key. Only the names of settings that its policy refuses are told, which the server itself sent (`Disallowed`).
+    A client of a simulation tells the reason, without the path of its keys.
+    """
     log.warning("refused: %s", error)
-    reason = str(error).replace(keys, "its folder of keys") if keys else str(error)
+    if deployed:
+        reason = f"this client's policy refuses {', '.join(error.keys)}" if isinstance(error, Disallowed) else REFUSED
+    else:
+        reason = str(error).replace(keys, "its folder of keys") if keys else str(error)
     return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, reason), reply_to=message)

@@ -23,7 +23,7 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.federated import Federated, load
 from fedveil.datasets.own.local import local, parse_source
 from fedveil.models.computing import find_device
-from fedveil.models.networks.build import build, example
+from fedveil.models.networks.build import build, check_weights, example
 from fedveil.models.vectorized.batched import Chain, batched
 from fedveil.models.vectorized.functional import Functional
 from fedveil.privacy.fixed_point import Layout
@@ -143,6 +143,7 @@ def client_runtime(
     own: DataSource | None = None,
     *,
     leak_guard: str = "off",
+    most_weights: int | None = None,
     manifest: bytes = UNSIGNED,
     states: ClientStates | None = None,
     witness: Witness | None = None,
@@ -151,6 +152,7 @@ def client_runtime(
     """Make the runtime of an experiment, given as TOML text or a preset's name.
 
     own: the data of a client on its own machine; without it, the client's share of the data that the settings name
+    most_weights: a larger network is refused before it is built
     the others: as `ClientRuntime` has them
     Raise SettingsError or DataError where it cannot be made.
     """
@@ -160,8 +162,12 @@ def client_runtime(
     else:
         words = own.words.split("\n") if own.words else None
         federated = local(experiment.data, experiment.seed, parse_source(own.source), own.client, words)
-        if files := federated.dataset.files:  # for this client's operator, and nobody else
-            log.warning("%s: %s", own.source, "; ".join(files))
+        columns = federated.dataset.columns
+        notes = [*federated.dataset.files, *([f"the columns, in order: {', '.join(columns)}"] if columns else [])]
+        if notes:  # for this client's operator, and nobody else
+            log.warning("%s: %s", own.source, "; ".join(notes))
+    if most_weights is not None:
+        check_weights(federated.dataset.task, experiment.model, most_weights)
     device = find_device(experiment.device)
     network = build(federated.dataset.task, experiment.model, Stream(experiment.seed)).to(device)
     return ClientRuntime(

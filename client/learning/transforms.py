@@ -37,10 +37,10 @@ def transform(runtime: ClientRuntime, contributions: Contributions) -> None:
 def withhold(runtime: ClientRuntime, contributions: Contributions) -> None:
     """Report nothing of the data but the noisy update.
 
-    Each client counts as one example, and reports neither its loss nor its steps.
+    Each client counts as one example, and reports neither a loss nor its steps.
     """
     contributions.examples = np.ones_like(contributions.counts())
-    contributions.loss = contributions.steps = None
+    contributions.loss = contributions.global_loss = contributions.steps = None
 
 
 def look(runtime: ClientRuntime, contributions: Contributions) -> None:

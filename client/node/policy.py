@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from fedveil.core.catalog import MODELS, PROTECTIONS
-from fedveil.core.errors import ProtectionError, SettingsError, nearest
+from fedveil.core.errors import Disallowed, SettingsError, nearest
 from fedveil.core.foreign import reading
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import Count, NonNegative, Section
@@ -25,7 +25,7 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class Policy(Section):
-    """The limits of one client. A key that is left out, or an empty list, limits nothing.
+    """The limits of one client. A key that is left out has its default, and an empty list limits nothing.
 
     Code that a run's settings name is refused, except for a network that the owner names too. The policy judges the
     settings of one run at a time: a server may start another run.
@@ -38,6 +38,10 @@ class Policy(Section):
     )
     max_epochs: Count | None = Field(None, description="the most passes over the client's examples in a round")
     max_rounds: Count | None = Field(None, description="the most rounds of a run")
+    max_weights: Count = Field(50_000_000, description="the most weights of a network that the client builds")
+    max_tokens: Count = Field(
+        4096, description="the most tokens (data.max_tokens) that the client's texts are padded to"
+    )
     min_noise: NonNegative = Field(
         0.0, description="the least privacy.noise_multiplier, of noise that clients add to their own updates"
     )
@@ -72,10 +76,14 @@ class Policy(Section):
             raise SettingsError(f"the policy {path}: {error}") from None
 
     def check(self, experiment: Experiment) -> None:
-        """Raise ProtectionError with everything that a run asks for and this policy does not allow."""
+        """Raise Disallowed with everything that a run asks for and this policy does not allow.
+
+        Every problem begins with the setting of the run that it is about.
+        """
         problems = self._protection(experiment) + self._work(experiment)
         if problems:
-            raise ProtectionError("this client's policy refuses the run: " + "; ".join(problems))
+            keys = dict.fromkeys(problem.partition(" ")[0] for problem in problems)
+            raise Disallowed("this client's policy refuses the run: " + "; ".join(problems), keys)
 
     def _protection(self, experiment: Experiment) -> list[str]:
         privacy, problems = experiment.privacy, []
@@ -113,6 +121,10 @@ class Policy(Section):
             problems.append(f"model.name = '{experiment.model.name}', and it allows {', '.join(self.models)}")
         if self.max_rounds is not None and rounds > self.max_rounds:
             problems.append(f"federation.rounds = {rounds}, and it allows {self.max_rounds} at most (max_rounds)")
+        if experiment.data.max_tokens > self.max_tokens:
+            problems.append(
+                f"data.max_tokens = {experiment.data.max_tokens}, and it allows {self.max_tokens} at most (max_tokens)"
+            )
         if experiment.data.partition.is_own:
             problems.append(
                 f"data.partition = '{experiment.data.partition}' names code, which a server must not choose"

@@ -21,7 +21,7 @@ from fedveil.client.node.agreement import digest_in
 from fedveil.core.errors import ProtectionError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.flower import ErrorCode, act_as
-from fedveil.core.wire.messages import CONFIG, METRICS, ROUND, SCHEMA, WEIGHT, from_parcel, to_parcel
+from fedveil.core.wire.messages import CONFIG, METRICS, REFUSED, ROUND, SCHEMA, WEIGHT, from_parcel, to_parcel
 from fedveil.privacy.homomorphic.keys import fingerprint
 from fedveil.privacy.trust.manifest import UNSIGNED
 
@@ -95,10 +95,10 @@ def handle(request: TrainerRequest, profile: ClientProfile) -> TrainerReply:
     )
     try:
         reply = app(request.message, context)
-    except Exception as error:  # one failed message does not end the client
+    except Exception:  # one failed message does not end the client
         traceback.print_exc()
         # an error's text may quote the client's data, so it stays in the client's log
-        what = f"its app failed ({type(error).__name__}); the client's own log says where"
+        what = "its app failed; its own log says where"
         return TrainerReply(None, (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, what), context.state)
     if reply.has_error():
         return TrainerReply(None, (reply.error.code, reply.error.reason or ""), context.state)
@@ -110,7 +110,8 @@ def answer(request: TrainerRequest, profile: ClientProfile) -> TrainerReply:
     try:
         content = from_parcel(request.message.content)
     except ProtectionError as error:
-        return TrainerReply(None, (ErrorCode.MOD_FAILED_PRECONDITION, f"refused: {error}"), request.state)
+        told = (ErrorCode.MOD_FAILED_PRECONDITION, REFUSED)
+        return TrainerReply(None, told, request.state, said=(f"refused: {error}",))
     request.message.content = content
     heard, log = _Warnings(), logging.getLogger("flwr")
     log.addHandler(heard)
@@ -149,10 +150,13 @@ def reply_to(message: Message, outcome: TrainerReply) -> Message:
 
 
 def command(descriptor: int, profile: ClientProfile) -> list[str]:
-    """Return the command that starts a trainer, which answers on an inherited file descriptor."""
+    """Return the command that starts a trainer, which answers on an inherited file descriptor.
+
+    It imports nothing of the working folder (-P): a network of the owner's own must be installed beside FedVeil.
+    """
     # not -m: pickled classes name this module, which -m would call __main__
     start = "from fedveil.client.node.trainer import main; main()"
-    return [sys.executable, "-c", start, str(descriptor), json.dumps(asdict(profile))]
+    return [sys.executable, "-P", "-c", start, str(descriptor), json.dumps(asdict(profile))]
 
 
 def main() -> None:

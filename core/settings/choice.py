@@ -14,6 +14,7 @@ from fedveil.core.errors import SettingsError, closest, nearest, plainly
 from fedveil.core.settings.explanations import MEANING, SAID, explain
 from fedveil.core.settings.section import Section
 
+LONGEST_NAME = 1000  # characters of a part's name
 FOREIGN = {"foreign": True}  # validation context of settings from another machine: users' parts are not imported
 
 
@@ -158,6 +159,8 @@ class Choice:
         table = {"name": given} if isinstance(given, str) else given
         if not isinstance(table, Mapping) or not isinstance(table.get("name", ""), str):
             raise PydanticCustomError("choice", "a name, or a table of a name and the part's settings")
+        if len(table.get("name", "")) > LONGEST_NAME:
+            raise PydanticCustomError("choice", f"a name of at most {LONGEST_NAME} characters")
         choice = cls.__new__(cls)
         settings = {key: value for key, value in table.items() if key != "name"}
         choice._fill(table.get("name", cls.default), settings, foreign=bool(info.context))
@@ -183,7 +186,8 @@ class Choice:
             )  # fmt: skip
         named: list[dict[str, Any]] = [{"enum": list(cls.table)}]
         if cls.table.own:
-            named.append({"type": "string", "pattern": "^[\\w.]+:[\\w.]+$", "description": "a part of your own"})
+            about = {"maxLength": LONGEST_NAME, "description": "a part of your own"}
+            named.append({"type": "string", "pattern": "^[\\w.]+:[\\w.]+$", **about})
         return {"title": cls.key, "default": cls.default, "anyOf": [*named, *tables]}
 
 

@@ -27,6 +27,8 @@ from fedveil.core.settings.keys import all_keys, choices, plain_keys
 from fedveil.core.settings.section import Section
 from fedveil.core.settings.sections import Settings
 
+LONGEST = 1 << 20  # characters of settings from another machine
+
 
 class Experiment(Settings):
     """All settings of an experiment, made by `Experiment.preset`, `.load`, `.parse`, or keyword arguments.
@@ -82,8 +84,10 @@ class Experiment(Settings):
         """Read an experiment from another machine: TOML text or a preset's name.
 
         No code that it names (`package.module:part`) is imported: the receiver decides about that first. The settings
-        of such a part are checked when it is used.
+        of such a part are checked when it is used. Raise SettingsError where the text or a setting is refused.
         """
+        if len(text) > LONGEST:
+            raise SettingsError(f"settings of {len(text):,} characters, where {LONGEST:,} are read")
         preset = "\n" not in text and "=" not in text
         settings = _read(_preset(text), text) | {"name": text} if preset else _read(text, "settings")
         experiment = cls.__new__(cls)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from fedveil.core.errors import closest, plainly
 
+LONGEST = 300  # characters of a refused value that are shown
 SAID = "said"  # the type of an error whose message is shown as it is
 
 # pydantic's error types, and what the user should have given
@@ -22,7 +23,9 @@ WORDS = {
     "string_type": "text",
     "string_pattern_mismatch": "1 to 80 letters, digits, '.', '_' or '-'",
     "model_type": "a section, as in [data]",
+    "string_too_long": "text of at most {max_length} characters",
     "tuple_type": "a list, as in [64, 32]",
+    "too_long": "a list of at most {max_length}",
 }
 
 
@@ -120,12 +123,19 @@ def explain(
         elif problem["type"] == "missing":
             lines[key] = (f"{key}: must be given", [])
         elif problem["type"] == "value_error":
-            lines[key] = (f"{key} = {problem['input']!r}: {problem['ctx']['error']}", [])
+            lines[key] = (f"{key} = {_shown(problem['input'])}: {problem['ctx']['error']}", [])
         else:
             allowed = problem["msg"].removeprefix("Input should be ").replace("a valid ", "a ")
-            allowed = WORDS.get(problem["type"], allowed)
-            lines.setdefault(key, (f"{key} = {problem['input']!r}: must be ", []))[1].append(allowed)
+            if problem["type"] in WORDS:
+                allowed = WORDS[problem["type"]].format(**problem.get("ctx", {}))
+            lines.setdefault(key, (f"{key} = {_shown(problem['input'])}: must be ", []))[1].append(allowed)
     return "\n".join(start + ", or ".join(dict.fromkeys(allowed)) for start, allowed in lines.values())
+
+
+def _shown(value: object) -> str:
+    """Return a refused value as Python writes it, cut where it is long: another machine may have sent it."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _key(path: list[str], known: list[str], choices: list[str]) -> str:

@@ -19,7 +19,7 @@ from fedveil.core.settings.choice import (
     StrategyChoice,
 )
 from fedveil.core.settings.marks import Needs, UsedBy
-from fedveil.core.settings.section import Count, Fraction, NonNegative, Positive, Range, Section
+from fedveil.core.settings.section import Count, Fraction, NonNegative, PathName, Positive, Range, Section, Width, Word
 
 
 def _separator(given: str) -> str:
@@ -28,7 +28,7 @@ def _separator(given: str) -> str:
     return given
 
 
-Separator = Annotated[str, AfterValidator(_separator)]
+Separator = Annotated[str, Field(max_length=3), AfterValidator(_separator)]
 
 
 class Data(Section):
@@ -37,7 +37,9 @@ class Data(Section):
     dataset: DatasetChoice = Field(
         default_factory=DatasetChoice, description="a data set's name, see `fedveil list datasets`"
     )
-    clients: Count = Field(10, description="the population: how many clients hold the training data")
+    clients: Annotated[Count, Field(le=10**8)] = Field(
+        10, description="the population: how many clients hold the training data"
+    )
     partition: PartitionChoice = Field(
         default_factory=PartitionChoice, description="how the data is divided, see `fedveil list partitions`"
     )
@@ -52,25 +54,25 @@ class Data(Section):
     drop_duplicates: Annotated[bool, UsedBy("dataset")] = Field(
         True, description="text: drop exact repeats before splitting off the test part"
     )
-    vocabulary: Annotated[str, UsedBy("dataset")] = Field(
+    vocabulary: Annotated[PathName, UsedBy("dataset")] = Field(
         "train", description="text: train, hashed, or a file with a word a line"
     )
-    vocabulary_size: Annotated[int, Field(ge=3), UsedBy("dataset")] = Field(
+    vocabulary_size: Annotated[int, Field(ge=3, le=10**7), UsedBy("dataset")] = Field(
         4000, description="text: word ids, with padding and unknown"
     )
-    max_tokens: Annotated[Count, UsedBy("dataset")] = Field(
+    max_tokens: Annotated[Width, UsedBy("dataset")] = Field(
         64, description="text: longer examples are cut to this many tokens"
     )
-    path: Annotated[str | None, UsedBy("dataset")] = Field(
+    path: Annotated[PathName | None, UsedBy("dataset")] = Field(
         None, description="own: a CSV, .npz or Parquet file, or a folder of images"
     )
-    test_path: Annotated[str | None, UsedBy("dataset")] = Field(
+    test_path: Annotated[PathName | None, UsedBy("dataset")] = Field(
         None, description="own: test data; without it a part of `path` is split off"
     )
     test_fraction: Annotated[float, Field(gt=0, lt=1), UsedBy("dataset")] = Field(
         0.2, description="share split off for testing, where a data set has no test part of its own"
     )
-    group_column: Annotated[str | None, UsedBy("dataset")] = Field(
+    group_column: Annotated[Word | None, UsedBy("dataset")] = Field(
         None, description="own: the column that names each example's source"
     )
     scale: Annotated[Literal["auto", "none", "standard", "minmax"], UsedBy("dataset")] = Field(
@@ -78,14 +80,17 @@ class Data(Section):
         description="own: of features; auto: standard where a column is beyond -10 to 10, or within -0.01 to 0.01",
     )
     ranges: Annotated[
-        tuple[Range, ...] | None, Field(strict=False), UsedBy("dataset"), Needs("scale", ("auto", "minmax"))
+        tuple[Range, ...] | None,
+        Field(strict=False, max_length=10**6),
+        UsedBy("dataset"),
+        Needs("scale", ("auto", "minmax")),
     ] = Field(
         None, description="own: lowest and highest value, of all columns or of each, for minmax without a look at data"
     )
-    labels: Annotated[tuple[str, ...] | None, Field(strict=False), UsedBy("dataset")] = Field(
+    labels: Annotated[tuple[Word, ...] | None, Field(strict=False, max_length=10**5), UsedBy("dataset")] = Field(
         None, description="own: the classes, in order; the second of two is the positive one"
     )
-    label_column: Annotated[str | None, UsedBy("dataset")] = Field(
+    label_column: Annotated[Word | None, UsedBy("dataset")] = Field(
         None, description="own: the column of labels; without it `label`, and in .npz the array `labels`"
     )
     merge_labels: Annotated[bool, UsedBy("dataset")] = Field(
@@ -94,7 +99,7 @@ class Data(Section):
     separator: Annotated[Separator | None, UsedBy("dataset")] = Field(
         None, description="own: between the values of a CSV file, one character or `tab`; the header shows it without"
     )
-    encoding: Annotated[str | None, UsedBy("dataset")] = Field(
+    encoding: Annotated[Word | None, UsedBy("dataset")] = Field(
         None, description="own: of a CSV file, as in cp1252; without it UTF-8, or what the file's first bytes say"
     )
 
@@ -130,7 +135,7 @@ class Training(Section):
         None, description="clip each batch's gradient to this L2 norm (not differential privacy)"
     )
     proximal_mu: NonNegative = Field(0.0, description="FedProx: mu of the term mu/2 |w - w_global|^2")
-    shift: Annotated[int, Field(ge=0)] = Field(0, description="images: move each by up to this many pixels")
+    shift: Annotated[int, Field(ge=0, le=10**6)] = Field(0, description="images: move each by up to this many pixels")
     rotation: Annotated[float, Field(ge=0, le=180)] = Field(
         0.0, description="images: turn each by up to this many degrees"
     )
@@ -147,7 +152,7 @@ class Federation(Section):
     strategy: StrategyChoice = Field(
         default_factory=StrategyChoice, description="how updates become the next model, see `fedveil list strategies`"
     )
-    byzantine_clients: Annotated[int, Field(ge=0), UsedBy("strategy")] = Field(
+    byzantine_clients: Annotated[int, Field(ge=0, le=10**8), UsedBy("strategy")] = Field(
         0, description="f: how many clients of a cohort may lie"
     )
     target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="stop when this is reached")
@@ -234,7 +239,7 @@ class Evaluation(Section):
     every: Count = Field(1, description="rounds between evaluations; the last round always is evaluated")
     federated: bool = Field(False, description="clients evaluate on the part they hold out (data.validation_fraction)")
     cohort: Count | None = Field(None, description="clients that evaluate; federation.cohort without it")
-    metrics: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
+    metrics: Annotated[tuple[Word, ...], Field(strict=False, max_length=100)] | None = Field(
         None, description="metrics of your own, each a package.module:function, beside those of `fedveil list metrics`"
     )
 
@@ -249,7 +254,7 @@ class Settings(Section):
         description="how clients are computed: all at once, one by one, one by one in several processes, or on Flower's "
         "simulation runtime; auto picks and says why",
     )
-    workers: Count | None = Field(
+    workers: Annotated[Count, Field(le=10**5)] | None = Field(
         None, description="processes that compute, all cores without it; changes the time and nothing else"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is the CPU")

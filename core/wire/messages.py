@@ -32,6 +32,7 @@ INBOX = "inbox"  # the part of a secure aggregation message that is for one clie
 BLOB, CONFIRMATIONS = "blob", "confirmations"  # bytes of the stages of secure aggregation
 MANIFEST, SIGNATURES = "manifest", "signatures"  # what all clients of a run act on, and who signed it
 SCHEMA, VERSION = "schema", "fedveil"  # in a client's first reply: the form of its data, and its FedVeil
+REFUSED = "this client refuses; its own log says why"  # all that a server is told, whatever the reason
 PARCEL, PIECE = "fedveil.parcel", 5_000_000  # bytes of one record; Flower cuts arrays into pieces of that size too
 
 

@@ -42,6 +42,8 @@ TASKS = {
     "synthetic": Task("features", (synthetic.FEATURES,), tuple(str(c) for c in range(synthetic.CLASSES))),
 }
 Held = tuple[DataSet, Examples]  # one client's data set, and its examples, held-out ones included
+MOST_MADE = 10**6  # examples of a share
+VOCABULARIES = ("train", "hashed")  # those of `data.vocabulary` that are no file
 _SHARE = re.compile(r"([^/\\]+):([0-9]{1,9})/([0-9]{1,9})")
 
 
@@ -120,20 +122,22 @@ def schema(task: Task, words: Sequence[str] | None, columns: Sequence[str] = ())
     """Return what parties must agree on before they train together, as text by name; `differences` compares two.
 
     words: the word of each id; None where words are hashed or there are none
-    columns: names of the features in order, where they have names
+    columns: names of the features in order, where they have names; their hash is told, since names tell of the data
     The number of tokens of a text is left out, because none of FedVeil's networks depends on it.
     """
     found = {"kind": task.kind, "classes": ", ".join(map(_name, task.classes))}
     if task.predicts != "classification":
         found = {"kind": task.kind, "predicts": task.predicts}
     if task.kind != "text":
-        named = {"columns": ", ".join(map(_name, columns))} if columns else {}
+        named = {"columns": _hash(json.dumps(list(columns)))} if columns else {}
         return {**found, "shape": " x ".join(map(str, task.shape)), **named}
-    vocabulary = "hashed"
-    if words is not None:
-        lines = "\n".join(words)  # no word has a line break
-        vocabulary = f"SHA-256 {hashlib.sha256(lines.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    vocabulary = "hashed" if words is None else _hash("\n".join(words))  # no word has a line break
     return {**found, "vocabulary size": str(task.vocabulary_size), "vocabulary": vocabulary}
+
+
+def _hash(text: str) -> str:
+    """Return the start of a text's hash, by which two parties compare theirs; who guesses the text can tell."""
+    return f"SHA-256 {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
 def differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
@@ -163,13 +167,21 @@ def _share(data: Data, seed: int, source: Source, client: int, words: Sequence[s
             f"--data {source}: is the share of client {source.partition}, and this is client {client + 1}; give it "
             f"{source.dataset}:{client + 1}/{source.of}"
         )
-    loaded = load(data, seed)
+    if data.vocabulary not in VOCABULARIES:
+        raise SettingsError(
+            f"data.vocabulary = {data.vocabulary!r}: is a file on another machine; a client opens no file that a server "
+            f"names: take {' or '.join(map(repr, VOCABULARIES))}"
+        )
+    loaded = load(data.model_copy(update={"path": None, "test_path": None}), seed)
     known = loaded.dataset.words
     if words is not None and known is not None and tuple(words) != known:
         raise DataError(
             f"--data {source}: its vocabulary is not the run's ({', '.join(_vocabularies(known, words))}); the server has "
             "other data, or another version of it"
         )
+    held = int(loaded.holdings.sizes(np.array([client]))[0])
+    if held > MOST_MADE:  # which a server may ask of a data set that clients make
+        raise SettingsError(f"data.dataset.examples: a share of {held:,} examples, and {MOST_MADE:,} are made")
     examples, rows = loaded.holdings.examples(client)
     train = examples.take(rows)
     found = loaded.dataset

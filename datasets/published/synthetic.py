@@ -31,7 +31,7 @@ Rule = tuple[np.ndarray, np.ndarray]  # float64 W [features, classes] and b [cla
 class SyntheticSettings(Section):
     """Settings of `synthetic`."""
 
-    examples: Count = Field(100, description="how many each client makes, on average")
+    examples: Annotated[Count, Field(le=10**7)] = Field(100, description="how many each client makes, on average")
     spread: Annotated[float, Field(ge=0, le=3)] = Field(
         1.0, description="standard deviation of the logarithm of clients' sizes; 0 makes them equal"
     )

@@ -26,17 +26,23 @@ def steps_of(examples: int, settings: Training) -> int:
     return settings.steps or settings.epochs * math.ceil(examples / batch_size_of(examples, settings))
 
 
-def orders(examples: int, settings: Training, streams: Sequence[Stream]) -> np.ndarray:
+def passes_of(examples: int, settings: Training) -> int:
+    """Return the number of passes, the last perhaps cut short, of a client with this number of examples."""
+    return math.ceil(steps_of(examples, settings) / math.ceil(examples / batch_size_of(examples, settings)))
+
+
+def orders(examples: int, settings: Training, streams: Sequence[Stream], passes: range | None = None) -> np.ndarray:
     """Return the order of K clients' examples in each pass, int64 [K, passes, examples].
 
     examples: of each client
     streams: one for each client
+    passes: the passes to order, counted from 0; all without it
 
     An order sorts counter-based random keys of a client's examples: a cohort's are made at once, and each is what the
     client has alone.
     """
-    passes = math.ceil(steps_of(examples, settings) / math.ceil(examples / batch_size_of(examples, settings)))
-    column, row = np.arange(examples, dtype=np.uint64), np.arange(passes, dtype=np.uint64)
+    passes = range(passes_of(examples, settings)) if passes is None else passes
+    column, row = np.arange(examples, dtype=np.uint64), np.arange(passes.start, passes.stop, dtype=np.uint64)
     order = keys(streams, "batches", row[:, None] << np.uint64(32) | column)
     order >>= np.uint64(1)  # signed integers, which GPUs sort, are then in the same order
     order &= ~_INDEX

@@ -17,7 +17,7 @@ from fedveil.core.randomness import Stream, torch_random
 from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
 from fedveil.models.local.augmentation import augment, augments
-from fedveil.models.local.batches import batch_size_of, orders, steps_of
+from fedveil.models.local.batches import batch_size_of, orders, passes_of, steps_of
 from fedveil.models.local.correction import Correction, pick, spread
 from fedveil.models.local.inputs import compute, device_of, to_tensor
 from fedveil.models.local.losses import loss
@@ -25,6 +25,8 @@ from fedveil.models.local.optimizers import Optimizer
 from fedveil.models.networks import words
 from fedveil.models.vectorized.batched import Chain, train_together
 from fedveil.models.vectorized.functional import Functional
+
+ORDERED = 1 << 18  # examples put in order at once, 2 MiB; another machine may ask for a billion epochs
 
 
 @dataclass(frozen=True)
@@ -266,11 +268,12 @@ def _place_start(
 
 def _batches(n: int, settings: Training, stream: Stream, device: torch.device) -> Iterator[Tensor]:
     """Yield each step's examples, int64 [at most batch_size], a new order each pass; the last batch may be small."""
-    left = steps_of(n, settings)
-    for order in orders(n, settings, [stream])[0]:
-        batches = torch.split(torch.from_numpy(order).to(device), batch_size_of(n, settings))[:left]
-        left -= len(batches)
-        yield from batches
+    left, passes, block = steps_of(n, settings), passes_of(n, settings), max(1, ORDERED // n)
+    for start in range(0, passes, block):
+        for order in orders(n, settings, [stream], range(start, min(start + block, passes)))[0]:
+            batches = torch.split(torch.from_numpy(order).to(device), batch_size_of(n, settings))[:left]
+            left -= len(batches)
+            yield from batches
 
 
 def _anchor(named: Mapping[str, nn.Parameter], correction: Correction) -> dict[str, Tensor]:

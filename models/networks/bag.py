@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fedveil.core.declaration import part
 from fedveil.core.examples import Task
-from fedveil.core.settings.section import Count, Section
+from fedveil.core.settings.section import Section, Width
 from fedveil.models.networks.fields import EMBEDDING, INITIALIZATION, POOLING, Initialization
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Bag(Section):
     """Settings of `bag`."""
 
-    embedding: Count = Field(32, description=EMBEDDING)
+    embedding: Width = Field(32, description=EMBEDDING)
     pooling: Literal["mean", "sum"] = Field("mean", description=POOLING)
     initialization: Initialization = Field("he", description=INITIALIZATION)
 

@@ -46,6 +46,25 @@ def build(task: Task, model: Model, stream: Stream) -> nn.Module:
     return network.train()
 
 
+def check_weights(task: Task, model: Model, most: int) -> None:
+    """Raise SettingsError where the network `model.name` has more than `most` weights, before any of them is allocated.
+
+    A user's own network that cannot be made without memory for its weights is not counted.
+    """
+    named = f"model.name = '{model.name}'"
+    check_task(named, model.declaration.tasks, task, table=MODELS)
+    factory, settings = model.load(), model.settings
+    try:
+        with torch.device("meta"):
+            weights = sum(parameter.numel() for parameter in factory(task, settings).parameters())
+    except Exception:  # a user's code may raise anything, and again where it is built, which says why
+        if not model.is_own:
+            raise
+        return
+    if weights > most:
+        raise SettingsError(f"{named}: the network has {weights:,} weights, and {most:,} are allowed")
+
+
 def _make(task: Task, model: Model, stream: Stream) -> nn.Module:
     """Call the factory of the network, with all global generators seeded from `stream`."""
     factory, settings = model.load(), model.settings

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fedveil.core.declaration import part
 from fedveil.core.examples import Task
-from fedveil.core.settings.section import Count, Fraction, Section
+from fedveil.core.settings.section import Depth, Fraction, Section, Width
 from fedveil.models.networks.fields import EMBEDDING, INITIALIZATION, POOLING, Initialization
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Lstm(Section):
     """Settings of `lstm`."""
 
-    embedding: Count = Field(32, description=EMBEDDING)
-    units: Count = Field(64, description="size of the hidden state")
-    layers: Count = Field(1, description="stacked layers")
+    embedding: Width = Field(32, description=EMBEDDING)
+    units: Width = Field(64, description="size of the hidden state")
+    layers: Depth = Field(1, description="stacked layers")
     dropout: Fraction = Field(0.0, description="share of hidden values set to zero in training")
     pooling: Literal["mean", "last"] = Field("mean", description=POOLING)
     initialization: Initialization = Field("he", description=INITIALIZATION)

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from fedveil.core.declaration import part
 from fedveil.core.examples import Task
-from fedveil.core.settings.section import Count, Fraction, Section
+from fedveil.core.settings.section import Fraction, Section, Width
 from fedveil.models.networks.fields import EMBEDDING, INITIALIZATION, POOLING, Initialization
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Mlp(Section):
     """Settings of `mlp`."""
 
-    hidden: Annotated[tuple[Count, ...], Field(strict=False)] = Field(
+    hidden: Annotated[tuple[Width, ...], Field(strict=False, max_length=100)] = Field(
         (64, 64), description="units of each hidden layer"
     )
     activation: Literal["relu", "leaky_relu", "prelu", "elu", "sigmoid", "tanh"] = Field(
@@ -29,7 +29,7 @@ class Mlp(Section):
     dropout: Fraction = Field(0.0, description="share of hidden values set to zero in training")
     normalization: Literal["none", "layer", "batch"] = Field("none", description="batch is refused: see its message")
     initialization: Initialization = Field("he", description=INITIALIZATION)
-    embedding: Count = Field(32, description=EMBEDDING)
+    embedding: Width = Field(32, description=EMBEDDING)
     pooling: Literal["mean", "sum"] = Field("mean", description=POOLING)
 
     @field_validator("normalization")

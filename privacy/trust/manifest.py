@@ -28,6 +28,7 @@ from fedveil.privacy.trust.identity import SIGNATURE, Registry, Signer, verify
 UNSIGNED = bytes(32)  # the digest of a run that has no manifest: a simulation, or one without keys
 LARGEST = 1 << 20  # bytes of a manifest, and of its signatures
 VALID = timedelta(days=30)  # beside the time that its rounds may take
+LONGEST = 1e9  # seconds that rounds may take in all, some 30 years: dates have an end
 SKEW = timedelta(minutes=5)  # that clocks may disagree, as Flower's node authentication allows
 
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -76,7 +77,7 @@ class Manifest(BaseModel):
         return cls(
             run=run,
             created=created,
-            expires=created + VALID + federation.rounds * timedelta(seconds=federation.deadline),
+            expires=created + VALID + timedelta(seconds=min(federation.rounds * federation.deadline, LONGEST)),
             fedveil=version("fedveil"),
             code=code(),
             clients=_hash(json.dumps([[client, registry[client].decode()] for client in sorted(registry)])),

@@ -257,6 +257,8 @@ class NodeGateway:
         try:
             if call == "pull-messages":
                 return await self._pull(request, node, bytes(body))
+            if call == "push-messages" and not _is_own(bytes(body)):
+                return self._refuse(request, node.client, 403, "a reply in another client's name")
             if call == "activate-node" and not await self._free(request, node):
                 return self._refuse(request, node.client, 409, "another client with this key is connected")
             answer = await self._forward(request.url.path, request, bytes(body))
@@ -383,6 +385,12 @@ class NodeGateway:
             await asyncio.sleep(pause)  # the SuperLink's database was busy
         status = 503 if answer.status_code == 500 else answer.status_code
         return Response(answer.content, status, media_type=answer.headers.get("content-type"))
+
+
+def _is_own(body: bytes) -> bool:
+    """Say whether replies are the pushing node's own: Flower checks who calls, and not that its replies name it."""
+    pushed = _read(PushMessagesRequest, body)
+    return all(message.metadata.src_node_id == pushed.node.node_id for message in pushed.messages_list)
 
 
 def _read(kind: Any, body: bytes) -> Any:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from fedveil.client.node.policy import Policy
 from fedveil.core.catalog import PROTECTIONS
-from fedveil.core.errors import ProtectionError, SettingsError
+from fedveil.core.errors import Disallowed, SettingsError
 from fedveil.core.settings.experiment import Experiment
+from fedveil.core.settings.keys import plain_keys
 
 
 def asked(**settings) -> Experiment:
@@ -22,8 +23,9 @@ def sent(**settings: str) -> Experiment:
 
 
 def refusal(policy: Policy, experiment: Experiment) -> str:
-    with pytest.raises(ProtectionError, match=r"^this client's policy refuses the run: ") as refused:
+    with pytest.raises(Disallowed, match=r"^this client's policy refuses the run: ") as refused:
         policy.check(experiment)
+    assert set(refused.value.keys) <= set(plain_keys(Experiment)) | {"privacy.protection.min_clients"}
     return str(refused.value)
 
 

@@ -16,7 +16,7 @@ from fedveil.client.node.trainer import ClientProfile, TrainerReply, TrainerRequ
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.subprocesses import Child, wait_for
-from fedveil.core.wire.messages import from_parcel, to_arrays, to_parcel
+from fedveil.core.wire.messages import REFUSED, from_parcel, to_arrays, to_parcel
 from fedveil.datasets.federated import load
 from fedveil.models.computing import one_thread
 from fedveil.models.networks.build import build
@@ -87,19 +87,23 @@ def test_hello_says_what_the_client_brings_and_nothing_of_its_data() -> None:
         ({"learning-rate": 0.1}, "no number 'server-round'"),
     ],
 )
-def test_what_a_server_may_not_ask_is_refused_and_said_on_both_sides(changed, said) -> None:
+def test_what_a_server_may_not_ask_is_refused_and_why_is_said_on_this_side_alone(changed, said) -> None:
     outcome = answer(request(MessageType.TRAIN, changed), PROFILE)
     assert outcome.content is None
-    assert said in outcome.error[1]
+    assert outcome.error[1] == REFUSED
     assert any(said in text for text in outcome.said)
 
 
 def test_a_message_without_a_model_or_that_is_no_parcel_is_refused() -> None:
     bare = request(MessageType.TRAIN, RATE)
     bare.message.content = to_parcel(RecordDict({"config": ConfigRecord(RATE), "arrays": ConfigRecord({})}))
-    assert "no ArrayRecord 'arrays'" in answer(bare, PROFILE).error[1]
+    outcome = answer(bare, PROFILE)
+    assert outcome.error[1] == REFUSED
+    assert "no ArrayRecord 'arrays'" in outcome.said[0]
     bare.message.content = RecordDict({"config": ConfigRecord(RATE), "arrays": ArrayRecord()})
-    assert "no parcel" in answer(bare, PROFILE).error[1]
+    outcome = answer(bare, PROFILE)
+    assert outcome.error[1] == REFUSED
+    assert "no parcel" in outcome.said[0]
 
 
 def test_data_that_does_not_fit_is_named_to_the_client_alone(tmp_path) -> None:
@@ -107,11 +111,11 @@ def test_data_that_does_not_fit_is_named_to_the_client_alone(tmp_path) -> None:
     path.write_text("label,text\nham,my secret words\nodd-label,hello\n")
     spam = Experiment.preset("spam-demo").override({"data.vocabulary": "hashed"})
     outcome = answer(request(MessageType.QUERY, {}, spam), ClientProfile(0, str(path)))
-    assert outcome.error[1] == "its data does not fit the run; the client's own log says where"
+    assert outcome.error[1] == REFUSED
     assert any("odd-label" in text and "private-name.csv" in text for text in outcome.said)
 
 
-def test_a_fault_of_the_app_tells_the_server_its_kind_and_nothing_it_quotes(monkeypatch, capsys) -> None:
+def test_a_fault_of_the_app_tells_the_server_nothing_that_it_quotes(monkeypatch, capsys) -> None:
     import fedveil.client.app as app
 
     def broken(*_given: Any, **_others: Any) -> None:
@@ -119,7 +123,7 @@ def test_a_fault_of_the_app_tells_the_server_its_kind_and_nothing_it_quotes(monk
 
     monkeypatch.setattr(app, "contribute", broken)
     outcome = answer(request(MessageType.TRAIN, RATE), PROFILE)
-    assert outcome.error[1] == "its app failed (ValueError); the client's own log says where"
+    assert outcome.error[1] == "its app failed; its own log says where"
     assert "my secret words" in capsys.readouterr().err
 
 
@@ -127,7 +131,8 @@ def test_a_policy_is_asked_before_any_data_is_read(tmp_path) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text("max_rounds = 1\n")
     outcome = answer(request(MessageType.QUERY, {}), ClientProfile(1, str(tmp_path / "gone.csv"), "", str(policy)))
-    assert "this client's policy refuses the run: federation.rounds = 2" in outcome.error[1]
+    assert outcome.error[1] == "this client's policy refuses federation.rounds"
+    assert "this client's policy refuses the run: federation.rounds = 2" in outcome.said[0]
 
 
 def test_a_trainer_process_answers_over_its_line_and_ends_when_it_is_closed(tmp_path) -> None:

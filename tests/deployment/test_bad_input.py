@@ -12,6 +12,8 @@ import pytest
 from deployment.federations import CONTROL, PORT, Federation, Run, federated
 from helpers.machines import Program, fedveil
 
+from fedveil.core.wire.messages import REFUSED
+
 OWN = {
     "data.dataset": "own", "data.labels": ["calm", "storm"], "federation.rounds": 2, "federation.quorum": 2,
     "federation.deadline": 15,
@@ -154,7 +156,7 @@ def test_a_client_with_a_class_that_the_run_does_not_name_takes_no_part(
     federation: Federation, third: Callable[[Path], None], tmp_path: Path
 ) -> None:
     third(weather(tmp_path / "3.csv", ("calm", "storm", "hail")))
-    run = takes_no_part(federation, OWN, "its data does not fit the run; the client's own log says where")
+    run = takes_no_part(federation, OWN, REFUSED)
     assert "hail" not in run.log  # a value of the data stays with its owner
     assert "hail" in (federation.client_state(3) / "trainer.log").read_text()
     assert run.table("metrics.csv")[2]["test_accuracy"] == ""
@@ -182,5 +184,5 @@ def test_a_client_with_images_of_another_size_takes_no_part(
     federation.connected(1, 2)
     third(tmp_path / "3.npz")
     settings = {"federation.rounds": 1, "federation.quorum": 2, "federation.deadline": 15}
-    takes_no_part(federation, settings, "its data does not fit the run; the client's own log says where")
+    takes_no_part(federation, settings, REFUSED)
     assert "holds images of shape 1 x 6 x 6" in (federation.client_state(3) / "trainer.log").read_text()

@@ -48,7 +48,7 @@ def test_a_run_that_all_clients_refuse_ends_with_their_reasons_and_not_by_waitin
     run = federation.order(OWN | {"training.epochs": 3})
     run.ends("failed", AT_ONCE)
     for number in federation.hosts:
-        assert f"client-{number}: this client's policy refuses the run: training.epochs = 3" in run.error
+        assert f"client-{number}: this client's policy refuses training.epochs" in run.error
     assert "start more clients" not in run.error
     federation.clients[1].says("refused: this client's policy refuses the run")
 

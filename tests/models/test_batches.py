@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import permutations
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy.stats import chisquare
 
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.sections import Training
+from fedveil.models.local import training
 from fedveil.models.local.batches import batch_size_of, cut, orders, plan, steps_of
 
 some_training = st.builds(
@@ -85,3 +87,22 @@ def test_a_cohort_is_cut_into_chunks_that_hold_everybody_once_the_longest_first(
     assert max(lengths) - min(lengths) <= 1
     assert max(lengths) <= 16
     assert max(lengths) == 1 or max(lengths) * 4 * (2 * numbers + 10 * 5) <= 1 << 30
+
+
+@given(st.integers(1, 40), some_training, st.integers(1, 100))
+def test_passes_that_are_ordered_a_few_at_a_time_are_the_same(n: int, wanted: Training, block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "ORDERED", block)
+        found = [batch.tolist() for batch in training._batches(n, wanted, Stream(1), torch.device("cpu"))]
+    size, whole = batch_size_of(n, wanted), orders(n, wanted, [Stream(1)])[0].tolist()
+    batches = [order[first : first + size] for order in whole for first in range(0, n, size)]
+    assert found == batches[: steps_of(n, wanted)]
+
+
+def test_a_billion_epochs_take_no_memory_before_the_first_step() -> None:
+    tracemalloc.start()
+    first = next(training._batches(1000, Training(epochs=10**9), Stream(1), torch.device("cpu")))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(first) == 16
+    assert most < 50 << 20

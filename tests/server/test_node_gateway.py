@@ -292,7 +292,7 @@ def test_two_clients_with_one_key_are_not_both_let_in() -> None:
 def test_a_reply_has_arrived_when_its_last_object_has() -> None:
     async def story(gateway, outside, link) -> None:
         link.answers["push-messages"] = PushMessagesResponse(objects_to_push=["a", "b"])
-        reply = Message(metadata=Metadata(message_id="r1", reply_to_message_id="m1"))
+        reply = Message(metadata=Metadata(message_id="r1", reply_to_message_id="m1", src_node_id=NODE))
         await post(outside, "push-messages", PushMessagesRequest(node=NodeId(node_id=NODE), messages_list=[reply]))
         for object_id, here in (("a", False), ("a", False), ("other", False), ("b", True)):
             await post(outside, "push-object", PushObjectRequest(node=NodeId(node_id=NODE), object_id=object_id))
