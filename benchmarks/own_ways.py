@@ -18,6 +18,7 @@ from fedveil.privacy.fixed_point import Layout, dequantize, quantize
 from fedveil.privacy.homomorphic import wire
 from fedveil.privacy.homomorphic.keys import CLIENT, SERVER, load_client, load_server, make_keys
 from fedveil.privacy.homomorphic.lattice import Adder, Encryptor
+from fedveil.privacy.homomorphic.mac import NONCE, Authenticator, Proof, Tally
 from fedveil.privacy.plan import make_plan
 
 RUN = bytes(16)
@@ -112,6 +113,8 @@ class LatticeClient:
         path.write_bytes(client_key)
         self._key = load_client(path)
         self._encryptor = Encryptor(self._key, self._plan, compact)
+        self._authenticator = Authenticator(self._key.mac, self._key.ring)
+        self._registered = clients
         self._layout = Layout((("weights", (size,)),))
 
     def protect(self, weights: np.ndarray, client: int, examples: int, reference: int) -> bytes:
@@ -120,15 +123,25 @@ class LatticeClient:
         header = wire.expect(
             "upload", self._plan, self._key, run=RUN, round=1, layout=self._layout, client=client, reference=reference
         )
-        own = replace(header, seeded=self._encryptor.seeded, complex=self._encryptor.complex, examples=examples)
-        return wire.write(own, self._encryptor.encrypt(whole, examples))
+        encryptor = self._encryptor
+        own = replace(
+            header, seeded=encryptor.seeded, complex=encryptor.complex, examples=examples, nonce=os.urandom(NONCE)
+        )
+        body = encryptor.encrypt(whole, examples)
+        chunks = encryptor.chunks(body, own.size, own.seeded)
+        tags = self._authenticator.tag(chunks, RUN, own.round, own.terms, own.sender)
+        return wire.write(own, body, Proof(tags, (own.sender,)))
 
     def open(self, download: np.ndarray, clients: int, examples: int) -> np.ndarray:
         """Return the weighted mean, float32 [size]."""
         expected = wire.expect(
             "aggregate", self._plan, self._key, run=RUN, round=1, layout=self._layout, complex=self._encryptor.complex
         )
-        header, body = wire.read(download.data, expected)
+        header, body, proof = wire.read(download.data, expected)
+        self._authenticator.check(
+            self._encryptor.chunks(body, header.size, seeded=False), RUN, header.round, header.terms, proof,
+            clients=header.clients, examples=header.examples, registered=self._registered, least=self._plan.least,
+        )  # fmt: skip
         total = self._encryptor.decrypt(body, header.size, header.examples, header.clients)
         return dequantize(total, header.examples, header.reference, self._plan.grid)
 
@@ -139,7 +152,7 @@ class LatticeServer:
     def __init__(self, protection: str, folder: Path, size: int, clients: int) -> None:
         self._plan = make_plan(Privacy(protection=ProtectionChoice(protection)), clients)
         self._key = load_server(folder / SERVER)
-        self._adder = Adder(self._key, self._plan)
+        self._adder, self._tally = Adder(self._key, self._plan), Tally(self._key.ring)
         self._layout = Layout((("weights", (size,)),))
         self._complex = True
         self._examples = self._reference = 0
@@ -149,8 +162,9 @@ class LatticeServer:
         expected = wire.expect(
             "upload", self._plan, self._key, run=RUN, round=1, layout=self._layout, client=client, reference=reference
         )
-        header, body = wire.read(upload, expected)
+        header, body, proof = wire.read(upload, expected)
         self._adder.add(body, header.form, header.seeded)
+        self._tally.add(proof)
         self._complex = header.complex
         self._examples += header.examples
         self._reference = reference
@@ -161,6 +175,4 @@ class LatticeServer:
             "aggregate", self._plan, self._key, run=RUN, round=1, layout=self._layout, complex=self._complex
         )
         whole = replace(header, clients=self._adder.clients, examples=self._examples, reference=self._reference)
-        message = self._adder.message()
-        wire.write_before(whole, message)
-        return message
+        return wire.write_around(whole, self._adder.message(), self._tally.proof())
