@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import tenseal  # type: ignore[import-untyped]
@@ -33,7 +33,6 @@ from fedveil.privacy.homomorphic.seal import (
     Ciphertext,
     Ring,
     Scratch,
-    before_seed,
     read_ciphertext,
     read_vector,
     trim,
@@ -41,6 +40,7 @@ from fedveil.privacy.homomorphic.seal import (
     write_ciphertext,
     write_vector,
 )
+from fedveil.privacy.homomorphic.seeds import SeedExpander
 from fedveil.privacy.plan import RESERVED, Lattice, Plan
 
 HEADROOM = 276  # bytes before a sum, where `wire.write_around` puts a header without copying the sum
@@ -117,7 +117,9 @@ class Encryptor:
         self.seeded = compact_works() if compact is None else compact
         self.complex = self.seeded or self._lattice.scheme == "bfv"
         self._cipher: _Cipher = _Compact(key, plan) if self.seeded else _Public(key, plan)
-        self._seeds = _Seeds(tenseal.context_from(key.context, n_threads=1), key, plan)
+        self._seeds = SeedExpander(
+            tenseal.context_from(key.context, n_threads=1), key.ring, plan.scale_bits, key.version
+        )
 
     def form(self, size: int) -> Form:
         """Return how a vector of `size` numbers lies in this encryptor's ciphertexts."""
@@ -305,7 +307,7 @@ class Adder:
         self._message = np.empty(HEADROOM, np.uint8)  # room for a header, then the sum, then room for its proof
         self._sum = np.empty((0, 2, 0), np.uint8)  # [chunks, polynomials, N * width], a view of it
         self._seeds: list[np.ndarray] = []
-        self._expander = _Seeds(self._context, context, plan)
+        self._expander = SeedExpander(self._context, context.ring, plan.scale_bits, context.version)
         self._made, self._pending = False, pending
         self.form: Form | None = None  # of the first upload, which all must share
         self.clients = 0
@@ -375,30 +377,6 @@ class Adder:
             for total, polynomial in zip(self._sum[start:], summed, strict=False):
                 self._accumulate(total[1], polynomial)
         self._seeds.clear()
-
-
-class _Seeds:
-    """Expansion of seeds by TenSEAL, which expands them as it reads ciphertexts that hold nothing but a seed."""
-
-    def __init__(self, context: Any, key: ClientKey | ServerContext, plan: Plan) -> None:
-        self._context, self._ring, self._scale_bits = context, key.ring, plan.scale_bits
-        self._before = before_seed(key.ring, plan.scale_bits, key.version)
-
-    def expand(self, seeds: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield the sums of polynomials, uint64 [N] each, that the seeds of several clients stand for.
-
-        seeds: of each client, uint8 [chunks, SEED]; several chunks in one vector, which saves most of the time
-        """
-        ckks, total = self._ring.scheme == "ckks", None
-        read = tenseal.ckks_vector_from if ckks else tenseal.bfv_vector_from
-        slots = self._ring.degree // 2 if ckks else self._ring.degree
-        for own in seeds:
-            ciphertexts = [self._before + seed.tobytes() for seed in own]
-            vector = read(self._context, write_vector(ciphertexts, slots, self._scale_bits))
-            total = vector if total is None else total.add_(vector)
-        assert total is not None  # somebody's seeds
-        for blob in read_vector(total.serialize()):
-            yield read_ciphertext(blob, self._ring).coefficients[1]
 
 
 def _agreed(key: ClientKey | ServerContext, plan: Plan) -> Lattice:
