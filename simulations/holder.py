@@ -35,6 +35,7 @@ from fedveil.server.checkpoint import (
     read_layout,
 )
 from fedveil.server.federation import Federation
+from fedveil.server.serving.agreement import archived_digest
 from fedveil.server.summary import describe_protection
 
 KEYS = "keys"  # the folder of the keys in a record
@@ -153,7 +154,8 @@ def open_record(folder: Path, keys: Path, out: Path | None, *, unauthenticated: 
         model = open_first(blob, load_client(key, old=True), plan, layout)
     else:
         layout, constants = read_layout(folder / LAYOUT)
-        model = HomomorphicClient(plan, experiment.data.clients, layout, key).open(blob, run_of(blob), round_of(blob))
+        side = HomomorphicClient(plan, experiment.data.clients, layout, key, archived_digest(folder))
+        model = side.open(blob, run_of(blob), round_of(blob))
     path = out or folder / MODEL
     write_atomically(path, model_file(model, constants), private=True)
     return path

@@ -23,9 +23,10 @@ from fedveil.core.wire.messages import from_arrays, from_sealed
 from fedveil.privacy.fixed_point import Layout, Parameters, dequantize, flatten, quantize, unflatten
 from fedveil.privacy.homomorphic.keys import fingerprint, load_client
 from fedveil.privacy.homomorphic.lattice import Encryptor
-from fedveil.privacy.homomorphic.mac import NO_MANIFEST, NONCE, Authenticator, Proof, model_digest
+from fedveil.privacy.homomorphic.mac import NONCE, Authenticator, Proof, model_digest
 from fedveil.privacy.homomorphic.wire import Header, expect, read, write
 from fedveil.privacy.plan import Plan
+from fedveil.privacy.trust.manifest import UNSIGNED
 
 log = logging.getLogger("flwr")  # where Flower shows what a node does
 
@@ -55,8 +56,8 @@ def vector(weights: Mapping[str, np.ndarray], layout: Layout) -> np.ndarray:
 class HomomorphicClient:
     """Decryption of aggregates and encryption of updates with the clients' key; one serves all clients of a process."""
 
-    def __init__(self, plan: Plan, clients: int, layout: Layout, key_file: Path, manifest: bytes = NO_MANIFEST) -> None:
-        """`clients`: registered ones, numbered from 0; manifest: 32 bytes, the hash of all that they agreed to."""
+    def __init__(self, plan: Plan, clients: int, layout: Layout, key_file: Path, manifest: bytes = UNSIGNED) -> None:
+        """`clients`: registered ones, numbered from 0; manifest: SHA-256 of the signed one, zeros where there is none."""
         self.plan, self.layout, self._clients = plan, layout, clients
         self.key = load_client(key_file)
         log.info("key %s, for %s", fingerprint(self.key.key_id), self.plan.protection)

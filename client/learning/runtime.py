@@ -120,7 +120,9 @@ class ClientRuntime:
         path = find_client_key(Path(self.keys), client)
         if path not in self._homomorphic:
             plan = make_plan(privacy, self.experiment.federation.cohort)
-            self._homomorphic[path] = HomomorphicClient(plan, self.experiment.data.clients, self.layout, path)
+            self._homomorphic[path] = HomomorphicClient(
+                plan, self.experiment.data.clients, self.layout, path, self.manifest
+            )
         return self._homomorphic[path]
 
     @cached_property

@@ -31,10 +31,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from fedveil.core.errors import ForgeryError
 from fedveil.privacy.fixed_point import Layout, flatten
 from fedveil.privacy.homomorphic.seal import Ring
+from fedveil.privacy.trust.manifest import UNSIGNED
 
 SECURITY = 100  # bits: a forged sum passes with a chance of at most 2^-100
 KEY, NONCE, DIGEST = 32, 16, 32  # bytes
-NO_MANIFEST = bytes(DIGEST)  # of a run whose clients signed none
 _SENDER = struct.Struct("<IQ16s")
 _EXACT = 53  # bits of a whole number that float64 holds
 _AT_ONCE = 16  # chunks multiplied together: their limbs stay in the processor's cache
@@ -115,8 +115,8 @@ def _encode(value: Any) -> bytes:
 class Authenticator:
     """Makes and checks tags with the clients' key."""
 
-    def __init__(self, key: bytes, ring: Ring, manifest: bytes = NO_MANIFEST) -> None:
-        """`manifest`: 32 bytes, the hash of all that the run's clients agreed to."""
+    def __init__(self, key: bytes, ring: Ring, manifest: bytes = UNSIGNED) -> None:
+        """`manifest`: SHA-256 of the run's signed manifest; zeros where it has none."""
         if len(manifest) != DIGEST:
             raise ValueError(f"a manifest's hash of {len(manifest)} bytes, where {DIGEST} were expected")
         self._key, self._prime, self._manifest = key, ring.prime, manifest
