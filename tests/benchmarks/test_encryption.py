@@ -13,6 +13,7 @@ from rich.console import Console
 from benchmarks import bench, encryption, encryption_report, report, whole_runs
 from benchmarks.own_ways import SharedMaskClient, SharedMaskServer
 from benchmarks.peers import flower_secagg, tenseal_ways
+from benchmarks.protected_round import AUTHENTICATION
 from benchmarks.remote import Remote, cohort
 from fedveil.core.settings.sections import Privacy
 from fedveil.privacy.homomorphic import wire
@@ -55,6 +56,12 @@ def test_every_way_is_measured(found, rows) -> None:
         assert min(row["client_s"], row["server_s"], row["once_s"]) > 0, way
         assert row["memory_mb"] >= 0, way
         assert (row["memory_many_mb"] is None) == (way == "naive"), way
+        parts = [row[part] for part in AUTHENTICATION]
+        assert (None in parts) == (way not in encryption.LATTICES), way
+        if way in encryption.LATTICES:
+            assert 0 < sum(parts[:-1]) < row["client_s"], way
+            assert row["authentication"] == pytest.approx(sum(parts[:-1]) / (row["client_s"] - sum(parts[:-1])))
+            assert row["tag_bytes"] == (14 if way == "bfv" else 15)
     assert rows["naive"]["client_ratio"] == rows["naive"]["server_ratio"] == 1
     assert found["ms_per_client"] == rows["ckks"]["client_s"] * 1e3
 

@@ -23,6 +23,7 @@ from fedveil.core.errors import FedveilError, ForgeryError, ProtectionError
 from fedveil.privacy.homomorphic import lattice
 from fedveil.privacy.homomorphic.keys import load_client
 from fedveil.privacy.homomorphic.seal import read_context, write_field
+from fedveil.privacy.trust.manifest import Manifest, now
 from fedveil.simulations.holder import open_record
 
 SMALL = {
@@ -151,6 +152,18 @@ def test_names_and_shapes_that_the_server_made_up_are_refused(made, record, tmp_
             open_record(record, keys_of(made), tmp_path / "out")
     (record / "layout.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(FedveilError, match=r"layout\.safetensors: cannot be read .* copy the whole record"):
+        open_record(record, keys_of(made), tmp_path / "out")
+
+
+def test_a_manifest_that_the_clients_of_the_model_did_not_sign_is_refused(made, record, tmp_path) -> None:
+    toml = (record / "experiment.toml").read_text()
+    manifest = Manifest.of("00" * 16, toml, "", {}, reproducible=False, created=now())
+    kept = {"manifest": json.loads(manifest.content), "signatures": {}}
+    (record / "manifest.json").write_text(json.dumps(kept))
+    with pytest.raises(ForgeryError, match="is not the sum of the uploads that it names"):
+        open_record(record, keys_of(made), tmp_path / "out")
+    (record / "manifest.json").write_text(json.dumps(kept)[:-50])
+    with pytest.raises(ProtectionError, match=r"manifest\.json: cannot be read .* copy the whole record"):
         open_record(record, keys_of(made), tmp_path / "out")
 
 
