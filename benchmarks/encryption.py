@@ -31,6 +31,8 @@ SAID = {
     "server_ratio": "server CPU a client, of naive's",
     "memory_growth": f"server memory from {CLIENTS} to {MANY} clients, in uploads",
     "memory_peak": f"server memory at {MANY} clients, in unseeded uploads",
+    "authentication": "CPU of authentication, of the client's without it",
+    "tag_bytes": "tags, bytes a ciphertext",
     "masked_ratio": "upload without shares, of plain's",
     "added_ms": "CPU added to a client's round, ms",
     "times": "CPU of a run, of the plain run's",
@@ -59,6 +61,8 @@ TARGETS = (
     Target("ckks", "server_ratio", 0.5),
     Target("ckks, public API", "server_ratio", 0.25),
     Target("bfv", "server_ratio", 0.5),
+    *(Target(way, "authentication", 0.25) for way in LATTICES),
+    *(Target(way, "tag_bytes", 32) for way in LATTICES),
     *(Target(way, "memory_growth", 1.0) for way in LATTICES),
     *(Target(way, "memory_peak", 2.5) for way in LATTICES),
     Target(MASKED_ROW, "masked_ratio", 1.1),
@@ -114,6 +118,9 @@ def _compare(runs: dict[str, list[Measures]]) -> list[Measures]:
     rows = []
     for way, row in middle.items():
         many = row["memory_many_mb"]
+        if way in LATTICES:
+            added = row["expand_s"] + row["products_s"] + row["pads_s"] + row["check_s"]
+            row |= {"authentication": added / (row["client_s"] - added)}
         rows.append({
             "way": way,
             **row,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import RenderableType
 
 from benchmarks.contest import Measures
-from benchmarks.encryption import DROP_OUTS, SAID
+from benchmarks.encryption import DROP_OUTS, LATTICES, SAID
 from benchmarks.report import Grid, short, tables, tables_section, verdict
 
 
@@ -29,6 +29,7 @@ def grids(found: Measures, *, spread: bool) -> list[Grid]:
     """Return all tables; `spread`: with the least and the most of the runs."""
     return [
         _costs(found, spread),
+        _authentication(found),
         _errors(found),
         _masked(found),
         *([_whole(found)] if found["whole_runs"] else []),
@@ -57,6 +58,22 @@ def _costs(found: Measures, spread: bool) -> Grid:
         "server a client, and what of that it does once a round"
     )
     return title, headings, rows
+
+
+def _authentication(found: Measures) -> Grid:
+    headings = (
+        "way", "own seeds expanded, ms", "products, ms", "pads, ms", "check of a sum, ms", "of the client's other CPU",
+        "server, ms a client", "bytes a ciphertext",
+    )  # fmt: skip
+    parts = ("expand_s", "products_s", "pads_s", "check_s")
+    rows = [
+        [
+            row["way"], *(short(row[part] * 1e3) for part in parts), f"{row['authentication']:.3f}",
+            short(row["tags_s"] * 1e3), f"{row['tag_bytes']:.0f}",
+        ]
+        for row in found["ways"] if row["way"] in LATTICES
+    ]  # fmt: skip
+    return "Authentication, in the times above: its parts, and its share", headings, rows
 
 
 def _errors(found: Measures) -> Grid:

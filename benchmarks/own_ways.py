@@ -6,6 +6,10 @@ Each way is a client and its server. The client makes the key and writes what th
 from __future__ import annotations
 
 import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from fedveil.privacy.fixed_point import Layout, dequantize, quantize
 from fedveil.privacy.homomorphic import wire
 from fedveil.privacy.homomorphic.keys import CLIENT, SERVER, load_client, load_server, make_keys
 from fedveil.privacy.homomorphic.lattice import Adder, Encryptor
+from fedveil.privacy.homomorphic.mac import NONCE, Authenticator, Proof, Tally, proof_bytes
 from fedveil.privacy.plan import make_plan
 
 RUN = bytes(16)
@@ -100,7 +105,11 @@ class SharedMaskServer:
 
 
 class LatticeClient:
-    """A client under CKKS or BFV with the default profile; compact: as in `lattice.Encryptor`."""
+    """A client under CKKS or BFV with the default profile; compact: as in `lattice.Encryptor`.
+
+    parts: seconds of CPU time of each part of authentication, by name, of every upload and download
+    tag_bytes: of a ciphertext's tags
+    """
 
     def __init__(self, protection: str, folder: Path, size: int, clients: int, compact: bool | None = None) -> None:
         self._plan = make_plan(Privacy(protection=ProtectionChoice(protection)), clients)
@@ -112,6 +121,10 @@ class LatticeClient:
         path.write_bytes(client_key)
         self._key = load_client(path)
         self._encryptor = Encryptor(self._key, self._plan, compact)
+        self._authenticator = Authenticator(self._key.mac, self._key.ring)
+        self._registered = clients
+        self.parts: dict[str, list[float]] = defaultdict(list)
+        self.tag_bytes = proof_bytes(self._key.ring, 1, 0)
         self._layout = Layout((("weights", (size,)),))
 
     def protect(self, weights: np.ndarray, client: int, examples: int, reference: int) -> bytes:
@@ -120,17 +133,38 @@ class LatticeClient:
         header = wire.expect(
             "upload", self._plan, self._key, run=RUN, round=1, layout=self._layout, client=client, reference=reference
         )
-        own = replace(header, seeded=self._encryptor.seeded, complex=self._encryptor.complex, examples=examples)
-        return wire.write(own, self._encryptor.encrypt(whole, examples))
+        encryptor = self._encryptor
+        own = replace(
+            header, seeded=encryptor.seeded, complex=encryptor.complex, examples=examples, nonce=os.urandom(NONCE)
+        )
+        body = encryptor.encrypt(whole, examples)
+        with self._timed("expand_s"):
+            chunks = list(encryptor.chunks(body, own.size, own.seeded))
+        with self._timed("products_s"):
+            tags = self._authenticator.tag(chunks, RUN, own.round, own.terms, own.sender)
+        with self._timed("pads_s"):  # once more, to know their share of the line above
+            self._authenticator.pads(len(chunks), own.terms, own.sender)
+        return wire.write(own, body, Proof(tags, (own.sender,)))
 
     def open(self, download: np.ndarray, clients: int, examples: int) -> np.ndarray:
         """Return the weighted mean, float32 [size]."""
         expected = wire.expect(
             "aggregate", self._plan, self._key, run=RUN, round=1, layout=self._layout, complex=self._encryptor.complex
         )
-        header, body = wire.read(download.data, expected)
+        header, body, proof = wire.read(download.data, expected)
+        with self._timed("check_s"):
+            self._authenticator.check(
+                self._encryptor.chunks(body, header.size, seeded=False), RUN, header.round, header.terms, proof,
+                clients=header.clients, examples=header.examples, registered=self._registered, least=self._plan.least,
+            )  # fmt: skip
         total = self._encryptor.decrypt(body, header.size, header.examples, header.clients)
         return dequantize(total, header.examples, header.reference, self._plan.grid)
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = time.process_time()
+        yield
+        self.parts[part].append(time.process_time() - started)
 
 
 class LatticeServer:
@@ -139,18 +173,22 @@ class LatticeServer:
     def __init__(self, protection: str, folder: Path, size: int, clients: int) -> None:
         self._plan = make_plan(Privacy(protection=ProtectionChoice(protection)), clients)
         self._key = load_server(folder / SERVER)
-        self._adder = Adder(self._key, self._plan)
+        self._adder, self._tally = Adder(self._key, self._plan), Tally(self._key.ring)
         self._layout = Layout((("weights", (size,)),))
         self._complex = True
         self._examples = self._reference = 0
+        self._tag_seconds = 0.0
 
     def add(self, upload: bytes, client: int, examples: int, reference: int) -> None:
         """Add an upload."""
         expected = wire.expect(
             "upload", self._plan, self._key, run=RUN, round=1, layout=self._layout, client=client, reference=reference
         )
-        header, body = wire.read(upload, expected)
+        header, body, proof = wire.read(upload, expected)
         self._adder.add(body, header.form, header.seeded)
+        started = time.process_time()
+        self._tally.add(proof)
+        self._tag_seconds += time.process_time() - started
         self._complex = header.complex
         self._examples += header.examples
         self._reference = reference
@@ -161,6 +199,8 @@ class LatticeServer:
             "aggregate", self._plan, self._key, run=RUN, round=1, layout=self._layout, complex=self._complex
         )
         whole = replace(header, clients=self._adder.clients, examples=self._examples, reference=self._reference)
-        message = self._adder.message()
-        wire.write_before(whole, message)
-        return message
+        return wire.write_around(whole, self._adder.message(), self._tally.proof())
+
+    def tag_seconds(self) -> float:
+        """Return the CPU time of adding a client's tags, the mean of all."""
+        return self._tag_seconds / self._adder.clients

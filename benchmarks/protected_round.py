@@ -23,6 +23,8 @@ from benchmarks import masked_round, own_ways
 from benchmarks.peers import tenseal_ways
 from benchmarks.remote import Measures, Remote, cohort
 
+# parts of authentication: a client's own seeds expanded, products with pads, those pads, the check; a client's tags added
+AUTHENTICATION = ("expand_s", "products_s", "pads_s", "check_s", "tags_s")
 OPENINGS = 3  # times that the same download is opened; the median counts
 # The client and the server of each way, made from the folder that they share and the numbers of weights and clients.
 WAYS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -59,6 +61,7 @@ def measure(way: str, size: int, clients: int, many: int, folder: Path) -> Measu
         sizes.append(path.write_bytes(upload))
         server.call("add", path, number, examples[number], reference)
     download = server.call("total")
+    tags_s = server.call("tag_seconds") if hasattr(client, "parts") else None
     server.close()
     for _ in range(OPENINGS):
         started = time.process_time()
@@ -74,7 +77,12 @@ def measure(way: str, size: int, clients: int, many: int, folder: Path) -> Measu
         "once_s": once,
         "error": float(np.abs(mean - expected).max()),
         "memory_mb": server.grown_mb,
+        "tag_bytes": None,
+        **dict.fromkeys(AUTHENTICATION),
     }
+    if tags_s is not None:
+        parts = {part: statistics.median(seconds) for part, seconds in client.parts.items()}
+        found |= parts | {"tags_s": tags_s, "tag_bytes": client.tag_bytes}
     if way == "naive":
         few, all_of_them = (
             memory_mb(make_client, tenseal_ways.HoldingServer, size, held, clients, folder) for held in (1, clients)

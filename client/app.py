@@ -21,7 +21,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedveil.client.learning.contribution import Contributions, Instructions, number
+from fedveil.client.learning.contribution import Contributions, Instructions, evaluation_asked, number
 from fedveil.client.learning.local import score
 from fedveil.client.learning.pipeline import contribute
 from fedveil.client.learning.protection import receive
@@ -251,7 +251,8 @@ def evaluate(request: Request) -> Message:
     """Evaluate the global model on the client's held-out part, and reply with counts that can be summed."""
     started = time.perf_counter()
     runtime, client, config = request.runtime, request.client, request.config
-    given = receive(runtime, client, request.model, int(config.get(ROUND, 0)), config.get(RUN, b""), request.states)
+    asked, run = evaluation_asked(config, runtime.experiment), config.get(RUN, b"")
+    given = receive(runtime, client, request.model, asked, run, request.states)
     with one_thread():
         scores = score(runtime, client, given, held_out=True)
     return evaluation_reply(request.message, client, scores, time.perf_counter() - started)

@@ -4,7 +4,8 @@ FedveilError            exit code 1: a failure while running; what was done is k
 ├── SettingsError       exit code 2: a setting is unknown, of a wrong type, out of range, or cannot work
 ├── DataError           exit code 2: data is missing, damaged, or does not fit the experiment
 ├── ProtectionError     a protection cannot be applied or its result not trusted
-│   └── Disallowed      a client's owner does not allow what a run asks for
+│   ├── Disallowed      a client's owner does not allow what a run asks for
+│   └── ForgeryError    an aggregate is not a sum of what its clients sent: the server lies
 ├── DeploymentError     a server or client on another machine cannot be reached or started
 ├── TrainingError       training failed: it diverged, or a client raised an exception
 └── Interrupted         exit code 130: the user stopped the run; the record can be resumed
@@ -56,6 +57,10 @@ class Disallowed(ProtectionError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class ForgeryError(ProtectionError):
+    """An aggregate is not the sum of what its clients sent: the server, or a client, did what the protocol does not."""
 
 
 class DeploymentError(FedveilError):

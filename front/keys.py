@@ -104,11 +104,20 @@ def open_model(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="the record of a run under ckks or bfv")],
     keys: Annotated[Path, typer.Option(metavar="DIR", help="a client's folder of keys")],
     out: Annotated[Path | None, typer.Option(help="where to; RUN/model.safetensors without it")] = None,
+    unauthenticated: Annotated[
+        bool,
+        typer.Option(
+            "--unauthenticated", help="a record of FedVeil 0.1.0: nothing shows that its server told the truth"
+        ),
+    ] = False,
 ) -> None:
-    """Decrypt the final model, which a server kept as a ciphertext, with a client's key, and write it."""
+    """Decrypt the final model, which a server kept as a ciphertext, with a client's key, and write it, mode 0600.
+
+    It must be a sum of what clients sent, which the key shows; nothing that the record names is imported or run.
+    """
     import logging
 
     from fedveil.simulations.holder import open_record
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    typer.echo(f"model    {open_record(folder, keys, out)}")
+    typer.echo(f"model    {open_record(folder, keys, out, unauthenticated=unauthenticated)}")

@@ -11,11 +11,13 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 from zlib import crc32
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from safetensors import safe_open
 from safetensors.numpy import load, save
 
 from fedveil.core.errors import SettingsError
@@ -24,12 +26,14 @@ from fedveil.core.record.record import TABLES, Record, Table, newest, write_in_t
 from fedveil.core.record.resumes import earlier_settings
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import SEALED, from_arrays, to_arrays
+from fedveil.privacy.fixed_point import Layout
 from fedveil.server.rounds.strategy import Strategy
 
 FILE = "checkpoint/state.safetensors"
 FORMAT = 4
 MODEL, BEST = "model.safetensors", "best.safetensors"
 SEALED_MODEL, SEALED_BEST = "model.sealed", "best.sealed"  # encrypted models
+LAYOUT = "layout.safetensors"  # the names and shapes of the weights in them, and the network's constants
 STORED_APART = (
     "constants",
     "parameters",
@@ -154,16 +158,32 @@ def _write_models(record: Record, state: State, *, best: bool) -> None:
         if best and SEALED in state.best_parameters:
             record.write(SEALED_BEST, state.best_parameters[SEALED].data, flush=False)
         return
-    content = model_file(state.parameters, state)
+    content = model_file(state.parameters, state.constants)
     record.write(MODEL, content, flush=False)
     if best and state.best_parameters:
         same = state.best_parameters is state.parameters
-        record.write(BEST, content if same else model_file(state.best_parameters, state), flush=False)
+        record.write(BEST, content if same else model_file(state.best_parameters, state.constants), flush=False)
 
 
-def model_file(parameters: Parameters, state: State) -> bytes:
+def model_file(parameters: Parameters, constants: Parameters) -> bytes:
     """Return weights, with the network's constants, as a safetensors file."""
-    return save({name: np.asarray(value, order="C") for name, value in (parameters | state.constants).items()})
+    return save({name: np.asarray(value, order="C") for name, value in (parameters | constants).items()})
+
+
+def write_layout(record: Record, layout: Layout, constants: Parameters) -> None:
+    """Write what opening an encrypted model needs of the network, so that nobody has to build it for that."""
+    about = {"layout": json.dumps(layout.shapes)}
+    record.write(LAYOUT, save({name: np.asarray(value, order="C") for name, value in constants.items()}, about))
+
+
+def read_layout(path: Path) -> tuple[Layout, Parameters]:
+    """Return the layout of an encrypted model, and the network's constants; raise SettingsError where it is damaged."""
+    with reading(lambda why: SettingsError(f"{path}: cannot be read ({why}); copy the whole record from the server")):
+        with safe_open(path, "numpy") as file:
+            shapes = json.loads(file.metadata()["layout"])
+            constants = {name: file.get_tensor(name) for name in list(file.keys())}
+        layout = Layout(tuple((str(name), tuple(int(side) for side in shape)) for name, shape in shapes))
+        return layout, constants
 
 
 def _pack(arrays: Parameters, about: dict[str, str]) -> list[bytes | memoryview]:

@@ -35,7 +35,7 @@ from fedveil.privacy.defences import find_defence
 from fedveil.privacy.dp.accounting import describe
 from fedveil.privacy.fixed_point import Layout
 from fedveil.privacy.trust.manifest import UNSIGNED
-from fedveil.server.checkpoint import Parameters, State, load_state, save_state
+from fedveil.server.checkpoint import Parameters, State, load_state, save_state, write_layout
 from fedveil.server.protection.server_protection import ServerProtection, check_protection, protect_server
 from fedveil.server.rounds.accounting import Accounting
 from fedveil.server.rounds.captures import Capture
@@ -172,6 +172,8 @@ def federate(federation: Federation, grid: Grid, record: Record, hooks: Hooks) -
     with one_thread(), threadpool_limits(1, user_api="blas"):  # the second is for NumPy, which strategies compute with
         if described := describe(experiment, secret=hooks.secret):
             record.write(NOISE, json.dumps(described, indent=2).encode() + b"\n")
+        if federation.protection is not None and federation.protection.context is not None:
+            write_layout(record, federation.protection.layout, state.constants)
         if state.round == 0 and not state.pending:
             save_state(record, experiment, state, strategy)
         run_rounds(context, state)

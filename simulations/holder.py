@@ -9,17 +9,33 @@ from shutil import rmtree
 from fedveil.client.learning.homomorphic import HomomorphicClient
 from fedveil.client.learning.witness import Witness
 from fedveil.core.errors import ProtectionError, SettingsError
+from fedveil.core.foreign import reading
 from fedveil.core.metrics import Scores
+from fedveil.core.randomness import Stream
 from fedveil.core.record.record import Record, write_atomically
-from fedveil.core.settings.experiment import resumable
+from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import SEALED
+from fedveil.datasets.federated import load
+from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
 from fedveil.privacy.fixed_point import Layout
-from fedveil.privacy.homomorphic.keys import CLIENT, find_client_key, fingerprint, write_keys
-from fedveil.privacy.homomorphic.wire import round_of
-from fedveil.privacy.plan import make_lattice
-from fedveil.server.checkpoint import BEST, MODEL, Parameters, State, load_state, model_file
-from fedveil.server.federation import Federation, prepare
+from fedveil.privacy.homomorphic import first_format
+from fedveil.privacy.homomorphic.first_format import format_of, open_first
+from fedveil.privacy.homomorphic.keys import CLIENT, find_client_key, fingerprint, load_client, write_keys
+from fedveil.privacy.homomorphic.wire import round_of, run_of
+from fedveil.privacy.plan import make_lattice, make_plan
+from fedveil.server.checkpoint import (
+    BEST,
+    LAYOUT,
+    MODEL,
+    SEALED_MODEL,
+    Parameters,
+    State,
+    model_file,
+    read_layout,
+)
+from fedveil.server.federation import Federation
+from fedveil.server.serving.agreement import archived_digest
 from fedveil.server.summary import describe_protection
 
 KEYS = "keys"  # the folder of the keys in a record
@@ -55,16 +71,21 @@ class Holder:
         """Write the models in the clear into the record, where the server keeps ciphertexts."""
         if SEALED not in state.parameters:
             return
-        self._record.write(MODEL, model_file(self.open(state.parameters), state), flush=False)
+        self._write(MODEL, state.parameters, state)
         if state.best_round == state.round:
-            self._record.write(BEST, (self._record.path(MODEL)).read_bytes(), flush=False)
+            self._write(BEST, state.parameters, state)
+
+    def _write(self, name: str, parameters: Parameters, state: State) -> None:
+        """Write a model that is a ciphertext to the server for its owner alone."""
+        content = model_file(self.open(parameters), state.constants)
+        self._record.write(name, content, flush=False, private=True)
 
     def put_back(self, state: State) -> None:
         """Write the checkpoint's models in the clear again, as a killed run may have written the checkpoint alone."""
         if SEALED in state.parameters:
-            self._record.write(MODEL, model_file(self.open(state.parameters), state), flush=False)
+            self._write(MODEL, state.parameters, state)
         if SEALED in state.best_parameters:
-            self._record.write(BEST, model_file(self.open(state.best_parameters), state), flush=False)
+            self._write(BEST, state.best_parameters, state)
 
     def describe(self) -> None:
         """Write what protects this run, and who reads what, into the record."""
@@ -98,31 +119,75 @@ def make_keys_once(federation: Federation, record: Record) -> Path | None:
     return folder
 
 
-def open_record(folder: Path, keys: Path, out: Path | None) -> Path:
-    """Decrypt a record's model.sealed with a client's key, and write it as safetensors; return the path.
+def open_record(folder: Path, keys: Path, out: Path | None, *, unauthenticated: bool = False) -> Path:
+    """Decrypt a record's model.sealed with a client's key, and write it as safetensors, mode 0600; return the path.
 
+    The record may be a server's, and the server may lie: nothing that it names is imported, no network is built of it,
+    and the model must be a sum of what clients sent.
     folder: the record; keys: a client's folder of keys
     out: the file to write, model.safetensors in the record without it
+    unauthenticated: open a model of FedVeil 0.1.0, which has no proof of that
     Raise SettingsError where the record has no encrypted model, ProtectionError where the keys do not open it.
     """
-    record = Record(folder)
-    experiment = resumable(folder)
-    if experiment.privacy.shows != "sum":
-        raise SettingsError(
-            f"{folder}: privacy.protection = '{experiment.privacy.protection}', whose model is no ciphertext; it is in {MODEL}"
-        )
-    state, _ = load_state(record)
-    if SEALED not in state.parameters:
+    experiment = _received(folder)
+    sealed = folder / SEALED_MODEL
+    if not sealed.is_file():
         raise SettingsError(f"{folder}: no round was done, so there is no encrypted model yet")
+    blob = sealed.read_bytes()
     try:
         key = find_client_key(keys, 0)
     except ProtectionError:
         raise ProtectionError(
             f"{keys}: holds no {CLIENT}; only a client's folder of keys that was made for this run opens its model"
         ) from None
-    federation = prepare(experiment, record)
-    side = HomomorphicClient(experiment, Layout.of(to_numpy(get(federation.network))), key)
-    holder = Holder(federation, record, side, None)
-    path = out or record.path(MODEL)
-    write_atomically(path, model_file(holder.open(state.parameters), federation.state))
+    first = format_of(blob) == first_format.FORMAT
+    if first != unauthenticated:
+        raise ProtectionError(
+            f"{sealed}: was written by FedVeil 0.1.0, and nothing shows that it is a sum of what clients sent: a server "
+            "that lies can make such a file to learn the key. To open it all the same: fedveil keys open --unauthenticated"
+            if first
+            else f"{sealed}: is authenticated; open it without --unauthenticated"
+        )
+    plan = make_plan(experiment.privacy, experiment.federation.cohort)
+    if first:
+        layout, constants = _built(experiment, folder), Parameters()
+        model = open_first(blob, load_client(key, old=True), plan, layout)
+    else:
+        layout, constants = read_layout(folder / LAYOUT)
+        side = HomomorphicClient(plan, experiment.data.clients, layout, key, archived_digest(folder))
+        model = side.open(blob, run_of(blob), round_of(blob))
+    path = out or folder / MODEL
+    write_atomically(path, model_file(model, constants), private=True)
     return path
+
+
+def _built(experiment: Experiment, folder: Path) -> Layout:
+    """Return the layout of FedVeil's own network on its own data, which a record of FedVeil 0.1.0 does not hold."""
+    chosen = {
+        "data.dataset": experiment.data.dataset,
+        "data.partition": experiment.data.partition,
+        "model": experiment.model,
+    }
+    for key, part in chosen.items():
+        if part.is_own:
+            raise SettingsError(
+                f"{folder}: {key} = '{part.name}': the record names code, which is not run; open it with FedVeil 0.1.0, on a "
+                "machine without secrets, where you trust who wrote the record"
+            )
+    task = load(experiment.data, experiment.seed).dataset.task
+    return Layout.of(to_numpy(get(build(task, experiment.model, Stream(experiment.seed)))))
+
+
+def _received(folder: Path) -> Experiment:
+    """Return the settings of a record that is another party's; nothing that they name is imported."""
+    path = folder / "experiment.toml"
+    if not path.is_file():
+        raise SettingsError(f"fedveil keys open {folder}: is not the folder of a run (it has no experiment.toml)")
+    with reading(lambda why: SettingsError(f"{path}: cannot be read ({why})")):
+        experiment = Experiment.received(path.read_text("utf-8"))
+    protection = experiment.privacy.protection
+    if protection.is_own or experiment.privacy.shows != "sum":
+        raise SettingsError(
+            f"{folder}: privacy.protection = '{protection}', whose model is no ciphertext; it is in {MODEL}"
+        )
+    return experiment

@@ -58,12 +58,7 @@ class Instructions:
         Raise ProtectionError where the server left a value out or asks for too many rounds.
         """
         privacy = experiment.privacy
-        round_number = int(number(config, ROUND))
-        rounds = experiment.federation.rounds
-        if round_number > rounds:
-            raise ProtectionError(
-                f"the server asks for round {round_number} of a run with federation.rounds = {rounds}"
-            )
+        round_number = round_asked(config, experiment)
         if privacy.protected and not isinstance(config.get(RUN), bytes):
             raise ProtectionError("the server's message does not name its run")
         if privacy.shows == "mean":
@@ -77,6 +72,28 @@ class Instructions:
             reference=int(number(config, REFERENCE)) if privacy.protected else 0,
             settings=config,
         )
+
+
+def round_asked(config: Mapping[str, Any], experiment: Experiment) -> int:
+    """Return the round of a message; raise ProtectionError where the run has no such round."""
+    asked, rounds = int(number(config, ROUND)), experiment.federation.rounds
+    if not 1 <= asked <= rounds:
+        raise ProtectionError(f"the server asks for round {asked} of a run with federation.rounds = {rounds}")
+    return asked
+
+
+def evaluation_asked(config: Mapping[str, Any], experiment: Experiment) -> int:
+    """Return the round whose model a message asks to evaluate.
+
+    Raise ProtectionError where the settings ask for no such evaluation: a score tells of the data.
+    """
+    asked, settings = round_asked(config, experiment), experiment.evaluation
+    if not settings.federated or (asked % settings.every and asked != experiment.federation.rounds):
+        raise ProtectionError(
+            f"the server asks for an evaluation after round {asked}, and evaluation.federated = "
+            f"{str(settings.federated).lower()}, evaluation.every = {settings.every}"
+        )
+    return asked
 
 
 def number(config: Mapping[str, Any], key: str) -> float:

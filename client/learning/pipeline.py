@@ -47,7 +47,7 @@ STEPS: list[Step] = [
     Step("adversary", transforms.corrupt, "together", active=lambda runtime: runtime.adversary is not None),
     Step("transform", transforms.transform, active=lambda runtime: runtime.experiment.privacy.defends),
     Step("withhold", transforms.withhold, active=lambda runtime: runtime.experiment.privacy.noisy),
-    Step("encrypt", protection.encrypt, active=protection.encrypts),
+    Step("encrypt", protection.encrypt, keeps=protection.NEWEST, active=protection.encrypts),
     Step("witness", protection.show, "home", active=lambda runtime: runtime.witness is not None),
     Step("mask", protection.mask, "together", SESSION, protection.masks),
     Step("guard", transforms.look, "home", active=protection.sends_clear),

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 from flwr.app import ArrayRecord
 
 from fedveil.client.learning.contribution import Contributions, Parameters
+from fedveil.client.learning.homomorphic import Terms
 from fedveil.client.learning.runtime import ClientRuntime
-from fedveil.client.learning.states import ClientStates, State, StateKey
-from fedveil.core.errors import ProtectionError
-from fedveil.core.wire.messages import from_arrays, write_update
+from fedveil.client.learning.states import ClientStates, State, StateKey, to_state
+from fedveil.core.errors import ForgeryError, ProtectionError
+from fedveil.core.wire.messages import CLIENT, from_arrays, write_update
+from fedveil.privacy.homomorphic.mac import settings_digest
 
 RESIDUALS = StateKey("residuals")  # the accumulated loss of encoding a client's updates
 NEWEST = StateKey("newest-aggregate", durable=False)
+FORGED = StateKey("forged-aggregate", durable=False)  # why a client left the run for good
+UNUSED = "this client does not use the model that it was sent; its own log says why"
+log = logging.getLogger("flwr")  # where Flower shows what a node does
 
 
 def receive(
@@ -28,9 +35,18 @@ def receive(
         return from_arrays(record)
     state = states.get(client, NEWEST)
     seen = None if state is None else (int(state["round"]), state["sha256"].tobytes())
-    given, newest = side.receive(record, run, number, seen)
-    if newest is not None:
-        states.put(client, NEWEST, {"round": np.array(newest[0]), "sha256": np.frombuffer(newest[1], np.uint8)})
+    try:
+        if states.get(client, FORGED) is not None:
+            raise ProtectionError("the server sent an aggregate that it forged; this client left the run for good")
+        given, newest = side.receive(record, run, number, seen)
+    except ProtectionError as error:
+        if isinstance(error, ForgeryError):
+            states.put(client, FORGED, to_state(str(error).encode()))
+        if runtime.states is not None:  # a simulation, whose server is not another party
+            raise
+        log.warning("refused: %s", error)
+        raise ProtectionError(UNUSED) from None  # the same for every cause, so that refusals tell nothing
+    states.put(client, NEWEST, {"round": np.array(newest[0]), "sha256": np.frombuffer(newest[1], np.uint8)})
     return given
 
 
@@ -50,19 +66,20 @@ def sends_clear(runtime: ClientRuntime) -> bool:
 
 
 def encrypt(runtime: ClientRuntime, contributions: Contributions) -> None:
-    """Encrypt each client's weights, weighted by its share of the announced examples."""
+    """Encrypt each client's weights, weighted by its share of the announced examples, and authenticate them."""
     instructions, examples = contributions.instructions, contributions.counts()
+    received = contributions.states[NEWEST.name]
+    settings = settings_digest({key: value for key, value in instructions.settings.items() if key != CLIENT})
     for k, client in contributions.standing():
         try:
-            side = runtime.homomorphic(client)
+            side, newest = runtime.homomorphic(client), received[k]
             assert side is not None  # else the step is not active
+            assert newest is not None  # kept by `receive`
+            terms = Terms(
+                instructions.round, instructions.run, instructions.reference, newest["sha256"].tobytes(), settings
+            )
             contributions.updates[k] = side.seal(
-                contributions.share(k, runtime.experiment, secret=runtime.deployed),
-                client,
-                int(examples[k]),
-                instructions.round,
-                instructions.run,
-                instructions.reference,
+                contributions.share(k, runtime.experiment, secret=runtime.deployed), client, int(examples[k]), terms
             )
         except ProtectionError as error:  # no reason to stop the others
             contributions.refusals[k] = error

@@ -28,6 +28,7 @@ from fedveil.models.vectorized.batched import Chain, batched
 from fedveil.models.vectorized.functional import Functional
 from fedveil.privacy.fixed_point import Layout
 from fedveil.privacy.homomorphic.keys import find_client_key
+from fedveil.privacy.plan import make_plan
 from fedveil.privacy.trust.key_folders import check_agreed
 from fedveil.privacy.trust.manifest import UNSIGNED
 
@@ -118,7 +119,10 @@ class ClientRuntime:
             )
         path = find_client_key(Path(self.keys), client)
         if path not in self._homomorphic:
-            self._homomorphic[path] = HomomorphicClient(self.experiment, self.layout, path)
+            plan = make_plan(privacy, self.experiment.federation.cohort)
+            self._homomorphic[path] = HomomorphicClient(
+                plan, self.experiment.data.clients, self.layout, path, self.manifest
+            )
         return self._homomorphic[path]
 
     @cached_property

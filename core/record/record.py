@@ -6,6 +6,7 @@ metrics.csv          a row a round; no times in it, so that it repeats to the by
 clients.csv          a row a client a round
 ledger.csv           bytes and seconds of every message
 model.safetensors    the model after the last whole round; best.safetensors: after the best one
+model.sealed         under ckks and bfv that model as a ciphertext; layout.safetensors: the names and shapes in it
 checkpoint/          what a resumed run starts from
 plots/               pictures
 """
@@ -60,15 +61,20 @@ class Table:
         return self.length + len(self.rows)
 
 
-def write_atomically(path: Path, *content: bytes | memoryview, flush: bool = True) -> None:
+def write_atomically(path: Path, *content: bytes | memoryview, flush: bool = True, private: bool = False) -> None:
     """Write a file in one step: a kill at any moment leaves the old content or the new one, whole.
 
     flush: wait until the new content is on the disk; without it, a power cut may lose content, but a kill may not
+    private: nobody but the owner can read the file, from its first byte on
     """
     temporary = path.with_name(f".{path.name}.part")
     with _named(path):
         try:
-            with temporary.open("wb") as file:
+            if private:
+                temporary.unlink(missing_ok=True)  # one that is left of a killed process may be readable by others
+            with open(
+                temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o600 if private else 0o666)
+            ) as file:
                 file.writelines(content)
                 if flush:
                     file.flush()
@@ -201,9 +207,9 @@ class Record:
         """Return the path of a file of the record."""
         return self.folder / name
 
-    def write(self, name: str, *content: bytes | memoryview, flush: bool = True) -> None:
+    def write(self, name: str, *content: bytes | memoryview, flush: bool = True, private: bool = False) -> None:
         """Write a whole file of the record, as `write_atomically` does."""
-        write_atomically(self.path(name), *content, flush=flush)
+        write_atomically(self.path(name), *content, flush=flush, private=private)
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows to a table, all or none.

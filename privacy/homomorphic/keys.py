@@ -1,8 +1,8 @@
 """The files of a run's key: `client.key` for those who encrypt and decrypt, `server.ctx` for the one who only adds.
 
-Both are TenSEAL contexts that `tenseal.context_from` opens, with two more fields, which TenSEAL skips: a checksum, and
-an id of 16 random bytes that the pair shares. `client.key` holds the secret key and no other key; `server.ctx` holds no
-key.
+Both are TenSEAL contexts that `tenseal.context_from` opens, with more fields, which TenSEAL skips: a checksum, and an id
+of 16 random bytes that the pair shares. `client.key` holds the secret key, 32 random bytes with which clients
+authenticate what they add (`mac.py`), and no other key; `server.ctx` holds no key.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import tenseal  # type: ignore[import-untyped]
 
 from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.foreign import reading
+from fedveil.privacy.homomorphic import mac
 from fedveil.privacy.homomorphic.seal import Ring, read_context, read_fields, read_ring, write_field
 from fedveil.privacy.plan import Lattice
 
 CLIENT, SERVER = "client.key", "server.ctx"
 KEY_ID = 16  # bytes
 LARGEST = 2**22  # bytes: four times the secret key of degree 32768
-# fields of a TenSEAL context; FedVeil adds the last two at the end of the file
-_PARAMETERS, _PUBLIC, _PRIVATE, _KIND, _CHECKSUM, _ID = 1, 2, 3, 4, 1001, 1000
+# fields of a TenSEAL context; FedVeil adds the last three at the end of the file
+_PARAMETERS, _PUBLIC, _PRIVATE, _KIND, _MAC, _CHECKSUM, _ID = 1, 2, 3, 4, 1002, 1001, 1000
 _SEAL = b"\x5e\xa1\x10"  # how SEAL's objects begin
 _SYMMETRIC = 1  # TenSEAL's kind of encryption that needs no public key
 _FLAGS, _SCALE = 2, 3  # fields of its public part where that holds no public, relinearisation or Galois key
@@ -40,6 +41,7 @@ class ClientKey:
     """A client's key, which decrypts what any client of the run sends.
 
     version: of the SEAL in use; context: the file, which TenSEAL opens; secret: the secret key, as SEAL's bytes
+    mac: 32 bytes that authenticate uploads and sums; empty in a key of FedVeil 0.1.0
     """
 
     key_id: bytes
@@ -48,6 +50,7 @@ class ClientKey:
     parameters: bytes = field(repr=False)
     context: bytes = field(repr=False)
     secret: bytes = field(repr=False)
+    mac: bytes = field(repr=False)
 
     @property
     def lattice(self) -> Lattice:
@@ -95,8 +98,9 @@ def make_keys(lattice: Lattice) -> tuple[bytes, bytes]:
             f"privacy.protection.degree = {lattice.degree} with privacy.protection.primes = {list(lattice.primes)}: SEAL has no such "
             f"parameters ({error})"
         ) from None
-    key_id = secrets.token_bytes(KEY_ID)
-    return _sign_off(_serialize(context, secret=True), key_id), _sign_off(_serialize(context, secret=False), key_id)
+    key_id, authentication = secrets.token_bytes(KEY_ID), write_field(_MAC, secrets.token_bytes(mac.KEY))
+    client = _sign_off(_serialize(context, secret=True) + authentication, key_id)
+    return client, _sign_off(_serialize(context, secret=False), key_id)
 
 
 def _sign_off(context: bytes, key_id: bytes) -> bytes:
@@ -217,8 +221,11 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def load_client(path: Path) -> ClientKey:
-    """Read a client's key from a file; raise ProtectionError where others can read it, or it is no client's key."""
+def load_client(path: Path, old: bool = False) -> ClientKey:
+    """Read a client's key from a file; raise ProtectionError where others can read it, or it is no client's key.
+
+    old: accept a key of FedVeil 0.1.0, which authenticates nothing
+    """
     content = read_file(path, private=True)
     parts, key_id, ring = _parts(path, content)
     private = [value for value in parts.get(_PRIVATE, ()) if isinstance(value, bytes)]
@@ -233,16 +240,23 @@ def load_client(path: Path) -> ClientKey:
     context = _context(path, content, key_id)
     if not context.has_secret_key():
         raise _damaged(path, "TenSEAL finds no secret key in it")
-    parameters = parts[_PARAMETERS][0]
+    parameters, authentication = parts[_PARAMETERS][0], b"".join(map(bytes, parts.get(_MAC, ())))
     assert isinstance(parameters, bytes)  # checked by _parts
-    return ClientKey(key_id, ring, _version(context), parameters, content, keys[0])
+    if not authentication and not old:
+        raise ProtectionError(
+            f"{path}: has no key for authentication: it was made by FedVeil 0.1.0, whose clients use any sum that a server "
+            "sends; make new keys for everybody (fedveil keys new)"
+        )
+    if len(parts.get(_MAC, ())) > 1 or len(authentication) not in (0, mac.KEY):
+        raise _damaged(path, f"its key for authentication has {len(authentication)} bytes, and {mac.KEY} are needed")
+    return ClientKey(key_id, ring, _version(context), parameters, content, keys[0], authentication)
 
 
 def load_server(path: Path) -> ServerContext:
     """Read a server's context from a file; raise ProtectionError where it holds a key, before TenSEAL opens it."""
     content = read_file(path, private=False)
     parts, key_id, ring = _parts(path, content)
-    if _PRIVATE in parts:
+    if _PRIVATE in parts or _MAC in parts:
         raise ProtectionError(
             f"{path}: holds a secret key, and a server must not have one; start it with {SERVER}, and remove this "
             "file from the server's machine"
@@ -265,7 +279,7 @@ def holds_secret(content: bytes) -> bool:
     except ProtectionError:  # cut short, added to, or larger than LARGEST
         return content[:1] == write_field(_PARAMETERS, b"")[:1] and _SEAL in content[:8]
     ours = any(isinstance(value, bytes) and value.startswith(_SEAL) for value in parts.get(_PARAMETERS, ()))
-    return ours and _PRIVATE in parts
+    return ours and (_PRIVATE in parts or _MAC in parts)
 
 
 def read_file(path: Path, private: bool) -> bytes:
@@ -305,7 +319,7 @@ def _parts(path: Path, content: bytes) -> tuple[dict[int, list[int | bytes]], by
     key_id = ids[0]
     if len(ids) != 1 or not isinstance(key_id, bytes) or len(key_id) != KEY_ID:
         raise _damaged(path, "it carries no key id of FedVeil")
-    unknown = sorted(set(parts) - {_PARAMETERS, _PUBLIC, _PRIVATE, _KIND, _CHECKSUM, _ID})
+    unknown = sorted(set(parts) - {_PARAMETERS, _PUBLIC, _PRIVATE, _KIND, _MAC, _CHECKSUM, _ID})
     if unknown or len(parts[_PARAMETERS]) != 1:
         raise _damaged(path, f"it holds parts that FedVeil does not write {unknown or ''}".rstrip())
     if parts.get(_KIND) != [_SYMMETRIC]:

@@ -2,8 +2,8 @@
 
 A vector travels in chunks of one ciphertext each. A chunk starts with two reserved numbers: the client's examples, and
 1 for the client itself. In the sum they are the total of examples and the number of clients, so decryption reveals a
-wrong key, a lost or doubled client, a missing chunk or an overflow. (They are no defence against a server that lies on
-purpose, nor against chunks in another order: the checksum of a message catches accidents.)
+wrong key, a lost or doubled client, a missing chunk or an overflow. They are no defence against a server that lies on
+purpose: `mac.py` is, whose check comes before decryption.
 
 CKKS: a slot holds two numbers, in its real and imaginary part (compact), or one in its real part; decrypted numbers are
 rounded to the grid. BFV: two numbers share a slot, q[0] + q[1] 2^field_bits. Either way the sum is exact.
@@ -16,14 +16,17 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import repeat
+from typing import Protocol
 
 import numpy as np
 import tenseal  # type: ignore[import-untyped]
 
 from fedveil.core.errors import ProtectionError
 from fedveil.privacy.homomorphic.keys import ClientKey, ServerContext, check_lattice
+from fedveil.privacy.homomorphic.mac import proof_bytes
 from fedveil.privacy.homomorphic.seal import (
     SEED,
     Buffer,
@@ -37,10 +40,12 @@ from fedveil.privacy.homomorphic.seal import (
     write_ciphertext,
     write_vector,
 )
+from fedveil.privacy.homomorphic.seeds import SeedExpander
 from fedveil.privacy.plan import RESERVED, Lattice, Plan
 
-HEADROOM = 196  # bytes before a sum, where `wire.write_before` puts a header without copying the sum
+HEADROOM = 276  # bytes before a sum, where `wire.write_around` puts a header without copying the sum
 PENDING = 32  # clients whose seeds are expanded together: 16 kB each at a million numbers
+EXPANDED = 4  # chunks whose seeds are expanded together: 33 kB each at degree 4096
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,9 @@ class Encryptor:
         self.seeded = compact_works() if compact is None else compact
         self.complex = self.seeded or self._lattice.scheme == "bfv"
         self._cipher: _Cipher = _Compact(key, plan) if self.seeded else _Public(key, plan)
+        self._seeds = SeedExpander(
+            tenseal.context_from(key.context, n_threads=1), key.ring, plan.scale_bits, key.version
+        )
 
     def form(self, size: int) -> Form:
         """Return how a vector of `size` numbers lies in this encryptor's ciphertexts."""
@@ -146,6 +154,21 @@ class Encryptor:
             fresh = self._cipher.encrypt(self._slots(chunk))
             pieces += fresh.seed, trim(fresh.coefficients.reshape(-1), width).data
         return b"".join(pieces)
+
+    def chunks(self, body: Buffer, size: int, seeded: bool) -> Iterator[np.ndarray]:
+        """Yield the coefficients of each chunk of a body, as all parties have them: c0 then c1, uint64 [2 N].
+
+        Raise ProtectionError where a coefficient is not below the prime.
+        """
+        form, width = self.form(size), self._ring.width
+        rows = np.frombuffer(body, np.uint8).reshape(form.chunks, form.chunk_bytes(seeded))
+        for start in range(0, form.chunks, EXPANDED):
+            some = rows[start : start + EXPANDED]
+            halves = self._seeds.expand([some[:, :SEED]]) if seeded else repeat(None, len(some))
+            for index, (chunk, half) in enumerate(zip(some, halves, strict=True), start):
+                coefficients = untrim(chunk[SEED:] if seeded else chunk, width)
+                _check_coefficients(coefficients, self._ring, index)
+                yield coefficients if half is None else np.concatenate([coefficients, half])
 
     def decrypt(self, body: Buffer, size: int, examples: int, clients: int) -> np.ndarray:
         """Decrypt the body of an aggregate: the sum of the clients' numbers, int64 [size].
@@ -258,14 +281,14 @@ class _Public:
             vector = tenseal.ckks_vector(self._context, slots.tolist(), scale=2.0**self._scale_bits)
         else:
             vector = tenseal.bfv_vector(self._context, slots.tolist())
-        return read_ciphertext(read_vector(vector.serialize()), self._ring)
+        return read_ciphertext(read_vector(vector.serialize())[0], self._ring)
 
     def decrypt(self, ciphertext: bytes) -> np.ndarray:
         """Decrypt a ciphertext: float64 [N / 2] of CKKS, int64 [N] of BFV."""
         if self._ring.scheme == "ckks":
-            data = write_vector(ciphertext, self._ring.degree // 2, self._scale_bits)
+            data = write_vector([ciphertext], self._ring.degree // 2, self._scale_bits)
             return np.array(tenseal.ckks_vector_from(self._context, data).decrypt(), np.float64)
-        data = write_vector(ciphertext, self._ring.degree, 0)
+        data = write_vector([ciphertext], self._ring.degree, 0)
         return np.array(tenseal.bfv_vector_from(self._context, data).decrypt(), np.int64)
 
 
@@ -281,9 +304,10 @@ class Adder:
         _agreed(context, plan)
         self._plan, self._ring, self._version = plan, context.ring, context.version
         self._context = tenseal.context_from(context.context, n_threads=1)
-        self._message = np.empty(HEADROOM, np.uint8)  # room for a header, then the sum
+        self._message = np.empty(HEADROOM, np.uint8)  # room for a header, then the sum, then room for its proof
         self._sum = np.empty((0, 2, 0), np.uint8)  # [chunks, polynomials, N * width], a view of it
         self._seeds: list[np.ndarray] = []
+        self._expander = SeedExpander(self._context, context.ring, plan.scale_bits, context.version)
         self._made, self._pending = False, pending
         self.form: Form | None = None  # of the first upload, which all must share
         self.clients = 0
@@ -314,8 +338,10 @@ class Adder:
             _check_coefficients(untrim(chunk, self._ring.width), self._ring, index)
         if self.form is None:
             self.form = form
-            self._message = np.zeros(HEADROOM + form.bytes(seeded=False), np.uint8)
-            self._sum = self._message[HEADROOM:].reshape(form.chunks, 2, -1)
+            end = HEADROOM + form.bytes(seeded=False)
+            room = proof_bytes(self._ring, form.chunks, self._plan.clients)  # no memory until it is written
+            self._message = np.zeros(end + room, np.uint8)
+            self._sum = self._message[HEADROOM:end].reshape(form.chunks, 2, -1)
         for chunk, total in zip(coefficients, self._sum, strict=True):
             self._accumulate(total[0] if seeded else total.reshape(-1), untrim(chunk, self._ring.width))
         if seeded:
@@ -331,7 +357,7 @@ class Adder:
         return self._sum.reshape(-1).data.toreadonly()
 
     def message(self) -> np.ndarray:
-        """Return `total` with HEADROOM bytes before it, uint8."""
+        """Return `total` with HEADROOM bytes before it, and room for a proof after it, uint8."""
         self.total()
         return self._message
 
@@ -343,30 +369,13 @@ class Adder:
         )  # a negative difference wraps to a large number
 
     def _expand(self) -> None:
-        """Add the polynomials that the collected seeds stand for.
-
-        TenSEAL expands them, as ciphertexts with nothing but a seed.
-        """
+        """Add the polynomials that the collected seeds stand for."""
         if not self._seeds:
             return
-        ring = self._ring
-        read = tenseal.ckks_vector_from if ring.scheme == "ckks" else tenseal.bfv_vector_from
-        size = ring.degree // 2 if ring.scheme == "ckks" else ring.degree
-        nothing = np.zeros((1, ring.degree), np.uint64)
-        template = write_vector(
-            write_ciphertext(nothing, ring, self._plan.scale_bits, self._version, bytes(SEED)),
-            size,
-            self._plan.scale_bits,
-        )
-        end = len(template) - (9 if self._plan.scale_bits else 0)  # the seed is the last of the ciphertext
-        before, after = template[: end - SEED], template[end:]
-        for index, total in enumerate(self._sum):
-            expanded: Any = None
-            for seeds in self._seeds:
-                vector = read(self._context, before + seeds[index].tobytes() + after)
-                expanded = vector if expanded is None else expanded.add_(vector)
-            ciphertext = read_ciphertext(read_vector(expanded.serialize()), ring)
-            self._accumulate(total[1], ciphertext.coefficients[1])
+        for start in range(0, len(self._sum), EXPANDED):
+            summed = self._expander.expand([seeds[start : start + EXPANDED] for seeds in self._seeds])
+            for total, polynomial in zip(self._sum[start:], summed, strict=False):
+                self._accumulate(total[1], polynomial)
         self._seeds.clear()
 
 

@@ -13,7 +13,7 @@ import struct
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -151,21 +151,23 @@ def read_ring(parameters: bytes) -> tuple[Ring, tuple[int, int]]:
     return Ring(SCHEMES[number], degree, prime, special, plain), version
 
 
-def read_vector(data: bytes) -> bytes:
-    """Read the one ciphertext of a TenSEAL vector, as SEAL's bytes; raise ProtectionError where it has not one."""
+def read_vector(data: bytes) -> list[bytes]:
+    """Read the ciphertexts of a TenSEAL vector, as SEAL's bytes; raise ProtectionError where it has none."""
     blobs = [value for number, value in read_fields(data) if number == 2]
-    if len(blobs) != 1 or not isinstance(blobs[0], bytes):
-        raise ProtectionError(f"a TenSEAL vector of {len(blobs)} ciphertexts, where one was expected")
-    return blobs[0]
+    found = [blob for blob in blobs if isinstance(blob, bytes)]
+    if not found or len(found) != len(blobs):
+        raise ProtectionError(f"a TenSEAL vector of {len(found)} ciphertexts among {len(blobs)} parts")
+    return found
 
 
-def write_vector(ciphertext: bytes, size: int, scale_bits: int) -> bytes:
-    """Write a TenSEAL vector of one ciphertext that holds `size` numbers.
+def write_vector(ciphertexts: Sequence[bytes], size: int, scale_bits: int) -> bytes:
+    """Write a TenSEAL vector of ciphertexts that hold `size` numbers each.
 
     scale_bits: 0 for BFV, which has no scale
     """
     scale = b"\x19" + struct.pack("<d", 2.0**scale_bits) if scale_bits else b""
-    return write_field(1, write_varint(size)) + write_field(2, ciphertext) + scale
+    sizes = write_field(1, write_varint(size) * len(ciphertexts))
+    return b"".join([sizes, *(write_field(2, ciphertext) for ciphertext in ciphertexts), scale])
 
 
 def read_ciphertext(data: bytes, ring: Ring) -> Ciphertext:
@@ -214,8 +216,22 @@ def write_ciphertext(
     return b"".join((head, shape, _head(inner, version), count, coefficients.data, tail))
 
 
-def _head(length: int, version: tuple[int, int]) -> bytes:
-    return _HEADER.pack(_MAGIC, _HEADER.size, *version, _PLAIN, 0, _HEADER.size + length)
+def before_seed(ring: Ring, scale_bits: int, version: tuple[int, int]) -> bytes:
+    """Return what comes before the seed in a ciphertext of nothing but a seed, as SEAL loads it.
+
+    Its zeros are compressed; the seed is the last block of the frame, which holds it as it is (RFC 8878, 3.1.1.2).
+    """
+    seed = bytes(range(SEED))  # no two bytes alike, so that they are not compressed
+    body = write_ciphertext(np.zeros((1, ring.degree), np.uint64), ring, scale_bits, version, seed)[_HEADER.size :]
+    stream = zstandard.ZstdCompressor().compressobj()
+    packed = stream.compress(body[:-SEED]) + stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    packed += stream.compress(seed) + stream.flush()
+    assert packed.endswith(seed)
+    return (_head(len(packed), version, _ZSTD) + packed)[:-SEED]
+
+
+def _head(length: int, version: tuple[int, int], compression: int = _PLAIN) -> bytes:
+    return _HEADER.pack(_MAGIC, _HEADER.size, *version, compression, 0, _HEADER.size + length)
 
 
 def _open(data: bytes, most: int) -> tuple[bytes, tuple[int, int]]:

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, cast
+from hashlib import sha256
+from typing import Any, Literal, cast
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from fedveil.core.errors import ProtectionError
-from fedveil.core.wire.messages import ARRAYS, CONFIG, REFERENCE, SEALED, WEIGHT
+from fedveil.core.wire.messages import (
+    ARRAYS,
+    CLIENT,
+    CONFIG,
+    REFERENCE,
+    SEALED,
+    WEIGHT,
+    from_arrays,
+    from_sealed,
+)
 from fedveil.privacy.homomorphic.lattice import Adder, compact_works
-from fedveil.privacy.homomorphic.wire import Header, expect, read, write_before
+from fedveil.privacy.homomorphic.mac import Tally, model_digest, settings_digest
+from fedveil.privacy.homomorphic.wire import Header, expect, read, write_around
 from fedveil.server.exchange import count
 from fedveil.server.protection.collector import Collected
 from fedveil.server.protection.server_protection import ServerProtection, enough, examples_in, protected_update
 
 
 class HomomorphicCollector:
-    """Adds ciphertexts as they arrive and keeps only their sum."""
+    """Adds ciphertexts and their tags as they arrive, and keeps only the sums, and who is in them."""
 
     final = True
 
     def __init__(self, protection: ServerProtection, number: int) -> None:
         assert protection.context is not None
         self._protection, self._number = protection, number
-        self._adder = Adder(protection.context, protection.plan)
+        self._adder, self._tally = Adder(protection.context, protection.plan), Tally(protection.context.ring)
         self._examples = self._reference = 0
         self._announced: dict[int, int] = {}
+        self._model = self._settings = b""
 
     def ask(self, messages: list[Message]) -> list[Message]:
         """Announce the cohort's examples in its messages."""
@@ -34,12 +47,20 @@ class HomomorphicCollector:
         self._reference = sum(self._announced.values())
         for message in messages:
             cast(ConfigRecord, message.content[CONFIG])[REFERENCE] = self._reference
+        content = messages[0].content
+        self._model = self._digest(cast(ArrayRecord, content[ARRAYS]))
+        self._settings = settings_digest(_shared(cast(ConfigRecord, content[CONFIG])))
         return messages
+
+    def _digest(self, record: ArrayRecord) -> bytes:
+        """Return the SHA-256 of the model that clients were sent, as they compute it."""
+        blob = from_sealed(record, self._protection.plan.protection)
+        return model_digest(from_arrays(record), self._protection.layout) if blob is None else sha256(blob).digest()
 
     def take(self, client: int, reply: Message) -> None:
         """Check the whole upload, add it, and drop it; raise ProtectionError where it does not fit."""
         blob = protected_update(reply, self._protection.plan.protection)
-        header, body = read(blob, self._expect("upload", client))
+        header, body, proof = read(blob, self._expect("upload", client))
         if header.examples != examples_in(reply, self._announced[client]):
             raise ProtectionError(f"it says {count(reply, WEIGHT):,} examples, and its update {header.examples:,}")
         if header.complex != compact_works():
@@ -48,6 +69,7 @@ class HomomorphicCollector:
                 "(tenseal.sealapi); install the same TenSEAL everywhere"
             )
         self._adder.add(body, header.form, header.seeded)
+        self._tally.add(proof)
         self._examples += header.examples
         del reply.content[ARRAYS]
 
@@ -60,14 +82,17 @@ class HomomorphicCollector:
             self._expect("aggregate"),
             complex=adder.form.complex, clients=adder.clients, examples=self._examples,
         )  # fmt: skip
-        model = adder.message()
-        write_before(header, model)
-        return Collected(sealed={SEALED: model}, bound=bound)
+        return Collected(sealed={SEALED: write_around(header, adder.message(), self._tally.proof())}, bound=bound)
 
     def _expect(self, kind: Literal["upload", "aggregate"], client: int = 0) -> Header:
         protection = self._protection
         assert protection.context is not None
         return expect(
             kind, protection.plan, protection.context, run=protection.run, round=self._number, layout=protection.layout,
-            client=client, reference=self._reference,
+            client=client, reference=self._reference, model=self._model, settings=self._settings,
         )  # fmt: skip
+
+
+def _shared(config: ConfigRecord) -> Mapping[str, Any]:
+    """Return the settings that all clients of a round share."""
+    return {key: value for key, value in config.items() if key != CLIENT}

@@ -12,7 +12,14 @@ from fedveil.core.foreign import reading
 from fedveil.core.record.record import write_atomically
 from fedveil.core.wire.messages import CONFIG, MANIFEST, SIGNATURES
 from fedveil.privacy.trust.identity import Registry
-from fedveil.privacy.trust.manifest import Manifest, check_signature, differences, majority, write_signatures
+from fedveil.privacy.trust.manifest import (
+    UNSIGNED,
+    Manifest,
+    check_signature,
+    differences,
+    majority,
+    write_signatures,
+)
 
 FILE = "manifest.json"  # in the record: the manifest, and who signed it
 
@@ -93,3 +100,15 @@ class Agreement:
             check_signature(manifest, client, signature, registry)
             self.signatures[client] = signature
         return self
+
+
+def archived_digest(record: Path) -> bytes:
+    """Return the SHA-256 of the manifest in a record, zeros where it has none; raise ProtectionError where it is damaged.
+
+    Whether clients signed it shows where something that is bound to it is checked.
+    """
+    path = record / FILE
+    if not path.exists():
+        return UNSIGNED
+    with reading(lambda why: ProtectionError(f"{path}: cannot be read ({why}); copy the whole record from the server")):
+        return Manifest(**json.loads(path.read_bytes())["manifest"]).digest

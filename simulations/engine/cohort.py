@@ -15,13 +15,20 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 
 from fedveil.client.app import client_app
-from fedveil.client.learning.contribution import Contributions, Instructions, Parameters, join, split
+from fedveil.client.learning.contribution import (
+    Contributions,
+    Instructions,
+    Parameters,
+    evaluation_asked,
+    join,
+    split,
+)
 from fedveil.client.learning.pipeline import Step, Where, execute, load, steps_of, store
 from fedveil.client.learning.protection import receive
 from fedveil.client.learning.replies import evaluation_reply, refusal, training_reply
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.core.errors import ProtectionError
-from fedveil.core.wire.messages import ARRAYS, CONFIG, INBOX, ROUND, RUN
+from fedveil.core.wire.messages import ARRAYS, CONFIG, INBOX, RUN
 from fedveil.models.local.batches import cut
 from fedveil.simulations.engine.grid import InProcessGrid
 from fedveil.simulations.engine.workers import Job, Workers
@@ -173,7 +180,11 @@ class CohortGrid(InProcessGrid):
 
     def _evaluate(self, messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
         config = dict(cast(ConfigRecord, messages[0].content[CONFIG]))
-        number = int(cast(int, config.get(ROUND, 0)))
+        try:
+            number = evaluation_asked(config, self._runtime.experiment)
+        except ProtectionError as error:
+            yield from ((i, refusal(message, error, self._runtime.keys)) for i, message in enumerate(messages))
+            return
         run = config.get(RUN, b"")
         given, refused = self._receive(messages, number, cast(bytes, run))
         yield from refused

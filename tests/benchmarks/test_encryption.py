@@ -13,6 +13,7 @@ from rich.console import Console
 from benchmarks import bench, encryption, encryption_report, report, whole_runs
 from benchmarks.own_ways import SharedMaskClient, SharedMaskServer
 from benchmarks.peers import flower_secagg, tenseal_ways
+from benchmarks.protected_round import AUTHENTICATION
 from benchmarks.remote import Remote, cohort
 from fedveil.core.settings.sections import Privacy
 from fedveil.privacy.homomorphic import wire
@@ -22,6 +23,7 @@ from fedveil.privacy.secagg import vectors as masked
 SIZE, CLIENTS, MANY = 20_000, 3, 5
 MASKED_SIZE, MASKED_CLIENTS = 600, 12
 HEADER = wire.HEADER.size + 4  # and the checksum
+SUM = HEADER + 28 * CLIENTS  # and who is in it
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,12 @@ def test_every_way_is_measured(found, rows) -> None:
         assert min(row["client_s"], row["server_s"], row["once_s"]) > 0, way
         assert row["memory_mb"] >= 0, way
         assert (row["memory_many_mb"] is None) == (way == "naive"), way
+        parts = [row[part] for part in AUTHENTICATION]
+        assert (None in parts) == (way not in encryption.LATTICES), way
+        if way in encryption.LATTICES:
+            assert 0 < sum(parts[:-1]) < row["client_s"], way
+            assert row["authentication"] == pytest.approx(sum(parts[:-1]) / (row["client_s"] - sum(parts[:-1])))
+            assert row["tag_bytes"] == (14 if way == "bfv" else 15)
     assert rows["naive"]["client_ratio"] == rows["naive"]["server_ratio"] == 1
     assert found["ms_per_client"] == rows["ckks"]["client_s"] * 1e3
 
@@ -63,9 +71,9 @@ def test_every_way_is_measured(found, rows) -> None:
     [
         ("plain", 4 * SIZE, 4 * SIZE),
         ("shared-mask", 4 * SIZE, 4 * SIZE),
-        ("ckks", HEADER + chunks(4096) * (64 + 5 * 4096), HEADER + chunks(4096) * 2 * 5 * 4096),
-        ("ckks, public API", HEADER + chunks(2048) * 2 * 5 * 4096, HEADER + chunks(2048) * 2 * 5 * 4096),
-        ("bfv", HEADER + chunks(8192) * (64 + 7 * 4096), HEADER + chunks(8192) * 2 * 7 * 4096),
+        ("ckks", HEADER + chunks(4096) * (64 + 5 * 4096 + 15), SUM + chunks(4096) * (2 * 5 * 4096 + 15)),
+        ("ckks, public API", HEADER + chunks(2048) * (2 * 5 * 4096 + 15), SUM + chunks(2048) * (2 * 5 * 4096 + 15)),
+        ("bfv", HEADER + chunks(8192) * (64 + 7 * 4096 + 14), SUM + chunks(8192) * (2 * 7 * 4096 + 14)),
     ],
 )
 def test_bytes_are_what_the_formats_say(rows, way, up, down) -> None:

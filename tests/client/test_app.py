@@ -28,11 +28,11 @@ def network() -> torch.nn.Module:
     return build(load(SETTINGS.data, 0).dataset.task, SETTINGS.model, Stream(0))
 
 
-def ask(kind: str, client: int, network: torch.nn.Module | None = None, /, **config) -> Message:
+def ask(kind: str, client: int, network: torch.nn.Module | None = None, /, settings=SETTINGS, **config) -> Message:
     content = RecordDict()
     if network is not None:
         content = RecordDict({"arrays": to_arrays(to_numpy(get(network))), "config": ConfigRecord(config)})
-    grid = InProcessGrid(app, SETTINGS.data.clients, {"experiment": SETTINGS.toml()})
+    grid = InProcessGrid(app, SETTINGS.data.clients, {"experiment": settings.toml()})
     (reply,) = grid.send_and_receive([Message(content, dst_node_id=client + 1, message_type=kind)])
     return reply
 
@@ -70,7 +70,8 @@ def test_a_proximal_term_and_the_global_loss_come_with_the_message(network) -> N
 
 
 def test_evaluation_counts_on_the_part_the_client_holds_out(network) -> None:
-    metrics = ask("evaluate", 5, network).content["metrics"]
+    settings = SETTINGS.override({"evaluation.federated": True})
+    metrics = ask("evaluate", 5, network, settings=settings, **{"server-round": 1}).content["metrics"]
     _, held_out = load(SETTINGS.data, 0).client(5)
     wanted = evaluate(network, None, held_out, "cross_entropy")
     assert (metrics["num-examples"], metrics["correct"], metrics["loss"]) == (

@@ -237,3 +237,22 @@ def test_no_secret_of_a_command_is_written_to_a_record(given, kept, tmp_path) ->
     assert command == (kept or given).split()
     note_resume(record, Experiment(), 0, given.split())
     assert "T0P" not in record.path("environment.json").read_text()
+
+
+def test_a_private_file_is_never_readable_by_others(tmp_path, monkeypatch) -> None:
+    path, written, fsync = tmp_path / "secret", [], os.fsync
+    (tmp_path / ".secret.part").touch(mode=0o644)  # of a process that was killed
+
+    def note(descriptor: int) -> None:
+        written.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        fsync(descriptor)
+
+    before = os.umask(0)
+    try:
+        monkeypatch.setattr(os, "fsync", note)
+        write_atomically(path, b"secret", private=True)
+        write_atomically(tmp_path / "public", b"public")
+    finally:
+        os.umask(before)
+    assert [mode for mode in written if mode < 0o700] == [0o600, 0o666]
+    assert (stat.S_IMODE(path.stat().st_mode), path.read_bytes()) == (0o600, b"secret")

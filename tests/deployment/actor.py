@@ -27,7 +27,7 @@ from fedveil.core.wire.messages import ARRAYS, BLOB, CONFIG, METRICS, PARCEL, RO
 
 HOLDING = 300.0  # seconds that a client may be held; a test that forgot it must end
 LARGE = 24 << 20  # bytes of an update that is too large
-HEADER = 192  # bytes of a ciphertext's, before its checksum
+HEADER = 272  # bytes of a ciphertext's, before its checksum
 earlier: dict[int, RecordDict] = {}  # what was answered in each round
 
 

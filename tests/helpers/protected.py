@@ -194,7 +194,7 @@ def forged(blob: bytes, offset: int, kind: str, value: Any) -> bytes:
 
 def resealed(blob: bytes) -> bytes:
     """An encrypted message with the checksum that its content has."""
-    return blob[:192] + struct.pack("<I", crc32(blob[196:], crc32(blob[:192]))) + blob[196:]
+    return blob[:272] + struct.pack("<I", crc32(blob[276:], crc32(blob[:272]))) + blob[276:]
 
 
 def by_hand(made: Made, clients: Iterable[int], grid: Grid, announced: int) -> Weights:

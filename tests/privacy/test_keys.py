@@ -7,6 +7,7 @@ import os
 import shutil
 from importlib import import_module
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -55,6 +56,42 @@ def test_every_key_is_another():
     assert first[1][-keys.KEY_ID :] != second[1][-keys.KEY_ID :]
     secrets = [seal.read_context(client)[3] for client, _ in (first, second)]
     assert secrets[0] != secrets[1]
+
+
+def resigned(before: bytes, key_id: bytes) -> bytes:
+    """A file's fields, with the checksum and the id that belong to them."""
+    checksum = crc32(key_id, crc32(before)).to_bytes(4, "little")
+    return before + seal.write_field(1001, checksum) + seal.write_field(1000, key_id)
+
+
+def test_clients_have_32_random_bytes_for_authentication_and_the_server_has_not(tmp_path):
+    made = [keys.make_keys(LATTICES[0]) for _ in range(2)]
+    found = [seal.read_context(client)[1002] for client, _ in made]
+    assert found[0] != found[1]
+    assert all(len(value) == 32 for values in found for value in values)
+    assert [len(values) for values in found] == [1, 1]
+    client, server = made[0]
+    assert 1002 not in seal.read_context(server)
+    assert keys.load_client(private(tmp_path / keys.CLIENT, client)).mac == found[0][0]
+    before = server[: server.index(seal.write_field(1000, server[-16:])) - 7]
+    leaked = resigned(before + seal.write_field(1002, found[0][0]), server[-16:])
+    assert keys.holds_secret(leaked)
+    with pytest.raises(ProtectionError, match="holds a secret key, and a server must not have one"):
+        keys.load_server(private(tmp_path / keys.SERVER, leaked))
+
+
+@pytest.mark.parametrize("change", ["a bit", "shorter", "twice"])
+def test_a_key_for_authentication_that_was_changed_is_refused(tmp_path, change):
+    client, _ = keys.make_keys(LATTICES[0])
+    field = seal.write_field(1002, seal.read_context(client)[1002][0])
+    before, _, _ = client.partition(field)
+    forged = {
+        "a bit": client.replace(field, field[:-1] + bytes([field[-1] ^ 1])),
+        "shorter": resigned(before + seal.write_field(1002, bytes(31)), client[-16:]),
+        "twice": resigned(before + field * 2, client[-16:]),
+    }[change]
+    with pytest.raises(ProtectionError, match=r"its checksum is wrong|its key for authentication has"):
+        keys.load_client(private(tmp_path / keys.CLIENT, forged))
 
 
 def test_a_folder_for_each_party_that_only_its_owner_can_read(tmp_path):

@@ -423,10 +423,10 @@ def test_a_plain_tenseal_vector_of_the_sum_is_what_the_servers_context_opens(par
     blob = seal.write_ciphertext(
         seal.untrim(added(p, encryptor, bodies, 100), ring.width).reshape(2, -1), ring, 0, p.client.version
     )
-    vector = tenseal.bfv_vector_from(tenseal.context_from(p.server.context), seal.write_vector(blob, ring.degree, 0))
+    vector = tenseal.bfv_vector_from(tenseal.context_from(p.server.context), seal.write_vector([blob], ring.degree, 0))
     with pytest.raises(ValueError, match="secret"):
         vector.decrypt()
-    vector = tenseal.bfv_vector_from(tenseal.context_from(p.client.context), seal.write_vector(blob, ring.degree, 0))
+    vector = tenseal.bfv_vector_from(tenseal.context_from(p.client.context), seal.write_vector([blob], ring.degree, 0))
     slots = np.array(vector.decrypt())
     assert np.array_equal(encryptor._numbers(slots)[2:102], total)
 

@@ -75,12 +75,12 @@ def test_parameters_are_read_as_seal_has_them(parties, scheme, tmp_path):
 def test_a_ciphertext_read_and_written_again_decrypts_with_tenseal(parties, scheme):
     p = parties(scheme)
     scale_bits, ring = p.plan.scale_bits, p.client.ring
-    read = seal.read_ciphertext(seal.read_vector(encrypted(p.client, scale_bits)), ring)
+    read = seal.read_ciphertext(seal.read_vector(encrypted(p.client, scale_bits))[0], ring)
     assert read.coefficients.shape == (2, ring.degree)
     assert read.coefficients.max() < ring.prime
     assert read.seed == b""
     again = seal.write_ciphertext(read.coefficients, ring, scale_bits, read.version)
-    assert decrypted(p.client, seal.write_vector(again, 3, scale_bits)) == [1, 2, 3]
+    assert decrypted(p.client, seal.write_vector([again], 3, scale_bits)) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -103,11 +103,11 @@ def test_a_seeded_ciphertext_is_half_and_decrypts_with_tenseal(parties, scheme, 
     assert read.coefficients.shape == (1, ring.degree)
     assert len(read.seed) == seal.SEED
     again = seal.write_ciphertext(read.coefficients, ring, p.plan.scale_bits, read.version, read.seed)
-    assert decrypted(p.client, seal.write_vector(again, 3, p.plan.scale_bits)) == [1, 2, 3]
+    assert decrypted(p.client, seal.write_vector([again], 3, p.plan.scale_bits)) == [1, 2, 3]
 
 
 def test_a_ciphertext_under_other_parameters_is_refused(parties):
-    blob = seal.read_vector(encrypted(parties("bfv").client, 0))
+    blob = seal.read_vector(encrypted(parties("bfv").client, 0))[0]
     with pytest.raises(ProtectionError, match="other parameters"):
         seal.read_ciphertext(blob, parties("ckks").client.ring)
 
@@ -160,7 +160,7 @@ def test_random_bytes_are_refused_or_read_and_nothing_else(parties, data):
 def test_damaged_objects_are_refused_or_read_and_nothing_else(parties, scheme):
     p = parties(scheme)
     vector = encrypted(p.client, p.plan.scale_bits)
-    blob = seal.read_vector(vector)
+    (blob,) = seal.read_vector(vector)
     read = seal.read_ciphertext(blob, p.client.ring)
     plain = seal.write_ciphertext(read.coefficients, p.client.ring, p.plan.scale_bits, read.version)
     seeded = seal.write_ciphertext(read.coefficients[:1], p.client.ring, p.plan.scale_bits, read.version, bytes(64))

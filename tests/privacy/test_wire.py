@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
 from dataclasses import replace
 from zlib import crc32
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import tenseal
 from helpers.fuzzing import parses
+from helpers.protected import resealed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +20,16 @@ from fedveil.core.errors import ProtectionError
 from fedveil.privacy.fixed_point import Grid, Layout
 from fedveil.privacy.homomorphic import wire
 from fedveil.privacy.homomorphic.lattice import Adder, Encryptor
+from fedveil.privacy.homomorphic.mac import (
+    Authenticator,
+    Proof,
+    Sender,
+    Tally,
+    count_tags,
+    proof_bytes,
+    read_senders,
+    write_senders,
+)
 
 LAYOUT = Layout((("weight", (90, 100)), ("bias", (50,))))
 RUN = bytes(range(16))
@@ -37,15 +50,21 @@ def messages(parties):
             p = parties(scheme)
             encryptor, adder = Encryptor(p.client, p.plan, compact), Adder(p.server, p.plan)
             values = np.random.default_rng(0).integers(-100_000, 100_001, (3, LAYOUT.size))
-            uploads = []
+            uploads, tally, authenticator = [], Tally(p.server.ring), Authenticator(p.client.mac, p.client.ring)
             for row in values:
-                header = replace(expected(p), seeded=compact, complex=encryptor.complex, examples=100)
-                uploads.append(wire.write(header, encryptor.encrypt(row, 100)))
-                found, body = wire.read(uploads[-1], expected(p))
+                header = replace(
+                    expected(p), seeded=compact, complex=encryptor.complex, examples=100, nonce=os.urandom(16)
+                )
+                body = encryptor.encrypt(row, 100)
+                chunks = encryptor.chunks(body, LAYOUT.size, compact)
+                tags = authenticator.tag(chunks, RUN, 5, header.terms, header.sender)
+                uploads.append(wire.write(header, body, Proof(tags, (header.sender,))))
+                found, body, proof = wire.read(uploads[-1], expected(p))
                 adder.add(body, found.form, found.seeded)
+                tally.add(proof)
             assert adder.form is not None
             header = replace(expected(p, "aggregate"), complex=adder.form.complex, clients=3, examples=300)
-            made[scheme, compact] = p, uploads, wire.write(header, adder.total()), values.sum(0)
+            made[scheme, compact] = p, uploads, wire.write(header, adder.total(), tally.proof()), values.sum(0)
         return made[scheme, compact]
 
     return get
@@ -54,12 +73,17 @@ def messages(parties):
 @pytest.mark.parametrize(("scheme", "compact"), WAYS)
 def test_a_message_says_what_was_written(messages, scheme, compact):
     p, uploads, aggregate, total = messages(scheme, compact)
-    header, body = wire.read(uploads[0], expected(p))
-    assert header == replace(expected(p), seeded=compact, complex=header.complex, examples=100)
-    assert len(uploads[0]) == 196 + header.form.bytes(compact)
+    header, body, proof = wire.read(uploads[0], expected(p))
+    assert header == replace(expected(p), seeded=compact, complex=header.complex, examples=100, nonce=header.nonce)
+    chunks = header.form.chunks
+    assert len(uploads[0]) == 276 + header.form.bytes(compact) + proof_bytes(p.client.ring, chunks, 0)
+    assert proof.senders == ((7, 100, header.nonce),)
+    assert proof.tags.shape == (chunks, count_tags(p.client.ring.prime))
     encryptor = Encryptor(p.client, p.plan, compact)
-    header, body = wire.read(aggregate, expected(p, "aggregate", complex=encryptor.complex))
+    header, body, proof = wire.read(aggregate, expected(p, "aggregate", complex=encryptor.complex))
     assert (header.clients, header.examples, header.reference) == (3, 300, 1000)
+    assert len(aggregate) == 276 + header.form.bytes(False) + proof_bytes(p.client.ring, chunks, 3)
+    assert [(client, examples) for client, examples, _ in proof.senders] == [(7, 100)] * 3
     assert np.array_equal(encryptor.decrypt(body, header.size, header.examples, header.clients), total)
 
 
@@ -74,7 +98,7 @@ def test_plain_tenseal_and_the_documented_offsets_read_an_aggregate(messages, sc
     width, found = (prime.bit_length() + 7) // 8, np.empty((chunks, numbers))
     context = tenseal.context_from((p.folder / "client-1" / "client.key").read_bytes())
     for chunk in range(chunks):
-        body = message[196 + chunk * length : 196 + (chunk + 1) * length]
+        body = message[276 + chunk * length : 276 + (chunk + 1) * length]
         data = b"".join(body[at : at + width] + bytes(8 - width) for at in range(0, length, width))
         inner = struct.pack("<HB2sBHQQ", 0xA15E, 16, version, 0, 0, 24 + len(data), len(data) // 8) + data
         shape = parms_id + struct.pack("<BQQQdQ", message[7] == 2, 2, degree, 1, 2.0**scale_bits, 1) + inner
@@ -153,16 +177,16 @@ def test_the_expectation_follows_from_the_plan(parties):
 )
 def test_examples_out_of_range_are_refused(parties, messages, changes, words):
     p, uploads, _, _ = messages("ckks", True)
-    header, body = wire.read(uploads[0], expected(p))
+    header, body, proof = wire.read(uploads[0], expected(p))
     with pytest.raises(ProtectionError, match=words):
-        wire.read(wire.write(replace(header, **changes), body), expected(p))
+        wire.read(wire.write(replace(header, **changes), body, proof), expected(p))
 
 
 def test_bfv_has_two_numbers_a_slot(messages):
     p, uploads, _, _ = messages("bfv", True)
-    header, body = wire.read(uploads[0], expected(p))
+    header, body, proof = wire.read(uploads[0], expected(p))
     with pytest.raises(ProtectionError, match="in BFV with one number a slot"):
-        wire.read(wire.write(replace(header, complex=False), body), expected(p))
+        wire.read(wire.write(replace(header, complex=False), body, proof), expected(p))
 
 
 @pytest.mark.parametrize(
@@ -178,17 +202,17 @@ def test_bfv_has_two_numbers_a_slot(messages):
 )
 def test_an_aggregate_that_cannot_be_is_refused(parties, messages, changes, words):
     p, _, aggregate, _ = messages("bfv", True)
-    header, body = wire.read(aggregate, expected(p, "aggregate"))
+    header, body, proof = wire.read(aggregate, expected(p, "aggregate"))
     with pytest.raises(ProtectionError, match=words):
-        wire.read(wire.write(replace(header, **changes), body), expected(p, "aggregate"))
+        wire.read(wire.write(replace(header, **changes), body, proof), expected(p, "aggregate"))
 
 
 def test_a_header_that_contradicts_itself_is_refused(messages):
     p, uploads, _, _ = messages("bfv", True)
     for place in (8, 11, 44, 104, 148, 152, 156):  # flags, unused, field bits, parms_id, numbers, chunks, bytes a chunk
-        head = bytearray(uploads[0][:192])
+        head = bytearray(uploads[0][:272])
         head[place] ^= 0x80
-        forged = bytes(head) + struct.pack("<I", crc32(uploads[0][196:], crc32(head))) + uploads[0][196:]
+        forged = bytes(head) + struct.pack("<I", crc32(uploads[0][276:], crc32(head))) + uploads[0][276:]
         with pytest.raises(ProtectionError, match="contradicts itself"):
             wire.read(forged, expected(p))
 
@@ -200,8 +224,8 @@ def test_what_was_cut_or_joined_is_refused(messages, scheme, compact):
     for damaged in (
         b"",
         whole[:10],
-        whole[:195],
-        whole[:196],
+        whole[:275],
+        whole[:276],
         whole[: len(whole) // 2],
         whole[:-1],
         whole + b"x",
@@ -214,7 +238,7 @@ def test_what_was_cut_or_joined_is_refused(messages, scheme, compact):
 def test_a_flipped_byte_is_refused_wherever_it_is(messages):
     p, uploads, _, _ = messages("ckks", True)
     whole, wanted = bytearray(uploads[0]), expected(p)
-    for place in [*range(196), *range(196, len(whole), 97), len(whole) - 1]:
+    for place in [*range(276), *range(276, len(whole), 97), len(whole) - 1]:
         whole[place] ^= 1 << place % 8
         with pytest.raises(ProtectionError):
             wire.read(whole, wanted)
@@ -225,8 +249,8 @@ def test_a_flipped_byte_is_refused_wherever_it_is(messages):
 def test_chunks_in_another_order_or_doubled_are_refused(messages):
     p, uploads, aggregate, _ = messages("bfv", True)
     for message, wanted in ((uploads[0], expected(p)), (aggregate, expected(p, "aggregate"))):
-        half = (len(message) - 196) // 2
-        head, first, second = message[:196], message[196 : 196 + half], message[196 + half :]
+        half = (len(message) - 276) // 2
+        head, first, second = message[:276], message[276 : 276 + half], message[276 + half :]
         for body in (second + first, first + first):
             with pytest.raises(ProtectionError, match="checksum"):
                 wire.read(head + body, wanted)
@@ -242,16 +266,16 @@ def test_a_forged_key_id_shows_on_decryption(parties, messages, scheme):
     stranger = parties(scheme, 1)
     with pytest.raises(ProtectionError, match=f"where key {wire.fingerprint(stranger.client.key_id)}"):
         wire.read(aggregate, expected(stranger, "aggregate"))
-    header, body = wire.read(aggregate, expected(p, "aggregate"))
-    forged = wire.write(replace(header, key_id=stranger.client.key_id), body)
-    header, body = wire.read(forged, expected(stranger, "aggregate"))
+    header, body, proof = wire.read(aggregate, expected(p, "aggregate"))
+    forged = wire.write(replace(header, key_id=stranger.client.key_id), body, proof)
+    header, body, proof = wire.read(forged, expected(stranger, "aggregate"))
     with pytest.raises(ProtectionError, match="another key"):
         Encryptor(stranger.client, stranger.plan).decrypt(body, header.size, header.examples, header.clients)
 
 
 def test_another_format_is_refused_before_its_sizes_are_used(messages):
     p, uploads, _, _ = messages("bfv", True)
-    for version in (0, 2, 0xFFFF):
+    for version in (0, 1, 0xFFFF):
         with pytest.raises(ProtectionError, match=f"format {version}"):
             wire.read(uploads[0][:4] + struct.pack("<H", version) + uploads[0][6:], expected(p))
     with pytest.raises(ProtectionError, match="not an encrypted message"):
@@ -263,25 +287,25 @@ def test_another_format_is_refused_before_its_sizes_are_used(messages):
 def test_random_bytes_are_refused(messages, data, framed):
     p, _, _, _ = messages("ckks", True)
     if framed:  # a right magic, version, length and checksum, so that the fields are reached
-        head = (b"FVHE" + struct.pack("<H", 1) + data).ljust(184, b"\0")[:184] + struct.pack("<Q", len(data))
+        head = (b"FVHE" + struct.pack("<H", 2) + data).ljust(264, b"\0")[:264] + struct.pack("<Q", len(data))
         data = head + struct.pack("<I", crc32(data, crc32(head))) + data
     with pytest.raises(ProtectionError):
         wire.read(data, expected(p))
 
 
 @parses("wire.read, damaged headers", usual=1500)
-@given(st.lists(st.tuples(st.integers(4, 191), st.integers(0, 255)), min_size=1, max_size=4))
+@given(st.lists(st.tuples(st.integers(4, 271), st.integers(0, 255)), min_size=1, max_size=4))
 def test_a_damaged_header_with_a_right_checksum_is_refused_or_one_that_only_its_sender_could_tell(messages, changes):
     p, uploads, _, _ = messages("bfv", True)
-    head = bytearray(uploads[0][:192])
+    head = bytearray(uploads[0][:272])
     for place, value in changes:
         head[place] = value
-    forged = bytes(head) + struct.pack("<I", crc32(uploads[0][196:], crc32(head))) + uploads[0][196:]
+    forged = bytes(head) + struct.pack("<I", crc32(uploads[0][276:], crc32(head))) + uploads[0][276:]
     try:
-        header, _ = wire.read(forged, expected(p))
+        header, _, _ = wire.read(forged, expected(p))
     except ProtectionError:
         return
-    assert header == replace(expected(p), seeded=True, examples=header.examples)
+    assert header == replace(expected(p), seeded=True, examples=header.examples, nonce=header.nonce)
     assert 0 < header.examples <= 1000
 
 
@@ -299,9 +323,46 @@ def test_a_header_goes_before_a_sum_as_if_they_were_written_together(parties, sc
         body = encryptor.encrypt(np.arange(LAYOUT.size), 5)
         adder.add(body, encryptor.form(LAYOUT.size), compact)
     header = replace(expected(p, "aggregate"), complex=encryptor.complex, clients=3, examples=15)
-    together = wire.write(header, adder.total())
-    message = adder.message()
-    wire.write_before(header, message)
-    assert message.tobytes() == together
+    tags = np.arange(header.form.chunks * count_tags(p.server.ring.prime), dtype=np.uint64)
+    senders = tuple(Sender(client, 5, bytes([client]) * 16) for client in range(3))
+    proof = Proof(tags.reshape(header.form.chunks, -1), senders)
+    together = wire.write(header, adder.total(), proof)
+    assert wire.write_around(header, adder.message(), proof).tobytes() == together
+    assert wire.read(together, replace(expected(p, "aggregate"), complex=encryptor.complex))[2].senders == senders
     with pytest.raises(ProtectionError, match="a header of"):
-        wire.write_before(replace(header, size=1), message)
+        wire.write_around(replace(header, size=9_000_000), adder.message(), proof)
+
+
+def test_a_tag_that_is_no_number_modulo_the_prime_is_refused(messages):
+    p, uploads, _, _ = messages("ckks", True)
+    header, body, proof = wire.read(uploads[0], expected(p))
+    large = Proof(np.full_like(proof.tags, p.client.ring.prime), proof.senders)
+    with pytest.raises(ProtectionError, match="a tag that is not below the prime"):
+        wire.read(wire.write(header, body, large), expected(p))
+
+
+def test_an_aggregate_with_a_list_of_another_length_is_refused(messages):
+    p, _, aggregate, _ = messages("ckks", True)
+    header, body, proof = wire.read(aggregate, expected(p, "aggregate"))
+    for senders in (proof.senders[:2], proof.senders * 2, ()):
+        with pytest.raises(ProtectionError, match="contradicts itself"):
+            wire.read(wire.write(header, body, Proof(proof.tags, senders)), expected(p, "aggregate"))
+
+
+@parses("mac.read_senders", usual=500)
+@given(st.binary(max_size=300).map(lambda data: data[: len(data) // 28 * 28]))
+def test_bytes_that_are_whole_senders_are_read_as_they_were_written(data):
+    assert write_senders(read_senders(data)) == data
+
+
+@parses("wire.read, damaged ends", usual=500)
+@given(st.lists(st.tuples(st.integers(1, 400), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_list_or_tag_with_a_right_checksum_is_refused_or_read_as_it_is(messages, changes):
+    p, _, aggregate, _ = messages("bfv", True)
+    changed = bytearray(aggregate)
+    for place, value in changes:
+        changed[-place] = value
+    forged = resealed(bytes(changed))
+    with contextlib.suppress(ProtectionError):
+        header, body, proof = wire.read(forged, expected(p, "aggregate"))
+        assert wire.write(header, body, proof) == forged

@@ -167,12 +167,12 @@ def test_what_holds_a_secret_does_not_show_it(keys) -> None:
     compact, public = Encryptor(key, plan), Encryptor(key, plan, compact=False)
     side = runtime.homomorphic(0)
     holders = [
-        key, compact, compact._cipher, public, public._cipher, side, runtime, signer, masker, runtime.secagg,
+        key, compact, compact._cipher, public, public._cipher, side, side._authenticator, runtime, signer, masker, runtime.secagg,
         load_server(keys / "server" / SERVER_FILE), Holder(None, None, side, None), Revealed(),
     ]  # fmt: skip
     search = showing(
         lattice=seal._open(key.secret, 2**22)[0], file=key.secret, identity=private_parts((mine / "identity.key").read_bytes()),
-        mask=masker._masking, sealing=masker._sealing, seed=masker._seed,
+        mask=masker._masking, sealing=masker._sealing, seed=masker._seed, authentication=key.mac,
     )  # fmt: skip
     for holder in holders:
         assert found_in(search, f"{holder!r} {holder} {[holder]}") == [], type(holder)

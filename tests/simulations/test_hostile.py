@@ -52,6 +52,7 @@ from fedveil.models.parameters import get, to_numpy
 from fedveil.privacy.fixed_point import Layout
 from fedveil.privacy.homomorphic.keys import load_server, write_keys
 from fedveil.privacy.homomorphic.lattice import Adder
+from fedveil.privacy.homomorphic.mac import Tally
 from fedveil.privacy.homomorphic.wire import expect, read, write
 from fedveil.privacy.plan import make_lattice, make_plan
 from fedveil.server.checkpoint import load_state
@@ -186,7 +187,7 @@ ANYWHERE: dict[str, tuple[Change, str]] = {
 # offsets of fields as privacy/homomorphic/wire.py lays them out
 OF_LATTICES: dict[str, tuple[Change, str]] = {
     "of another protocol": (blob(lambda update: b"XXXX" + update[4:]), r"does not start as one"),
-    "of another format": (blob(lambda update: forged(update, 4, "H", 9)), r"in format 9, and this FedVeil reads 1"),
+    "of another format": (blob(lambda update: forged(update, 4, "H", 9)), r"in format 9, and this FedVeil reads 2"),
     "an aggregate": (blob(lambda update: forged(update, 6, "B", 1)), r"an encrypted aggregate, where an encrypted upload"),
     "of another SEAL": (blob(lambda update: forged(update, 9, "B", 3)), r"with SEAL's version 3\.\d, where SEAL's version 4"),
     "of another degree": (blob(lambda update: forged(update, 12, "I", 8192)), r"with degree 8192, where degree 4096"),
@@ -201,7 +202,7 @@ OF_LATTICES: dict[str, tuple[Change, str]] = {
     "of no examples": (blob(lambda update: forged(update, 168, "Q", 0)), r"0 examples in an encrypted upload"),
     "of too many examples": (blob(lambda update: forged(update, 168, "Q", 2**63)), r"examples in an encrypted upload"),
     "of other examples": (blob(lambda update: forged(update, 168, "Q", 7)), r"it says 28\d examples, and its update 7"),
-    "no ciphertext": (blob(lambda update: resealed(update[:260] + b"\xff" * 1000 + update[1260:])), r"chunk 0 is no ciphertext"),
+    "no ciphertext": (blob(lambda update: resealed(update[:340] + b"\xff" * 1000 + update[1340:])), r"chunk 0 is no ciphertext"),
 }  # fmt: skip
 
 
@@ -242,8 +243,10 @@ def test_a_bad_update_is_refused_by_name_and_the_others_add_up_exactly(protectio
 def without_last_chunk(update: bytes) -> bytes:
     """An upload without its last chunk, whose header and checksum agree with what is left."""
     chunks, length = struct.unpack_from("<I", update, 152)[0], struct.unpack_from("<I", update, 156)[0]
-    left = forged(update[:-length], 152, "I", chunks - 1)
-    return forged(left, 184, "Q", (chunks - 1) * length)
+    end, width = 276 + chunks * length, (struct.unpack_from("<Q", update, 16)[0].bit_length() + 7) // 8
+    tags = update[end : len(update) - update[11] * width]
+    left = forged(update[: end - length] + tags, 152, "I", chunks - 1)
+    return forged(left, 264, "Q", len(left) - 276)
 
 
 @pytest.mark.parametrize("protection", LATTICES)
@@ -349,8 +352,18 @@ def lighter_than_masked(_: Liar, reply: Message) -> Sequence[Message]:
 @pytest.mark.parametrize(
     ("protection", "change", "said"),
     [
-        *((kind, blob(damaged_with_a_right_checksum), "round 2: the sum does not decrypt: ") for kind in LATTICES),
-        *((kind, lighter, "round 2: the sum does not decrypt: ") for kind in LATTICES),
+        *(
+            (
+                kind,
+                blob(damaged_with_a_right_checksum),
+                "round 2: an aggregate that is not the sum of the uploads that it names",
+            )
+            for kind in LATTICES
+        ),
+        *(
+            (kind, lighter, "round 2: an aggregate that is not the sum of the uploads that it names")
+            for kind in LATTICES
+        ),
         ("secagg", lighter_than_masked, "round 2: the unmasked sum is not of 5 clients with 1,43"),
     ],
 )
@@ -393,7 +406,7 @@ def added(folder: Path, uploads: Sequence[bytes], number: int, told: int | None 
     """A true aggregate of some uploads of a round, made as the server makes it; `told`: how many clients it says it has."""
     experiment = small("bfv", **HELD_OUT)
     plan, context = make_plan(experiment.privacy, 5), load_server(folder / "keys" / "server" / "server.ctx")
-    adder, examples = Adder(context, plan), 0
+    adder, tally, examples = Adder(context, plan), Tally(context.ring), 0
     state, _ = load_state(Record(folder))
     expected = expect(
         "upload", plan, context, run=bytes.fromhex(state.run), round=number, layout=Layout.of(first_weights())
@@ -401,19 +414,29 @@ def added(folder: Path, uploads: Sequence[bytes], number: int, told: int | None 
     for upload in uploads:
         client, reference = struct.unpack_from("<I", upload, 140)[0], struct.unpack_from("<Q", upload, 176)[0]
         expected = replace(expected, client=client, reference=reference)
-        header, body = read(upload, expected)
+        model, settings = upload[184:216], upload[216:248]
+        header, body, proof = read(upload, replace(expected, model=model, settings=settings))
         adder.add(body, header.form, header.seeded)
+        tally.add(proof)
         examples += header.examples
-    header = replace(header, kind="aggregate", client=0, seeded=False, clients=told or len(uploads), examples=examples)
-    return write(header, adder.total())
+    header = replace(
+        header,
+        kind="aggregate",
+        client=0,
+        seeded=False,
+        clients=told or len(uploads),
+        examples=examples,
+        nonce=bytes(16),
+    )
+    return write(header, adder.total(), tally.proof())
 
 
 REFUSED = {
-    "told of two clients": (lambda model: forged(model, 144, "I", 2), "an aggregate of 2 clients is not used: privacy.protection.min_clients = 3"),
+    "told of two clients": (lambda model: forged(model, 144, "I", 2), "an encrypted message whose header contradicts itself"),
     "of another round": (lambda model: forged(model, 136, "I", 7), "with round 7, where round 2 was expected"),
     "of another run": (lambda model: forged(model, 72, "Q", 1), "with run 0100-0000-0000-0000, where run"),
     "an upload": (lambda model: forged(model, 6, "B", 0), "an encrypted upload, where an encrypted aggregate was expected"),
-    "told of other examples": (lambda model: forged(model, 168, "Q", 900), "the sum does not decrypt: chunk 0 does not hold the 5 "),
+    "told of other examples": (lambda model: forged(model, 168, "Q", 900), r"an aggregate of 5 clients with 900 examples that names 5 clients with 1,1"),
     "a bit flipped": (flipped, "whose checksum is wrong"),
     "empty": (lambda _: b"", "an encrypted message of 0 bytes"),
     "in the clear": (lambda _: None, "the model of round 2 came without bfv; only the first one may"),
@@ -456,7 +479,15 @@ def test_clients_refuse_a_second_aggregate_of_a_round(engine, watched, tmp_path,
     assert_goes_on(seen, experiment, watched, honest(experiment))
 
 
-def test_a_sum_of_two_that_is_called_one_of_three_does_not_open(watched, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (None, r"an aggregate of 2 clients is not used: privacy\.protection\.min_clients = 3"),
+        (3, "an encrypted message whose header contradicts itself"),
+    ],
+    ids=["as what it is", "as one of three"],
+)
+def test_a_sum_of_two_is_not_used(told, said, watched, tmp_path) -> None:
     uploads: list[bytes] = []
 
     def keep(sent: Sent, reply: Message) -> Sequence[Message]:
@@ -465,10 +496,9 @@ def test_a_sum_of_two_that_is_called_one_of_three_does_not_open(watched, tmp_pat
         return [reply]
 
     experiment = small("bfv", **HELD_OUT)
-    pair = to_clients("evaluate", 1, [2], lambda _: added(tmp_path / "run", uploads[:2], 1, told=3))
+    pair = to_clients("evaluate", 1, [2], lambda _: added(tmp_path / "run", uploads[:2], 1, told))
     seen = ended(watched(experiment, home=keep, out=pair))
-    (failure,) = seen.failures
-    assert failure.startswith("1 evaluate 2: the sum does not decrypt: chunk 0 does not hold the 3 clients")
+    assert re.match(f"1 evaluate 2: {said}", seen.failures[0]), seen.failures
 
 
 @pytest.mark.parametrize("engine", ["sequential", "batched"])

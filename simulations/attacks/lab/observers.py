@@ -223,7 +223,12 @@ def _opener(folder: Path, experiment: Experiment) -> Open:
     state, _ = load_state(record)
     with quiet_flower():
         network = prepare(experiment, record).network
-        side = HomomorphicClient(experiment, Layout.of(to_numpy(get(network))), find_client_key(record.path("keys"), 0))
+        side = HomomorphicClient(
+            make_plan(experiment.privacy, experiment.federation.cohort),
+            experiment.data.clients,
+            Layout.of(to_numpy(get(network))),
+            find_client_key(record.path("keys"), 0),
+        )
 
     def opened(parameters: Parameters) -> Parameters | None:
         if SEALED not in parameters:
