@@ -12,7 +12,7 @@ import asyncio
 import time
 from base64 import b64decode
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from fedveil.core.errors import ProtectionError
-from fedveil.core.foreign import reading
+from fedveil.core.foreign import printable, reading
 from fedveil.core.wire.bundle import code
 from fedveil.server.flower import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
@@ -47,6 +47,7 @@ from fedveil.server.flower import (
     bytes_to_public_key,
     verify_signature,
 )
+from fedveil.server.serving.tokens import too_long
 
 FLEET = "/v1/fleet/"
 HELLO = "/v1/fedveil/hello"
@@ -107,6 +108,7 @@ class NodeGateway:
     listen: seconds after which a broken connection is noticed
     pauses: seconds before a call that failed in the SuperLink is passed on again
     clock: seconds since the epoch
+    vouch: receives the address and port of a connection, and the key of the client whose it turned out to be
     refused: refused calls, and why: numbered from 1, the oldest dropped
     arrived: ids of messages whose replies are complete in the SuperLink, until a run takes them; the oldest dropped
     lost: ids of messages that a node took without answering them before its next pull
@@ -126,7 +128,9 @@ class NodeGateway:
         listen: float = LISTEN,
         pauses: Sequence[float] = PAUSES,
         clock: Callable[[], float] = time.time,
+        vouch: Callable[[tuple[str, int] | None, Hashable], None] = lambda _peer, _key: None,
     ) -> None:
+        self._vouch = vouch
         self._link, self._registry, self._ids, self._limit, self._log = link, registry, ids, limit, log
         self._holding, self._listen, self._pauses, self._clock = hold, listen, pauses, clock
         self._nodes: dict[bytes, Node] = {}
@@ -172,10 +176,11 @@ class NodeGateway:
             who = f"client-{client + 1}" if client is not None else "a stranger"
             address = request.client.host if request.client else "?"
             self._log.info(
-                "refused %s at %s, %s: %s (refusal %d)", who, address, request.url.path[:80], why, self._count
+                "refused %s at %s, %s: %s (refusal %d)",
+                *(who, address, printable(request.scope["path"], 80), why, self._count),
             )
         # do not wait for the rest of a call that is too large
-        return JSONResponse({"error": why}, status, headers={"connection": "close"} if status == 413 else None)
+        return JSONResponse({"error": why}, status, headers={"connection": "close"} if status in (411, 413) else None)
 
     def _known(self, request: Request) -> Node | str:
         """Return the node that signed a call, or the reason why none did."""
@@ -213,6 +218,7 @@ class NodeGateway:
             self.back = now
         self.heard = now
         node.address = request.client.host if request.client else ""
+        self._vouch(request.client, public)
         return node
 
     async def _hello(self, request: Request) -> Response:
@@ -236,12 +242,10 @@ class NodeGateway:
         node = self._known(request)
         if isinstance(node, str):
             return self._refuse(request, None, 401, node)
-        body = bytearray()
+        if refusal := too_long(request.headers, BODY):
+            return self._refuse(request, node.client, *refusal)
         try:
-            async for part in request.stream():
-                body += part
-                if len(body) > BODY:
-                    return self._refuse(request, node.client, 413, f"a call of more than {BODY >> 20} MiB")
+            body = await request.body()
         except ClientDisconnect:
             return Response(status_code=400)
         if call == "push-object":
@@ -256,11 +260,11 @@ class NodeGateway:
         node.called = self._clock()
         try:
             if call == "pull-messages":
-                return await self._pull(request, node, bytes(body))
+                return await self._pull(request, node, body)
             if call == "activate-node" and not await self._free(request, node):
                 return self._refuse(request, node.client, 409, "another client with this key is connected")
-            answer = await self._forward(request.url.path, request, bytes(body))
-            self._notice(call, node, bytes(body), answer)
+            answer = await self._forward(request.url.path, request, body)
+            self._notice(call, node, body, answer)
         except ProtectionError:
             return self._refuse(request, node.client, 400, f"a call of {call} that cannot be read")
         except httpx.TransportError:
