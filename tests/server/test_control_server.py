@@ -35,12 +35,19 @@ class Flower:
         monkeypatch.setattr(room, "stop_run", lambda _link, run: self.stopped.append(run))
         monkeypatch.setattr(room, "ended", lambda _link, run: self.over.get(run))
         monkeypatch.setattr(room, "online", lambda _link: {101})
+        monkeypatch.setattr(room, "take", lambda _link, run: f"task of {run}")
+        monkeypatch.setattr(room, "start_process", self.start_process)
+        self.processes: list[dict[str, str]] = []
 
     def start(self, _link: Any, settings: dict[str, str], series: int = 0) -> tuple[int, int]:
         if self.broken:
             raise DeploymentError(self.broken)
         self.started.append((settings, series))
         return 1000 + len(self.started), series or 77
+
+    def start_process(self, _link: Any, _name: str, secrets: dict[str, str], _log: Path) -> Any:
+        self.processes.append(secrets)
+        return SimpleNamespace(running=True)
 
 
 @pytest.fixture
@@ -65,10 +72,19 @@ def asking(control: ControlServer, *calls: tuple[str, str, Any]) -> list[tuple[i
     async def ask() -> list[tuple[int, Any]]:
         transport = httpx.ASGITransport(control.app)
         async with httpx.AsyncClient(base_url="http://localhost:9093", transport=transport) as client:
-            answers = [await client.request(method, path, json=body) for method, path, body in calls]
+            answers = [
+                await client.request(method, path, json=body, headers=bearer(control, path))
+                for method, path, body in calls
+            ]
         return [(answer.status_code, answer.json()) for answer in answers]
 
     return asyncio.run(ask())
+
+
+def bearer(control: ControlServer, path: str) -> dict[str, str]:
+    """What who may ask for a path sends with it: a run's process its own token, the operator the server's."""
+    run = path.split("/")[2] if path.endswith(("/poll", "/result")) else ""
+    return {"authorization": f"Bearer {control._tokens[run] if run else control._token}"}
 
 
 def ordered(control: ControlServer) -> str:
@@ -98,7 +114,7 @@ def test_a_desk_on_the_same_state_goes_on_with_what_was_running_in_the_same_seri
     (tmp_path / "runs" / run).mkdir(parents=True)
     (tmp_path / "runs" / run / "experiment.toml").touch()  # its record was complete when the desk ended
     later, _ = at(tmp_path)
-    later.go_on()
+    asyncio.run(later.go_on())
     assert flower.stopped == [1001]
     settings, series = flower.started[-1]
     assert (settings["resume"], series) == ("yes", 77)
@@ -175,7 +191,7 @@ def test_an_order_that_no_client_could_fulfil_is_refused_and_nothing_is_kept(flo
     assert not list(tmp_path.glob("orders/*"))
 
 
-@pytest.mark.parametrize("body", [[1], {}, "text", None])
+@pytest.mark.parametrize("body", [[1], {}, "text", 0])
 def test_an_order_that_cannot_be_read_is_refused(flower, tmp_path, body) -> None:
     control, _ = at(tmp_path)
     ((status, told),) = asking(control, ("POST", "/runs", body))
@@ -256,7 +272,8 @@ def test_a_poll_waits_for_a_reply(flower, tmp_path) -> None:
         transport = httpx.ASGITransport(control.app)
         async with httpx.AsyncClient(base_url="http://localhost", transport=transport) as client:
             body = {"wake": [], "waiting": ["m1"], "since": 0, "hold": 2}
-            asked = asyncio.create_task(client.post(f"/runs/{run}/poll", json=body))
+            path = f"/runs/{run}/poll"
+            asked = asyncio.create_task(client.post(path, json=body, headers=bearer(control, path)))
             await asyncio.sleep(0.05)
             assert not asked.done()
             gateway.arrived["m1"] = None
@@ -309,7 +326,7 @@ def test_a_page_in_a_browser_under_another_name_gives_no_orders(flower, tmp_path
 def test_health_is_told(flower, tmp_path) -> None:
     control, _ = at(tmp_path)
     control._connected = {101}
-    assert asking(control, ("GET", "/health", None))[0] == (200, {"status": "ok", "runs": [], "clients": 1})
+    assert asking(control, ("GET", "/health", None))[0] == (200, {"status": "ok"})
     control._link.child.running = False
     assert asking(control, ("GET", "/health", None))[0][0] == 503
 
