@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from fedveil.core.errors import FedveilError
 
 LONGEST = 200  # characters of a library's reason that are told
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+WORDS = 1000  # characters of another party's reason that are told
+_FORMULA = ("=", "+", "-", "@")
 
 
 @contextmanager
@@ -54,10 +55,13 @@ def legible(text: str) -> str:
 
 
 def cell(value: object) -> object:
-    """Return the value of a table's cell so that no spreadsheet takes a text for a formula: with ' before it."""
+    """Return the value of a table's cell: a text without control characters, and with ' before it where a spreadsheet
+    would take it for a formula.
+    """
     if not isinstance(value, str):
         return value
-    return f"'{value}" if value.startswith(_FORMULA) else value
+    text = "".join(map(_harmless, value))
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
 
 
 def _harmless(character: str) -> str:

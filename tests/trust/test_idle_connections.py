@@ -33,9 +33,11 @@ def hold(server: LocalServer, kind: str, address: str) -> list[socket.socket]:
     """Connections that a stranger keeps open: silent, or with half a request in TLS."""
     loose = ssl.create_default_context()
     loose.check_hostname, loose.verify_mode = False, ssl.CERT_NONE
-    held = []
+    held: list[socket.socket] = []
+    begin = time.monotonic()
     for _ in range(CONNECTIONS):
-        line = socket.create_connection(("127.0.0.1", server.port), timeout=20, source_address=(address, 0))
+        assert time.monotonic() - begin < 60, f"the server answers no stranger after {len(held)} connections"
+        line = socket.create_connection(("127.0.0.1", server.port), timeout=5, source_address=(address, 0))
         if kind == "half a request":
             try:
                 line = loose.wrap_socket(line)
