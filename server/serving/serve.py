@@ -23,6 +23,7 @@ from fedveil.server.serving.control_server import ControlServer
 from fedveil.server.serving.listener import Door, Listener
 from fedveil.server.serving.node_gateway import NodeGateway
 from fedveil.server.serving.superlink import register_nodes, start_superlink
+from fedveil.server.serving.tokens import token_path
 
 HOST = "127.0.0.1"
 
@@ -135,5 +136,5 @@ def _greeting(options: Options, clients: int) -> Iterator[str]:
         )
     joined = f"{clients} registered clients" if options.keys else "any client"
     yield f"clients  {options.host}:{options.port}, {'TLS' if options.keys else 'plain HTTP'}, {joined}"
-    yield f"control  {HOST}:{options.control}, this machine alone (fedveil submit PRESET --on localhost)"
-    yield f"state    {options.state.absolute()} (runs/, logs/); process {os.getpid()}"
+    yield f"control  {HOST}:{options.control}, for who can read its token (fedveil submit PRESET --on localhost)"
+    yield f"state    {options.state.absolute()} (runs/, logs/, {token_path(options.state).name}); process {os.getpid()}"
