@@ -57,6 +57,7 @@ PASSED = (
 )  # fmt: skip
 UNREGISTERED = ("register-node", "unregister-node")  # passed where any node may join, without TLS
 BODY = 16 << 20  # bytes of one call; Flower cuts arrays into pieces of 5 MiB
+READING = 8 * BODY  # bytes that the calls of one client may bring at the same time
 HOLD = 26.0  # seconds: nodes wait 30 for any answer, and 3 more after an empty one
 ARRIVED = 10_000  # replies that are remembered
 AT_ONCE = 4  # calls passed on together: the SuperLink's database takes one writer
@@ -78,7 +79,7 @@ class Node:
     seen: when it last called, seconds since the epoch; called: the same of its SuperNode alone
     given: the last message it was given and that answer, until it confirms it; again: how often it was repeated
     taken: the id of the message that it confirmed and has not answered
-    held: its pulls that are held
+    held: its pulls that are held; reading: bytes of calls that are being read
     sent: bytes of objects that it sent since its last message
     sending: replies on their way: the ids of missing objects, by the id of the message they answer
     """
@@ -94,6 +95,7 @@ class Node:
     again: int = 0
     taken: str = ""
     held: int = 0
+    reading: int = 0
     sending: dict[str, set[str]] = field(default_factory=dict)
     work: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -244,19 +246,21 @@ class NodeGateway:
             return self._refuse(request, None, 401, node)
         if refusal := too_long(request.headers, BODY):
             return self._refuse(request, node.client, *refusal)
+        length = int(request.headers["content-length"])
+        if node.reading + length > READING:
+            return JSONResponse({"error": "too much at once; try again"}, 503)
+        node.reading += length
         try:
             body = await request.body()
         except ClientDisconnect:
             return Response(status_code=400)
+        finally:
+            node.reading -= length
         if call == "push-object":
             node.sent += len(body)
             if node.sent > self._limit:
-                return self._refuse(
-                    request,
-                    node.client,
-                    413,
-                    f"an update of more than {self._limit / 2**20:g} MiB, which fedveil server --max-update allows",
-                )
+                why = f"an update of more than {self._limit / 2**20:g} MiB, which fedveil server --max-update allows"
+                return self._refuse(request, node.client, 413, why)
         node.called = self._clock()
         try:
             if call == "pull-messages":

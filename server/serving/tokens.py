@@ -113,7 +113,7 @@ class Guard:
 def too_long(headers: Headers, most: int) -> tuple[int, str] | None:
     """Return the status and the reason of a request whose body has no known length, or more than `most` bytes."""
     length = headers.get("content-length", "")
-    if not length.isdecimal():
+    if not length.isdecimal() or len(length) > 20:
         return 411, "a call that does not say how long it is"
     if int(length) > most:
         return 413, f"a call of more than {most >> 20} MiB"
