@@ -350,11 +350,12 @@ def test_a_body_of_no_known_or_too_large_a_size_is_refused_before_it_is_read(len
 
 def test_a_client_that_sends_many_bodies_at_once_is_told_to_wait() -> None:
     async def story(gateway, outside, link) -> None:
-        await post(outside, "push-object")
+        some = PushObjectRequest(object_id="a", object_content=b"some")
+        await post(outside, "push-object", some)
         gateway.nodes[0].reading = room.READING  # what its other calls are about to bring
-        assert (await post(outside, "push-object", b"more")).status_code == 503
+        assert (await post(outside, "push-object", some)).status_code == 503
         gateway.nodes[0].reading = 0
-        assert (await post(outside, "push-object", b"more")).status_code == 200
+        assert (await post(outside, "push-object", some)).status_code == 200
         assert gateway.nodes[0].reading == 0
 
     running(story)
