@@ -1,4 +1,7 @@
-"""Foreign bytes: whatever a library raises over what another party sent, or over a damaged file, is one error of ours."""
+"""Foreign bytes: whatever a library raises over what another party sent, or over a damaged file, is one error of ours.
+
+And foreign words: what another party says is shown and written so that it cannot pose as words of ours.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from contextlib import contextmanager
 from fedveil.core.errors import FedveilError
 
 LONGEST = 200  # characters of a library's reason that are told
+WORDS = 1000  # characters of another party's reason that are told
+_FORMULA = ("=", "+", "-", "@")
 
 
 @contextmanager
@@ -40,5 +45,24 @@ def reason(error: BaseException) -> str:
 def printable(text: str, longest: int) -> str:
     """Return foreign text on one line, without control characters, of at most so many characters."""
     text = " ".join(text[: 4 * longest].split())
-    text = "".join(character if character.isprintable() else "\ufffd" for character in text)
+    text = "".join(map(_harmless, text))
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def legible(text: str) -> str:
+    """Return text of several lines that may quote another party, without control characters: no terminal obeys it."""
+    return "\n".join("".join(map(_harmless, line)) for line in text.expandtabs().split("\n"))
+
+
+def cell(value: object) -> object:
+    """Return the value of a table's cell: a text without control characters, and with ' before it where a spreadsheet
+    would take it for a formula.
+    """
+    if not isinstance(value, str):
+        return value
+    text = "".join(map(_harmless, value))
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+
+
+def _harmless(character: str) -> str:
+    return character if character.isprintable() else "\ufffd"

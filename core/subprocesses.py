@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,12 +23,20 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from fedveil.core.errors import DeploymentError
+from fedveil.core.foreign import legible
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 LOG_BYTES, LOG_FILES = 5_000_000, 5  # bytes of one log file, number of files kept
+OPEN_FILES = 65_536
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 ALWAYS = {
     "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1",
 }  # fmt: skip
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # that Flower's words are written in
 _DEATH_SIGNAL, _SUBREAPER = 1, 36  # PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER of Linux's prctl
 
 
@@ -35,7 +44,7 @@ def log_file(name: str, path: Path, size: int = LOG_BYTES) -> Logger:
     """Return a logger that writes lines with their time to `path`, and rotates the file at `size` bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = RotatingFileHandler(path, maxBytes=size, backupCount=LOG_FILES - 1, encoding="utf-8")
-    handler.setFormatter(Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(_Legible("%(asctime)s %(message)s"))
     log = getLogger(f"fedveil.{name}.{path}")
     log.propagate = False
     log.setLevel("INFO")
@@ -44,6 +53,13 @@ def log_file(name: str, path: Path, size: int = LOG_BYTES) -> Logger:
         old.close()
     log.addHandler(handler)
     return log
+
+
+class _Legible(Formatter):
+    """Lines of a log, in which what another party said can neither move a cursor nor begin a line of its own."""
+
+    def format(self, record: LogRecord) -> str:
+        return legible(super().format(record)).replace("\n", "\n  ")
 
 
 class Child:
@@ -88,7 +104,7 @@ class Child:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            text = line.decode("utf-8", "replace").rstrip()
+            text = legible(_COLOUR.sub("", line.decode("utf-8", "replace").rstrip()))
             if any(words in text for words in self._unsaid):
                 continue
             self.tail.append(text)
@@ -120,6 +136,16 @@ class Child:
 def _path() -> str:
     """Return a PATH that starts beside this Python, where Flower's commands are even if no environment is activated."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def allow_open_files(number: int = OPEN_FILES) -> None:
+    """Let this process, and those it starts, open so many files and connections, or as many as the system lets them."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def adopt_orphans() -> None:

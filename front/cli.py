@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fedveil import __version__, attack, catalog, data, keys, machines, training
 from fedveil.core.errors import FedveilError, SettingsError
+from fedveil.core.foreign import legible
 from fedveil.core.settings.legacy import OldKey
 
 # commands that work with keys and answer other machines: they import what is installed and nothing of the working folder
@@ -91,5 +92,5 @@ def _show_warning(
 def _fail(message: str, code: int) -> None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print("stopped" if code == 130 else "error", style="bold red", end=" ")
-    console.print(message, markup=False)  # a message may hold [brackets]
+    console.print(legible(message), markup=False)  # a message may hold [brackets], and quote another party
     sys.exit(code)

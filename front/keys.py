@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedveil.core.errors import SettingsError
+from fedveil.core.foreign import legible
 
 app = typer.Typer(help="Make, compare and use the keys of protected runs.", no_args_is_help=True)
 
@@ -96,7 +97,7 @@ def show(
     from fedveil.privacy.trust.key_folders import describe
 
     for line in describe(path):
-        typer.echo(line)
+        typer.echo(legible(line))
 
 
 @app.command("open")

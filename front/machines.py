@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from fedveil.core.errors import SettingsError
+from fedveil.core.foreign import WORDS, legible, printable
 from fedveil.options import AsJson, Assignments, DataDir, PresetOrFile, Quiet, experiment_of, use_data_dir
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ On = Annotated[str, typer.Option("--on", metavar="SERVER", help="the server's co
 
 
 def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    typer.echo(legible(text), err=True)
 
 
 def _keys(keys: Path | None, insecure: bool, party: str) -> Path | None:
@@ -121,24 +123,29 @@ def status(
         typer.echo(json.dumps(told))
         return
     console = Console()
-    console.print(
-        f"server   FedVeil {told['fedveil']}, up {told['up_seconds']:.0f} s, state {told['state']}", highlight=False
-    )
+    server = f"server   FedVeil {told['fedveil']}, up {told['up_seconds']:.0f} s, state {told['state']}"
+    console.print(legible(server), highlight=False, markup=False, soft_wrap=True)
     clients = Table("client", "address", "connected", "starts", "last seen", box=None, pad_edge=False)
     for one in sorted(told["clients"], key=lambda one: (one["client"] is None, one["client"])):
         name = "?" if one["client"] is None else f"client-{one['client'] + 1}"
         seen = f"{one['seen_seconds_ago']:.0f} s ago"
-        clients.add_row(name, one["address"], "yes" if one["connected"] else "no", str(one["starts"]), seen)
+        clients.add_row(name, _plain(one["address"]), "yes" if one["connected"] else "no", str(one["starts"]), seen)
     console.print(clients if told["clients"] else "no client has joined yet")
     runs = Table("run", "status", "round", "score", "time", box=None, pad_edge=False)
     for one in told["runs"]:
         score = next((f"{key.replace('_', ' ')} {value:.4f}" for key, value in _by_rank(one["scores"])), "")
         seconds = "" if one["seconds"] is None else f"{one['seconds']:.0f} s"
-        runs.add_row(one["run"], one["status"], f"{one['round']}/{one['rounds']}", score, seconds)
+        runs.add_row(_plain(one["run"]), _plain(one["status"]), f"{one['round']}/{one['rounds']}", score, seconds)
     console.print(runs if told["runs"] else "no runs yet")
     for one in told["refused"]:
         who = "a stranger" if one["client"] is None else f"client-{one['client'] + 1}"
-        console.print(f"refused  {who}: {one['reason']}", highlight=False, markup=False, soft_wrap=True)
+        reason = printable(one["reason"], WORDS)
+        console.print(f"refused  {who}: {reason}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _plain(words: str) -> Text:
+    """Return a server's words as a cell in which nothing is markup."""
+    return Text(printable(str(words), WORDS))
 
 
 def _by_rank(scores: dict[str, float]) -> list[tuple[str, float]]:
@@ -227,4 +234,4 @@ def _follow(remote: Server, on: str, run: str, said: int, console: Console | Non
 
 def _print(console: Console | None, text: str) -> None:
     if console:
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
+        console.print(legible(text), highlight=False, soft_wrap=True, markup=False)

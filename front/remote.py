@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 import tomllib
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import httpx
@@ -19,12 +21,13 @@ from fedveil.core.errors import (
     SettingsError,
     TrainingError,
 )
-from fedveil.core.foreign import reading
+from fedveil.core.foreign import legible, printable, reading
 from fedveil.core.settings import legacy
 from fedveil.core.settings.choice import ProtectionChoice
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.keys import values
 from fedveil.core.settings.sections import Privacy
+from fedveil.server.serving.tokens import TOKEN_FILE, new_token, proof, read_token, same
 
 PORT = 9093
 FOLLOW = 0.3  # seconds between polls of a run
@@ -39,11 +42,50 @@ class Server:
             raise SettingsError(f"--on {words}: must be HOST or HOST:PORT, as in localhost:{PORT}")
         host, port = found[1], found[2] or str(PORT)
         self._words, self._url = words, f"http://{host}:{port}"
+        self._port = int(port)
         # orders travel in plain HTTP, on loopback or through a tunnel: never through a proxy
         self._client = httpx.Client(base_url=self._url, timeout=60, trust_env=False)
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the server's answer; raise DeploymentError where none comes, or the error that the server tells."""
+        if "authorization" not in self._client.headers:
+            self._client.headers["authorization"] = f"Bearer {self._token()}"
+        return self._ask(path, body)
+
+    def _token(self) -> str:
+        """Return the server's token, from the file that the environment names, or from its own on this machine."""
+        if named := os.environ.get(TOKEN_FILE):
+            try:
+                found = read_token(Path(named).expanduser())
+            except OSError as error:
+                raise SettingsError(f"{TOKEN_FILE}={named}: {error.strerror}") from None
+            if not found:
+                raise SettingsError(f"{TOKEN_FILE}={named}: holds no token; name a copy of the server's control.token")
+            return found
+        nonce = new_token()
+        told = self._ask(f"/?nonce={nonce}")
+        path, shown = Path(str(told.get("token", ""))), str(told.get("proof", ""))
+        where = f"this server's token, {printable(str(path), 200)} on its machine"
+        try:
+            found = read_token(path) if path.is_file() else ""
+        except OSError as error:
+            raise DeploymentError(
+                f"{self._words}: {where}, cannot be read ({error.strerror}); give orders as the user that the server runs as, or "
+                f"name a copy with {TOKEN_FILE}=FILE"
+            ) from None
+        if not found:
+            raise DeploymentError(
+                f"{self._words}: orders need {where}; copy it to this one, and name it with {TOKEN_FILE}=FILE"
+            )
+        # another program on this port would be sent the token else
+        if not same(shown, proof(found, self._port, nonce)):
+            raise DeploymentError(
+                f"{self._words}: what answers there does not know {where}: another program, or another server through a "
+                f"tunnel, whose token {TOKEN_FILE}=FILE names"
+            )
+        return found
+
+    def _ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         try:
             answer = self._client.get(path) if body is None else self._client.post(path, json=body)
         except httpx.TransportError as error:
@@ -55,7 +97,7 @@ class Server:
             told = cast("dict[str, Any]", answer.json())
         if answer.status_code >= 400 and "error" in told:
             kinds: dict[int, type[FedveilError]] = {2: SettingsError}
-            raise kinds.get(told.get("exit_code", 1), DeploymentError)(told["error"])
+            raise kinds.get(told.get("exit_code", 1), DeploymentError)(legible(str(told["error"])))
         return told
 
     def start(self, experiment: Experiment, say: Callable[[str], None], asked: Collection[str] = ()) -> str:
@@ -68,7 +110,9 @@ class Server:
             experiment = as_agreed(
                 experiment, Privacy(**legacy.read({"privacy": tomllib.loads(agreed)})["privacy"]), say, asked
             )
-        return str(self.ask("/runs", {"experiment": experiment.toml(), "words": vocabulary(experiment)})["run"])
+        return printable(
+            str(self.ask("/runs", {"experiment": experiment.toml(), "words": vocabulary(experiment)})["run"]), 200
+        )
 
     def resume(self, run: str) -> int:
         """Resume a stopped run; return the length of its log before, in bytes."""
@@ -97,7 +141,7 @@ class Server:
             while (part := self.ask(f"/runs/{run}/log?offset={offset}"))["text"]:
                 offset = part["offset"]
                 for line in part["text"].splitlines():
-                    yield line.split(" ", 2)[-1]  # without date and time
+                    yield legible(line).split(" ", 2)[-1]  # without date and time
             if ended or not following:
                 return
             time.sleep(FOLLOW)
@@ -105,7 +149,7 @@ class Server:
 
 def _failure(told: dict[str, Any], server: str) -> FedveilError:
     """Return the error of a run that ended before it was done."""
-    reason = told["result"].get("error", "") if told["result"] else ""
+    reason = legible(str(told["result"].get("error", ""))) if told["result"] else ""
     if told["status"] == "stopped":
         return Interrupted(f"{told['run']}: {reason}\n  go on with: fedveil resume {told['run']} --on {server}")
     return TrainingError(f"{told['run']}: {reason}\n  kept on the server in {told['record']}")
@@ -146,8 +190,6 @@ def vocabulary(experiment: Experiment) -> str:
     if data.vocabulary == "hashed":
         return ""
     if data.vocabulary != "train":
-        from pathlib import Path
-
         return "\n".join(read_vocabulary(Path(data.vocabulary).expanduser()))
     uses = data.dataset.declaration.uses
     if data.path is None and not data.dataset.is_own and ("vocabulary" not in uses or "path" in uses):

@@ -12,6 +12,7 @@ from flwr.app import Message, MetricRecord
 from flwr.serverapp import Grid
 
 from fedveil.core.errors import ProtectionError
+from fedveil.core.foreign import WORDS, printable
 from fedveil.core.wire.messages import CLIENT, METRICS, wire_bytes
 
 AT_ONCE = 4  # replies that are pulled together, which bounds how many are held
@@ -93,7 +94,7 @@ def exchange(
         answered.add(client)
         row = rows[client]
         if reply.has_error():
-            row["failure"] = reply.error.reason or f"error {reply.error.code}"
+            row["failure"] = printable(reply.error.reason or "", WORDS) or f"error {reply.error.code}"
             continue
         row["bytes_up"] = wire_bytes(reply.content)
         try:
@@ -109,7 +110,7 @@ def exchange(
                 count(reply, key, least)
             take(client, reply)
         except ProtectionError as error:
-            row["failure"] = str(error)
+            row["failure"] = printable(str(error), WORDS)  # it may quote the reply
             continue
         row["failure"] = None
         replies[client] = reply

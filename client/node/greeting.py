@@ -24,7 +24,7 @@ from fedveil.client.flower import (
     sign_message,
 )
 from fedveil.core.errors import DeploymentError
-from fedveil.core.foreign import reading
+from fedveil.core.foreign import LONGEST, WORDS, printable, reading
 from fedveil.core.proxies import USABLE, Proxy, proxy_for
 from fedveil.core.wire.bundle import code
 
@@ -84,7 +84,9 @@ def greet(address: Address, keys: Path | None, clock: Callable[[], datetime] = _
         raise _transport(address, error, keys, proxy) from None
     with reading(lambda _: DeploymentError(f"{address}: what answers there is no FedVeil server")):
         told = answer.json()
-        reason = str(told.get("error", ""))
+        reason = printable(str(told.get("error", "")), WORDS)
+        if answer.status_code == 200:
+            float(told["time"]), float(told["quiet"]), int(told["client"] or 0)
     if answer.status_code != 200:
         if keys is None and answer.status_code == 401:
             raise DeploymentError(f"{address}: the server takes registered clients only; start with --keys DIR")
@@ -140,7 +142,7 @@ def _transport(
     if proxy is not None and isinstance(error, httpx.ProxyError):
         refused = str(error)[:1] == "4"  # by its own rules; anything else may be the server that does not answer it
         return (DeploymentError if refused else Unreachable)(
-            f"{address}: the proxy {proxy} makes no connection to it ({error}); let it pass CONNECT to {address}, or go around "
+            f"{address}: the proxy {proxy} makes no connection to it ({printable(str(error), LONGEST)}); let it pass CONNECT to {address}, or go around "
             f"it with NO_PROXY={address.host}"
         )
     cause: BaseException | None = error
@@ -163,10 +165,10 @@ def _transport(
         )
     if keys is None:
         return DeploymentError(
-            f"{address}: no answer in plain HTTP ({error}); a server without --insecure speaks TLS: start with --keys DIR"
+            f"{address}: no answer in plain HTTP ({printable(str(error), LONGEST)}); a server without --insecure speaks TLS: start with --keys DIR"
         )
     way = f" through the proxy {proxy}" if proxy else ""
-    return Unreachable(f"{address}: the connection{way} broke ({error})")
+    return Unreachable(f"{address}: the connection{way} broke ({printable(str(error), LONGEST)})")
 
 
 def _signed(identity: Path, now: datetime) -> dict[str, str]:
@@ -187,7 +189,7 @@ def _same_code(address: Address, told: dict[str, Any]) -> None:
     theirs, ours = (told.get("fedveil"), told.get("code")), (version("fedveil"), code())
     if theirs != ours:
         raise DeploymentError(
-            f"{address}: the server runs FedVeil {theirs[0]} (code {str(theirs[1])[:12]}), and this client {ours[0]} (code "
+            f"{address}: the server runs FedVeil {printable(str(theirs[0]), 40)} (code {printable(str(theirs[1])[:12], 12)}), and this client {ours[0]} (code "
             f"{ours[1][:12]}); install the same on both"
         )
 

@@ -15,6 +15,7 @@ from flwr.app import Context, Error, Message
 from fedveil.client.flower import NodeRuntime
 from fedveil.client.node.trainer import TrainerReply, TrainerRequest, reply_to
 from fedveil.core.errors import DeploymentError
+from fedveil.core.foreign import WORDS, printable
 from fedveil.core.wire.bundle import check_bundle
 from fedveil.core.wire.flower import ErrorCode
 
@@ -68,7 +69,8 @@ class Relay:
         return reply_to(message, outcome)
 
     def _once(self, why: str) -> None:
-        """Tell this client's operator a message once, however often it comes."""
+        """Tell this client's operator a message, which may quote the server, once, however often it comes."""
+        why = printable(why, 2 * WORDS)
         if why not in self._refused:
             self._refused.add(why)
             self._tell(why)

@@ -19,6 +19,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricR
 
 from fedveil.client.node.agreement import digest_in
 from fedveil.core.errors import ProtectionError
+from fedveil.core.foreign import printable
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.flower import ErrorCode, act_as
 from fedveil.core.wire.messages import CONFIG, METRICS, REFUSED, ROUND, SCHEMA, WEIGHT, from_parcel, to_parcel
@@ -134,7 +135,7 @@ def _line(request: TrainerRequest, reply: RecordDict, state: RecordDict) -> str:
         experiment = Experiment.received(str(request.run_config["experiment"]))
         digest = digest_in(state)
         signed = "" if digest == UNSIGNED else f"; manifest {fingerprint(digest)}"
-        return f"{experiment.name}  takes part, for {experiment.federation.rounds:,} rounds{signed}"
+        return f"{printable(experiment.name, 100)}  takes part, for {experiment.federation.rounds:,} rounds{signed}"
     if kind == MessageType.TRAIN:
         number = int(cast(int, cast(ConfigRecord, request.message.content[CONFIG])[ROUND]))
         loss = f"  loss {told['train-loss']:.4f}" if "train-loss" in told else ""

@@ -30,6 +30,7 @@ from typing import Any
 from zlib import crc32
 
 from fedveil.core.errors import FedveilError, SettingsError
+from fedveil.core.foreign import cell
 from fedveil.core.record.environment import environment
 from fedveil.core.settings.experiment import Experiment
 
@@ -224,7 +225,7 @@ class Record:
             self._columns[name] = list(rows[0])
         known = self._header(name)
         columns = [*known, *(column for column in rows[0] if column not in known)]
-        lines = [[row.get(column) for column in columns] for row in rows]
+        lines = [[cell(row.get(column)) for column in columns] for row in rows]
         if columns != known:
             self._widen(name, columns, lines)
             return

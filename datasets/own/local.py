@@ -21,6 +21,7 @@ import numpy as np
 from fedveil.core.catalog import DATASETS
 from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples, Task
+from fedveil.core.foreign import WORDS, printable
 from fedveil.core.settings.sections import Data
 from fedveil.datasets.dataset import DataSet
 from fedveil.datasets.federated import Alone, Federated, load
@@ -144,7 +145,7 @@ def differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
     """Return a line for each difference of two schemas: `classes: ham, spam here, ham, spam, smishing there`."""
     keys = dict.fromkeys([*here, *there])
     return [
-        f"{key}: {here.get(key, 'none')} here, {there.get(key, 'none')} there"
+        f"{printable(key, 40)}: {printable(here.get(key, 'none'), WORDS)} here, {printable(there.get(key, 'none'), WORDS)} there"
         for key in keys
         if here.get(key) != there.get(key)
     ]

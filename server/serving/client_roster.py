@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedveil.core.errors import DeploymentError, ProtectionError
-from fedveil.core.foreign import reading
+from fedveil.core.foreign import WORDS, printable, reading
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.flower import ErrorCode
 from fedveil.core.wire.messages import CLIENT, CONFIG, SCHEMA, WEIGHT, from_parcel, to_parcel
@@ -256,9 +256,10 @@ class ClientRoster(WrappedGrid):
                     raise kind(reply.error.reason or f"error {reply.error.code}")
                 take(node, reply)
             except ProtectionError as error:
-                self._refusing[node] = (events.starts.get(node, 0), time.monotonic(), f"{name}: {error}")
+                why = printable(str(error), WORDS)
+                self._refusing[node] = (events.starts.get(node, 0), time.monotonic(), f"{name}: {why}")
                 (self._unfit.add if isinstance(error, _Unfit) else self._unfit.discard)(node)
-                self._once(f"{name} takes no part: {error}")
+                self._once(f"{name} takes no part: {why}")
                 continue
             self._refusing.pop(node, None)
             self._unfit.discard(node)

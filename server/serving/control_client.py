@@ -34,10 +34,11 @@ class NodeEvents:
 
 
 class ControlClient:
-    """The connection from a run's process to the server's control interface at `url`."""
+    """The connection from a run's process to the server's control interface at `url`, with the run's own token."""
 
-    def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=30, trust_env=False)  # on loopback
+    def __init__(self, url: str, token: str) -> None:
+        headers = {"authorization": f"Bearer {token}"}
+        self._client = httpx.Client(base_url=url, timeout=30, trust_env=False, headers=headers)  # on loopback
         self._since = 0
 
     def poll(self, wake: Iterable[int] = (), waiting: Iterable[str] = (), hold: float = 0.0) -> NodeEvents:

@@ -1,7 +1,7 @@
 """The control interface of a running server, for its own machine: start, follow and stop runs, show its status.
 
-It listens on loopback only (or is reached through an SSH tunnel): whoever may log in to the server's machine may start
-runs.
+It listens on loopback only (or is reached through an SSH tunnel), and takes orders from whoever has its token, a file that
+the server's own user alone can read. A run's process has a token of its own, for that run.
 Every order is stored before its run starts, so that a server that was killed resumes it.
 """
 
@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import re
 import time
 import tomllib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -34,15 +35,19 @@ from fedveil.core.errors import DeploymentError, FedveilError, Interrupted, Sett
 from fedveil.core.foreign import reading
 from fedveil.core.record.record import write_atomically
 from fedveil.core.settings.experiment import Experiment
+from fedveil.core.subprocesses import Child
+from fedveil.server.flower import TASK_TOKEN
 from fedveil.server.serving.checks import check_order
 from fedveil.server.serving.node_gateway import NodeGateway
-from fedveil.server.serving.superlink import SuperLink, ended, online, start_run, stop_run
+from fedveil.server.serving.superlink import SuperLink, ended, online, start_process, start_run, stop_run, take
+from fedveil.server.serving.tokens import RUN_TOKEN, Guard, keep_token, new_token, proof, same, token_path
 
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
 LOOK, WORDLESS = 1.0, 5.0  # seconds
 SILENT = 30.0  # seconds without a call after which a client counts as lost; each calls every few seconds
 HOLD = 2.0  # seconds that a poll of a run's process may be held
 _LOG_PART = 1 << 20  # bytes of a log in one answer
+_OF_A_RUN = re.compile(r"/runs/([^/]+)/(?:poll|result)")  # what a run's process asks for
 
 
 @dataclass
@@ -74,6 +79,7 @@ class ControlServer:
     finish: receives the folder of every complete record
     look: seconds between looks at the runs
     wordless: seconds after Flower ended a run within which its result must arrive
+    vouch: receives the address and port of a connection that brought a token, and the token
     """
 
     def __init__(
@@ -89,12 +95,16 @@ class ControlServer:
         *,
         look: float = LOOK,
         wordless: float = WORDLESS,
+        vouch: Callable[[tuple[str, int] | None, Hashable], None] = lambda _peer, _token: None,
     ) -> None:
         self._state, self._keys, self._link, self._gateway, self._nodes = state, keys, link, gateway, nodes
         self._url, self._finish, self._log = url, finish, log
         self._look, self._wordless = look, wordless
         self._started = time.time()
         self._connected: set[int] = set()
+        self._token, self._tokens = keep_token(state), dict[str, str]()
+        self._processes: dict[str, Child] = {}
+        self._launching = asyncio.Lock()
         self._orders: dict[str, Order] = {}
         for path in sorted(self._folder.glob("*.json")):
             order = Order(**json.loads(path.read_text("utf-8")))
@@ -112,8 +122,11 @@ class ControlServer:
                 Route("/runs/{run}/poll", self._poll, methods=["POST"]),
                 Route("/runs/{run}/result", self._result, methods=["POST"]),
             ],
-            # a web page in this machine's browser must not give orders through another host name
-            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])],
+            middleware=[
+                # a web page in this machine's browser must not give orders, through another host name or from its own
+                Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"]),
+                Middleware(Guard, allowed=self._allowed, where=token_path(state), vouch=vouch),
+            ],
             exception_handlers={FedveilError: _explain},
         )
 
@@ -129,15 +142,20 @@ class ControlServer:
         """Return the path of a run's log."""
         return self._state / "logs" / f"{run}.log"
 
-    def go_on(self) -> None:
+    def _allowed(self, path: str, token: str) -> bool:
+        """Say whether a token may ask for a path: a run's own for what its process asks, else the server's."""
+        found = _OF_A_RUN.fullmatch(path)
+        return same(token, self._tokens.get(found[1], "") if found else self._token)
+
+    async def go_on(self) -> None:
         """Resume the runs that were going on when the last server ended."""
-        for order in self._orders.values():
+        for order in list(self._orders.values()):
             if order.status == RUNNING:
                 self._log.info("going on with %s", order.run)
-                stop_run(self._link, order.flower_run)
-                self._launch(order)
+                await asyncio.to_thread(stop_run, self._link, order.flower_run)
+                await self._launch(order)
 
-    def _launch(self, order: Order) -> None:
+    async def _launch(self, order: Order) -> None:
         resume = (self.record(order.run) / "experiment.toml").exists()  # the last that a new record gets
         settings = {
             "experiment": order.experiment,
@@ -152,11 +170,18 @@ class ControlServer:
         order.status, order.result, order.stop, order.over = RUNNING, None, False, 0.0
         self._keep(order)  # stored before it starts: a server that is killed now resumes it
         try:
-            order.flower_run, order.series = start_run(self._link, settings, order.series)
+            async with self._launching:  # a task that is taken is then that of this run
+                started = await asyncio.to_thread(start_run, self._link, settings, order.series)
+                order.flower_run, order.series = started
+                self._keep(order)
+                task = await asyncio.to_thread(take, self._link, order.flower_run)
         except DeploymentError as error:
             self._end(order, FAILED, {"error": str(error)})
             raise
-        self._keep(order)
+        self._tokens[order.run] = new_token()
+        given = {TASK_TOKEN: task, RUN_TOKEN: self._tokens[order.run]}
+        log = self._state / "logs" / f"{order.run}-process.log"
+        self._processes[order.run] = start_process(self._link, order.run, given, log)
 
     def _keep(self, order: Order) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -176,6 +201,8 @@ class ControlServer:
             await asyncio.sleep(self._look)
             with suppress(httpx.HTTPError):
                 self._connected = await self._online()
+            for run in [run for run, process in self._processes.items() if not process.running]:  # reaps it
+                del self._processes[run]
             for order in [o for o in self._orders.values() if o.status == RUNNING]:
                 try:
                     words = await asyncio.to_thread(ended, self._link, order.flower_run)
@@ -194,11 +221,7 @@ class ControlServer:
 
     async def _health(self, _request: Request) -> Response:
         running = self._link.child.running
-        body = {"status": "ok" if running else "failed", "runs": self._running(), "clients": len(self._connected)}
-        return JSONResponse(body, 200 if running else 503)
-
-    def _running(self) -> list[str]:
-        return [order.run for order in self._orders.values() if order.status == RUNNING]
+        return JSONResponse({"status": "ok" if running else "failed"}, 200 if running else 503)
 
     async def _online(self) -> set[int]:
         return await asyncio.to_thread(online, self._link)
@@ -239,15 +262,17 @@ class ControlServer:
             "seconds": round(time.time() - order.started, 1) if order.status == RUNNING else None,
         }
 
-    async def _index(self, _request: Request) -> Response:
-        """Say what there is to ask for."""
+    async def _index(self, request: Request) -> Response:
+        """Say what there is to ask for, where the token is, and, to who sends a `nonce`, show that this server knows it."""
         paths = {
             "/status": "clients and runs",
             "/health": "200 while all is well",
             "/runs/NAME": "one run",
             "/runs/NAME/log": "its log",
         }
-        return JSONResponse({"fedveil": __version__, "paths": paths})
+        nonce, port = request.query_params.get("nonce", ""), int(self._url.rpartition(":")[2])
+        shown = {"proof": proof(self._token, port, nonce[:64])} if nonce else {}
+        return JSONResponse({"fedveil": __version__, "paths": paths, "token": str(token_path(self._state)), **shown})
 
     async def _order(self, request: Request) -> Response:
         """Start a run: `{"experiment": TOML, "words": "a line each"}`."""
@@ -262,7 +287,7 @@ class ControlServer:
             number += 1
             run = f"{name}-{number}"
         order = Order(run, experiment.toml(), words)
-        await asyncio.to_thread(self._launch, order)
+        await self._launch(order)
         return JSONResponse({"run": run})
 
     async def _resume(self, request: Request) -> Response:
@@ -271,7 +296,7 @@ class ControlServer:
             raise DeploymentError(f"{order.run} is running already")
         if order.status == DONE:
             raise DeploymentError(f"{order.run} is done; there is no round left to run")
-        await asyncio.to_thread(self._launch, order)
+        await self._launch(order)
         return JSONResponse({"run": order.run})
 
     async def _run(self, request: Request) -> Response:

@@ -36,6 +36,7 @@ from fedveil.server.serving.agreement import Agreement
 from fedveil.server.serving.checks import check_size, scoreless
 from fedveil.server.serving.client_roster import ClientRoster
 from fedveil.server.serving.control_client import ControlClient
+from fedveil.server.serving.tokens import RUN_TOKEN
 from fedveil.server.summary import describe_protection, scores_line, summary
 
 Say = Callable[[str], None]
@@ -46,7 +47,7 @@ def run_deployed(grid: Grid, config: Mapping[str, Any], say: Say) -> None:
 
     say: receives messages for people
     """
-    line = ControlClient(str(config["control"]))
+    line = ControlClient(str(config["control"]), os.environ.pop(RUN_TOKEN, ""))  # taken away from workers
     folder = Path(str(config["record"]))
     try:
         summary = _run(grid, config, line, folder, say)

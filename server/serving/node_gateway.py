@@ -12,7 +12,7 @@ import asyncio
 import time
 from base64 import b64decode
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from fedveil.core.errors import ProtectionError
-from fedveil.core.foreign import reading
+from fedveil.core.foreign import printable, reading
 from fedveil.core.wire.bundle import code
 from fedveil.server.flower import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
@@ -47,6 +47,7 @@ from fedveil.server.flower import (
     bytes_to_public_key,
     verify_signature,
 )
+from fedveil.server.serving.tokens import too_long
 
 FLEET = "/v1/fleet/"
 HELLO = "/v1/fedveil/hello"
@@ -56,6 +57,7 @@ PASSED = (
 )  # fmt: skip
 UNREGISTERED = ("register-node", "unregister-node")  # passed where any node may join, without TLS
 BODY = 16 << 20  # bytes of one call; Flower cuts arrays into pieces of 5 MiB
+READING = 8 * BODY  # bytes that the calls of one client may bring at the same time
 HOLD = 26.0  # seconds: nodes wait 30 for any answer, and 3 more after an empty one
 ARRIVED = 10_000  # replies that are remembered
 AT_ONCE = 4  # calls passed on together: the SuperLink's database takes one writer
@@ -77,7 +79,7 @@ class Node:
     seen: when it last called, seconds since the epoch; called: the same of its SuperNode alone
     given: the last message it was given and that answer, until it confirms it; again: how often it was repeated
     taken: the id of the message that it confirmed and has not answered
-    held: its pulls that are held
+    held: its pulls that are held; reading: bytes of calls that are being read
     sent: bytes of objects that it sent since its last message
     sending: replies on their way: the ids of missing objects, by the id of the message they answer
     """
@@ -93,6 +95,7 @@ class Node:
     again: int = 0
     taken: str = ""
     held: int = 0
+    reading: int = 0
     sending: dict[str, set[str]] = field(default_factory=dict)
     work: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -107,6 +110,7 @@ class NodeGateway:
     listen: seconds after which a broken connection is noticed
     pauses: seconds before a call that failed in the SuperLink is passed on again
     clock: seconds since the epoch
+    vouch: receives the address and port of a connection, and the key of the client whose it turned out to be
     refused: refused calls, and why: numbered from 1, the oldest dropped
     arrived: ids of messages whose replies are complete in the SuperLink, until a run takes them; the oldest dropped
     lost: ids of messages that a node took without answering them before its next pull
@@ -126,7 +130,9 @@ class NodeGateway:
         listen: float = LISTEN,
         pauses: Sequence[float] = PAUSES,
         clock: Callable[[], float] = time.time,
+        vouch: Callable[[tuple[str, int] | None, Hashable], None] = lambda _peer, _key: None,
     ) -> None:
+        self._vouch = vouch
         self._link, self._registry, self._ids, self._limit, self._log = link, registry, ids, limit, log
         self._holding, self._listen, self._pauses, self._clock = hold, listen, pauses, clock
         self._nodes: dict[bytes, Node] = {}
@@ -172,10 +178,11 @@ class NodeGateway:
             who = f"client-{client + 1}" if client is not None else "a stranger"
             address = request.client.host if request.client else "?"
             self._log.info(
-                "refused %s at %s, %s: %s (refusal %d)", who, address, request.url.path[:80], why, self._count
+                "refused %s at %s, %s: %s (refusal %d)",
+                *(who, address, printable(request.scope["path"], 80), why, self._count),
             )
         # do not wait for the rest of a call that is too large
-        return JSONResponse({"error": why}, status, headers={"connection": "close"} if status == 413 else None)
+        return JSONResponse({"error": why}, status, headers={"connection": "close"} if status in (411, 413) else None)
 
     def _known(self, request: Request) -> Node | str:
         """Return the node that signed a call, or the reason why none did."""
@@ -213,6 +220,7 @@ class NodeGateway:
             self.back = now
         self.heard = now
         node.address = request.client.host if request.client else ""
+        self._vouch(request.client, public)
         return node
 
     async def _hello(self, request: Request) -> Response:
@@ -236,33 +244,33 @@ class NodeGateway:
         node = self._known(request)
         if isinstance(node, str):
             return self._refuse(request, None, 401, node)
-        body = bytearray()
+        if refusal := too_long(request.headers, BODY):
+            return self._refuse(request, node.client, *refusal)
+        length = int(request.headers["content-length"])
+        if node.reading + length > READING:
+            return JSONResponse({"error": "too much at once; try again"}, 503)
+        node.reading += length
         try:
-            async for part in request.stream():
-                body += part
-                if len(body) > BODY:
-                    return self._refuse(request, node.client, 413, f"a call of more than {BODY >> 20} MiB")
+            body = await request.body()
         except ClientDisconnect:
             return Response(status_code=400)
+        finally:
+            node.reading -= length
         if call == "push-object":
             node.sent += len(body)
             if node.sent > self._limit:
-                return self._refuse(
-                    request,
-                    node.client,
-                    413,
-                    f"an update of more than {self._limit / 2**20:g} MiB, which fedveil server --max-update allows",
-                )
+                why = f"an update of more than {self._limit / 2**20:g} MiB, which fedveil server --max-update allows"
+                return self._refuse(request, node.client, 413, why)
         node.called = self._clock()
         try:
             if call == "pull-messages":
-                return await self._pull(request, node, bytes(body))
-            if call == "push-messages" and not _is_own(bytes(body)):
+                return await self._pull(request, node, body)
+            if call == "push-messages" and not _is_own(body):
                 return self._refuse(request, node.client, 403, "a reply in another client's name")
             if call == "activate-node" and not await self._free(request, node):
                 return self._refuse(request, node.client, 409, "another client with this key is connected")
-            answer = await self._forward(request.url.path, request, bytes(body))
-            self._notice(call, node, bytes(body), answer)
+            answer = await self._forward(request.url.path, request, body)
+            self._notice(call, node, body, answer)
         except ProtectionError:
             return self._refuse(request, node.client, 400, f"a call of {call} that cannot be read")
         except httpx.TransportError:

@@ -1,31 +1,31 @@
-"""`fedveil server`: runs and supervises Flower's SuperLink on loopback, the gateway and the control server."""
+"""`fedveil server`: runs and supervises Flower's SuperLink on a Unix socket, the gateway and the control server."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-import ssl
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 
 import httpx
-import uvicorn
-from starlette.applications import Starlette
 
 from fedveil.core.errors import DeploymentError, SettingsError
 from fedveil.core.proxies import spare_loopback
 from fedveil.core.record.record import alone
-from fedveil.core.subprocesses import adopt_orphans, check_port, end_orphans, free_port, log_file
+from fedveil.core.subprocesses import adopt_orphans, allow_open_files, check_port, end_orphans, log_file
 from fedveil.privacy.trust.key_folders import check_server_folder, load_registry
 from fedveil.server.serving.control_server import ControlServer
+from fedveil.server.serving.listener import Door, Listener
 from fedveil.server.serving.node_gateway import NodeGateway
-from fedveil.server.serving.superlink import HOST, Certificates, register_nodes, start_superlink
+from fedveil.server.serving.superlink import register_nodes, start_superlink
+from fedveil.server.serving.tokens import token_path
 
-CLOSING = 5  # seconds that open calls have to end
+HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,14 @@ def serve(options: Options, say: Callable[[str], None], finish: Callable[[Path],
     except OSError as error:
         raise SettingsError(f"--state {options.state}: {error.strerror}") from None
     spare_loopback(os.environ)
+    allow_open_files()
     adopt_orphans()
-    with alone(options.state, "a server with this state"):
-        asyncio.run(_serve(options, say, finish))
+    # the socket's folder has mode 0700, and is not in the state, since a socket's path has at most 107 bytes
+    with alone(options.state, "a server with this state"), tempfile.TemporaryDirectory(prefix="fedveil-") as private:
+        asyncio.run(_serve(options, Path(private) / "superlink", say, finish))
 
 
-async def _serve(options: Options, say: Callable[[str], None], finish: Callable[[Path], None]) -> None:
+async def _serve(options: Options, socket: Path, say: Callable[[str], None], finish: Callable[[Path], None]) -> None:
     keys, state, logs = options.keys, options.state, options.state / "logs"
     log = log_file("server", logs / "server.log")
     errors = getLogger("uvicorn.error")
@@ -74,7 +76,6 @@ async def _serve(options: Options, say: Callable[[str], None], finish: Callable[
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    certificates = None if keys is None else Certificates.of(keys)
     registry = {} if keys is None else dict(load_registry(keys) or {})
     database = state / "superlink.db"
     # write nothing outside the state: Flower unpacks apps, and Matplotlib stores its list of fonts
@@ -82,25 +83,22 @@ async def _serve(options: Options, say: Callable[[str], None], finish: Callable[
     os.environ.setdefault("MPLCONFIGDIR", str((state / "matplotlib").absolute()))
     database.touch(mode=0o600)
     database.chmod(0o600)  # it holds messages
-    link = start_superlink(free_port(), database, certificates, logs / "superlink.log")
+    link = start_superlink(socket, database, keys is not None, logs / "superlink.log")
     try:
-        nodes = register_nodes(link, registry) if certificates else {}
-        verify: ssl.SSLContext | bool = False
-        if certificates is not None:
-            verify = ssl.create_default_context(cafile=str(certificates.authority))
+        nodes = register_nodes(link, registry) if keys is not None else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        async with httpx.AsyncClient(
-            base_url=link.url, verify=verify, timeout=60, limits=limits, trust_env=False
-        ) as passed_on:
-            numbers = None if certificates is None else {public: client for client, public in registry.items()}
+        way = httpx.AsyncHTTPTransport(uds=str(link.path), limits=limits)
+        async with httpx.AsyncClient(base_url="http://superlink", transport=way, timeout=60) as passed_on:
+            numbers = None if keys is None else {public: client for client, public in registry.items()}
             ids = {client: node for node, client in nodes.items()}
-            gateway = NodeGateway(
-                passed_on, numbers, ids, int(options.max_update * 2**20), log_file("gateway", logs / "gateway.log")
-            )
+            refusals = log_file("gateway", logs / "gateway.log")
+            front, back = Door(refusals), Door(log)
+            gateway = NodeGateway(passed_on, numbers, ids, int(options.max_update * 2**20), refusals, vouch=front.vouch)
             url = f"http://{HOST}:{options.control}"
-            control = ControlServer(state, keys, link, gateway, nodes, url, finish, log)
-            outside = _Server(gateway.app, options.host, options.port, certificates)
-            inside = _Server(control.app, HOST, options.control, None)
+            control = ControlServer(state, keys, link, gateway, nodes, url, finish, log, vouch=back.vouch)
+            tls = () if keys is None else (keys / "server.pem", keys / "server.key")
+            outside = Listener(gateway.app, options.host, options.port, front, *tls)
+            inside = Listener(control.app, HOST, options.control, back)
             tasks = [asyncio.create_task(part) for part in (outside.serve(), inside.serve(), control.watch())]
             try:
                 while not (outside.started and inside.started):
@@ -111,7 +109,7 @@ async def _serve(options: Options, say: Callable[[str], None], finish: Callable[
                     await asyncio.sleep(0.02)
                 for line in _greeting(options, len(registry)):
                     say(line)
-                await asyncio.to_thread(control.go_on)
+                await control.go_on()
                 while not stopping.is_set() and link.child.running:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(stopping.wait(), 0.5)
@@ -138,30 +136,5 @@ def _greeting(options: Options, clients: int) -> Iterator[str]:
         )
     joined = f"{clients} registered clients" if options.keys else "any client"
     yield f"clients  {options.host}:{options.port}, {'TLS' if options.keys else 'plain HTTP'}, {joined}"
-    yield f"control  {HOST}:{options.control}, this machine alone (fedveil submit PRESET --on localhost)"
-    yield f"state    {options.state.absolute()} (runs/, logs/); process {os.getpid()}"
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn without its own signal handlers, because the supervisor ends it."""
-
-    def __init__(self, app: Starlette, host: str, port: int, certificates: Certificates | None) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                host=host,
-                port=port,
-                ssl_certfile=None if certificates is None else certificates.certificate,
-                ssl_keyfile=None if certificates is None else certificates.key,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                date_header=False,  # saves bytes: small updates are hardly larger than their headers
-                lifespan="off",
-                timeout_graceful_shutdown=CLOSING,
-            )
-        )
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    yield f"control  {HOST}:{options.control}, for who can read its token (fedveil submit PRESET --on localhost)"
+    yield f"state    {options.state.absolute()} (runs/, logs/, {token_path(options.state).name}); process {os.getpid()}"

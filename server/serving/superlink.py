@@ -1,10 +1,9 @@
-"""Flower's SuperLink as FedVeil runs it: on loopback, with its control part for the server's own machine alone.
-
-Only this module knows the SuperLink's options and its control interface (Flower 1.41).
-"""
+"""Flower's SuperLink as FedVeil runs it: on a Unix socket for the server's own user alone, and the processes of its runs."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -22,75 +21,45 @@ from fedveil.server.flower import (
     ListNodesRequest,
     ListRunsRequest,
     RegisterNodeRequest,
-    RuntimeVersionHttpInterceptor,
     Scalar,
     StartRunRequest,
     StopRunRequest,
     UnregisterNodeRequest,
+    control_client,
+    take_task,
 )
 
-HOST = "127.0.0.1"
-ROUTINE = ("[uvicorn.access]", "ControlServicer.ListNodes", "ControlServicer.ListRuns")  # of its log, every second
+LAUNCH = "from fedveil.server.flower import {0}; {0}()"
+ROUTINE = ("ControlServicer.ListNodes", "ControlServicer.ListRuns")  # of its log, every second
 STARTING = 60.0  # seconds that a SuperLink may take to start
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """The files of the server's TLS certificate, its private key, and the authority that clients and server trust."""
-
-    certificate: Path
-    key: Path
-    authority: Path
-
-    @classmethod
-    def of(cls, folder: Path) -> Certificates:
-        """Return the files that `fedveil keys new --host` makes in a folder."""
-        return cls(folder / "server.pem", folder / "server.key", folder / "ca.pem")
+TAKING = 10.0  # seconds within which a run that was started waits for its app
 
 
 @dataclass(frozen=True)
 class SuperLink:
     """A running SuperLink, and the access to it.
 
-    certificates: None where it speaks plain HTTP and takes any node
+    path: of the Unix socket that it listens on
     """
 
     child: Child
-    port: int
-    certificates: Certificates | None
-
-    @property
-    def url(self) -> str:
-        """The address that it listens on."""
-        return f"{'http' if self.certificates is None else 'https'}://{HOST}:{self.port}"
+    path: Path
 
     def control(self) -> ControlHttpClient:
         """Return a client of its control interface, which the caller closes."""
-        return ControlHttpClient.from_server_address(
-            f"{HOST}:{self.port}",
-            insecure=self.certificates is None,
-            root_certificates=None if self.certificates is None else str(self.certificates.authority),
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="fedveil server")],
-        )
+        return control_client(self.path)
 
 
-def start_superlink(port: int, database: Path, certificates: Certificates | None, log: Path) -> SuperLink:
-    """Start a SuperLink on loopback and wait until it answers.
+def start_superlink(path: Path, database: Path, registered: bool, log: Path) -> SuperLink:
+    """Start a SuperLink and wait until it answers; raise DeploymentError with its output where it does not.
 
-    Raise DeploymentError with its output where it does not.
+    path: of the Unix socket that it listens on, in a folder that no other user may enter
+    registered: whether registered nodes alone may join
     """
-    command = [
-        "flower-superlink",
-        *("--host", HOST, "--port", str(port), "--database", str(database)),
-        "--disable-runtime-dependency-installation",
-    ]
-    if certificates is None:
-        command.append("--insecure")
-    else:
-        command += ["--ssl-certfile", str(certificates.certificate), "--ssl-keyfile", str(certificates.key)]
-        command += ["--ssl-ca-certfile", str(certificates.authority), "--enable-supernode-auth"]
-    child = Child("flower-superlink", command, log, {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}, unsaid=ROUTINE)
-    link = SuperLink(child, port, certificates)
+    # not -m: this process' modules lie in no folder of its own; -P: nor does what the working folder holds
+    command = [sys.executable, "-P", "-c", LAUNCH.format("run_superlink"), str(path), str(database)]
+    child = Child("flower-superlink", [*command, "yes" if registered else "no"], log, unsaid=ROUTINE)
+    link = SuperLink(child, path)
 
     def answers() -> bool:
         try:
@@ -102,6 +71,29 @@ def start_superlink(port: int, database: Path, certificates: Certificates | None
 
     wait_for(answers, child, STARTING, "Flower's SuperLink")
     return link
+
+
+def take(link: SuperLink, run: int) -> str:
+    """Take a run that was started from the SuperLink; return the secret that proves its app.
+
+    Raise DeploymentError where it does not wait for its app.
+    """
+    deadline = time.monotonic() + TAKING
+    while time.monotonic() < deadline:
+        taken = take_task(link.path)
+        if taken is None:
+            time.sleep(0.05)
+        elif taken[0] == run:  # any other was ordered before the server was restarted, and is over
+            return taken[1]
+    raise DeploymentError("Flower's SuperLink has nothing to do for the run; its log says why")
+
+
+def start_process(link: SuperLink, name: str, secrets: Mapping[str, str], log: Path) -> Child:
+    """Start the process of a run that was taken, which runs the installed app. Call this from the main thread.
+
+    name: of the run; secrets: variables of its environment, which no other user can read; log: of its output
+    """
+    return Child(name, [sys.executable, "-P", "-c", LAUNCH.format("run_app"), str(link.path)], log, secrets)
 
 
 def register_nodes(link: SuperLink, keys: Mapping[int, bytes]) -> dict[int, int]:

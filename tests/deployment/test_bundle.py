@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
@@ -15,11 +16,10 @@ import tomli_w
 from deployment.federations import ROUNDS, Federation, federated
 from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab
-from flwr.supercore.control.control_http_client import ControlHttpClient
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from helpers.machines import eventually
+from helpers.machines import Program, eventually
 
 from fedveil.core.wire.bundle import code
+from fedveil.server.flower import control_client, take_task
 
 SERVER = """
 import json
@@ -65,21 +65,19 @@ def bundle_of(files: Mapping[str, str]) -> bytes:
 
 
 def start(federation: Federation, content: bytes) -> int:
-    """Start an app on the SuperLink itself, as who took over the server's machine can."""
-    (words,) = [words for words in federation.at.commands.values() if "bin/flower-superlink" in words]
-    port = words.split("--port ")[1].split()[0]
-
-    def ask() -> int:
-        with ControlHttpClient.from_server_address(
-            f"127.0.0.1:{port}",
-            insecure=False,
-            root_certificates=str(federation.keys / "server" / "ca.pem"),
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="test")],
-        ) as control:
-            fab = Fab(hash_str=sha256(content).hexdigest(), content=content)
-            return int(control.StartRun(StartRunRequest(fab=fab)).run_id)
-
-    return federation.at.call(ask)
+    """Start an app on the SuperLink itself, as who took over the server's user can."""
+    (words,) = [words for words in federation.at.commands.values() if "run_superlink()" in words]
+    path = Path(words.split("run_superlink() ")[1].split()[0])
+    with control_client(path) as control:
+        fab = Fab(hash_str=sha256(content).hexdigest(), content=content)
+        run = int(control.StartRun(StartRunRequest(fab=fab)).run_id)
+    taken = take_task(path)
+    assert taken is not None
+    assert taken[0] == run
+    command = [sys.executable, "-P", "-c", "from fedveil.server.flower import run_app; run_app()", path]
+    home = str(federation.state / "flower")
+    Program(federation.at, command, federation.folder, "mischief", FEDVEIL_TASK_TOKEN=taken[1], FLWR_HOME=home)
+    return run
 
 
 def test_a_bundle_that_hides_the_installed_package_behind_its_own_is_refused_unopened(

@@ -76,7 +76,7 @@ def test_a_server_stopped_in_order_leaves_no_process_and_goes_on_when_it_is_star
 
 def test_a_server_whose_superlink_dies_ends_with_its_words(federation: Federation) -> None:
     assert federation.server is not None
-    (link,) = [process for process, words in federation.at.commands.items() if "bin/flower-superlink" in words]
+    (link,) = [process for process, words in federation.at.commands.items() if "run_superlink()" in words]
     federation.at.kill(link)
     assert federation.server.ends(END) == 1
     assert "Flower's SuperLink ended (killed by SIGKILL)" in federation.server.said

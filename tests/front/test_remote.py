@@ -46,7 +46,8 @@ def answering(status: int, body: Any) -> Server:
     server = Server("localhost")
     content = body if isinstance(body, str) else json.dumps(body)
     handler = httpx.MockTransport(lambda _request: httpx.Response(status, text=content))
-    server._client = httpx.Client(base_url="http://localhost:9093", transport=handler)
+    headers = {"authorization": "Bearer none"}  # it has found its token
+    server._client = httpx.Client(base_url="http://localhost:9093", transport=handler, headers=headers)
     return server
 
 

@@ -35,12 +35,19 @@ class Flower:
         monkeypatch.setattr(room, "stop_run", lambda _link, run: self.stopped.append(run))
         monkeypatch.setattr(room, "ended", lambda _link, run: self.over.get(run))
         monkeypatch.setattr(room, "online", lambda _link: {101})
+        monkeypatch.setattr(room, "take", lambda _link, run: f"task of {run}")
+        monkeypatch.setattr(room, "start_process", self.start_process)
+        self.processes: list[dict[str, str]] = []
 
     def start(self, _link: Any, settings: dict[str, str], series: int = 0) -> tuple[int, int]:
         if self.broken:
             raise DeploymentError(self.broken)
         self.started.append((settings, series))
         return 1000 + len(self.started), series or 77
+
+    def start_process(self, _link: Any, _name: str, secrets: dict[str, str], _log: Path) -> Any:
+        self.processes.append(secrets)
+        return SimpleNamespace(running=True)
 
 
 @pytest.fixture
@@ -65,10 +72,19 @@ def asking(control: ControlServer, *calls: tuple[str, str, Any]) -> list[tuple[i
     async def ask() -> list[tuple[int, Any]]:
         transport = httpx.ASGITransport(control.app)
         async with httpx.AsyncClient(base_url="http://localhost:9093", transport=transport) as client:
-            answers = [await client.request(method, path, json=body) for method, path, body in calls]
+            answers = [
+                await client.request(method, path, json=body, headers=bearer(control, path))
+                for method, path, body in calls
+            ]
         return [(answer.status_code, answer.json()) for answer in answers]
 
     return asyncio.run(ask())
+
+
+def bearer(control: ControlServer, path: str) -> dict[str, str]:
+    """What who may ask for a path sends with it: a run's process its own token, the operator the server's."""
+    run = path.split("/")[2] if path.endswith(("/poll", "/result")) else ""
+    return {"authorization": f"Bearer {control._tokens[run] if run else control._token}"}
 
 
 def ordered(control: ControlServer) -> str:
@@ -98,7 +114,7 @@ def test_a_desk_on_the_same_state_goes_on_with_what_was_running_in_the_same_seri
     (tmp_path / "runs" / run).mkdir(parents=True)
     (tmp_path / "runs" / run / "experiment.toml").touch()  # its record was complete when the desk ended
     later, _ = at(tmp_path)
-    later.go_on()
+    asyncio.run(later.go_on())
     assert flower.stopped == [1001]
     settings, series = flower.started[-1]
     assert (settings["resume"], series) == ("yes", 77)
@@ -175,7 +191,7 @@ def test_an_order_that_no_client_could_fulfil_is_refused_and_nothing_is_kept(flo
     assert not list(tmp_path.glob("orders/*"))
 
 
-@pytest.mark.parametrize("body", [[1], {}, "text", None])
+@pytest.mark.parametrize("body", [[1], {}, "text", 0])
 def test_an_order_that_cannot_be_read_is_refused(flower, tmp_path, body) -> None:
     control, _ = at(tmp_path)
     ((status, told),) = asking(control, ("POST", "/runs", body))
@@ -256,7 +272,8 @@ def test_a_poll_waits_for_a_reply(flower, tmp_path) -> None:
         transport = httpx.ASGITransport(control.app)
         async with httpx.AsyncClient(base_url="http://localhost", transport=transport) as client:
             body = {"wake": [], "waiting": ["m1"], "since": 0, "hold": 2}
-            asked = asyncio.create_task(client.post(f"/runs/{run}/poll", json=body))
+            path = f"/runs/{run}/poll"
+            asked = asyncio.create_task(client.post(path, json=body, headers=bearer(control, path)))
             await asyncio.sleep(0.05)
             assert not asked.done()
             gateway.arrived["m1"] = None
@@ -306,10 +323,121 @@ def test_a_page_in_a_browser_under_another_name_gives_no_orders(flower, tmp_path
     assert flower.started == []
 
 
+def told_to(
+    control: ControlServer, method: str, path: str, headers: dict[str, str], body: bytes = b""
+) -> tuple[int, Any]:
+    """The answer to a call with these headers and no others of ours."""
+
+    async def ask() -> tuple[int, Any]:
+        transport = httpx.ASGITransport(control.app)
+        async with httpx.AsyncClient(base_url="http://localhost:9093", transport=transport) as client:
+            answer = await client.request(method, path, headers=headers, content=body)
+        return answer.status_code, answer.json()
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    "given", ["", "Bearer", "Bearer ", "Bearer wrong", "Basic {token}", "{token}", "Bearer {token}x", "Bearer é"]
+)
+def test_who_has_no_token_is_told_where_it_is_and_nothing_else(flower, tmp_path, given) -> None:
+    control, _ = at(tmp_path)
+    run = ordered(control)
+    headers = {"authorization": given.format(token=control._token).encode()} if given else {}
+    for method, path in (
+        ("GET", "/status"),
+        ("GET", f"/runs/{run}"),
+        ("GET", "/nothing"),
+        ("POST", f"/runs/{run}/stop"),
+    ):
+        status, told = told_to(control, method, path, headers)  # type: ignore[arg-type]
+        assert (status, set(told)) == (401, {"error", "exit_code"})
+        assert str(tmp_path / "control.token") in told["error"]
+    assert len(flower.started) == 1
+
+
+def test_a_runs_process_has_a_token_for_that_run_and_another_after_a_restart(flower, tmp_path) -> None:
+    control, _ = at(tmp_path)
+    run, other = ordered(control), ordered(control)
+    first, second = (secrets["FEDVEIL_RUN_TOKEN"] for secrets in flower.processes)
+    poll = json.dumps({"wake": [], "waiting": [], "since": 0, "hold": 0}).encode()
+    as_json = {"content-type": "application/json"}
+    for token, path, status in (
+        (first, f"/runs/{run}/poll", 200), (second, f"/runs/{run}/poll", 401), (control._token, f"/runs/{run}/poll", 401),
+        (first, f"/runs/{other}/poll", 401), (first, f"/runs/{run}", 401), (first, "/status", 401), ("", "/runs/none/poll", 401),
+    ):  # fmt: skip
+        headers = as_json | {"authorization": f"Bearer {token}"}
+        assert told_to(control, "POST" if "poll" in path else "GET", path, headers, poll)[0] == status, (token, path)
+    assert [secrets["FEDVEIL_TASK_TOKEN"] for secrets in flower.processes] == ["task of 1001", "task of 1002"]
+    later, _ = at(tmp_path)
+    asyncio.run(later.go_on())
+    assert flower.processes[-2]["FEDVEIL_RUN_TOKEN"] not in (first, second)
+    assert later._token == control._token  # as the copies that people have
+
+
+def test_a_token_that_others_could_read_is_replaced(flower, tmp_path) -> None:
+    first = at(tmp_path)[0]._token
+    path = tmp_path / "control.token"
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    second = at(tmp_path)[0]._token
+    path.write_text("damaged")
+    third = at(tmp_path)[0]._token
+    assert len({first, second, third}) == 3
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content-type": "text/plain"}, 415),
+        ({"content-type": "application/json", "transfer-encoding": "chunked"}, 411),
+        ({"content-type": "application/json", "content-length": str(1 << 40)}, 413),
+        ({"content-type": "application/json", "content-length": "-1"}, 411),
+        ({"content-type": "application/json", "origin": "http://localhost:9093.evil.example"}, 403),
+        ({"content-type": "application/json", "origin": "http://localhost:8000"}, 403),
+        ({"content-type": "application/json; charset=utf-8", "origin": "http://localhost:9093"}, 200),
+        ({"content-type": "application/json", "sec-fetch-site": "same-site"}, 403),
+    ],
+)
+def test_what_is_no_order_is_refused_before_its_body_is_read(flower, tmp_path, headers, status) -> None:
+    control, _ = at(tmp_path)
+    read: list[bool] = []
+
+    async def ask() -> int:
+        body = json.dumps(ORDER).encode()
+        raw = {
+            "host": "localhost:9093",
+            "content-length": str(len(body)),
+            "authorization": f"Bearer {control._token}",
+        } | headers
+        if "transfer-encoding" in headers:
+            del raw["content-length"]
+        answers: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            read.append(True)
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            answers.append(message)
+
+        scope = {
+            "type": "http", "http_version": "1.1", "method": "POST", "path": "/runs", "raw_path": b"/runs", "query_string": b"",
+            "root_path": "", "scheme": "http", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 9093), "state": {},
+            "headers": [(name.encode(), value.encode()) for name, value in raw.items()], "asgi": {"version": "3.0"},
+        }  # fmt: skip
+        await control.app(scope, receive, send)
+        return int(answers[0]["status"])
+
+    assert asyncio.run(ask()) == status
+    assert bool(read) == (status == 200)
+
+
 def test_health_is_told(flower, tmp_path) -> None:
     control, _ = at(tmp_path)
     control._connected = {101}
-    assert asking(control, ("GET", "/health", None))[0] == (200, {"status": "ok", "runs": [], "clients": 1})
+    assert asking(control, ("GET", "/health", None))[0] == (200, {"status": "ok"})
     control._link.child.running = False
     assert asking(control, ("GET", "/health", None))[0][0] == 503
 

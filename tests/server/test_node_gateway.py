@@ -320,6 +320,60 @@ def test_a_call_or_an_update_that_is_too_large_is_refused_and_counted_for_its_cl
     running(story)
 
 
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [(None, 411), ("", 411), ("-1", 411), ("1e3", 411), (str(room.BODY + 1), 413), ("9" * 19, 413), ("9" * 5000, 411)],
+)
+def test_a_body_of_no_known_or_too_large_a_size_is_refused_before_it_is_read(length, status) -> None:
+    async def story(gateway, _outside, link) -> None:
+        answers: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            raise AssertionError("the body is read")
+
+        async def send(message: Any) -> None:
+            answers.append(message)
+
+        headers = signed() | ({} if length is None else {"content-length": length})
+        path = "/v1/fleet/push-object"
+        scope = {
+            "type": "http", "http_version": "1.1", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+            "root_path": "", "scheme": "https", "client": ("10.0.0.9", 1), "server": ("10.0.0.1", 9092), "state": {},
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()], "asgi": {"version": "3.0"},
+        }  # fmt: skip
+        await gateway.app(scope, receive, send)
+        assert answers[0]["status"] == status
+        assert link.calls == []
+
+    running(story)
+
+
+def test_a_client_that_sends_many_bodies_at_once_is_told_to_wait() -> None:
+    async def story(gateway, outside, link) -> None:
+        some = PushObjectRequest(object_id="a", object_content=b"some")
+        await post(outside, "push-object", some)
+        gateway.nodes[0].reading = room.READING  # what its other calls are about to bring
+        assert (await post(outside, "push-object", some)).status_code == 503
+        gateway.nodes[0].reading = 0
+        assert (await post(outside, "push-object", some)).status_code == 200
+        assert gateway.nodes[0].reading == 0
+
+    running(story)
+
+
+def test_the_connection_of_who_has_signed_is_vouched_for_and_no_other() -> None:
+    vouched: list[Any] = []
+
+    async def story(_gateway, outside, _link) -> None:
+        await post(outside, "get-run", headers=signed(STRANGER))
+        await post(outside, "get-run", headers={})
+        assert vouched == []
+        await post(outside, "get-run")
+        assert vouched == [(("10.0.0.9", 1234), PUBLIC)]
+
+    running(story, vouch=lambda peer, key: vouched.append((tuple(peer), key)))
+
+
 def test_bytes_that_are_no_call_are_refused() -> None:
     async def story(gateway, outside, link) -> None:
         answer = await post(outside, "pull-messages", b"\xff\xff\xff\xff")
