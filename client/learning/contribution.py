@@ -53,15 +53,18 @@ class Instructions:
     def read(cls, config: Mapping[str, Any], experiment: Experiment) -> Instructions:
         """Read a message's config.
 
-        Raise ProtectionError where the server left a value out or asks for too many rounds.
+        Raise ProtectionError where the server left a value out, or asks for a round that the run has not, or for a loss
+        that the run's noise does not cover.
         """
         privacy = experiment.privacy
         round_number = int(number(config, ROUND))
         rounds = experiment.federation.rounds
-        if round_number > rounds:
+        if not 1 <= round_number <= rounds:
             raise ProtectionError(
                 f"the server asks for round {round_number} of a run with federation.rounds = {rounds}"
             )
+        if privacy.noisy and config.get("report-global-loss", False):
+            raise ProtectionError("the server asks for a loss, which travels without noise, and this run has noise")
         if privacy.protected and not isinstance(config.get(RUN), bytes):
             raise ProtectionError("the server's message does not name its run")
         if privacy.shows == "mean":
