@@ -20,9 +20,10 @@ from fedveil.core.settings.choice import ProtectionChoice
 from fedveil.core.settings.sections import Privacy
 from fedveil.privacy.fixed_point import Layout, dequantize, quantize
 from fedveil.privacy.plan import RESERVED, make_plan
-from fedveil.privacy.secagg.client import Revealed, SecAggClient, Stage
+from fedveil.privacy.secagg.client import SecAggClient, Stage
 from fedveil.privacy.secagg.graph import choose_degree, neighbours
 from fedveil.privacy.secagg.messages import Session
+from fedveil.privacy.secagg.revealed import Revealed
 from fedveil.privacy.secagg.server import SecAggServer
 from fedveil.privacy.secagg.vectors import from_ring, read_masked, to_ring, write_masked
 

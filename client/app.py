@@ -30,6 +30,7 @@ from fedveil.client.learning.runtime import ClientRuntime, DataSource, client_ru
 from fedveil.client.learning.secagg import STAGES
 from fedveil.client.learning.states import ClientStates, ContextStates
 from fedveil.client.node.agreement import agree, agreed, countersign, digest_in, signs
+from fedveil.client.node.answers import Answers
 from fedveil.client.node.policy import Policy
 from fedveil.core.errors import DataError, ProtectionError, SettingsError
 from fedveil.core.settings.experiment import Experiment
@@ -51,6 +52,7 @@ from fedveil.core.wire.messages import (
 from fedveil.datasets.own.local import schema
 from fedveil.models.computing import one_thread
 from fedveil.privacy.trust.manifest import UNSIGNED
+from fedveil.privacy.trust.totals import EVALUATE, TRAIN
 
 Part = TypeVar("Part", ArrayRecord, ConfigRecord)
 REFUSED = (ProtectionError, SettingsError)  # refusals, which leave the client out of a round; other errors are faults
@@ -67,9 +69,12 @@ class Runtimes:
     A process may stand for several nodes, each with its own folder of keys. Data that changed on disk is read again.
     """
 
-    def __init__(self, most: int = 8) -> None:
-        """Keep at most `most` runtimes."""
-        self._most = most
+    def __init__(self, most: int = 8, *, simulating: bool = False) -> None:
+        """Keep at most `most` runtimes; simulating: noise comes from the seed, which a server knows.
+
+        Only the code that starts a process may say so, and never a message: the process may stand for real clients.
+        """
+        self._most, self._simulating = most, simulating
         self._made: OrderedDict[tuple[Any, ...], ClientRuntime] = OrderedDict()
 
     def __call__(self, context: Context) -> ClientRuntime:
@@ -79,9 +84,11 @@ class Runtimes:
         """
         node, settings, keys = context.node_config, str(context.run_config["experiment"]), keys_of(context)
         if not deployed(context):
-            return self._find(settings, keys, None, UNSIGNED)
+            return self._find(settings, keys, None, UNSIGNED, repeats=True)
         policy = policy_of(context)
         policy.check(Experiment.received(settings))
+        repeats = bool(context.run_config.get("reproducible"))
+        policy.check_training(repeats=repeats)
         words = str(context.run_config.get("words", ""))
         if len(words) > LONGEST_WORDS or words.count("\n") >= MOST_WORDS:
             raise SettingsError(
@@ -90,19 +97,27 @@ class Runtimes:
         own = DataSource(str(node["data"]), int(cast(int, node["partition-id"])), words)
         manifest = digest_in(context.state)
         try:
-            return self._find(settings, keys, own, manifest, policy)
+            return self._find(settings, keys, own, manifest, policy, repeats=repeats)
         except DataError as error:
             raise ProtectionError(f"its data does not fit the run: {error}") from None
 
     def _find(
-        self, settings: str, keys: str, own: DataSource | None, manifest: bytes, policy: Policy | None = None
+        self,
+        settings: str,
+        keys: str,
+        own: DataSource | None,
+        manifest: bytes,
+        policy: Policy | None = None,
+        *,
+        repeats: bool,
     ) -> ClientRuntime:
-        about = settings, keys, own, own.state() if own else None, manifest, policy
+        about = settings, keys, own, own.state() if own else None, manifest, policy, repeats
         if about not in self._made:
             guard, most = ("off", None) if policy is None else (policy.leak_guard, policy.max_weights)
             self._made[about] = client_runtime(
-                settings, keys, own, leak_guard=guard, most_weights=most, manifest=manifest
-            )
+                settings, keys, own, secret_noise=not self._simulating, secret_training=not repeats,
+                leak_guard=guard, most_weights=most, manifest=manifest,
+            )  # fmt: skip
         self._made.move_to_end(about)
         while len(self._made) > (self._most if own is None else DEPLOYED):
             self._made.popitem(last=False)
@@ -176,7 +191,13 @@ class Request:
     @property
     def states(self) -> ClientStates:
         """The store of what this client keeps between rounds."""
-        return self.runtime.states or ContextStates(self.context.state)
+        states = self.runtime.states or ContextStates(self.context.state)
+        return states if self.answers is None else self.answers.states(states, self.config)
+
+    @cached_property
+    def answers(self) -> Answers | None:
+        """What this client's data has answered before; None where it keeps no ledger."""
+        return Answers.of(self.context, policy_of(self.context).limits)
 
     def _part(self, key: str, kind: type[Part]) -> Part:
         found = self.message.content.get(key)
@@ -191,7 +212,9 @@ def sign_manifest(request: Request) -> Message:
     if not signs(context, request.keys):
         raise ProtectionError("this client has no keys to sign a manifest with")
     policy_of(context).check(Experiment.received(str(context.run_config["experiment"])))
-    _, signature = countersign(context, request.keys, request.config)
+    manifest, signature = countersign(context, request.keys, request.config)
+    if request.answers is not None:
+        request.answers.sign(manifest)
     return Message(RecordDict({CONFIG: ConfigRecord({SIGNATURES: signature})}), reply_to=request.message)
 
 
@@ -206,7 +229,9 @@ def hello(request: Request) -> Message:
     if not deployed(context):
         return Message(RecordDict({METRICS: MetricRecord({CLIENT: client})}), reply_to=message)
     if signs(context, request.keys):
-        agree(context, request.keys, request.config)
+        agreement = agree(context, request.keys, request.config)
+        if request.answers is not None:
+            request.answers.agree(*agreement)
     runtime = request.runtime
     runtime.check_agreed(client)
     dataset = runtime.federated.dataset
@@ -215,6 +240,8 @@ def hello(request: Request) -> Message:
     log.info("takes part with %d examples: %s", examples, found)
     weight = 1 if runtime.experiment.privacy.noisy else examples  # the number of examples tells of the data
     metrics = MetricRecord({CLIENT: client, WEIGHT: weight})
+    if request.answers is not None:
+        request.answers.hello(runtime.experiment, request.config, f"{weight} {found}".encode())
     return Message(RecordDict({METRICS: metrics, CONFIG: ConfigRecord({SCHEMA: found})}), reply_to=message)
 
 
@@ -223,14 +250,25 @@ def fit(request: Request) -> Message:
     started = time.perf_counter()
     runtime, client, states = request.runtime, request.client, request.states
     instructions = Instructions.read(request.config, runtime.experiment)
-    given = receive(runtime, client, request.model, instructions.round - 1, instructions.run, states)
-    contributions = Contributions([client], instructions, given)
-    if runtime.experiment.privacy.shows == "mean":
-        contributions.brought = [request.brought]
-    with one_thread():
-        contribute(runtime, contributions, states)
-    contributions.open_seconds = runtime.take_open_seconds(client)
-    return training_reply(request.message, runtime, contributions, 0, time.perf_counter() - started)
+    answers, protected = request.answers, runtime.experiment.privacy.protected
+    asked = None if answers is None else answers.question(TRAIN, instructions.round, request.config, request.model)
+
+    def work() -> Message:
+        given = receive(runtime, client, request.model, instructions.round - 1, instructions.run, states)
+        contributions = Contributions([client], instructions, given)
+        if runtime.experiment.privacy.shows == "mean":
+            contributions.brought = [request.brought]
+        with one_thread():
+            if protected and answers is not None and asked is not None:
+                answers.contribute(asked, runtime, contributions, states)
+            else:
+                contribute(runtime, contributions, states)
+        contributions.open_seconds = runtime.take_open_seconds(client)
+        return training_reply(request.message, runtime, contributions, 0, time.perf_counter() - started)
+
+    if protected or answers is None or asked is None:
+        return work()
+    return answers.once(asked, runtime.experiment, work, request.message)
 
 
 def answer_stage(stage: str, request: Request) -> Message:
@@ -242,7 +280,8 @@ def answer_stage(stage: str, request: Request) -> Message:
         number(config, key)
     if not isinstance(config.get(RUN), bytes):
         raise ProtectionError("the server's message does not name its run")
-    blob = runtime.secagg.answer(stage, client, config, request.brought, request.states)
+    revealed = None if request.answers is None else request.answers.revealed
+    blob = runtime.secagg.answer(stage, client, config, request.brought, request.states, revealed)
     metrics = MetricRecord({CLIENT: client, "seconds": time.perf_counter() - started})
     return Message(RecordDict({CONFIG: ConfigRecord({BLOB: blob}), METRICS: metrics}), reply_to=request.message)
 
@@ -251,11 +290,18 @@ def evaluate(request: Request) -> Message:
     """Evaluate the global model on the client's held-out part, and reply with counts that can be summed."""
     started = time.perf_counter()
     runtime, client, config = request.runtime, request.client, request.config
-    asked, run = evaluation_asked(config, runtime.experiment), config.get(RUN, b"")
-    given = receive(runtime, client, request.model, asked, run, request.states)
-    with one_thread():
-        scores = score(runtime, client, given, held_out=True)
-    return evaluation_reply(request.message, client, scores, time.perf_counter() - started)
+    answers, experiment = request.answers, runtime.experiment
+    asked, run = evaluation_asked(config, experiment), config.get(RUN, b"")
+
+    def work() -> Message:
+        given = receive(runtime, client, request.model, asked, run, request.states)
+        with one_thread():
+            scores = score(runtime, client, given, held_out=True)
+        return evaluation_reply(request.message, client, scores, time.perf_counter() - started)
+
+    if answers is None:
+        return work()
+    return answers.once(answers.question(EVALUATE, asked, config, request.model), experiment, work, request.message)
 
 
 def client_app(find: FindRuntime) -> ClientApp:

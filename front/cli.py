@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 import typer
 from rich.console import Console
 
-from fedveil import __version__, attack, catalog, data, keys, machines, training
+from fedveil import __version__, attack, catalog, data, keys, ledger, machines, training
 from fedveil.core.errors import FedveilError, SettingsError
 from fedveil.core.foreign import legible
 from fedveil.core.settings.legacy import OldKey
@@ -35,6 +35,7 @@ app.command("attack")(attack.attack)
 app.add_typer(keys.app, name="keys")
 for command in (machines.server, machines.client, machines.submit, machines.status, machines.logs, machines.stop):
     app.command()(command)
+app.command("ledger")(ledger.ledger)
 app.command("version")(catalog.version)
 
 

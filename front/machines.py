@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated
@@ -84,6 +85,12 @@ def client(
     policy: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="what this client refuses, whatever the server asks")
     ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="what this data has answered, over all servers; in your data folder without it"
+        ),
+    ] = None,
     state: Annotated[Path | None, typer.Option(metavar="DIR", help="its logs; client-N without it")] = None,
     number: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="with --insecure and data of its own: which client it is")
@@ -103,10 +110,8 @@ def client(
     if number is not None and not insecure:
         raise SettingsError(f"--number {number}: a client's keys say which it is; leave it out")
     options = Options(Address.parse(address), data, found, policy, Path(), None if number is None else number - 1)
-    options = Options(
-        options.server, data, found, policy, state or Path(f"client-{client_number(options) + 1}"), options.number
-    )
-    join(options, _say)
+    state = state or Path(f"client-{client_number(options) + 1}")
+    join(replace(options, state=state, ledger=ledger), _say)
 
 
 def status(
@@ -184,6 +189,13 @@ def submit(
     seed: Annotated[int | None, typer.Option(help="of the choices that are no secret")] = None,
     device: Annotated[str | None, typer.Option(help="cpu (auto is cpu) or cuda")] = None,
     data_dir: DataDir = None,
+    reproducible: Annotated[
+        bool,
+        typer.Option(
+            "--reproducible",
+            help="training repeats from the seed, where each client's policy allows it: for comparisons",
+        ),
+    ] = False,
     show: Annotated[bool, typer.Option("--show", help="print the resolved settings as TOML, and run nothing")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -204,7 +216,7 @@ def submit(
     console = None if quiet else Console(stderr=as_json)
     remote = Server(on)
     asked = set(legacy.renamed(parse_assignments(assignments or [])))
-    run = remote.start(experiment, lambda text: _print(console, text), asked)
+    run = remote.start(experiment, lambda text: _print(console, text), asked, reproducible=reproducible)
     _follow(remote, on, run, 0, console, as_json)
 
 

@@ -100,19 +100,26 @@ class Server:
             raise kinds.get(told.get("exit_code", 1), DeploymentError)(legible(str(told["error"])))
         return told
 
-    def start(self, experiment: Experiment, say: Callable[[str], None], asked: Collection[str] = ()) -> str:
+    def start(
+        self,
+        experiment: Experiment,
+        say: Callable[[str], None],
+        asked: Collection[str] = (),
+        *,
+        reproducible: bool = False,
+    ) -> str:
         """Start a run of an experiment on the server; return its name.
 
         asked: dotted keys of the settings that were asked for by name, which are never overruled
+        reproducible: ask clients for training that repeats from the seed
         """
         agreed = self.ask("/status")["agreed"]
         if agreed:
             experiment = as_agreed(
                 experiment, Privacy(**legacy.read({"privacy": tomllib.loads(agreed)})["privacy"]), say, asked
             )
-        return printable(
-            str(self.ask("/runs", {"experiment": experiment.toml(), "words": vocabulary(experiment)})["run"]), 200
-        )
+        order = {"experiment": experiment.toml(), "words": vocabulary(experiment), "reproducible": reproducible}
+        return printable(str(self.ask("/runs", order)["run"]), 200)
 
     def resume(self, run: str) -> int:
         """Resume a stopped run; return the length of its log before, in bytes."""

@@ -51,7 +51,7 @@ def main(grid: Grid, context: Context) -> None:
     # the server cannot read an encrypted model: clients evaluate it, and a holder of the key opens model.sealed
     lattices = experiment.privacy.shows == "sum"
     evaluate = None if lattices else federation.evaluate
-    federate(federation, clients, record, Hooks(watch, evaluate, log.warning))
+    federate(federation, clients, record, Hooks(watch, evaluate, log.warning, secret=True))
     log.info("model_sha256 %s", record.sha256(SEALED_MODEL if lattices else MODEL))
     log.info("record %s", record.folder.resolve())
 

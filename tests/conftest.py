@@ -32,6 +32,14 @@ def pytest_make_parametrize_id(config, val, argname):
     return argname if isinstance(val, bytes) else None
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_ledger_in_the_users_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Clients that a test starts keep their ledgers in a folder of the tests, and in no user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data-home")))
+        yield
+
+
 @pytest.fixture
 def real_data() -> Path:
     """The folder of real data sets; the test is skipped, and says so, where there is none."""

@@ -18,6 +18,7 @@ from fedveil.core.wire.messages import ATTEMPT, REFERENCE, ROUND, RUN
 from fedveil.privacy.defences import share
 
 Parameters = dict[str, np.ndarray]
+Share = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray] | None]  # weights, and noise to add to them
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,13 @@ class Instructions:
     def read(cls, config: Mapping[str, Any], experiment: Experiment) -> Instructions:
         """Read a message's config.
 
-        Raise ProtectionError where the server left a value out or asks for too many rounds.
+        Raise ProtectionError where the server left a value out, or asks for a round that the run has not, or for a loss
+        that the run's noise does not cover.
         """
         privacy = experiment.privacy
         round_number = round_asked(config, experiment)
+        if privacy.noisy and config.get("report-global-loss", False):
+            raise ProtectionError("the server asks for a loss, which travels without noise, and this run has noise")
         if privacy.protected and not isinstance(config.get(RUN), bytes):
             raise ProtectionError("the server's message does not name its run")
         if privacy.shows == "mean":
@@ -115,6 +119,7 @@ class Contributions:
     global_loss: float64 [K] of the received model, where the server asks for it
     updates: of each client, to be sent; refusals: why a client sends none
     states: of each client, by the name of its key
+    shares: of clients whose noise is drawn already, by position: a round that is asked again gets no other noise
     seconds: of the whole work; open_seconds: a client's share of opening the model, processor time
     """
 
@@ -131,6 +136,7 @@ class Contributions:
     updates: list[ArrayRecord | Sealed | None] = field(default_factory=list)
     refusals: list[ProtectionError | None] = field(default_factory=list)
     states: dict[str, list[State | None]] = field(default_factory=dict)
+    shares: dict[int, Share] = field(default_factory=dict)
     seconds: float = 0.0
     open_seconds: float = 0.0
 
@@ -146,8 +152,13 @@ class Contributions:
         """Return the k-th client's weights, as views."""
         return {name: rows[k] for name, rows in self.weights.items()}
 
-    def share(self, k: int, experiment: Experiment, *, secret: bool) -> tuple[Parameters, Parameters | None]:
-        """Return the k-th client's weights, and its noise, for a protection's grid: `privacy.defences.share`."""
+    def share(self, k: int, experiment: Experiment, *, secret: bool) -> Share:
+        """Return the k-th client's weights, and its noise, for a protection's grid: `privacy.defences.share`.
+
+        secret: the noise is drawn from the operating system's generator
+        """
+        if k in self.shares:
+            return self.shares[k]
         stream = Stream(experiment.seed, self.instructions.round, self.clients[k])
         return share(experiment.privacy, self.given, self.of(k), stream, secret=secret)
 

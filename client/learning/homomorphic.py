@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from flwr.app import ArrayRecord
 
-from fedveil.client.learning.contribution import Sealed
+from fedveil.client.learning.contribution import Sealed, Share
 from fedveil.core.errors import ForgeryError, ProtectionError
 from fedveil.core.wire.messages import from_arrays, from_sealed
 from fedveil.privacy.fixed_point import Layout, Parameters, dequantize, flatten, quantize, unflatten
@@ -30,7 +30,6 @@ from fedveil.privacy.trust.manifest import UNSIGNED
 
 log = logging.getLogger("flwr")  # where Flower shows what a node does
 
-Share = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray] | None]  # weights, and noise: `privacy.defences.share`
 Newest = tuple[int, bytes]  # the newest model that a client used: its round and its SHA-256
 
 

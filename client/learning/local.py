@@ -10,7 +10,6 @@ import torch
 from fedveil.client.learning.contribution import Contributions
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.core.metrics import Scores
-from fedveil.core.randomness import Stream
 from fedveil.models.local.correction import Correction
 from fedveil.models.local.evaluation import evaluate
 from fedveil.models.local.training import train_clients
@@ -43,7 +42,7 @@ def train(runtime: ClientRuntime, contributions: Contributions) -> None:
         [runtime.federated.client(client)[0] for client in clients],
         runtime.experiment.training,
         instructions.learning_rate,
-        [Stream(runtime.experiment.seed, instructions.round, client) for client in clients],
+        [runtime.stream(instructions.round, client) for client in clients],
         classes=runtime.federated.dataset.task.labels,
         correction=None if mu is None else Correction(mu),
         together=runtime.vectorized,

@@ -79,7 +79,7 @@ def encrypt(runtime: ClientRuntime, contributions: Contributions) -> None:
                 instructions.round, instructions.run, instructions.reference, newest["sha256"].tobytes(), settings
             )
             contributions.updates[k] = side.seal(
-                contributions.share(k, runtime.experiment, secret=runtime.deployed), client, int(examples[k]), terms
+                contributions.share(k, runtime.experiment, secret=runtime.secret_noise), client, int(examples[k]), terms
             )
         except ProtectionError as error:  # no reason to stop the others
             contributions.refusals[k] = error
@@ -87,14 +87,14 @@ def encrypt(runtime: ClientRuntime, contributions: Contributions) -> None:
 
 def mask(runtime: ClientRuntime, contributions: Contributions) -> None:
     """Mask the cohort's weights, so that only their sum can be read."""
-    runtime.secagg.mask(contributions, secret=runtime.deployed)
+    runtime.secagg.mask(contributions, secret=runtime.secret_noise)
 
 
 def show(runtime: ClientRuntime, contributions: Contributions) -> None:
     """Show a simulation's witness the weights that protection hides."""
     assert runtime.witness is not None  # else the step is not active
     for k, client in contributions.standing():
-        weights, noise = contributions.share(k, runtime.experiment, secret=runtime.deployed)
+        weights, noise = contributions.share(k, runtime.experiment, secret=runtime.secret_noise)
         made = weights if noise is None else {name: value + noise[name] for name, value in weights.items()}
         runtime.witness.saw(client, made, int(contributions.counts()[k]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from flwr.app import Error, Message, MetricRecord, RecordDict
 
@@ -28,7 +29,9 @@ def training_reply(
     if update is None:
         nothing = ProtectionError("no step of the client's work made an update")
         return refusal(message, nothing, runtime.keys, deployed=runtime.deployed)
-    metrics: Metrics = {CLIENT: client, WEIGHT: int(contributions.counts()[k]), "seconds": seconds}
+    if runtime.deployed and runtime.experiment.privacy.noisy:
+        seconds = math.ceil(seconds)  # the time of training tells how many examples there are
+    metrics: Metrics = {CLIENT: client, WEIGHT: int(contributions.counts()[k]), "seconds": float(seconds)}
     if isinstance(update, Sealed):
         metrics |= {
             "clipped": update.clipped, "seal-seconds": update.seconds, "open-seconds": contributions.open_seconds,

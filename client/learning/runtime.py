@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,6 +34,7 @@ from fedveil.privacy.trust.key_folders import check_agreed
 from fedveil.privacy.trust.manifest import UNSIGNED
 
 Adversary = Callable[[Contributions], None]
+SECRET_BITS = 128  # of a seed that nobody can guess
 
 log = logging.getLogger("flwr")  # where Flower shows what a node does
 
@@ -63,6 +65,8 @@ class ClientRuntime:
 
     keys: the folder of clients' keys, empty where there is none
     deployed: the client is on a machine of its own, with a server of another party
+    secret_noise: noise that protects is the operating system's, else the seed's
+    secret_training: so are the order, dropout and augmentation of training, so that no two answers are the same
     leak_guard: the least that the client's owner asks of `privacy.leak_guard`
     manifest: SHA-256 of the run's signed manifest; zeros where it has none
     states: of a simulation, the store of all clients' state; None where each node's context is the store
@@ -76,6 +80,8 @@ class ClientRuntime:
     device: torch.device
     keys: str = ""
     deployed: bool = False
+    secret_noise: bool = False
+    secret_training: bool = False
     leak_guard: str = "off"
     manifest: bytes = UNSIGNED
     states: ClientStates | None = None
@@ -130,6 +136,11 @@ class ClientRuntime:
         """The clients of this process in secure aggregation."""
         return SecAggClients(self.experiment, self.layout, self.keys, self.manifest)
 
+    def stream(self, number: int, client: int) -> Stream:
+        """Return a client's random streams of a round: for training, and for a defence."""
+        seed = secrets.randbits(SECRET_BITS) if self.secret_training else self.experiment.seed
+        return Stream(seed, number, client)
+
     def check_agreed(self, client: int) -> None:
         """Raise ProtectionError where a client's keys were made for another `[privacy]` than the server's settings."""
         if self.keys:
@@ -146,6 +157,8 @@ def client_runtime(
     keys: str = "",
     own: DataSource | None = None,
     *,
+    secret_noise: bool = False,
+    secret_training: bool = False,
     leak_guard: str = "off",
     most_weights: int | None = None,
     manifest: bytes = UNSIGNED,
@@ -175,5 +188,17 @@ def client_runtime(
     device = find_device(experiment.device)
     network = build(federated.dataset.task, experiment.model, Stream(experiment.seed)).to(device)
     return ClientRuntime(
-        experiment, federated, network, device, keys, own is not None, leak_guard, manifest, states, witness, adversary
+        experiment,
+        federated,
+        network,
+        device,
+        keys,
+        own is not None,
+        secret_noise,
+        secret_training,
+        leak_guard,
+        manifest,
+        states,
+        witness,
+        adversary,
     )

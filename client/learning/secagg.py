@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from fedveil.client.learning.contribution import Contributions, Sealed
-from fedveil.client.learning.homomorphic import Share, rounded
+from fedveil.client.learning.contribution import Contributions, Sealed, Share
+from fedveil.client.learning.homomorphic import rounded
 from fedveil.client.learning.states import ClientStates, StateKey, from_state, to_state
 from fedveil.core.errors import ProtectionError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ATTEMPT, BLOB, CLIENT, CONFIRMATIONS, ROUND, RUN
 from fedveil.privacy.fixed_point import Layout
 from fedveil.privacy.plan import RESERVED, make_plan
-from fedveil.privacy.secagg.client import Revealed, SecAggClient, mask_cohort
+from fedveil.privacy.secagg.client import SecAggClient, mask_cohort
 from fedveil.privacy.secagg.graph import choose_degree
 from fedveil.privacy.secagg.messages import Session
+from fedveil.privacy.secagg.revealed import Revealed
 from fedveil.privacy.secagg.vectors import shown, to_ring, write_masked
 from fedveil.privacy.trust.identity import Registry, Signer
 from fedveil.privacy.trust.key_folders import load_identity
@@ -74,9 +75,11 @@ class SecAggClients:
         config: Mapping[str, Any],
         brought: Mapping[str, Any],
         states: ClientStates,
+        revealed: Revealed | None = None,
     ) -> bytes:
         """Answer a stage before or after the vector; `brought`: the part of the message for this client alone.
 
+        revealed: the record of what this client revealed, where another place than `states` keeps it
         Raise ProtectionError where the client must not answer.
         """
         if missing := [key for key in STAGES[stage] if key not in brought]:
@@ -89,12 +92,13 @@ class SecAggClients:
             masker = self._load(client, config, states.get(client, SESSION))
             if stage == "reveal":
                 memory = from_state(states.get(client, REVEALED))
-                revealed = Revealed() if memory is None else Revealed.load(memory)
-                blob = masker.reveal(brought[BLOB], revealed, brought[CONFIRMATIONS])
-                states.put(client, REVEALED, to_state(revealed.save()))
+                own = Revealed() if memory is None else Revealed.load(memory)
+                blob = masker.reveal(brought[BLOB], revealed or own, brought[CONFIRMATIONS])
+                states.put(client, REVEALED, to_state(own.save()))
                 states.drop(client, SESSION)  # the session is over, so its secrets go
                 return blob
-            blob = masker.share(brought[BLOB]) if stage == "share" else masker.confirm(brought[BLOB])
+            step = masker.share if stage == "share" else masker.confirm
+            blob = step(brought[BLOB], revealed)
         states.put(client, SESSION, to_state(masker.save()))
         return blob
 

@@ -10,7 +10,6 @@ import numpy as np
 from fedveil.client.learning.contribution import Contributions
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.core.errors import ProtectionError
-from fedveil.core.randomness import Stream
 from fedveil.privacy.defences import defend
 from fedveil.privacy.leakage.guard import reveals
 
@@ -28,8 +27,8 @@ def transform(runtime: ClientRuntime, contributions: Contributions) -> None:
     """Apply the defence, clipping and noise of the settings to each update."""
     privacy, instructions = runtime.experiment.privacy, contributions.instructions
     for k, client in contributions.standing():
-        stream = Stream(runtime.experiment.seed, instructions.round, client)
-        changed = defend(privacy, contributions.given, contributions.of(k), stream, secret=runtime.deployed)
+        stream = runtime.stream(instructions.round, client)
+        changed = defend(privacy, contributions.given, contributions.of(k), stream, secret=runtime.secret_noise)
         for name, value in changed.items():
             contributions.weights[name][k] = value
 

@@ -85,10 +85,16 @@ def agreed(context: Context, keys: str, config: Mapping[str, Any], clock: Callab
     return manifest
 
 
+def manifest_in(state: RecordDict) -> bytes | None:
+    """Return the content of the manifest that a node's state holds; None where its client takes part without one."""
+    kept = state.get(STATE)
+    return _bytes(kept, MANIFEST) if isinstance(kept, ConfigRecord) else None
+
+
 def digest_in(state: RecordDict) -> bytes:
     """Return the SHA-256 of the manifest that a node's state holds; zeros where its client takes part without one."""
-    kept = state.get(STATE)
-    return sha256(_bytes(kept, MANIFEST)).digest() if isinstance(kept, ConfigRecord) else UNSIGNED
+    kept = manifest_in(state)
+    return UNSIGNED if kept is None else sha256(kept).digest()
 
 
 def _checked(context: Context, content: bytes, registry: Registry, moment: datetime) -> Manifest:

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from fedveil.client.node.greeting import Address, Unreachable, find_proxy, greet, skew
+from fedveil.client.node.ledger import ledger_path, source_name
 from fedveil.client.node.policy import Policy
 from fedveil.client.node.relay import Relay
 from fedveil.client.node.trainer import ClientProfile, TrainerReply, TrainerRequest, command
@@ -25,6 +26,7 @@ from fedveil.core.proxies import spare_loopback, through
 from fedveil.core.subprocesses import Child, free_port, log_file, wait_for
 from fedveil.datasets.own.local import parse_source
 from fedveil.privacy.trust.key_folders import check_client_folder
+from fedveil.privacy.trust.ledger import Ledger
 
 STARTING = 120.0  # seconds that a process may take to start
 WAITS = (1.0, 2.0, 2.0, 2.0, 5.0, 10.0, 20.0)  # seconds between attempts, the last for all further ones
@@ -38,7 +40,7 @@ class Options:
     """The options of `fedveil client`.
 
     keys: the client's folder of keys; None for plain HTTP and no protection that needs keys
-    state: the folder of its logs
+    state: the folder of its logs; ledger: the file of its data's privacy ledger, None for the one in the user's folder
     number: of a client without keys, counted from 0
     """
 
@@ -48,6 +50,7 @@ class Options:
     policy: Path | None
     state: Path
     number: int | None = None
+    ledger: Path | None = None
 
 
 def join(options: Options, say: Callable[[str], None]) -> None:
@@ -68,6 +71,9 @@ def join(options: Options, say: Callable[[str], None]) -> None:
         raise SettingsError(f"--data {options.data}: there is no such file or folder")
     if options.policy is not None:
         Policy.read(options.policy)
+    ledger = (options.ledger or ledger_path(options.data)).absolute()
+    Ledger.open(ledger, source_name(options.data)).close()  # one that cannot be used is said here, and not in a round
+    say(f"ledger   {ledger}")
     options.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _greeted(options, client, say, stopping):
         return
@@ -76,6 +82,7 @@ def join(options: Options, say: Callable[[str], None]) -> None:
         options.data,
         str(options.keys.absolute()) if options.keys else "",
         str(options.policy.absolute()) if options.policy else "",
+        str(ledger),
     )
     with tempfile.TemporaryDirectory(prefix="fedveil-") as folder:  # mode 0700
         _Parts(options, profile, Path(folder), say, stopping).supervise()

@@ -19,7 +19,8 @@ from fedveil.core.catalog import MODELS, PROTECTIONS
 from fedveil.core.errors import Disallowed, SettingsError, nearest
 from fedveil.core.foreign import reading
 from fedveil.core.settings.experiment import Experiment
-from fedveil.core.settings.section import Count, NonNegative, Section
+from fedveil.core.settings.section import Count, NonNegative, Positive, Section
+from fedveil.privacy.trust.totals import Limits
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
@@ -28,7 +29,7 @@ class Policy(Section):
     """The limits of one client. A key that is left out has its default, and an empty list limits nothing.
 
     Code that a run's settings name is refused, except for a network that the owner names too. The policy judges the
-    settings of one run at a time: a server may start another run.
+    settings of one run at a time; what counts over all runs and servers, the client's ledger enforces.
     """
 
     protections: Names = Field((), description="protections of updates that the client takes part in")
@@ -37,10 +38,29 @@ class Policy(Section):
         1, description="the fewest clients whose updates may be added up; above 1 asks for a protection"
     )
     max_epochs: Count | None = Field(None, description="the most passes over the client's examples in a round")
-    max_rounds: Count | None = Field(None, description="the most rounds of a run")
     max_weights: Count = Field(50_000_000, description="the most weights of a network that the client builds")
     max_tokens: Count = Field(
         4096, description="the most tokens (data.max_tokens) that the client's texts are padded to"
+    )
+    max_rounds: Count | None = Field(None, description="the most rounds of a run, each of which is answered once")
+    max_answers: Count | None = Field(
+        None,
+        description="the most answers made of its examples (training, losses, evaluations), over all runs and servers",
+    )
+    max_epsilon: Positive | None = Field(
+        None, description="the most epsilon that its own noise lets all answers spend, over all runs and servers"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="the delta of max_epsilon")
+    least_cohort: Count = Field(
+        1, description="the fewest clients among whom it is revealed; above 1 asks for a protection"
+    )
+    least_difference: Count = Field(
+        1,
+        description="secure aggregation: the fewest clients by which sums that it is in may differ, or combinations of them",
+    )
+    evaluates: bool = Field(True, description="whether the client takes part in runs whose clients evaluate")
+    reproducible: Literal["allow", "refuse"] = Field(
+        "refuse", description="what it does about a run that asks for training that repeats from the seed"
     )
     min_noise: NonNegative = Field(
         0.0, description="the least privacy.noise_multiplier, of noise that clients add to their own updates"
@@ -59,6 +79,8 @@ class Policy(Section):
         for key, table in (("protections", PROTECTIONS), ("models", MODELS)):
             for name in getattr(self, key):
                 table.check(name, key)
+        if contradictions := self._contradictions():
+            raise SettingsError("\n".join(contradictions))
 
     @classmethod
     def read(cls, path: Path) -> Policy:
@@ -75,6 +97,30 @@ class Policy(Section):
         except SettingsError as error:
             raise SettingsError(f"the policy {path}: {error}") from None
 
+    @property
+    def limits(self) -> Limits:
+        """What the client's ledger enforces."""
+        return Limits(self.max_epsilon, self.delta, self.max_answers, self.least_cohort, self.least_difference)
+
+    def _contradictions(self) -> list[str]:
+        """Name keys that together allow nothing."""
+        problems = []
+        if 1 < self.least_cohort < self.least_difference:
+            problems.append(
+                f"least_cohort = {self.least_cohort}: is below least_difference = {self.least_difference}, and a first sum "
+                "differs from nothing by its whole cohort; raise least_cohort, or leave it out"
+            )
+        asking = [key for key in ("min_clients", "least_cohort", "least_difference") if getattr(self, key) > 1]
+        if asking and self.protections and set(self.protections) <= {"none"}:
+            problems.append(
+                f"{asking[0]} = {getattr(self, asking[0])}: needs a protection, and protections allows none alone"
+            )
+        if self.max_epsilon is not None and self.evaluates and "evaluates" in self.model_fields_set:
+            problems.append(
+                f"evaluates = true: an evaluation has no noise, and max_epsilon = {self.max_epsilon:g} allows no answer without"
+            )
+        return problems
+
     def check(self, experiment: Experiment) -> None:
         """Raise Disallowed with everything that a run asks for and this policy does not allow.
 
@@ -84,6 +130,15 @@ class Policy(Section):
         if problems:
             keys = dict.fromkeys(problem.partition(" ")[0] for problem in problems)
             raise Disallowed("this client's policy refuses the run: " + "; ".join(problems), keys)
+
+    def check_training(self, *, repeats: bool) -> None:
+        """Raise Disallowed where a run asks for training that repeats from the seed, and this policy refuses it."""
+        if repeats and self.reproducible == "refuse":
+            raise Disallowed(
+                "this client's policy refuses the run: it asks for training that repeats from the seed (fedveil submit "
+                "--reproducible), and its owner has not written reproducible = 'allow'",
+                ("reproducible",),
+            )
 
     def _protection(self, experiment: Experiment) -> list[str]:
         privacy, problems = experiment.privacy, []
@@ -99,6 +154,20 @@ class Policy(Section):
             problems.append(
                 f"privacy.protection.min_clients = {privacy.least}, and it allows {self.min_clients} or more (min_clients)"
             )
+        problems += [
+            f"{asked}, and it is revealed among {getattr(self, key)} clients or more ({key})"
+            for key in ("least_cohort", "least_difference")
+            if getattr(self, key) > 1 and not privacy.protected
+        ]
+        if (
+            privacy.shows == "sum" and privacy.least < self.least_cohort
+        ):  # who is in an encrypted sum is not in its hands
+            problems.append(
+                f"privacy.protection.min_clients = {privacy.least}, and it is revealed among {self.least_cohort} clients or more "
+                "(least_cohort)"
+            )
+        if self.max_epsilon is not None and not (privacy.noisy and privacy.noise_at == "client"):
+            problems.append("the client adds no noise, and it asks for a finite epsilon (max_epsilon)")
         if privacy.noise_multiplier < self.min_noise:
             problems.append(
                 f"privacy.noise_multiplier = {privacy.noise_multiplier:g}, and it allows {self.min_noise:g} or more (min_noise)"
@@ -125,6 +194,8 @@ class Policy(Section):
             problems.append(
                 f"data.max_tokens = {experiment.data.max_tokens}, and it allows {self.max_tokens} at most (max_tokens)"
             )
+        if experiment.evaluation.federated and not self.evaluates:
+            problems.append("evaluation.federated = true, and it evaluates no model (evaluates)")
         if experiment.data.partition.is_own:
             problems.append(
                 f"data.partition = '{experiment.data.partition}' names code, which a server must not choose"
@@ -176,7 +247,7 @@ _WORDS = {
     "int_from_float": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",
-    "literal_error": "'off', 'warn' or 'refuse'",
+    "bool_type": "true or false",
     "string_type": "a name, as in 'ckks'",
     "tuple_type": "a list of names, as in ['ckks', 'secagg']",
 }

@@ -33,16 +33,24 @@ class ClientProfile:
 
     client: its number, counted from 0; data: where its examples come from (`datasets/own/local.py`)
     keys: its folder, or none; policy: the file of its owner's policy, or none
+    ledger: the file of its privacy ledger; none in tests alone
     """
 
     client: int
     data: str
     keys: str = ""
     policy: str = ""
+    ledger: str = ""
 
     def node_config(self) -> dict[str, str | int | float | bool]:
         """Return the node configuration that the client's app finds in its Flower context."""
-        return {"partition-id": self.client, "data": self.data, "keys": self.keys, "policy": self.policy}
+        return {
+            "partition-id": self.client,
+            "data": self.data,
+            "keys": self.keys,
+            "policy": self.policy,
+            "ledger": self.ledger,
+        }
 
 
 @dataclass(frozen=True)

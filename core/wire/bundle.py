@@ -24,7 +24,7 @@ from fedveil.core.foreign import printable, reading
 # folders whose code determines what a run computes
 ROOMS = ("core", "models", "datasets", "privacy", "algorithms", "client", "server")
 # keys of a run's configuration, whose values are text
-SETTINGS = ("experiment", "words", "record", "control", "resume", "keys", "limit")
+SETTINGS = ("experiment", "words", "record", "control", "resume", "keys", "limit", "reproducible")
 _PROJECT, _CONTENT = "pyproject.toml", ".info/CONTENT"
 _LARGEST = 1 << 20  # bytes of a received project file that are read
 

@@ -31,6 +31,8 @@ for tool in ip ${capture:+tcpdump}; do command -v "$tool" >/dev/null || fail "ne
 FEDVEIL=$(command -v "${FEDVEIL:-fedveil}") || fail "there is no '${FEDVEIL:-fedveil}': name it as FEDVEIL=/path/to/fedveil"
 mkdir "$1" && cd "$1" || fail "$1: must be a new folder"
 
+export XDG_DATA_HOME=$PWD/data-home # of the clients' ledgers, which else lie in their users' data folders
+
 clients=(client-1 client-2 client-3)
 server=192.0.2.1 # of a block that no real network uses (RFC 5737)
 net=fv$$

@@ -31,6 +31,7 @@ from fedveil.privacy.secagg import checks as vetting
 from fedveil.privacy.secagg import messages as rosters
 from fedveil.privacy.secagg import shamir, streams
 from fedveil.privacy.secagg.messages import Kind, Session
+from fedveil.privacy.secagg.revealed import Revealed
 from fedveil.privacy.trust.identity import Registry, Signer
 
 STATE = struct.Struct(f">4sB{rosters.SESSION.size}sQ32s32s32s32s32sIII")
@@ -50,54 +51,6 @@ class Stage(IntEnum):
 
     def __str__(self) -> str:
         return self.name.lower()
-
-
-class Revealed:
-    """The rounds that a client helped to unmask, kept for as long as it trains: one list of survivors a round.
-
-    Two sums of one round for different survivors differ by one client's vector. So the record is stored before shares
-    leave.
-    """
-
-    _ROUND = struct.Struct(">16sI32s")
-
-    def __init__(self) -> None:
-        self._last: dict[bytes, tuple[int, bytes]] = {}  # by run: the latest round, and the digest of its survivors
-
-    def admit(self, session: Session, statement: bytes) -> None:
-        """Record a list of survivors.
-
-        Raise ProtectionError where this round has another list, or a later round is recorded.
-        """
-        number, fingerprint = self._last.get(session.run, (-1, b""))
-        new = sha256(statement).digest()
-        if session.round < number or (session.round == number and new != fingerprint):
-            raise ProtectionError(
-                f"round {session.round} was unmasked already (the latest: round {number}); shares for other survivors or "
-                "another attempt would give single vectors away, so none are revealed"
-            )
-        self._last[session.run] = (session.round, new)
-
-    def save(self) -> bytes:
-        """Return all of it as bytes; nothing in it is secret."""
-        state = b"".join(self._ROUND.pack(run, *last) for run, last in self._last.items())
-        return state + sha256(state).digest()
-
-    @classmethod
-    def load(cls, state: bytes) -> Revealed:
-        """Restore what `save` returned.
-
-        Raise ProtectionError where it was damaged: a client that forgets would reveal twice.
-        """
-        rounds = state[:-32]
-        if sha256(rounds).digest() != state[-32:] or len(rounds) % cls._ROUND.size:
-            raise ProtectionError(
-                f"the memory of unmasked rounds is damaged ({len(state)} bytes); put it back, or join another run"
-            )
-        self = cls()
-        for run, number, fingerprint in cls._ROUND.iter_unpack(rounds):
-            self._last[run] = (number, fingerprint)
-        return self
 
 
 class SecAggClient:
@@ -148,13 +101,18 @@ class SecAggClient:
         self.stage = Stage.ADVERTISED
         return rosters.pack(Kind.ADVERT, self.session, self.client, {self.client: keys + signature})
 
-    def share(self, roster: bytes) -> bytes:
-        """Return sealed shares of both secrets for each neighbour on the roster."""
+    def share(self, roster: bytes, revealed: Revealed | None = None) -> bytes:
+        """Return sealed shares of both secrets for each neighbour on the roster.
+
+        revealed: the client's record, which may refuse this cohort
+        """
         self._expect("share", Stage.ADVERTISED)
         session, client = self.session, self.client
         adverts = rosters.unpack(Kind.ROSTER, session, client, roster)
         vetting.check_adverts(session, client, self._public, adverts, self._registry)
         members = {member: advert[: rosters.KEYS] for member, advert in adverts.items()}
+        if revealed is not None and session.active:  # then the graph is complete, and the roster is the whole cohort
+            revealed.plan(members, self._registry)
         seeds = shamir.split(self._seed, len(members), session.threshold)
         keys = shamir.split(self._masking, len(members), session.threshold)
         shares = {member: seeds[place] + keys[place] for place, member in enumerate(members)}
@@ -198,12 +156,18 @@ class SecAggClient:
         self._forget(shown)
         return masked
 
-    def confirm(self, survivors: bytes) -> bytes:
-        """Return the client's signature of the list of survivors; it signs one list in a session."""
+    def confirm(self, survivors: bytes, revealed: Revealed | None = None) -> bytes:
+        """Return the client's signature of the list of survivors; it signs one list in a session.
+
+        revealed: the client's record, which may refuse this list
+        """
         self._expect("confirm", Stage.MASKED)
         if self._signer is None or not self.session.active:
             raise ProtectionError(f"client {self.client}: survivors are confirmed only where the session is active")
-        statement = self._statement(self._read_survivors(survivors))
+        listed = self._read_survivors(survivors)
+        statement = self._statement(listed)
+        if revealed is not None:
+            revealed.confirm(listed, self.session, self._registry)
         signature = self._signer.sign(statement)
         self._confirmed = sha256(statement).digest()
         self.stage = Stage.CONFIRMED
@@ -224,7 +188,7 @@ class SecAggClient:
             signatures = rosters.unpack(Kind.CONFIRMATIONS, self.session, 0, confirmations)
             around = {member: signatures[member] for member in signatures.keys() & self._held.keys() & listed}
             vetting.check_confirmations(self.session, self.client, statement, around, self._registry)
-        revealed.admit(self.session, statement)
+        revealed.admit(self.session, statement, listed, self._registry)
         self.stage = Stage.REVEALED
         cut = shamir.SHARE
         shares = {

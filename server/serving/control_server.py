@@ -57,6 +57,7 @@ class Order:
     run: its name, and that of its record's folder; experiment: as TOML; words: its vocabulary, a line each
     flower_run, series: Flower's ids; result: the run's summary, or why it ended
     started: when it was ordered, seconds since the epoch
+    reproducible: clients' training repeats from the seed
     """
 
     run: str
@@ -68,6 +69,7 @@ class Order:
     result: dict[str, Any] | None = None
     stop: bool = False
     started: float = 0.0
+    reproducible: bool = False
     over: float = 0.0  # when Flower reported its end, on the monotonic clock
 
 
@@ -165,6 +167,7 @@ class ControlServer:
             "resume": "yes" if resume else "",
             "keys": str(self._keys.absolute()) if self._keys else "",
             "limit": str(self._gateway.limit),
+            "reproducible": "yes" if order.reproducible else "",
         }
         order.started = order.started or time.time()
         order.status, order.result, order.stop, order.over = RUNNING, None, False, 0.0
@@ -275,10 +278,11 @@ class ControlServer:
         return JSONResponse({"fedveil": __version__, "paths": paths, "token": str(token_path(self._state)), **shown})
 
     async def _order(self, request: Request) -> Response:
-        """Start a run: `{"experiment": TOML, "words": "a line each"}`."""
+        """Start a run: `{"experiment": TOML, "words": "a line each", "reproducible": false}`."""
         with reading(lambda why: SettingsError(f"the order of a run cannot be read: {why}")):
             asked = await request.json()
             text, words = str(asked["experiment"]), str(asked.get("words", ""))
+            reproducible = bool(asked.get("reproducible", False))
         experiment = Experiment.received(text)  # code that it names is imported by the run alone
         check_order(experiment, len(self._nodes) if self._keys else None, words)
         name = f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -286,7 +290,7 @@ class ControlServer:
         while run in self._orders:
             number += 1
             run = f"{name}-{number}"
-        order = Order(run, experiment.toml(), words)
+        order = Order(run, experiment.toml(), words, reproducible=reproducible)
         await self._launch(order)
         return JSONResponse({"run": run})
 

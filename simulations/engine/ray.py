@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from joblib import cpu_count
 
-from fedveil.client.app import app
+from fedveil.client.app import Runtimes, client_app
 from fedveil.client.learning.pipeline import durable_keys
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.client.learning.states import ClientStates, ContextStates, StateKey, lend, take_back
@@ -39,6 +39,8 @@ POLL = 0.02  # seconds between polls for replies
 LOOK = 1.0  # seconds between looks at Ray's machines
 # errors by which FedVeil's client answers; all others are Flower's, for a process that did not answer
 ANSWERED = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.MOD_FAILED_PRECONDITION)
+
+app = client_app(Runtimes(simulating=True))  # made anew in each of Ray's processes
 
 
 def check_ray(workers: int | None) -> None:

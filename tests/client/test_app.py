@@ -20,7 +20,9 @@ from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
 from fedveil.simulations.engine.grid import InProcessGrid
 
-SETTINGS = Experiment.preset("digits").override({"data.validation_fraction": 0.25, "training.epochs": 1})
+SETTINGS = Experiment.preset("digits").override(
+    {"data.validation_fraction": 0.25, "training.epochs": 1, "evaluation.federated": True}
+)
 
 
 @pytest.fixture

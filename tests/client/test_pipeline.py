@@ -17,6 +17,7 @@ from fedveil.client.learning.contribution import Contributions
 from fedveil.client.learning.pipeline import Step
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.client.learning.states import ContextStates, StateKey
+from fedveil.client.node.policy import Policy
 from fedveil.core.wire.messages import from_arrays, to_arrays
 from fedveil.models.parameters import get, to_numpy
 
@@ -66,10 +67,12 @@ def deployed(experiment: Experiment, rounds: int = 1) -> list[dict[str, np.ndarr
     app, state = client_app(Runtimes()), RecordDict()
     runtime = pipeline_runtime(experiment)
     sent = []
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("fedveil.client.app.policy_of", lambda _context: Policy(reproducible="allow"))
     for number in range(1, rounds + 1):
         context = Context(
             1, 7, {"partition-id": 1, "data": "digits:2/6", "keys": "", "policy": ""}, state,
-            {"experiment": experiment.toml(), "words": ""},
+            {"experiment": experiment.toml(), "words": "", "reproducible": "yes"},
         )  # fmt: skip
         config = ConfigRecord({"server-round": number, "learning-rate": 0.1})
         content = RecordDict({"arrays": to_arrays(to_numpy(get(runtime.network))), "config": config})
@@ -78,6 +81,7 @@ def deployed(experiment: Experiment, rounds: int = 1) -> list[dict[str, np.ndarr
         reply = app(message, context)
         assert not reply.has_error(), reply.error
         sent.append(from_arrays(reply.content["arrays"]))
+    monkeypatch.undo()
     return sent
 
 

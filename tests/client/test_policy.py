@@ -110,6 +110,41 @@ def test_steps_are_compared_with_epochs_only_where_a_step_is_one() -> None:
     Policy(max_rounds=10).check(asked(training__steps=100))
 
 
+@pytest.mark.parametrize("key", ["least_cohort", "least_difference"])
+def test_an_owner_who_is_revealed_among_many_takes_part_in_no_unprotected_run(key) -> None:
+    Policy(**{key: 1}).check(asked())
+    assert f"it is revealed among 3 clients or more ({key})" in refusal(Policy(**{key: 3}), asked())
+    Policy(**{key: 3}).check(asked(privacy__protection="secagg"))
+
+
+def test_an_encrypted_sum_of_fewer_than_the_least_cohort_is_refused_by_its_settings() -> None:
+    Policy(least_cohort=3).check(asked(privacy__protection="ckks", privacy__protection__min_clients=3))
+    said = refusal(Policy(least_cohort=4), asked(privacy__protection="ckks", privacy__protection__min_clients=3))
+    assert "min_clients = 3, and it is revealed among 4 clients or more (least_cohort)" in said
+
+
+def test_epsilon_is_bounded_only_where_the_client_adds_noise_itself() -> None:
+    noisy = {"privacy__clip": 1.0, "privacy__noise_multiplier": 2.0}
+    Policy(max_epsilon=5.0).check(asked(**noisy))
+    for settings in ({}, {**noisy, "privacy__noise_at": "server"}):
+        assert "it asks for a finite epsilon (max_epsilon)" in refusal(Policy(max_epsilon=5.0), asked(**settings))
+
+
+def test_an_owner_may_take_part_in_no_run_whose_clients_evaluate() -> None:
+    evaluated = asked(evaluation__federated=True, data__validation_fraction=0.2)
+    Policy().check(evaluated)
+    Policy(evaluates=False).check(asked())
+    assert "it evaluates no model (evaluates)" in refusal(Policy(evaluates=False), evaluated)
+
+
+def test_training_that_repeats_is_for_owners_who_allow_it() -> None:
+    Policy(reproducible="allow").check_training(repeats=True)
+    for policy in (Policy(), Policy(reproducible="refuse")):
+        policy.check_training(repeats=False)
+        with pytest.raises(Disallowed, match="asks for training that repeats from the seed"):
+            policy.check_training(repeats=True)
+
+
 @given(least=st.floats(0.01, 5), multiplier=st.floats(0, 5))
 def test_less_noise_than_the_policy_asks_for_is_refused(least, multiplier) -> None:
     experiment = asked(privacy__clip=1.0, privacy__noise_multiplier=multiplier)
@@ -171,6 +206,21 @@ def test_a_policy_is_read_as_it_is_written(tmp_path) -> None:
         ('max_rounds = "10"', "max_rounds = '10': must be a whole number"),
         ("min_noise = -1", "min_noise = -1: must be greater than or equal to 0"),
         ("min_noise = nan", "min_noise = nan: must be"),
+        ("max_epsilon = 0", "max_epsilon = 0: must be greater than 0"),
+        ("delta = 1.0", "delta = 1.0: must be less than 1"),
+        ("evaluates = 1", "evaluates = 1: must be true or false"),
+        ('reproducible = "yes"', "reproducible = 'yes': must be 'allow' or 'refuse'"),
+        ('leak_guard = "on"', "leak_guard = 'on': must be 'off', 'warn' or 'refuse'"),
+        ("least_cohort = 2\nleast_difference = 3", "least_cohort = 2: is below least_difference = 3"),
+        (
+            'protections = ["none"]\nleast_cohort = 2',
+            "least_cohort = 2: needs a protection, and protections allows none alone",
+        ),
+        (
+            'protections = ["none"]\nmin_clients = 2',
+            "min_clients = 2: needs a protection, and protections allows none alone",
+        ),
+        ("evaluates = true\nmax_epsilon = 3.0", "evaluates = true: an evaluation has no noise, and max_epsilon = 3"),
         ("min_clients", "is not valid TOML"),
         (b"\xff", "is not valid TOML"),
     ],

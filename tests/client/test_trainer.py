@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from multiprocessing import Pipe
 from typing import Any
 
@@ -52,8 +53,16 @@ def test_the_operator_is_told_what_the_client_did() -> None:
     assert answer(request(MessageType.TRAIN, {}), PROFILE).did == ""  # refused
 
 
-def test_training_here_is_training_in_a_simulation() -> None:
-    outcome = answer(request(MessageType.TRAIN, RATE), PROFILE)
+def test_training_that_may_repeat_is_training_in_a_simulation(tmp_path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('reproducible = "allow"\n')
+    asked = request(MessageType.TRAIN, RATE)
+    asked.run_config["reproducible"] = "yes"
+    refused = answer(asked, PROFILE)
+    assert "asks for training that repeats from the seed" in refused.error[1]
+    asked = request(MessageType.TRAIN, RATE)
+    asked.run_config["reproducible"] = "yes"
+    outcome = answer(asked, replace(PROFILE, policy=str(policy)))
     assert outcome.error == (0, "")
     content = from_parcel(outcome.content)  # type: ignore[arg-type]
     assert content["metrics"]["client"] == 1
@@ -68,6 +77,12 @@ def test_training_here_is_training_in_a_simulation() -> None:
         train(runtime, expected)
     for name, array in content["arrays"].items():
         assert np.array_equal(array.numpy(), expected.of(0)[name])
+
+
+def test_training_draws_what_nobody_can_repeat_unless_it_is_asked_to() -> None:
+    """Without dropout and augmentation, the order of the examples alone makes two answers differ."""
+    sent = [from_parcel(answer(request(MessageType.TRAIN, RATE), PROFILE).content)["arrays"] for _ in range(2)]  # type: ignore[arg-type]
+    assert any(not np.array_equal(array.numpy(), sent[1][name].numpy()) for name, array in sent[0].items())
 
 
 def test_hello_says_what_the_client_brings_and_nothing_of_its_data() -> None:

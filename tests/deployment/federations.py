@@ -174,8 +174,13 @@ class Federation:
     ) -> Program:
         """Start a client, with its share of the digits where no data is named.
 
+        Its owner's policy allows training that repeats from the seed, where no other is named.
         actor: whether it can be told to misbehave (deployment/actor.py)
         """
+        if "--policy" not in options:
+            policy = self.folder / "repeats.toml"
+            policy.write_text('reproducible = "allow"\n')
+            options = (*options, "--policy", policy)
         source = data or f"digits:{number}/{len(self.hosts)}"
         trust = ("--keys", self.keys / f"client-{number}") if self.keyed else ("--insecure",)
         words = ("client", "--server", self.address, *trust, "--data", source, "--state", self.client_state(number))
@@ -184,8 +189,9 @@ class Federation:
         script.mkdir(exist_ok=True)
         self._joined[number] = self.node_log(number).count(JOINED)
         self.clients[number] = Program(
-            self.hosts[number], line, self.folder, f"client-{number}", ACTOR_SCRIPT=str(script), **environment
-        )
+            self.hosts[number], line, self.folder, f"client-{number}", ACTOR_SCRIPT=str(script),
+            **{"XDG_DATA_HOME": str(self.folder / "data-home"), **environment},
+        )  # fmt: skip
         return self.clients[number]
 
     def client_state(self, number: int) -> Path:
@@ -227,10 +233,12 @@ class Federation:
         """The answer of the server's control interface, asked on its own machine."""
         return self.at.call(lambda: Server("localhost").ask(path, body))
 
-    def order(self, settings: Mapping[str, Any], preset: str = "digits") -> Run:
+    def order(self, settings: Mapping[str, Any], preset: str = "digits", *, reproducible: bool = False) -> Run:
         """Start a run, as `fedveil submit PRESET --on localhost` does on the server's machine."""
         experiment = self.experiment(settings, preset)
-        name = self.at.call(lambda: Server("localhost").start(experiment, lambda _text: None))
+        name = self.at.call(
+            lambda: Server("localhost").start(experiment, lambda _text: None, reproducible=reproducible)
+        )
         self.runs.append(Run(self, name))
         return self.runs[-1]
 

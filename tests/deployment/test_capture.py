@@ -110,9 +110,6 @@ def test_tls_hides_all_that_plain_http_shows(tmp_path) -> None:
         bare = pool.submit(walked, tmp_path / "bare", "--insecure", "--protection", "none", "--capture")
         hidden, plain = tls.result(), bare.result()
     models = ["model.safetensors", "best.safetensors"]
-    for name in models:
-        assert (hidden.record / name).read_bytes() == (plain.record / name).read_bytes()
-
     shown = b"\n".join(plain.streams.values())
     for name in models:
         assert all(tensor in shown for tensor in weights(plain.record / name)), name

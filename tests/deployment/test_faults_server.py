@@ -24,7 +24,7 @@ def federation(folder: Path) -> Iterator[Federation]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(federation: Federation) -> Run:
-    run = federation.order(ROUNDS)
+    run = federation.order(ROUNDS, reproducible=True)
     run.ends()
     return run
 
@@ -46,7 +46,7 @@ def test_a_server_killed_in_a_round_goes_on_with_it_and_ends_with_the_uninterrup
     federation: Federation, uninterrupted: Run
 ) -> None:
     federation.tell(3, {3: "hold"})
-    run = federation.order(ROUNDS)
+    run = federation.order(ROUNDS, reproducible=True)
     assert federation.holds(3) == 3
     assert federation.server is not None
     federation.server.kill()
@@ -62,7 +62,7 @@ def test_a_server_stopped_in_order_leaves_no_process_and_goes_on_when_it_is_star
     federation: Federation, uninterrupted: Run
 ) -> None:
     federation.tell(3, {3: "hold"})
-    run = federation.order(ROUNDS)
+    run = federation.order(ROUNDS, reproducible=True)
     assert federation.holds(3) == 3
     assert federation.server is not None
     assert federation.server.stop() == 0

@@ -26,7 +26,7 @@ def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def test_a_protected_run_between_machines_makes_the_bytes_of_one_in_a_process(
     federation: Federation, tmp_path: Path
 ) -> None:
-    run = federation.order(SETTINGS)
+    run = federation.order(SETTINGS, reproducible=True)
     run.ends()
     protection = federation.folder.name.rstrip("0123456789")
     settings = {**SETTINGS, "engine": "sequential", "privacy.protection": protection}

@@ -177,7 +177,7 @@ def test_the_policy_of_the_page_is_a_policy_and_its_table_has_every_key(tmp_path
 def test_the_page_names_every_number_that_a_client_replies_with() -> None:
     InProcessGrid(ClientApp(), 1, {})  # messages belong to a run
     message = Message(RecordDict(), dst_node_id=1, message_type="train")
-    runtime: Any = SimpleNamespace(experiment=Experiment(privacy={"protection": "secagg"}), keys="")
+    runtime: Any = SimpleNamespace(experiment=Experiment(privacy={"protection": "secagg"}), keys="", deployed=True)
     instructions = Instructions(1, 0.1, None, True, bytes(16), 1, {})
     one: dict[str, Any] = dict.fromkeys(("examples", "loss", "steps", "global_loss"), np.ones(1))
     trained = Contributions([0], instructions, {}, updates=[Sealed(b"", 0, 0.0)], refusals=[None], **one)

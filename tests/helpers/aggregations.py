@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from fedveil.privacy.secagg.client import Revealed, SecAggClient, mask_cohort
+from fedveil.privacy.secagg.client import SecAggClient, mask_cohort
 from fedveil.privacy.secagg.graph import neighbours
 from fedveil.privacy.secagg.messages import Session
+from fedveil.privacy.secagg.revealed import Revealed
 from fedveil.privacy.secagg.server import SecAggServer
 from fedveil.privacy.trust.identity import Registry, Signer
 

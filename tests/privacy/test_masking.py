@@ -17,9 +17,10 @@ from scipy.stats import chi2
 
 from fedveil.core.errors import ProtectionError
 from fedveil.privacy.secagg import messages as rosters
-from fedveil.privacy.secagg.client import Revealed, SecAggClient, mask_cohort
+from fedveil.privacy.secagg.client import SecAggClient, mask_cohort
 from fedveil.privacy.secagg.graph import choose_degree
 from fedveil.privacy.secagg.messages import Kind
+from fedveil.privacy.secagg.revealed import Revealed
 from fedveil.privacy.secagg.server import SecAggServer
 
 PRIME = 2**256 + 297

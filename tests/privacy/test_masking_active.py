@@ -18,8 +18,9 @@ from helpers.fuzzing import inputs
 from fedveil.core.errors import ProtectionError
 from fedveil.privacy.secagg import messages as rosters
 from fedveil.privacy.secagg import streams
-from fedveil.privacy.secagg.client import Revealed, SecAggClient
+from fedveil.privacy.secagg.client import SecAggClient
 from fedveil.privacy.secagg.messages import Kind, Session
+from fedveil.privacy.secagg.revealed import Revealed
 from fedveil.privacy.secagg.server import SecAggServer
 from fedveil.privacy.trust import identity
 from fedveil.privacy.trust.identity import Signer, load_signer, new_identity, verify

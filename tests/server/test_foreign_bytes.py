@@ -31,7 +31,8 @@ from fedveil.core.wire.bundle import bundle, check_bundle
 from fedveil.datasets.published import downloads, sources
 from fedveil.datasets.published.images import read_idx
 from fedveil.datasets.text import read_sms, read_vocabulary
-from fedveil.privacy.secagg.client import Revealed, SecAggClient
+from fedveil.privacy.secagg.client import SecAggClient
+from fedveil.privacy.secagg.revealed import Revealed
 from fedveil.privacy.trust import key_folders
 from fedveil.server.rounds import captures
 from fedveil.simulations import app_folder

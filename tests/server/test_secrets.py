@@ -46,8 +46,9 @@ from fedveil.privacy.homomorphic.keys import SERVER as SERVER_FILE
 from fedveil.privacy.homomorphic.lattice import Adder, Encryptor
 from fedveil.privacy.plan import make_lattice, make_plan
 from fedveil.privacy.secagg import streams
-from fedveil.privacy.secagg.client import Revealed, SecAggClient
+from fedveil.privacy.secagg.client import SecAggClient
 from fedveil.privacy.secagg.messages import Session
+from fedveil.privacy.secagg.revealed import Revealed
 from fedveil.privacy.trust.identity import Registry, Signer, load_signer
 from fedveil.privacy.trust.key_folders import load_identity, new_parties
 from fedveil.simulations.display import Display
