@@ -42,7 +42,7 @@ def receive(
     except ProtectionError as error:
         if isinstance(error, ForgeryError):
             states.put(client, FORGED, to_state(str(error).encode()))
-        if runtime.states is not None:  # a simulation, whose server is not another party
+        if runtime.states is not None or runtime.deployed:  # no other party is told the reason
             raise
         log.warning("refused: %s", error)
         raise ProtectionError(UNUSED) from None  # the same for every cause, so that refusals tell nothing

@@ -66,7 +66,7 @@ def test_another_question_about_a_round_is_refused(tmp_path, changed) -> None:
     node = Node(tmp_path)
     sent(node.server())
     with pytest.raises(
-        Refused, match="this client's privacy ledger refuses it; the client's own log says why"
+        Refused, match="this client refuses; its own log says why"
     ) as refused:
         sent(node.server(), **changed)
     assert any("round 1 is asked again, with another model or other settings" in words for words in refused.value.said)
@@ -142,6 +142,6 @@ def test_a_ledger_that_cannot_be_used_refuses_and_its_place_stays_at_the_client(
     node.profile = replace(node.profile, ledger=str(other))
     with pytest.raises(Refused) as refused:
         sent(node.server())
-    assert str(refused.value) == "this client's privacy ledger refuses it; the client's own log says why"
+    assert str(refused.value) == "this client refuses; its own log says why"
     assert any("cut.ledger: the privacy ledger is damaged" in words for words in refused.value.said)
     assert other.read_bytes() == content[: len(content) // 2]  # it never begins anew
