@@ -52,6 +52,9 @@ from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_sig
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.runtime import RuntimeHttpClient
 
+from fedveil.core.errors import ProtectionError
+from fedveil.core.foreign import reading
+
 __all__ = [
     "FLEET_HTTP_PUBLIC_KEY_HEADER",
     "FLEET_HTTP_SIGNATURE_HEADER",
@@ -80,6 +83,8 @@ __all__ = [
     "UnregisterNodeRequest",
     "bytes_to_public_key",
     "control_client",
+    "own_replies",
+    "read_call",
     "run_app",
     "run_superlink",
     "take_task",
@@ -89,6 +94,18 @@ __all__ = [
 TASK_TOKEN = "FEDVEIL_TASK_TOKEN"  # environment of a run's app: the secret of its task
 NOWHERE = "superlink"  # the host that calls over the socket name; it is never looked up
 Client = TypeVar("Client", bound=ProtobufClient)
+
+
+def read_call(kind: Any, body: bytes) -> Any:
+    """Return the message of Flower's that a node's call holds; raise ProtectionError where it holds none."""
+    with reading(ProtectionError):
+        return kind.FromString(body)
+
+
+def own_replies(body: bytes) -> bool:
+    """Say whether replies are the pushing node's own: Flower checks who calls, and not that its replies name it."""
+    pushed = read_call(PushMessagesRequest, body)
+    return all(message.metadata.src_node_id == pushed.node.node_id for message in pushed.messages_list)
 
 
 def control_client(path: Path) -> ControlHttpClient:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from logging import Logger
-from typing import Any
 
 import httpx
 from starlette.applications import Starlette
@@ -45,6 +44,8 @@ from fedveil.server.flower import (
     PushObjectRequest,
     PushObjectResponse,
     bytes_to_public_key,
+    own_replies,
+    read_call,
     verify_signature,
 )
 from fedveil.server.serving.tokens import too_long
@@ -265,7 +266,7 @@ class NodeGateway:
         try:
             if call == "pull-messages":
                 return await self._pull(request, node, body)
-            if call == "push-messages" and not _is_own(body):
+            if call == "push-messages" and not own_replies(body):
                 return self._refuse(request, node.client, 403, "a reply in another client's name")
             if call == "activate-node" and not await self._free(request, node):
                 return self._refuse(request, node.client, 409, "another client with this key is connected")
@@ -293,18 +294,18 @@ class NodeGateway:
             node.taken, node.given = "", None  # a restarted node has lost its work
             node.sending.clear()
         elif call == "confirm-message-received":
-            confirmed = _read(ConfirmMessageReceivedRequest, body).message_object_id
+            confirmed = read_call(ConfirmMessageReceivedRequest, body).message_object_id
             if node.given is not None and confirmed == node.given[0]:
                 node.given, node.sent = None, 0
                 node.taken = confirmed
         elif call == "push-messages":
-            pushed = _read(PushMessagesRequest, body)
+            pushed = read_call(PushMessagesRequest, body)
             missing = set(PushMessagesResponse.FromString(bytes(answer.body)).objects_to_push)
             for message in pushed.messages_list:
                 node.sending[message.metadata.reply_to_message_id] = missing
             self._look(node)
         elif call == "push-object" and PushObjectResponse.FromString(bytes(answer.body)).stored:
-            found = _read(PushObjectRequest, body).object_id
+            found = read_call(PushObjectRequest, body).object_id
             for missing in node.sending.values():
                 missing.discard(found)
             self._look(node)
@@ -338,7 +339,7 @@ class NodeGateway:
 
     async def _pull(self, request: Request, node: Node, body: bytes) -> Response:
         """Answer a node's pull at once where there is a message, else when there is one, or empty after a while."""
-        node.node_id = _read(PullMessagesRequest, body).node.node_id
+        node.node_id = read_call(PullMessagesRequest, body).node.node_id
         if node.taken:  # nodes pull only after they answered the message before
             self.lost[node.taken] = None
             node.taken = ""
@@ -393,15 +394,3 @@ class NodeGateway:
             await asyncio.sleep(pause)  # the SuperLink's database was busy
         status = 503 if answer.status_code == 500 else answer.status_code
         return Response(answer.content, status, media_type=answer.headers.get("content-type"))
-
-
-def _is_own(body: bytes) -> bool:
-    """Say whether replies are the pushing node's own: Flower checks who calls, and not that its replies name it."""
-    pushed = _read(PushMessagesRequest, body)
-    return all(message.metadata.src_node_id == pushed.node.node_id for message in pushed.messages_list)
-
-
-def _read(kind: Any, body: bytes) -> Any:
-    """Return the message of Flower's that a node's call holds; raise ProtectionError where it holds none."""
-    with reading(ProtectionError):
-        return kind.FromString(body)

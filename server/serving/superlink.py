@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ from fedveil.server.flower import (
 
 LAUNCH = "from fedveil.server.flower import {0}; {0}()"
 ROUTINE = ("ControlServicer.ListNodes", "ControlServicer.ListRuns")  # of its log, every second
+LONGEST_PATH = 103  # bytes of a Unix socket's path on macOS; Linux allows 107
 STARTING = 60.0  # seconds that a SuperLink may take to start
 TAKING = 10.0  # seconds within which a run that was started waits for its app
 
@@ -56,7 +58,12 @@ def start_superlink(path: Path, database: Path, registered: bool, log: Path) -> 
     path: of the Unix socket that it listens on, in a folder that no other user may enter
     registered: whether registered nodes alone may join
     """
-    # not -m: this process' modules lie in no folder of its own; -P: nor does what the working folder holds
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise DeploymentError(
+            f"TMPDIR: the path of a socket there, {path}, is longer than the {LONGEST_PATH} bytes that the system allows; name a "
+            "folder with a shorter path"
+        )
+    # -P: nothing is imported from the working folder
     command = [sys.executable, "-P", "-c", LAUNCH.format("run_superlink"), str(path), str(database)]
     child = Child("flower-superlink", [*command, "yes" if registered else "no"], log, unsaid=ROUTINE)
     link = SuperLink(child, path)

@@ -19,6 +19,7 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.server.serving import control_server as room
 from fedveil.server.serving.control_server import DONE, FAILED, RUNNING, STOPPED, ControlServer
 from fedveil.server.serving.node_gateway import Node, NodeGateway
+from fedveil.server.serving.superlink import start_superlink
 
 ORDER = {"experiment": Experiment.preset("digits").toml(), "words": ""}
 
@@ -448,3 +449,10 @@ def test_an_unknown_run_is_named_with_those_that_are_known(flower, tmp_path) -> 
     status, told = asking(control, ("GET", "/runs/nothing", None))[0]
     assert status == 409
     assert f"there is no run 'nothing' on this server; the newest are: {run}" in told["error"]
+
+
+def test_a_folder_whose_path_is_too_long_for_a_socket_is_named_before_anything_starts(tmp_path) -> None:
+    path = tmp_path / ("x" * 120) / "superlink"
+    with pytest.raises(DeploymentError, match=r"TMPDIR: the path of a socket there.*shorter path"):
+        start_superlink(path, tmp_path / "superlink.db", True, tmp_path / "superlink.log")
+    assert not (tmp_path / "superlink.log").exists()

@@ -11,14 +11,15 @@ from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
+from helpers.gates import SECONDS, gate, superlink
 
 from fedveil.client.node.trainer import ClientProfile, command
 from fedveil.core.subprocesses import Child, free_port, wait_for
-from fedveil.server.serving.superlink import start_superlink
+from fedveil.server.flower import TASK_TOKEN
+from fedveil.server.serving.superlink import start_process
 
 # modules that every start imports, some of the standard library, some not, and one that is installed nowhere
 PLANTED = ("json", "logging", "random", "httpx", "numpy", "torch", "fedveil", "flwr", "tensorboard", "planted_nowhere")
-SECONDS = 120.0
 
 
 @pytest.fixture
@@ -56,21 +57,23 @@ def test_the_trainer_imports_nothing_planted(tmp_path: Path, marks: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.usefixtures("python_path")
 def test_flowers_processes_import_nothing_planted(tmp_path: Path, marks: Path) -> None:
-    link = start_superlink(free_port(), tmp_path / "link.db", None, tmp_path / "superlink.log")
-    node = Child(
-        "flower-supernode",
-        [
-            *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{link.port}", "--isolation", "process"),
-            *("--host", "127.0.0.1", "--port", str(free_port())),
-        ],
-        tmp_path / "supernode.log",
-        {"FLWR_HOME": str(tmp_path / "flower")},
-    )
-    try:
-        wait_for(lambda: any("SuperNode ID" in line for line in node.tail), node, SECONDS, "the SuperNode")
-    finally:
-        node.stop()
-        link.child.stop()
+    with superlink(tmp_path) as link, gate(link) as (address, _):
+        node = Child(
+            "flower-supernode",
+            [
+                *("flower-supernode", "--insecure", "--superlink", address, "--isolation", "process"),
+                *("--host", "127.0.0.1", "--port", str(free_port())),
+            ],
+            tmp_path / "supernode.log",
+            {"FLWR_HOME": str(tmp_path / "flower")},
+        )
+        app = start_process(link, "app", {TASK_TOKEN: "of no task"}, tmp_path / "app.log")
+        try:
+            wait_for(lambda: any("SuperNode ID" in line for line in node.tail), node, SECONDS, "the SuperNode")
+            app.ended()
+        finally:
+            node.stop()
+    assert "401" in "".join(app.tail) or "Invalid" in "".join(app.tail), "it has imported all it needs, and was refused"
     assert not marks.exists()
 
 

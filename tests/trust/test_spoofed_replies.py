@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
-import threading
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from importlib.metadata import version
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import tomli_w
-import uvicorn
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab
@@ -27,15 +20,14 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.inflatable.inflatable_utils import push_objects
 from flwr.supercore.run import RunNotRunningException
 from flwr.supernode.fleet_http_connection import http_request_response
+from helpers.gates import SECONDS, gate, superlink
 from helpers.machines import eventually
 
-from fedveil.core.subprocesses import free_port
 from fedveil.core.wire.flower import act_as, identify
-from fedveil.server.serving.node_gateway import NodeGateway
-from fedveil.server.serving.superlink import SuperLink, start_superlink
+from fedveil.server.flower import TASK_TOKEN
+from fedveil.server.serving.superlink import start_process, take
 
 pytestmark = pytest.mark.slow
-SECONDS = 120.0
 ASKING = """
 import json
 from pathlib import Path
@@ -52,23 +44,6 @@ def main(grid, context):
     Path("TOLD.new").write_text(json.dumps(told))
     Path("TOLD.new").rename("TOLD")
 """
-
-
-@contextmanager
-def gate(link: SuperLink) -> Iterator[tuple[str, NodeGateway]]:
-    """The address of a gateway before a SuperLink, and the gateway."""
-    behind = httpx.AsyncClient(base_url=link.url)
-    gateway = NodeGateway(behind, None, {}, 1 << 20, getLogger("test"), hold=1.0)
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(gateway.app, port=port, log_level="error"))
-    running = threading.Thread(target=lambda: asyncio.run(server.serve()))
-    running.start()
-    try:
-        eventually(lambda: server.started, SECONDS, "the gateway listens")
-        yield f"127.0.0.1:{port}", gateway
-    finally:
-        server.should_exit = True
-        running.join()
 
 
 def bundle(told: Path) -> bytes:
@@ -117,29 +92,28 @@ def message_of(node: Any) -> Message:
 
 def test_a_client_cannot_answer_for_another_even_if_it_knows_its_message(tmp_path: Path) -> None:
     told, content = tmp_path / "told.json", bundle(tmp_path / "told.json")
-    link = start_superlink(free_port(), tmp_path / "link.db", None, tmp_path / "superlink.log")
     refused: Exception | None = None
     nodes: tuple[int, ...] = ()
     # Flower's connection swallows what is raised within its block, so that nothing is asserted there
-    try:
-        with (
-            gate(link) as (address, gateway),
-            link.control() as control,
-            http_request_response(address, True) as liar,
-            http_request_response(address, True) as victim,
-        ):
-            nodes = liar[0], victim[0]
-            control.StartRun(StartRunRequest(fab=Fab(hash_str=sha256(content).hexdigest(), content=content)))
-            asked, own = message_of(victim), message_of(liar)
-            try:
-                push(liar, reply(asked, "the liar", victim[0]))
-            except RunNotRunningException as error:  # what Flower's SuperNode makes of a 403
-                refused = error
-            push(liar, reply(own, "itself", liar[0]))
-            push(victim, reply(asked, "itself", victim[0]))
-            eventually(told.exists, SECONDS, "the run has its replies")
-    finally:
-        link.child.stop()
+    with (
+        superlink(tmp_path) as link,
+        gate(link) as (address, gateway),
+        link.control() as control,
+        http_request_response(address, True) as liar,
+        http_request_response(address, True) as victim,
+    ):
+        nodes = liar[0], victim[0]
+        run = control.StartRun(StartRunRequest(fab=Fab(hash_str=sha256(content).hexdigest(), content=content))).run_id
+        app = start_process(link, "asking", {TASK_TOKEN: take(link, run)}, tmp_path / "asking.log")
+        asked, own = message_of(victim), message_of(liar)
+        try:
+            push(liar, reply(asked, "the liar", victim[0]))
+        except RunNotRunningException as error:  # what Flower's SuperNode makes of a 403
+            refused = error
+        push(liar, reply(own, "itself", liar[0]))
+        push(victim, reply(asked, "itself", victim[0]))
+        eventually(told.exists, SECONDS, "the run has its replies")
+        app.stop()
     assert json.loads(told.read_text()) == {str(node): "itself" for node in nodes}
     assert refused is not None
     assert gateway.refused[-1][2] == "a reply in another client's name"
