@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from fedveil.privacy.dp.noise import secret_normal
 from fedveil.privacy.fixed_point import Layout, quantize
 from fedveil.privacy.homomorphic.keys import CLIENT, SERVER, load_client, load_server, write_keys
 from fedveil.privacy.homomorphic.lattice import Adder, Encryptor
+from fedveil.privacy.homomorphic.mac import model_digest, settings_digest
 from fedveil.privacy.homomorphic.wire import expect, read
 from fedveil.privacy.plan import UNITS, Plan, make_lattice, make_plan
 from fedveil.privacy.trust.key_folders import load_identity, load_registry, new_parties
@@ -63,6 +66,14 @@ def stranger(toml: str) -> DeployedClient:
     return DeployedClient(ClientProfile(0, f"digits:1/{CLIENTS}"), {"experiment": toml})
 
 
+@contextmanager
+def refused(said: str) -> Iterator[None]:
+    """Fail unless the client refuses, and tells its operator so; the server is told that it refuses."""
+    with pytest.raises(Refused) as error:
+        yield
+    assert said in " ".join(error.value.said)
+
+
 def first_model(experiment: Experiment) -> dict[str, np.ndarray]:
     task = load(experiment.data, 0).dataset.task
     return to_numpy(get(build(task, experiment.model, Stream(experiment.seed))))
@@ -72,11 +83,18 @@ def order(reference: int) -> dict[str, float | int | bytes]:
     return {"server-round": 1, "learning-rate": 1e-9, "run": RUN, "reference-examples": reference}
 
 
-def opened(blob: bytes, plan: Plan, keys: Path, layout: Layout) -> np.ndarray:
+def opened(blob: bytes, plan: Plan, keys: Path, given: dict[str, np.ndarray]) -> np.ndarray:
     """A client's numbers in its upload, in weights, as whoever holds the clients' key reads them."""
-    context, key = load_server(keys / "server" / SERVER), load_client(keys / "client-1" / CLIENT)
-    wanted = expect("upload", plan, context, run=RUN, round=1, layout=layout, client=0, reference=CLIENTS)
-    header, body = read(blob, wanted)
+    context, key, layout = (
+        load_server(keys / "server" / SERVER),
+        load_client(keys / "client-1" / CLIENT),
+        Layout.of(given),
+    )
+    wanted = expect(
+        "upload", plan, context, run=RUN, round=1, layout=layout, client=0, reference=CLIENTS,
+        model=model_digest(given, layout), settings=settings_digest(order(CLIENTS)),
+    )  # fmt: skip
+    header, body, _ = read(blob, wanted)
     adder = Adder(context, plan)
     for _ in range(3):  # an aggregate of fewer is not opened
         adder.add(body, header.form, header.seeded)
@@ -91,7 +109,7 @@ def test_a_reference_that_rounds_every_share_to_nothing_is_refused(protection, t
     client = deployed(experiment, tmp_path)
     unit = make_plan(experiment.privacy, CLIENTS).grid.step
     for reference in (CLIENTS + 1, int(8 / unit), 2**40, 1):
-        with pytest.raises(Refused, match=re.escape(f"the server announces {reference:,} shares of clients")):
+        with refused(f"the server announces {reference:,} shares of clients"):
             client.ask("train", first_model(experiment), order(reference))
     assert from_sealed(client.ask("train", first_model(experiment), order(CLIENTS))[ARRAYS], protection)
 
@@ -104,10 +122,10 @@ def test_noise_outlives_a_model_beyond_the_range(tmp_path) -> None:
         first_model(experiment),
         make_plan(experiment.privacy, CLIENTS),
     )
-    layout, far = Layout.of(given), {name: np.full_like(value, 100.0) for name, value in given.items()}
+    far = {name: np.full_like(value, 100.0) for name, value in given.items()}
     blob = from_sealed(client.ask("train", far, order(CLIENTS))[ARRAYS], "ckks")
     assert blob is not None
-    noise = opened(blob, plan, tmp_path / "keys", layout) - plan.grid.limit
+    noise = opened(blob, plan, tmp_path / "keys", far) - plan.grid.limit
     assert abs(noise.std() / 0.3 - 1) < 5 / math.sqrt(2 * noise.size)
     assert abs((noise > 0).mean() - 0.5) < 2.5 / math.sqrt(noise.size)  # the old client's was never above
 
@@ -119,7 +137,7 @@ def test_noise_that_an_honest_grid_rounds_away_is_refused_with_the_reason(protec
         noisy(protection, 100, **{"privacy.clip": clip})
     toml = re.sub(r"\nclip = .*", f"\nclip = {clip}", noisy(protection, 100).toml())
     assert f"clip = {clip}" in toml
-    with pytest.raises(Refused, match="would be rounded away"):
+    with refused("would be rounded away"):
         stranger(toml).ask("query")
 
 
@@ -127,7 +145,7 @@ def test_a_server_cannot_make_its_grid_coarse_by_a_large_cohort() -> None:
     experiment = noisy("secagg")
     toml = experiment.toml().replace(f"cohort = {CLIENTS}\n", "cohort = 100000000\n")
     toml = toml.replace(f"clients = {CLIENTS}\n", "clients = 100000000\n").replace("\ndelta = 1e-05", "\ndelta = 1e-10")
-    with pytest.raises(Refused, match=r"would be rounded away|privacy\.delta"):
+    with refused("would be rounded away"):
         stranger(toml).ask("query")
 
 
