@@ -24,7 +24,7 @@ from fedveil.client.learning.protection import NEWEST
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.client.learning.states import ClientStates, State, StateKey
 from fedveil.client.node.agreement import manifest_in
-from fedveil.client.node.ledger import in_private, ledger_of
+from fedveil.client.node.ledger import ledger_of
 from fedveil.core.errors import ProtectionError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ATTEMPT, BLOB, PARCEL, REFERENCE, RUN, from_parcel, to_parcel
@@ -78,13 +78,11 @@ class Answers:
 
     def sign(self, manifest: Manifest) -> None:
         """Enter that this client signs a run's manifest; raise ProtectionError where it signed another one."""
-        with in_private():
-            self.ledger.sign(bytes.fromhex(manifest.run), manifest.content)
+        self.ledger.sign(bytes.fromhex(manifest.run), manifest.content)
 
     def agree(self, manifest: Manifest, signatures: Mapping[int, bytes]) -> None:
         """Archive a run's manifest, and who signed it."""
-        with in_private():
-            self.ledger.agree(bytes.fromhex(manifest.run), manifest.content, signatures)
+        self.ledger.agree(bytes.fromhex(manifest.run), manifest.content, signatures)
 
     def hello(self, experiment: Experiment, config: Mapping[str, Any], told: bytes) -> None:
         """Enter what a greeting tells of the data, unless the run was told the same before.
@@ -92,17 +90,15 @@ class Answers:
         told: without noise, the number of examples is in it
         """
         cost = FREE if experiment.privacy.noisy else EXACT
-        with in_private():
-            self.ledger.tell(self.run(config), HELLO, sha256(told).digest(), cost, self.limits)
+        self.ledger.tell(self.run(config), HELLO, sha256(told).digest(), cost, self.limits)
 
     def once(
         self, question: Question, experiment: Experiment, work: Callable[[], Message], message: Message
     ) -> Message:
         """Return the reply to a question, from `work` the first time, and from the ledger afterwards."""
-        with in_private():
-            kept = self.ledger.recall(question)
-            if kept is None:
-                self.ledger.check(question, _cost(experiment, question.kind), self.limits)
+        kept = self.ledger.recall(question)
+        if kept is None:
+            self.ledger.check(question, _cost(experiment, question.kind), self.limits)
         if kept is None:
             reply = work()
             # a refusal tells too, where a guard looked at the update
@@ -118,10 +114,9 @@ class Answers:
         """Execute the steps of a client under a protection; those before it only once for a question."""
         steps = steps_of(runtime)
         place = next(i for i, step in enumerate(steps) if step.name in PROTECT)
-        with in_private():
-            kept = self.ledger.recall(question)
-            if kept is None:
-                self.ledger.check(question, _cost(runtime.experiment, TRAIN), self.limits)
+        kept = self.ledger.recall(question)
+        if kept is None:
+            self.ledger.check(question, _cost(runtime.experiment, TRAIN), self.limits)
         if kept is None:
             execute(runtime, steps[:place], contributions, states)
             if runtime.experiment.privacy.noisy:
@@ -132,9 +127,8 @@ class Answers:
         execute(runtime, steps[place:], contributions, states)
 
     def _enter(self, question: Question, experiment: Experiment, content: bytes, *, loss: bool) -> bytes:
-        with in_private():
-            cost = _cost(experiment, question.kind)
-            return self.ledger.answer(question, content, cost, self.limits, loss=loss)
+        cost = _cost(experiment, question.kind)
+        return self.ledger.answer(question, content, cost, self.limits, loss=loss)
 
     def states(self, states: ClientStates, config: Mapping[str, Any]) -> ClientStates:
         """Return a store whose memory of the newest aggregate is the ledger's."""
@@ -157,16 +151,14 @@ class _LedgerStates:
     def get(self, client: int, key: StateKey) -> State | None:
         if key != NEWEST:
             return self.states.get(client, key)
-        with in_private():
-            newest = self.ledger.totals().aggregates.get(self.run)
+        newest = self.ledger.totals().aggregates.get(self.run)
         return None if newest is None else {"round": np.array(newest[0]), "sha256": np.frombuffer(newest[1], np.uint8)}
 
     def put(self, client: int, key: StateKey, state: State) -> None:
         if key != NEWEST:
             self.states.put(client, key, state)
             return
-        with in_private():
-            self.ledger.opened(self.run, int(state["round"]), state["sha256"].tobytes())
+        self.ledger.opened(self.run, int(state["round"]), state["sha256"].tobytes())
 
     def drop(self, client: int, key: StateKey) -> None:
         self.states.drop(client, key)
@@ -180,12 +172,10 @@ class _LedgerRevealed(Revealed):
         self._ledger, self._limits = ledger, limits
 
     def plan(self, members: Iterable[int], registry: Registry) -> None:
-        with in_private():
-            self._ledger.totals().check_cohort(_cohort(members, registry), self._limits)
+        self._ledger.totals().check_cohort(_cohort(members, registry), self._limits)
 
     def confirm(self, survivors: Iterable[int], session: Session, registry: Registry) -> None:
-        with in_private():
-            self._ledger.confirm(session.run, session.round, _cohort(survivors, registry), self._limits)
+        self._ledger.confirm(session.run, session.round, _cohort(survivors, registry), self._limits)
 
     def admit(
         self,
@@ -194,9 +184,8 @@ class _LedgerRevealed(Revealed):
         survivors: Iterable[int] = (),
         registry: Registry = MappingProxyType({}),
     ) -> None:
-        with in_private():
-            cohort = _cohort(survivors, registry)
-            self._ledger.reveal(session.run, session.round, sha256(statement).digest(), cohort, self._limits)
+        cohort = _cohort(survivors, registry)
+        self._ledger.reveal(session.run, session.round, sha256(statement).digest(), cohort, self._limits)
 
 
 def _cohort(members: Iterable[int], registry: Registry) -> frozenset[str]:

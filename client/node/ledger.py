@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -14,11 +11,8 @@ from pathlib import Path
 import platformdirs
 from flwr.app import Context
 
-from fedveil.core.errors import ProtectionError
 from fedveil.datasets.own.local import parse_source
 from fedveil.privacy.trust.ledger import Ledger
-
-log = logging.getLogger("flwr")  # where Flower shows what a node does
 
 
 def source_name(data: str) -> str:
@@ -43,23 +37,12 @@ def ledger_path(data: str) -> Path:
 def ledger_of(context: Context) -> Ledger | None:
     """Return the ledger of this node's data; None where the node has none: a simulation, or Flower's own SuperNode.
 
-    Raise ProtectionError where it cannot be used, whose reason stays in this client's log.
+    Raise ProtectionError where it cannot be used.
     """
     path = str(context.node_config.get("ledger", ""))
     if not path:
         return None
-    with in_private():
-        return _opened(Path(path), source_name(str(context.node_config["data"])))
-
-
-@contextmanager
-def in_private() -> Iterator[None]:
-    """Keep the reason of a ProtectionError in the client's own log, and raise one that tells the server nothing."""
-    try:
-        yield
-    except ProtectionError as error:
-        log.warning("refused: %s", error)
-        raise ProtectionError("this client's privacy ledger refuses it; the client's own log says why") from None
+    return _opened(Path(path), source_name(str(context.node_config["data"])))
 
 
 @lru_cache(maxsize=4)

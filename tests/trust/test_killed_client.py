@@ -80,7 +80,7 @@ def test_an_answer_that_was_written_counts_though_it_never_left_and_is_the_one_t
     line.send(question(rate=0.2))
     refused = line.recv()
     assert refused.content is None
-    assert refused.error[1] == "this client's privacy ledger refuses it; the client's own log says why"
+    assert refused.error[1] == "this client refuses; its own log says why"
     line.send(question())
     first = update(line.recv())
     line.send(question())
