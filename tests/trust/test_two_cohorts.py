@@ -101,16 +101,21 @@ def test_an_owner_who_says_nothing_refuses_training_that_repeats(tmp_path) -> No
         federation(tmp_path, "").begin(ONE, reproducible="yes")
 
 
-def test_an_attempt_that_failed_is_made_again_with_the_same_update_under_other_masks(tmp_path, monkeypatch) -> None:
-    """Attempts differ by masks alone: a server that compares two learns no second draw of a client's training."""
-    here = federation(tmp_path, "max_answers = 1\n")
+@pytest.mark.parametrize("noise", [{}, {"privacy.clip": 1.0, "privacy.noise_multiplier": 1.0}], ids=["plain", "noisy"])
+def test_an_attempt_that_failed_is_made_again_with_the_same_update_under_other_masks(
+    noise, tmp_path, monkeypatch
+) -> None:
+    """Attempts differ by masks alone: a server that compares two learns no second draw of training, or of noise."""
+    here = Federation(tmp_path, SETTINGS.override(noise), "max_answers = 1\n")
     clients = here.begin(ONE)
     sent: list[np.ndarray] = []
     numbers = SecAggClients.numbers
 
-    def seen(self: SecAggClients, weights: Any, *rest: Any) -> Any:
-        sent.append(np.concatenate([weights[name].reshape(-1) for name in sorted(weights)]))
-        return numbers(self, weights, *rest)
+    def seen(self: SecAggClients, share: Any, *rest: Any) -> Any:
+        parts = [part for part in share if part is not None]
+        assert len(parts) == (2 if noise else 1)  # the weights, and the noise on them
+        sent.append(np.concatenate([part[name].reshape(-1) for part in parts for name in sorted(part)]))
+        return numbers(self, share, *rest)
 
     monkeypatch.setattr(SecAggClients, "numbers", seen)
     with pytest.raises(ProtectionError, match="vectors"):
