@@ -167,7 +167,10 @@ class Policy(Section):
                 "(least_cohort)"
             )
         if self.max_epsilon is not None and not (privacy.noisy and privacy.noise_at == "client"):
-            problems.append("the client adds no noise, and it asks for a finite epsilon (max_epsilon)")
+            problems.append(
+                f"privacy.noise_multiplier = {privacy.noise_multiplier:g} at the {privacy.noise_at}, and it asks for a finite epsilon "
+                "of its own noise (max_epsilon)"
+            )
         if privacy.noise_multiplier < self.min_noise:
             problems.append(
                 f"privacy.noise_multiplier = {privacy.noise_multiplier:g}, and it allows {self.min_noise:g} or more (min_noise)"

@@ -127,7 +127,9 @@ def test_epsilon_is_bounded_only_where_the_client_adds_noise_itself() -> None:
     noisy = {"privacy__clip": 1.0, "privacy__noise_multiplier": 2.0}
     Policy(max_epsilon=5.0).check(asked(**noisy))
     for settings in ({}, {**noisy, "privacy__noise_at": "server"}):
-        assert "it asks for a finite epsilon (max_epsilon)" in refusal(Policy(max_epsilon=5.0), asked(**settings))
+        assert "it asks for a finite epsilon of its own noise (max_epsilon)" in refusal(
+            Policy(max_epsilon=5.0), asked(**settings)
+        )
 
 
 def test_an_owner_may_take_part_in_no_run_whose_clients_evaluate() -> None:

@@ -59,7 +59,7 @@ def test_training_that_may_repeat_is_training_in_a_simulation(tmp_path) -> None:
     asked = request(MessageType.TRAIN, RATE)
     asked.run_config["reproducible"] = "yes"
     refused = answer(asked, PROFILE)
-    assert "asks for training that repeats from the seed" in refused.error[1]
+    assert refused.error[1] == "this client's policy refuses reproducible"
     asked = request(MessageType.TRAIN, RATE)
     asked.run_config["reproducible"] = "yes"
     outcome = answer(asked, replace(PROFILE, policy=str(policy)))

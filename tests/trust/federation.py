@@ -126,7 +126,7 @@ class Federation:
         for k, blob in stage("share", clients, lambda k: {BLOB: server.roster(k)}).items():
             server.shares(k, blob)
         server.close()
-        config = {**base, "learning-rate": 0.1, REFERENCE: 1797}
+        config = {**base, "learning-rate": 0.1, REFERENCE: experiment.federation.cohort if privacy.noisy else 1797}
         for k, client in clients.items():
             reply = client.ask("train", given, config, inbox={BLOB: server.inbox(k)})
             blob = from_sealed(reply["arrays"], "secagg")  # type: ignore[arg-type]

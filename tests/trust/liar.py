@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -76,3 +78,11 @@ class Refused(Exception):
     def __init__(self, reason: str, said: tuple[str, ...]) -> None:
         super().__init__(reason)
         self.said = said
+
+
+@contextmanager
+def refused_for(words: str) -> Iterator[None]:
+    """Expect a refusal whose reason, told to the client's operator alone, has these words."""
+    with pytest.raises(Refused) as refused:
+        yield
+    assert any(words in text for text in refused.value.said), refused.value.said

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from trust.federation import first_model
-from trust.liar import DeployedClient, Refused
+from trust.liar import DeployedClient, Refused, refused_for
 
 from fedveil.client.node.trainer import ClientProfile
 from fedveil.core.settings.experiment import Experiment
@@ -65,9 +65,7 @@ def test_thirty_answers_to_one_round_are_one_answer(tmp_path) -> None:
 def test_another_question_about_a_round_is_refused(tmp_path, changed) -> None:
     node = Node(tmp_path)
     sent(node.server())
-    with pytest.raises(
-        Refused, match="this client refuses; its own log says why"
-    ) as refused:
+    with pytest.raises(Refused, match="this client refuses; its own log says why") as refused:
         sent(node.server(), **changed)
     assert any("round 1 is asked again, with another model or other settings" in words for words in refused.value.said)
 
@@ -75,9 +73,9 @@ def test_another_question_about_a_round_is_refused(tmp_path, changed) -> None:
 def test_another_model_or_other_settings_are_another_question(tmp_path) -> None:
     node = Node(tmp_path)
     sent(node.server())
-    with pytest.raises(Refused, match="privacy ledger refuses"):
+    with pytest.raises(Refused, match="this client refuses"):
         node.server().ask("train", {name: value + 1 for name, value in GIVEN.items()}, ROUND)
-    with pytest.raises(Refused, match="privacy ledger refuses"):
+    with pytest.raises(Refused, match="this client refuses"):
         sent(node.server(experiment=NOISY.override({"seed": 8})))
 
 
@@ -86,7 +84,7 @@ def test_an_old_round_is_not_answered_again_and_its_bytes_are_gone(tmp_path) -> 
     here = node.server()
     for number in (1, 2):
         sent(here, **{"server-round": number})
-    with pytest.raises(Refused, match="privacy ledger refuses"):
+    with pytest.raises(Refused, match="this client refuses"):
         sent(here)
     kept = node.ledger._journal.connection.execute("SELECT count(*) FROM answers").fetchone()
     assert kept == (1,)
@@ -94,7 +92,7 @@ def test_an_old_round_is_not_answered_again_and_its_bytes_are_gone(tmp_path) -> 
 
 @pytest.mark.parametrize("number", [0, -1, 4, 10**6])
 def test_a_round_that_the_run_has_not_is_refused(tmp_path, number) -> None:
-    with pytest.raises(Refused, match=f"the server asks for round {number} of a run with federation.rounds = 3"):
+    with refused_for(f"the server asks for round {number} of a run with federation.rounds = 3"):
         sent(Node(tmp_path).server(), **{"server-round": number})
 
 
@@ -106,7 +104,7 @@ def test_servers_in_turn_spend_one_budget(tmp_path) -> None:
         assert node.ledger.totals().epsilon(1e-5) == pytest.approx(gaussian_epsilon(2.0, answers, 1e-5))
     assert gaussian_epsilon(2.0, 3, 1e-5) < 4.0 < gaussian_epsilon(2.0, 4, 1e-5)
     for run_id in (1, 2, 3):
-        with pytest.raises(Refused, match="privacy ledger refuses") as refused:
+        with pytest.raises(Refused, match="this client refuses") as refused:
             sent(node.server(run_id), **{"server-round": 3})
         assert any("one more answer would spend epsilon" in words for words in refused.value.said)
     np.testing.assert_array_equal(  # what was answered may be asked again: it tells nothing new
@@ -118,7 +116,7 @@ def test_runs_of_a_new_name_are_counted_together(tmp_path) -> None:
     node = Node(tmp_path, "max_answers = 5\n")
     for run_id in range(5):
         sent(node.server(run_id))
-    with pytest.raises(Refused, match="privacy ledger refuses") as refused:
+    with pytest.raises(Refused, match="this client refuses") as refused:
         sent(node.server(5))
     assert any("it has given 5 answers, and max_answers = 5" in words for words in refused.value.said)
 
@@ -127,7 +125,7 @@ def test_an_answer_without_noise_ends_every_budget_of_epsilon(tmp_path) -> None:
     node = Node(tmp_path)
     sent(node.server(1, NOISY.override({"privacy.noise_multiplier": 0.0})))
     (tmp_path / "policy.toml").write_text("max_epsilon = 100.0\n")
-    with pytest.raises(Refused, match="privacy ledger refuses") as refused:
+    with pytest.raises(Refused, match="this client refuses") as refused:
         sent(node.server(2))
     assert any("answers before had no noise, so that no epsilon holds" in words for words in refused.value.said)
 

@@ -78,7 +78,7 @@ def test_the_same_cohort_again_and_a_client_that_drops_out_of_the_next_round_dif
     here.aggregate(here.begin(ONE))
     clients = here.begin(TWO)
     here.aggregate(clients)  # an identical cohort is no difference
-    with pytest.raises(Refused, match="privacy ledger refuses"):
+    with pytest.raises(Refused, match="this client refuses"):
         here.aggregate(clients, 2, lost=[VICTIM])
     assert here.ledger(0).totals().answers["reveal"] == 2
 
@@ -97,20 +97,25 @@ def test_training_that_nobody_can_repeat_hides_more_than_the_victim_in_the_diffe
 
 
 def test_an_owner_who_says_nothing_refuses_training_that_repeats(tmp_path) -> None:
-    with pytest.raises(Refused, match="this client's policy refuses the run"):
+    with pytest.raises(Refused, match="this client's policy refuses reproducible"):
         federation(tmp_path, "").begin(ONE, reproducible="yes")
 
 
-def test_an_attempt_that_failed_is_made_again_with_the_same_update_under_other_masks(tmp_path, monkeypatch) -> None:
-    """Attempts differ by masks alone: a server that compares two learns no second draw of a client's training."""
-    here = federation(tmp_path, "max_answers = 1\n")
+@pytest.mark.parametrize("noise", [{}, {"privacy.clip": 1.0, "privacy.noise_multiplier": 1.0}], ids=["plain", "noisy"])
+def test_an_attempt_that_failed_is_made_again_with_the_same_update_under_other_masks(
+    noise, tmp_path, monkeypatch
+) -> None:
+    """Attempts differ by masks alone: a server that compares two learns no second draw of training, or of noise."""
+    here = Federation(tmp_path, SETTINGS.override(noise), "max_answers = 1\n")
     clients = here.begin(ONE)
     sent: list[np.ndarray] = []
     numbers = SecAggClients.numbers
 
-    def seen(self: SecAggClients, weights: Any, *rest: Any) -> Any:
-        sent.append(np.concatenate([weights[name].reshape(-1) for name in sorted(weights)]))
-        return numbers(self, weights, *rest)
+    def seen(self: SecAggClients, share: Any, *rest: Any) -> Any:
+        parts = [part for part in share if part is not None]
+        assert len(parts) == (2 if noise else 1)  # the weights, and the noise on them
+        sent.append(np.concatenate([part[name].reshape(-1) for part in parts for name in sorted(part)]))
+        return numbers(self, share, *rest)
 
     monkeypatch.setattr(SecAggClients, "numbers", seen)
     with pytest.raises(ProtectionError, match="vectors"):
@@ -126,17 +131,17 @@ def test_a_round_that_was_unmasked_is_not_unmasked_in_another_session_of_a_serve
     here = federation(tmp_path, "")
     here.aggregate(here.begin(ONE))
     clients = here.begin(here.manifest, REST)
-    with pytest.raises(Refused, match="privacy ledger refuses") as refused:
+    with pytest.raises(Refused, match="this client refuses") as refused:
         here.aggregate(clients, 1, 1)
     assert any("round 1 was unmasked already" in words for words in refused.value.said)
-    with pytest.raises(Refused, match="privacy ledger refuses") as refused:
+    with pytest.raises(Refused, match="this client refuses") as refused:
         here.begin(another(here))
     assert any("signed another manifest of this run" in words for words in refused.value.said)
 
 
 def test_a_cohort_below_the_least_is_refused_before_shares_leave(tmp_path) -> None:
     here = federation(tmp_path, "least_cohort = 6\n")
-    with pytest.raises(Refused, match="privacy ledger refuses") as refused:
+    with pytest.raises(Refused, match="this client refuses") as refused:
         here.aggregate(here.begin(ONE, REST))
     assert any("in a sum of 5 clients, and least_cohort = 6" in words for words in refused.value.said)
     assert here.aggregate(here.begin(TWO))[1] == CLIENTS
