@@ -13,7 +13,7 @@ from trust.liar import DeployedClient, Refused
 
 from fedveil.client.node.trainer import ClientProfile
 from fedveil.core.settings.experiment import Experiment
-from fedveil.core.wire.messages import from_arrays
+from fedveil.core.wire.messages import REFUSED, from_arrays
 from fedveil.privacy.dp.accounting import gaussian_epsilon
 from fedveil.privacy.trust.ledger import Ledger
 
@@ -142,6 +142,6 @@ def test_a_ledger_that_cannot_be_used_refuses_and_its_place_stays_at_the_client(
     node.profile = replace(node.profile, ledger=str(other))
     with pytest.raises(Refused) as refused:
         sent(node.server())
-    assert str(refused.value) == "this client's privacy ledger refuses it; the client's own log says why"
+    assert refused.value.reason == REFUSED
     assert any("cut.ledger: the privacy ledger is damaged" in words for words in refused.value.said)
     assert other.read_bytes() == content[: len(content) // 2]  # it never begins anew

@@ -17,7 +17,7 @@ from fedveil.client.node.trainer import ClientProfile, TrainerReply, TrainerRequ
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.subprocesses import Child, wait_for
 from fedveil.core.wire.flower import act_as
-from fedveil.core.wire.messages import ARRAYS, CONFIG, from_arrays, from_parcel, to_arrays, to_parcel
+from fedveil.core.wire.messages import ARRAYS, CONFIG, REFUSED, from_arrays, from_parcel, to_arrays, to_parcel
 from fedveil.privacy.trust.ledger import Ledger
 
 NOISY = Experiment.preset("digits").override({
@@ -80,7 +80,7 @@ def test_an_answer_that_was_written_counts_though_it_never_left_and_is_the_one_t
     line.send(question(rate=0.2))
     refused = line.recv()
     assert refused.content is None
-    assert refused.error[1] == "this client's privacy ledger refuses it; the client's own log says why"
+    assert refused.error[1] == REFUSED
     line.send(question())
     first = update(line.recv())
     line.send(question())
