@@ -22,11 +22,10 @@ from trust.liar import DeployedClient, Refused
 
 from fedveil import Experiment
 from fedveil.client.learning.homomorphic import HomomorphicClient, Terms
-from fedveil.client.learning.protection import UNUSED
 from fedveil.client.node.trainer import ClientProfile
 from fedveil.core.errors import ProtectionError
 from fedveil.core.randomness import Stream
-from fedveil.core.wire.messages import ARRAYS, MANIFEST, SIGNATURES, from_sealed, to_sealed
+from fedveil.core.wire.messages import ARRAYS, MANIFEST, REFUSED, SIGNATURES, from_sealed, to_sealed
 from fedveil.datasets.federated import load
 from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
@@ -112,7 +111,7 @@ class Liar:
         try:
             client.ask(MessageType.EVALUATE, to_sealed(blob, self.protection), {"server-round": number, "run": RUN})
         except Refused as refusal:
-            return str(refusal)
+            return refusal.reason
         return ""
 
     def expected(self, upload: bytes) -> Header:
@@ -220,12 +219,12 @@ def uploads_of(liar: Liar, number: int = 1, model: Any = None) -> list[bytes]:
 
 def assert_over(liar: Liar, client: DeployedClient, true: bytes) -> None:
     """Fail unless a client refuses even a true aggregate and training, and its key serves in another run."""
-    assert liar.show(client, true) == UNUSED
+    assert liar.show(client, true) == REFUSED
     reply = client.reply(
         MessageType.TRAIN, liar.model,
         {"server-round": 1, "learning-rate": 0.1, "run": RUN, "reference-examples": liar.reference},
     )  # fmt: skip
-    assert reply.error[1] == UNUSED
+    assert reply.error[1] == REFUSED
     assert any("left the run for good" in line for line in reply.said)
     assert liar.show(liar.deployed(client.profile.client, run_id=2), true) == ""
 
@@ -240,7 +239,7 @@ def test_the_first_probe_ends_the_run_for_its_client_and_the_secret_key_is_not_u
         patch.setattr(lattice._Compact, "decrypt", lambda *_: pytest.fail("the secret key was used"))
         probes = [liar.probe(place, sign, true if borrowed else None) for place in (0, 1, 2) for sign in (1, -1)]
         replies = {liar.show(victim, probe) for probe in probes}
-    assert replies == {UNUSED}  # whatever the coefficient
+    assert replies == {REFUSED}  # whatever the coefficient
     assert_over(liar, victim, true)
 
 
@@ -249,7 +248,7 @@ def test_the_owner_is_told_why_and_the_server_is_not(liar, sealed_secret) -> Non
     reply = victim.reply(
         MessageType.EVALUATE, to_sealed(liar.probe(0, 1), liar.protection), {"server-round": 1, "run": RUN}
     )
-    assert reply.error[1] == UNUSED
+    assert reply.error[1] == REFUSED
     assert any("is not the sum of the uploads that it names" in line for line in reply.said), reply.said
 
 
@@ -287,7 +286,7 @@ def refuses(liar: Liar, blob: bytes, number: int = 1, client: int = 0) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lattice._Compact, "decrypt", lambda *_: pytest.fail("the secret key was used"))
         kept = copy.deepcopy(victim.state)
-        assert liar.show(victim, blob, number) == UNUSED
+        assert liar.show(victim, blob, number) == REFUSED
         assert any("forged-aggregate" in name for name in victim.state), "the run goes on"
         victim.state = kept
 
@@ -406,9 +405,9 @@ def test_a_changed_bit_is_refused_wherever_it_is(liar) -> None:
             refuses(liar, flipped(true, place))
     for place in FIELDS.values():
         victim = liar.deployed(0)
-        assert liar.show(victim, flipped(true, place)) == UNUSED
+        assert liar.show(victim, flipped(true, place)) == REFUSED
     for place in range(0, 272, 4):
-        assert liar.show(liar.deployed(1), flipped(true, place)) == UNUSED, place
+        assert liar.show(liar.deployed(1), flipped(true, place)) == REFUSED, place
 
 
 def test_an_accident_ends_nothing(liar) -> None:
@@ -416,7 +415,7 @@ def test_an_accident_ends_nothing(liar) -> None:
     true = liar.added(uploads_of(liar))
     client = liar.clients[0]
     for damaged in (true[:-1], true[:300] + b"?" + true[301:], b"", true[:100]):
-        assert liar.show(client, damaged) == UNUSED
+        assert liar.show(client, damaged) == REFUSED
     assert liar.show(client, true) == ""
 
 
@@ -428,7 +427,7 @@ def test_a_refused_decryption_has_the_words_of_a_refused_check(liar) -> None:
         reply = liar.clients[0].reply(
             MessageType.EVALUATE, to_sealed(true, liar.protection), {"server-round": 1, "run": RUN}
         )
-    assert reply.error[1] == UNUSED
+    assert reply.error[1] == REFUSED
     assert any("the sum does not decrypt" in line for line in reply.said)
 
 
