@@ -187,10 +187,10 @@ class ClientRoster(WrappedGrid):
             if len(self._members) > 1 and not settings.quorum
             else "start more clients"
         )
-        if self._unfit:
-            hint = "clients that refuse take part in a run that asks for what they allow: take other settings, or ask their owners"
         if self._agreement is not None and not self._agreement.settled:
             hint = f"{self._agreement}: start more clients"
+        if self._unfit:
+            hint = "clients that refuse take part in a run that asks for what they allow: take other settings, or ask their owners"
         return f"the run needs {least} clients, and {len(self._members)} can take part ({self._present()}){refusing}\n  {hint}"
 
     def _muster(self) -> None:

@@ -73,11 +73,14 @@ class DeployedClient:
 
 
 class Refused(Exception):
-    """A client's refusal, as its server reads it; `said`: what the client's operator alone is told."""
+    """A client's refusal, in the words of both sides.
+
+    reason: all that its server reads; said: what the client's operator alone is told
+    """
 
     def __init__(self, reason: str, said: tuple[str, ...]) -> None:
-        super().__init__(reason)
-        self.said = said
+        super().__init__("\n".join((reason, *said)))
+        self.reason, self.said = reason, said
 
 
 @contextmanager

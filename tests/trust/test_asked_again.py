@@ -140,6 +140,6 @@ def test_a_ledger_that_cannot_be_used_refuses_and_its_place_stays_at_the_client(
     node.profile = replace(node.profile, ledger=str(other))
     with pytest.raises(Refused) as refused:
         sent(node.server())
-    assert str(refused.value) == "this client refuses; its own log says why"
+    assert refused.value.reason == "this client refuses; its own log says why"
     assert any("cut.ledger: the privacy ledger is damaged" in words for words in refused.value.said)
     assert other.read_bytes() == content[: len(content) // 2]  # it never begins anew

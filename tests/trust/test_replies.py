@@ -36,6 +36,8 @@ OWN = Experiment.preset("digits").override(
     }
 )  # fmt: skip
 
+EVALUATED = OWN.override({"data.validation_fraction": 0.2, "evaluation.federated": True})
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
@@ -97,17 +99,14 @@ def test_honest_work_names_nothing_of_the_owners(home: Path) -> None:
     trained = asked.reply("train", model(), RATE)
     assert trained.content is not None
     assert set(from_parcel(trained.content)[METRICS]) == {"client", "num-examples", "seconds", "steps", "train-loss"}
-    evaluated = asked.reply(
-        "evaluate", model(), {"server-round": 1}, experiment=OWN.override({"data.validation_fraction": 0.2}).toml()
-    )
+    evaluated = asked.reply("evaluate", model(), {"server-round": 1}, experiment=EVALUATED.toml())
     assert evaluated.content is not None
     assert is_private(trained) == is_private(evaluated) == []
 
 
 def test_a_client_with_noise_tells_its_update_and_no_loss_or_count(home: Path) -> None:
     noisy = OWN.override({"privacy.clip": 1.0, "privacy.noise_multiplier": 1.0})
-    asked = {**RATE, "report-global-loss": True}
-    outcome = client(home).reply("train", model(), asked, experiment=noisy.toml())
+    outcome = client(home).reply("train", model(), RATE, experiment=noisy.toml())
     assert outcome.content is not None
     metrics = from_parcel(outcome.content)[METRICS]
     assert set(metrics) == {"client", "num-examples", "seconds"}
