@@ -112,7 +112,7 @@ class Liar:
         try:
             client.ask(MessageType.EVALUATE, to_sealed(blob, self.protection), {"server-round": number, "run": RUN})
         except Refused as refusal:
-            return str(refusal)
+            return refusal.reason
         return ""
 
     def expected(self, upload: bytes) -> Header:
@@ -275,7 +275,8 @@ def test_an_evaluation_that_nobody_asked_for_is_refused_before_any_check(liar, s
     true = liar.added(uploads_of(liar))
     monkeypatch.setattr(HomomorphicClient, "receive", lambda *_: pytest.fail("the aggregate was looked at"))
     victim = liar.deployed(0, **settings)
-    assert "the server asks for" in liar.show(victim, true, number)
+    with pytest.raises(Refused, match="the server asks for"):
+        victim.ask(MessageType.EVALUATE, to_sealed(true, liar.protection), {"server-round": number, "run": RUN})
 
 
 # --- sums of true uploads that are not what they are said to be
