@@ -65,9 +65,7 @@ def test_thirty_answers_to_one_round_are_one_answer(tmp_path) -> None:
 def test_another_question_about_a_round_is_refused(tmp_path, changed) -> None:
     node = Node(tmp_path)
     sent(node.server())
-    with pytest.raises(
-        Refused, match="this client refuses; its own log says why"
-    ) as refused:
+    with pytest.raises(Refused, match="this client refuses; its own log says why") as refused:
         sent(node.server(), **changed)
     assert any("round 1 is asked again, with another model or other settings" in words for words in refused.value.said)
 
