@@ -275,8 +275,10 @@ def test_an_evaluation_that_nobody_asked_for_is_refused_before_any_check(liar, s
     true = liar.added(uploads_of(liar))
     monkeypatch.setattr(HomomorphicClient, "receive", lambda *_: pytest.fail("the aggregate was looked at"))
     victim = liar.deployed(0, **settings)
-    with pytest.raises(Refused, match="the server asks for"):
-        victim.ask(MessageType.EVALUATE, to_sealed(true, liar.protection), {"server-round": number, "run": RUN})
+    config = {"server-round": number, "run": RUN}
+    reply = victim.reply(MessageType.EVALUATE, to_sealed(true, liar.protection), config)
+    assert reply.error[1] == REFUSED
+    assert any("the server asks for" in line for line in reply.said), reply.said
 
 
 # --- sums of true uploads that are not what they are said to be
