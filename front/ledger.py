@@ -27,6 +27,7 @@ KINDS = {
     "reveal": "sums unmasked",
     "sign": "manifests signed",
     "agree": "manifests agreed to",
+    "forged": "runs left, as their server forged an aggregate",
 }
 
 

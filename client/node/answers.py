@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 
 from fedveil.client.learning.contribution import Contributions
 from fedveil.client.learning.pipeline import execute, steps_of
-from fedveil.client.learning.protection import NEWEST
+from fedveil.client.learning.protection import FORGED, NEWEST
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.client.learning.states import ClientStates, State, StateKey
 from fedveil.client.node.agreement import manifest_in
@@ -142,23 +142,30 @@ class Answers:
 
 @dataclass(frozen=True)
 class _LedgerStates:
-    """A client's states, of which the newest aggregate is kept in the ledger: a server may begin a node's context anew."""
+    """A client's states, of which the newest aggregate, and that one was forged, are kept in the ledger.
+
+    A server may begin a node's context anew.
+    """
 
     states: ClientStates
     ledger: Ledger
     run: bytes
 
     def get(self, client: int, key: StateKey) -> State | None:
+        if key == FORGED:
+            return {} if self.run in self.ledger.totals().forged else None
         if key != NEWEST:
             return self.states.get(client, key)
         newest = self.ledger.totals().aggregates.get(self.run)
         return None if newest is None else {"round": np.array(newest[0]), "sha256": np.frombuffer(newest[1], np.uint8)}
 
     def put(self, client: int, key: StateKey, state: State) -> None:
-        if key != NEWEST:
+        if key == FORGED:
+            self.ledger.leave(self.run)
+        elif key == NEWEST:
+            self.ledger.opened(self.run, int(state["round"]), state["sha256"].tobytes())
+        else:
             self.states.put(client, key, state)
-            return
-        self.ledger.opened(self.run, int(state["round"]), state["sha256"].tobytes())
 
     def drop(self, client: int, key: StateKey) -> None:
         self.states.drop(client, key)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from fedveil.core.errors import ProtectionError
 from fedveil.privacy.trust.cohorts import Cohort
 from fedveil.privacy.trust.journal import Entry, Journal, damaged
-from fedveil.privacy.trust.totals import AGREE, CONFIRM, LOSS, OPEN, REVEAL, SIGN, Limits, Totals
+from fedveil.privacy.trust.totals import AGREE, CONFIRM, FORGED, LOSS, OPEN, REVEAL, SIGN, Limits, Totals
 
 KEPT = 8  # runs whose newest answers are kept, to be sent again as they were
 
@@ -181,6 +181,12 @@ class Ledger:
         with self._journal.transaction():
             if self._totals.aggregates.get(run) != (number, aggregate):
                 self._journal.enter(OPEN, run, number, {"aggregate": aggregate.hex()})
+
+    def leave(self, run: bytes) -> None:
+        """Enter that this client leaves a run for good, whose server sent an aggregate that it forged."""
+        with self._journal.transaction():
+            if run not in self._totals.forged:
+                self._journal.enter(FORGED, run, 0, {})
 
     def sign(self, run: bytes, manifest: bytes) -> None:
         """Enter that this client signs a manifest; raise ProtectionError where it signed another one of that run.

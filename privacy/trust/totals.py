@@ -18,7 +18,8 @@ from fedveil.privacy.dp.accounting import gaussian_epsilon
 from fedveil.privacy.trust.cohorts import Cohort, exposed
 
 TRAIN, LOSS, EVALUATE, HELLO = "train", "loss", "evaluate", "hello"  # answers made of the client's examples
-OPEN, CONFIRM, REVEAL, SIGN, AGREE = "open", "confirm", "reveal", "sign", "agree"  # what else is entered
+# what else is entered
+OPEN, CONFIRM, REVEAL, SIGN, AGREE, FORGED = "open", "confirm", "reveal", "sign", "agree", "forged"
 COUNTED = (TRAIN, LOSS, EVALUATE)  # answers that `max_answers` counts
 FREE, EXACT = 0.0, math.inf  # the cost, 1 / z^2, of an answer that no example changes, and of one without noise
 
@@ -48,7 +49,7 @@ class Totals:
     newest: by run and kind, the newest round, the digest of its question, and that of the answer's bytes
     revealed: by run, the newest round that was unmasked, and the digest of its survivors
     aggregates: by run, the newest aggregate that was decrypted: its round and SHA-256
-    signed: by run, the manifest's SHA-256
+    signed: by run, the manifest's SHA-256; forged: runs whose server sent an aggregate that is no sum
     """
 
     answers: Counter[str] = field(default_factory=Counter)
@@ -59,6 +60,7 @@ class Totals:
     revealed: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
     aggregates: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
     signed: dict[bytes, bytes] = field(default_factory=dict)
+    forged: set[bytes] = field(default_factory=set)
 
     @property
     def counted(self) -> int:
@@ -88,6 +90,8 @@ class Totals:
             self.aggregates[run] = number, bytes.fromhex(body["aggregate"])
         elif kind == SIGN:
             self.signed[run] = bytes.fromhex(body["sha256"])
+        elif kind == FORGED:
+            self.forged.add(run)
         elif kind != AGREE:
             raise ValueError(f"an entry of the kind {kind!r}")
 

@@ -244,6 +244,17 @@ def test_the_first_probe_ends_the_run_for_its_client_and_the_secret_key_is_not_u
     assert_over(liar, victim, true)
 
 
+def test_a_node_that_begins_anew_has_not_forgotten_the_forgery(liar, tmp_path) -> None:
+    true, kept = liar.added(uploads_of(liar)), str(tmp_path / "client-1.ledger")
+    victim = liar.deployed(0)
+    victim.profile = replace(victim.profile, ledger=kept)
+    assert liar.show(victim, liar.probe(0, 1)) == REFUSED
+    again = liar.deployed(0)
+    again.profile = victim.profile
+    assert liar.show(again, true) == REFUSED
+    assert liar.show(liar.deployed(0), true) == ""  # a client without a ledger would forget
+
+
 def test_the_owner_is_told_why_and_the_server_is_not(liar, sealed_secret) -> None:
     victim = liar.deployed(0)
     reply = victim.reply(
