@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -75,7 +76,8 @@ class AppGrid(InProcessGrid):
             if here:
                 raise self.in_vain
             if self._server == threading.main_thread().ident:
-                signal.pthread_kill(self._server, signal.SIGINT)  # it waits for a day, and nothing else wakes it
+                # it waits for a day, and nothing else wakes it; a job in the background may ignore SIGINT
+                signal.pthread_kill(self._server, signal.SIGUSR1)
         return super().get_node_ids()
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -182,7 +184,8 @@ def _serve(app: AppFolder, server: ServerApp, grid: AppGrid, config: dict[str, S
     """Run the app's server to its end."""
     context = Context(run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config=dict(config))
     try:
-        server(grid, context)
+        with _woken():
+            server(grid, context)
     except KeyboardInterrupt:
         if grid.in_vain is None:
             raise
@@ -194,6 +197,19 @@ def _serve(app: AppFolder, server: ServerApp, grid: AppGrid, config: dict[str, S
             raise FedveilError(f"the app's server failed: {reason(error, app.folder)}") from error
     if grid.in_vain is not None:
         raise grid.in_vain
+
+
+@contextmanager
+def _woken() -> Iterator[None]:
+    """Let SIGUSR1 raise KeyboardInterrupt in the main thread within the block, by which `AppGrid` ends a wait in vain."""
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 class _Waiting:
