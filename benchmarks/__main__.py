@@ -22,7 +22,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[JOB]...", help="j1 to j4, growth, encryption, deployment; all without it"),
+        typer.Argument(
+            metavar="[JOB]...", help="j1 to j4, growth, encryption, deployment, gpu; all but gpu without it"
+        ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="runs of each contestant, in turn; medians are quoted")] = 3,
     engine: Annotated[str | None, typer.Option(help="how FedVeil's clients are computed; auto without it")] = None,

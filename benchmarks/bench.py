@@ -15,14 +15,16 @@ from benchmarks import (
     deployment_report,
     encryption,
     encryption_report,
+    gpu,
     growth,
     jobs,
     report,
 )
 from fedveil.core.errors import SettingsError, nearest
 
-GROWTH, ENCRYPTION, DEPLOYMENT = "growth", "encryption", "deployment"
-KNOWN = (*jobs.JOBS, GROWTH, ENCRYPTION, DEPLOYMENT)
+GROWTH, ENCRYPTION, DEPLOYMENT, GPU = "growth", "encryption", "deployment", "gpu"
+ALL = (*jobs.JOBS, GROWTH, ENCRYPTION, DEPLOYMENT)  # what is measured where no name is given: any machine can
+KNOWN = (*ALL, GPU)
 
 
 def bench(
@@ -35,12 +37,13 @@ def bench(
     write: Path | None = None,
     command: Sequence[str] = (),
 ) -> None:
-    """Measure jobs, how cost grows (`growth`), what protection costs (`encryption`), a deployed round (`deployment`).
+    """Measure jobs, how cost grows (`growth`), what protection costs (`encryption`), a deployed round (`deployment`),
+    a GPU (`gpu`).
 
     Prints tables, or one JSON object: the figures of one name, or an object of figures by name.
 
-    names: all of them where it is empty
-    settings: changes to every experiment, such as `engine` and `workers`; none for `deployment`
+    names: all of them but `gpu` where it is empty
+    settings: changes to every experiment, such as `engine` and `workers`; none for `deployment` and `gpu`
     peers: by name, the Python of a peer's environment; None for the conventional path; used by jobs alone
     repeats: runs of each contestant
     write: a page whose measured sections are replaced
@@ -49,12 +52,14 @@ def bench(
     for name in names:
         if name not in KNOWN:
             raise SettingsError(f"bench: there is no job '{name}'{nearest(name, KNOWN)}\n  known: {', '.join(KNOWN)}")
-    asked = [name for name in KNOWN if name in (names or KNOWN)]
+    asked = [name for name in KNOWN if name in (names or ALL)]
     chosen, others = [jobs.JOBS[name] for name in asked if name in jobs.JOBS], [n for n in asked if n not in jobs.JOBS]
     if DEPLOYMENT in asked and settings:
         raise SettingsError(
             f"--{next(iter(settings))}: deployed clients are processes of their own; leave it out, or name other jobs"
         )
+    if GPU in asked:
+        gpu.check(settings)
     if write is not None:
         if chosen and len(chosen) < len(jobs.JOBS):
             raise SettingsError(
@@ -74,6 +79,8 @@ def bench(
         measured[ENCRYPTION] = _encryption(settings, repeats, around, console, shown, write)
     if DEPLOYMENT in others:
         measured[DEPLOYMENT] = _deployment(repeats, around, console, shown, write)
+    if GPU in others:
+        measured[GPU] = _gpu(around, console, shown, write)
     if as_json:
         if len(asked) == 1 and asked[0] != GROWTH:
             (found,) = measured.pop("jobs", None) or [measured.pop(asked[0])]
@@ -145,6 +152,15 @@ def _deployment(
         shown.print(deployment_report.table(found), highlight=False)
     if write is not None:
         report.write_section(write, DEPLOYMENT, deployment_report.section(found, around, repeats))
+    return found
+
+
+def _gpu(around: contest.Measures, console: Console, shown: Console | None, write: Path | None) -> contest.Measures:
+    found = gpu.measure(lambda line: _say(console, [line]))
+    if shown:
+        shown.print(report.tables(gpu.grids(found), found["notes"]), highlight=False)
+    if write is not None:
+        report.write_section(write, GPU, gpu.section(found, around))
     return found
 
 

@@ -50,7 +50,7 @@ from fedveil.core.wire.messages import (
     WEIGHT,
 )
 from fedveil.datasets.own.local import schema
-from fedveil.models.computing import one_thread
+from fedveil.models.computing import repeatable
 from fedveil.privacy.trust.manifest import UNSIGNED
 from fedveil.privacy.trust.totals import EVALUATE, TRAIN
 
@@ -258,7 +258,7 @@ def fit(request: Request) -> Message:
         contributions = Contributions([client], instructions, given)
         if runtime.experiment.privacy.shows == "mean":
             contributions.brought = [request.brought]
-        with one_thread():
+        with repeatable(runtime.device):
             if protected and answers is not None and asked is not None:
                 answers.contribute(asked, runtime, contributions, states)
             else:
@@ -295,7 +295,7 @@ def evaluate(request: Request) -> Message:
 
     def work() -> Message:
         given = receive(runtime, client, request.model, asked, run, request.states)
-        with one_thread():
+        with repeatable(runtime.device):
             scores = score(runtime, client, given, held_out=True)
         return evaluation_reply(request.message, client, scores, time.perf_counter() - started)
 

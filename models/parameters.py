@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.core.errors import DataError
+from fedveil.models.computing import memory_for
 
 
 def get(network: nn.Module) -> dict[str, Tensor]:
@@ -96,6 +97,10 @@ def to_numpy(parameters: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def from_numpy(arrays: Mapping[str, np.ndarray], device: torch.device | None = None) -> dict[str, Tensor]:
-    """Return `arrays` as tensors on `device`; on a CPU they share memory, but for read-only and strided arrays."""
+    """Return `arrays` as tensors on `device`; on a CPU they share memory, but for read-only and strided arrays.
+
+    Raise TrainingError where a GPU lacks memory.
+    """
     tensors = {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in arrays.items()}
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+    with memory_for("a model"):
+        return {name: tensor.to(device) for name, tensor in tensors.items()}

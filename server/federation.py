@@ -26,7 +26,7 @@ from fedveil.core.randomness import Stream
 from fedveil.core.record.record import Record
 from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.federated import Federated, load
-from fedveil.models.computing import find_device, one_thread
+from fedveil.models.computing import find_device, put, repeatable
 from fedveil.models.local.evaluation import evaluate
 from fedveil.models.local.training import check_training
 from fedveil.models.networks.build import build
@@ -116,7 +116,7 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
     task = federated.dataset.task
     strategy = make(experiment, _metrics(experiment, federated))
     check_training(task, experiment.training)
-    network = build(task, experiment.model, Stream(experiment.seed)).to(device)
+    network = put(build(task, experiment.model, Stream(experiment.seed)), device)
     named = experiment.data.path or experiment.data.dataset.is_own
     digest = _digest(federated) if named and elsewhere is None else ""
     if resume is None:
@@ -160,7 +160,7 @@ def _digest(federated: Federated) -> str:
 
 
 def federate(federation: Federation, grid: Grid, record: Record, hooks: Hooks) -> None:
-    """Run the remaining rounds, with one thread, and save each complete round in the record.
+    """Run the remaining rounds, so that they repeat, and save each complete round in the record.
 
     Raise what `run_rounds` raises.
     """
@@ -169,7 +169,8 @@ def federate(federation: Federation, grid: Grid, record: Record, hooks: Hooks) -
     context = Context(
         grid, experiment, strategy, federation.protection, hooks, observers, federation.metrics, record.folder
     )
-    with one_thread(), threadpool_limits(1, user_api="blas"):  # the second is for NumPy, which strategies compute with
+    # the second is for NumPy, which strategies compute with
+    with repeatable(federation.device), threadpool_limits(1, user_api="blas"):
         if described := describe(experiment, secret=hooks.secret):
             record.write(NOISE, json.dumps(described, indent=2).encode() + b"\n")
         if federation.protection is not None and federation.protection.context is not None:

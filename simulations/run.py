@@ -21,6 +21,7 @@ from fedveil.core.record.record import Record, alone
 from fedveil.core.record.resumes import note_resume
 from fedveil.core.settings.experiment import Experiment, resumable
 from fedveil.core.settings.keys import values
+from fedveil.models.local.room import Room
 from fedveil.models.parameters import from_numpy, get, load, to_numpy, without_constants
 from fedveil.server.checkpoint import MODEL, State, begun, load_state, put_back
 from fedveil.server.exchange import Row
@@ -37,6 +38,7 @@ from fedveil.simulations.holder import Holder, make_keys_once
 from fedveil.simulations.result import Result
 
 CLIENTS = "checkpoint/clients"  # in a record: what clients keep between rounds
+ROOM = "checkpoint/gpu.json"  # in a record: how many clients a GPU trained at once
 
 
 def run(
@@ -187,7 +189,8 @@ def _compute(
     witness = Witness() if here else None
     states = DiskStates(record.path(CLIENTS), federation.state.client_index)
     federation.state.clients = states
-    runtime = client_runtime(settings, keys, states=states, witness=witness, adversary=adversary)
+    room = Room(record.path(ROOM))
+    runtime = client_runtime(settings, keys, states=states, witness=witness, adversary=adversary, room=room)
     holder = Holder(federation, record, runtime.homomorphic(0), witness)
     if federation.protection is not None:
         holder.describe()
@@ -206,8 +209,11 @@ def _compute(
     number = min(count_workers(experiment, federation.device.type), cohort)
     parameters = to_numpy(get(federation.network))
     with closing(Workers(runtime, parameters, cohort, number, stop)) as workers:
-        words = "1 process" if number == 1 else f"{number} processes"
+        count = workers.processes
+        words = "1 process" if count == 1 else f"{count} processes"
         words = "one client after another" if experiment.engine == "sequential" else words
+        if count < number:
+            why += "; more cannot train, as this process has trained before, beside a GPU that PyTorch sees"
         with show.live(federation, record, f"{words}: {why}"):
             grid = CohortGrid(runtime, workers, {"experiment": settings, "keys": keys}, watch=show.client_done)
             federate(federation, grid, record, hooks)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 
 from fedveil.client.learning.contribution import Contributions
 from fedveil.client.learning.runtime import ClientRuntime
@@ -34,7 +33,6 @@ def train(runtime: ClientRuntime, contributions: Contributions) -> None:
         contributions.weights = {
             name: np.empty((len(clients), *value.shape), np.float32) for name, value in contributions.given.items()
         }
-    on_cpu = runtime.device.type == "cpu"
     mu = instructions.proximal_mu
     trained = train_clients(
         runtime.network,
@@ -46,11 +44,9 @@ def train(runtime: ClientRuntime, contributions: Contributions) -> None:
         classes=runtime.federated.dataset.task.labels,
         correction=None if mu is None else Correction(mu),
         together=runtime.vectorized,
-        into=from_numpy(contributions.weights) if on_cpu else None,
+        into=from_numpy(contributions.weights),
+        room=runtime.room,
     )
-    if not on_cpu:
-        for name, tensor in trained.parameters.items():
-            torch.from_numpy(contributions.weights[name]).copy_(tensor)
     contributions.examples, contributions.loss, contributions.steps = trained.examples, trained.loss, trained.steps
 
 

@@ -23,7 +23,8 @@ from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.federated import Federated, load
 from fedveil.datasets.own.local import local, parse_source
-from fedveil.models.computing import find_device
+from fedveil.models.computing import find_device, put
+from fedveil.models.local.room import Room
 from fedveil.models.networks.build import build, check_weights, example
 from fedveil.models.vectorized.batched import Chain, batched
 from fedveil.models.vectorized.functional import Functional
@@ -72,6 +73,7 @@ class ClientRuntime:
     states: of a simulation, the store of all clients' state; None where each node's context is the store
     witness: of a simulation, sees the clients' weights before they are protected
     adversary: of a simulation, sees and may change all contributions of a cohort between training and protection
+    room: the memory that a GPU has for training clients at once
     """
 
     experiment: Experiment
@@ -87,6 +89,7 @@ class ClientRuntime:
     states: ClientStates | None = None
     witness: Witness | None = None
     adversary: Adversary | None = None
+    room: Room = field(default_factory=Room, compare=False)
     _homomorphic: dict[Path, HomomorphicClient] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -165,6 +168,7 @@ def client_runtime(
     states: ClientStates | None = None,
     witness: Witness | None = None,
     adversary: Adversary | None = None,
+    room: Room | None = None,
 ) -> ClientRuntime:
     """Make the runtime of an experiment, given as TOML text or a preset's name.
 
@@ -186,7 +190,7 @@ def client_runtime(
     if most_weights is not None:
         check_weights(federated.dataset.task, experiment.model, most_weights)
     device = find_device(experiment.device)
-    network = build(federated.dataset.task, experiment.model, Stream(experiment.seed)).to(device)
+    network = put(build(federated.dataset.task, experiment.model, Stream(experiment.seed)), device)
     return ClientRuntime(
         experiment,
         federated,
@@ -201,4 +205,5 @@ def client_runtime(
         states,
         witness,
         adversary,
+        room or Room(),
     )

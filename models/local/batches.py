@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fedveil.core.randomness import Stream, keys
 from fedveil.core.settings.sections import Training
 from fedveil.models.local.correction import Correction
+from fedveil.models.local.room import Limits
 
 _INDEX = np.uint64(2**32 - 1)  # the low bits of a key hold its example's index
 
@@ -95,12 +95,15 @@ def is_plain(settings: Training, correction: Correction) -> bool:
     return settings.optimizer == "sgd" and not extras
 
 
-def cut(sizes: np.ndarray, settings: Training, weights: int, example: int, device: torch.device) -> list[np.ndarray]:
+def cut(
+    sizes: np.ndarray, settings: Training, weights: int, example: int, limits: Limits | None = None
+) -> list[np.ndarray]:
     """Cut a cohort into chunks of clients that train at once: positions in the cohort, those with most steps first.
 
     sizes: int64 [n], examples of each client
     weights, example: number of values in the network, and in one example
-    The chunks depend on the cohort, the network and the device, not on the number of workers. On a CPU there are about
+    limits: of a chunk on a GPU; None: the clients train on a CPU
+    The chunks depend on the cohort, the network and the limits, not on the number of workers. On a CPU there are about
     eight chunks, which cores share evenly, of 5 to 16 clients: more make no client cheaper.
     """
     steps = np.array([steps_of(int(n), settings) for n in sizes])
@@ -108,12 +111,11 @@ def cut(sizes: np.ndarray, settings: Training, weights: int, example: int, devic
     order = np.lexsort((np.arange(len(sizes)), -widths, -steps))
     copies = 2 if is_plain(settings, Correction()) else 5  # 5: weights, gradients, two moments, a copy of the start
     each = 4 * (copies * weights + int(widths.max()) * example)  # bytes of a client
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory // 4
+    if limits is not None:
         # a plan is as long as its longest client's, so clients whose steps differ by a factor of two are kept apart
         levels = np.floor(np.log2(steps[order]))
         spans = np.split(order, np.flatnonzero(np.diff(levels)) + 1)
-        most = max(1, memory // each)
+        most = max(1, min(limits.memory // each, limits.clients or len(sizes)))
     else:
         most = max(1, min(max(5, math.ceil(len(sizes) / 8)), 16, (1 << 30) // each))
         spans = [order]

@@ -13,6 +13,7 @@ from fedveil.core.examples import Examples
 from fedveil.core.metrics import Scores, Statistic, Sums, add, auc, counts
 from fedveil.core.randomness import Stream, torch_random
 from fedveil.models import parameters as weights
+from fedveil.models.computing import memory_for
 from fedveil.models.local.inputs import compute, device_of, to_tensor
 from fedveil.models.local.losses import loss
 
@@ -31,7 +32,8 @@ def evaluate(
     loss_kind: `training.loss`
     statistics: the sums to compute, see `core/metrics.py`
     The network and the global random states are restored. A network that draws random numbers in evaluation draws the
-    same ones every time. Raise DataError where there are no examples, or the weights are of another network.
+    same ones every time. Raise DataError where there are no examples, or the weights are of another network;
+    TrainingError where a GPU lacks memory.
     """
     if examples.predictions == 0:
         raise DataError("there are no examples to evaluate on; check the data settings (data.validation_fraction)")
@@ -43,6 +45,7 @@ def evaluate(
         weights.kept(network),
         torch.no_grad(),
         torch_random(Stream(0), "evaluation", cuda=device.type == "cuda"),
+        memory_for(f"evaluation, with {min(rows, len(examples)):,} examples at a time,"),
     ):
         if parameters is not None:
             weights.check_fit(network, parameters)

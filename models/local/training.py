@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedveil.core.errors import DataError, SettingsError, TrainingError
+from fedveil.core.errors import DataError, SettingsError
 from fedveil.core.examples import Examples, Task
 from fedveil.core.randomness import Stream, torch_random
 from fedveil.core.settings.sections import Training
 from fedveil.models import parameters as weights
+from fedveil.models.computing import lacks_memory, memory_for, too_large
 from fedveil.models.local.augmentation import augment, augments
 from fedveil.models.local.batches import batch_size_of, orders, passes_of, steps_of
 from fedveil.models.local.correction import Correction, pick, spread
-from fedveil.models.local.inputs import compute, device_of, to_tensor
+from fedveil.models.local.dropout import HostDropout
+from fedveil.models.local.inputs import compute, device_of, kept_on, to_tensor
 from fedveil.models.local.losses import loss
 from fedveil.models.local.optimizers import Optimizer
+from fedveil.models.local.room import Room
 from fedveil.models.networks import words
-from fedveil.models.vectorized.batched import Chain, train_together
+from fedveil.models.vectorized.batched import Chain, shared, train_together
 from fedveil.models.vectorized.functional import Functional
 
 ORDERED = 1 << 18  # examples put in order at once, 2 MiB; another machine may ask for a billion epochs
@@ -67,6 +70,7 @@ def train_clients(
     moves: Collection[str] | None = None,
     together: Chain | Functional | None = None,
     into: dict[str, Tensor] | None = None,
+    room: Room | None = None,
 ) -> Trained:
     """Train each client on its own examples (McMahan et al. 2017, algorithm 1, ClientUpdate).
 
@@ -79,89 +83,136 @@ def train_clients(
         equation 2)
     moves: names of the weights to train; None: all that the network trains
     together: computes all clients at once (see `batched.batched`); None: one client after another
-    into: memory for the clients' new weights, each [K, ...]; None: new memory
+    into: memory for the clients' new weights, each [K, ...], on any device; None: new memory on the network's
+    room: what is known of a GPU's memory, and is learned here
 
     A client's result does not depend on the others, except for the last bits where they are computed at once. Where a
     GPU lacks memory for all clients, they are computed in smaller groups. A loss may be infinite or NaN.
     Raise DataError for a client without examples or with a label out of range, or `parameters` of another network;
-    TrainingError where a GPU lacks memory for a single client.
+    TrainingError where a GPU lacks memory for the data set or a single client.
     """
     correction = Correction(settings.proximal_mu) if correction is None else correction
     like = dict(network.named_parameters())
     weights.check_fit(network, {name: _of_one(tensor, like.get(name)) for name, tensor in parameters.items()})
     for client, stream in zip(clients, streams, strict=True):
         _check_client(client, stream, classes)
-    results = into or {name: tensor.new_empty(len(clients), *like[name].shape) for name, tensor in parameters.items()}
-    losses, steps = np.zeros(len(clients)), np.zeros(len(clients), dtype=np.int64)
+    with memory_for(f"the weights of {len(clients)} clients"):
+        results = into or {
+            name: tensor.new_empty(len(clients), *like[name].shape) for name, tensor in parameters.items()
+        }
     with weights.kept(network):
         network.train()
-        if together is not None:
-            losses, steps = _together(
-                together, network, parameters, results, clients, settings, learning_rate, streams, correction, moves
-            )
-        else:
-            for name, tensor in parameters.items():
-                results[name].copy_(tensor)
-            for k, (client, stream) in enumerate(zip(clients, streams, strict=True)):
-                own = {name: tensor[k] for name, tensor in results.items()}
-                losses[k], steps[k] = _train(
-                    network, own, client, settings, learning_rate, stream, correction.of([k], own), moves
-                )
+        asked = _Asked(network, parameters, results, clients, settings, learning_rate, streams, correction, moves)
+        losses, steps = _one_by_one(asked) if together is None else _together(together, asked, room or Room())
     return Trained(results, losses, np.array([len(client) for client in clients], dtype=np.int64), steps)
 
 
-def _together(
-    how: Chain | Functional,
-    network: nn.Module,
-    parameters: dict[str, Tensor],
-    results: dict[str, Tensor],
-    clients: Sequence[Examples],
-    settings: Training,
-    learning_rate: float,
-    streams: Sequence[Stream],
-    correction: Correction,
-    moves: Collection[str] | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sort clients by their steps and train them at once, or in halves where a GPU lacks memory for all."""
-    sizes = [len(client) for client in clients]
-    everybody = list(range(len(clients)))
-    order = sorted(everybody, key=lambda k: (-steps_of(sizes[k], settings), -batch_size_of(sizes[k], settings)))
-    losses, steps = np.zeros(len(clients)), np.zeros(len(clients), dtype=np.int64)
-    waiting = [order]
-    while waiting:
-        part = waiting.pop()
-        own = (
-            results
-            if part == everybody
-            else {name: t.new_empty(len(part), *t.shape[1:]) for name, t in results.items()}
-        )
-        like = {name: tensor[0] for name, tensor in own.items()}
-        for name, tensor in pick(parameters, part, like).items():
-            own[name].copy_(tensor)
-        some, draws, beside = [clients[k] for k in part], [streams[k] for k in part], correction.of(part, like)
-        done = _where_it_fits(how, network, own, some, settings, learning_rate, draws, beside, moves)
-        if done is None:
-            if len(part) == 1:
-                raise TrainingError(
-                    f"client {draws[0].client}: training it alone needs more memory than the GPU has free"
-                )
-            waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
-            continue
-        losses[part], steps[part] = done
-        if own is not results:
-            for name, tensor in results.items():
-                tensor[part] = own[name]
+@dataclass(frozen=True)
+class _Asked:
+    """The training that `train_clients` is asked for; `results`: the clients' weights, each [K, ...], are written."""
+
+    network: nn.Module
+    parameters: dict[str, Tensor]
+    results: dict[str, Tensor]
+    clients: Sequence[Examples]
+    settings: Training
+    learning_rate: float
+    streams: Sequence[Stream]
+    correction: Correction
+    moves: Collection[str] | None
+
+    @property
+    def here(self) -> bool:
+        """Whether the results lie on the device that computes."""
+        return next(iter(self.results.values())).device == device_of(self.network)
+
+    def like(self) -> dict[str, Tensor]:
+        """Return tensors of the shapes of one client's weights, on the device that computes."""
+        return {name: parameter.detach() for name, parameter in self.network.named_parameters()}
+
+
+def _one_by_one(asked: _Asked) -> tuple[np.ndarray, np.ndarray]:
+    """Train one client after another; return each one's mean loss and number of steps."""
+    number, device, like = len(asked.clients), device_of(asked.network), asked.like()
+    losses, steps = np.zeros(number), np.zeros(number, dtype=np.int64)
+    for k, (client, stream) in enumerate(zip(asked.clients, asked.streams, strict=True)):
+        with memory_for(f"client {stream.client}: training it alone"):
+            for name, tensor in pick(asked.parameters, [k], like).items():
+                asked.results[name][k].copy_(_of_one(tensor, like[name]))
+            rows = {name: tensor[k] for name, tensor in asked.results.items()}
+            own = {name: row.to(device) for name, row in rows.items()}  # the rows themselves where they lie there
+            losses[k], steps[k] = _train(
+                asked.network, own, client, asked.settings, asked.learning_rate, stream,
+                asked.correction.of([k], like), asked.moves,
+            )  # fmt: skip
+            if not asked.here:
+                for name, row in rows.items():
+                    row.copy_(own[name])
     return losses, steps
 
 
-def _where_it_fits(*arguments: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """Call `train_together`; return None where a GPU lacks memory, with all that was allocated freed again."""
+def _together(how: Chain | Functional, asked: _Asked, room: Room) -> tuple[np.ndarray, np.ndarray]:
+    """Sort clients by their steps and train them at once, or in halves where a GPU lacks memory for all."""
+    settings, sizes = asked.settings, [len(client) for client in asked.clients]
+    everybody = list(range(len(sizes)))
+    order = sorted(everybody, key=lambda k: (-steps_of(sizes[k], settings), -batch_size_of(sizes[k], settings)))
+    losses, steps = np.zeros(len(sizes)), np.zeros(len(sizes), dtype=np.int64)
+    _place_data(asked.clients, device_of(asked.network))
+    waiting = [order]
+    while waiting:
+        part = waiting.pop()
+        first = asked.streams[part[0]]
+        known = room.lacked(first.round, first.client, len(part))
+        done = None if known else _where_it_fits(how, asked, part, whole=part == everybody)
+        if done is None:
+            if len(part) == 1:
+                raise too_large(f"client {first.client}: training it alone")
+            if not known:
+                room.note(first.round, first.client, len(part))
+                torch.cuda.empty_cache()  # pieces of what was freed, each too small for the next try
+            waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+            continue
+        losses[part], steps[part] = done
+    return losses, steps
+
+
+def _place_data(clients: Sequence[Examples], device: torch.device) -> None:
+    """Copy a data set that all clients select from to a GPU, once; raise TrainingError where it does not fit."""
+    held = shared(clients)
+    if held is None:
+        return
+    arrays = [array for array in (held.features, held.labels, held.mask) if array is not None]
+    size = sum(array.nbytes for array in arrays) / 1e9
+    with memory_for(f"the data set, whose {len(held):,} training examples take {size:,.1f} GB,"):
+        for array in arrays:
+            kept_on(array, device)
+
+
+def _where_it_fits(
+    how: Chain | Functional, asked: _Asked, part: list[int], *, whole: bool
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Train some clients, by position, at once, and write their results.
+
+    whole: they are all clients, in order
+    Return None where a GPU lacks memory for any of it, with all that was allocated freed again.
+    """
     try:
-        return train_together(*arguments)
-    except torch.OutOfMemoryError:
-        return None
+        like = asked.like()
+        in_place = whole and asked.here
+        own = asked.results if in_place else {name: t.new_empty(len(part), *t.shape) for name, t in like.items()}
+        for name, tensor in pick(asked.parameters, part, like).items():
+            own[name].copy_(tensor)
+        found = train_together(
+            how, asked.network, own, [asked.clients[k] for k in part], asked.settings, asked.learning_rate,
+            [asked.streams[k] for k in part], asked.correction.of(part, like), asked.moves,
+        )  # fmt: skip
+        if not in_place:
+            rows = slice(part[0], part[-1] + 1) if part == list(range(part[0], part[-1] + 1)) else part
+            for name, tensor in asked.results.items():
+                tensor[rows] = own[name].to(tensor.device)
+        return found
     except RuntimeError as error:
-        if "ALLOC_FAILED" not in str(error):  # cuBLAS's message for a lack of memory
+        if not lacks_memory(error):
             raise
         return None
 
@@ -217,7 +268,8 @@ def _train(
     total = torch.zeros((), dtype=torch.float64, device=device)
     seen = steps = 0
     whose = f"client {stream.client}"
-    with torch_random(stream, "dropout", cuda=device.type == "cuda"):
+    on_gpu = device.type == "cuda"
+    with torch_random(stream, "dropout", cuda=on_gpu), HostDropout() if on_gpu else nullcontext():
         for batch in _batches(len(client), settings, stream, device):
             chosen = inputs.index_select(0, batch)
             if augmentation is not None:

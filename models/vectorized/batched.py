@@ -96,15 +96,21 @@ def _agrees(network: nn.Module, chain: Chain, inputs: Tensor) -> bool:
         network.train(training)
 
 
+def shared(clients: Sequence[Examples]) -> Examples | None:
+    """Return the data set that all clients select their examples from; None where there is no such one."""
+    first = clients[0]
+    if isinstance(first, Selection) and all(isinstance(c, Selection) and c.source is first.source for c in clients):
+        return first.source
+    return None
+
+
 def source(clients: Sequence[Examples]) -> tuple[Examples, list[np.ndarray]]:
     """Return examples that hold those of all clients, and each client's rows of them.
 
     Clients that select from one data set share it without a copy; else all examples are concatenated.
     """
-    first = clients[0]
-    if isinstance(first, Selection) and all(isinstance(c, Selection) and c.source is first.source for c in clients):
-        rows = [client.rows for client in clients if isinstance(client, Selection)]
-        return first.source, rows
+    if (held := shared(clients)) is not None:
+        return held, [client.rows for client in clients if isinstance(client, Selection)]
     ends = np.cumsum([len(client) for client in clients])
     own = [np.arange(end - len(client), end) for client, end in zip(clients, ends, strict=True)]
     return join(clients), own

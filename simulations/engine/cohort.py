@@ -98,7 +98,7 @@ class CohortGrid(InProcessGrid):
         clients = np.array([_client(messages[i]) for i in able])
         open_seconds = runtime.take_open_seconds(int(clients[0])) / len(able)
         chunks: list[Chunk] = []
-        for chunk in self._cut(clients):
+        for chunk in self._cut(clients, instructions.round):
             positions = [able[i] for i in chunk]
             made = Contributions(
                 [int(k) for k in clients[chunk]], instructions, given, positions=positions, open_seconds=open_seconds
@@ -169,14 +169,15 @@ class CohortGrid(InProcessGrid):
                 refused.append((i, refusal(message, error, self._runtime.keys)))
         return given, refused
 
-    def _cut(self, clients: np.ndarray) -> list[np.ndarray]:
-        """Return the positions of the clients in each chunk."""
+    def _cut(self, clients: np.ndarray, number: int) -> list[np.ndarray]:
+        """Return the positions of the clients in each chunk of round `number`."""
         runtime = self._runtime
         if runtime.experiment.engine != "batched":
             return np.split(np.arange(len(clients)), len(clients))
         sizes = runtime.federated.sizes(clients)
         numbers = runtime.federated.dataset.task.numbers
-        return cut(sizes, runtime.experiment.training, self._numbers_in_model, numbers, runtime.device)
+        limits = runtime.room.limits(number, runtime.device) if runtime.device.type == "cuda" else None
+        return cut(sizes, runtime.experiment.training, self._numbers_in_model, numbers, limits)
 
     def _evaluate(self, messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
         config = dict(cast(ConfigRecord, messages[0].content[CONFIG]))

@@ -31,8 +31,10 @@ from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.core.errors import DataError, FedveilError, Interrupted, SettingsError, TrainingError
 from fedveil.core.metrics import Scores
 from fedveil.core.places import where
+from fedveil.simulations.engine.forks import children_train
 
 Arrays = dict[str, np.ndarray]
+FROZEN_FROM_START = 1000  # objects, at most: some versions of Python 3.12 count 375 of their own as frozen
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,10 @@ class Outcome:
     scores: Sequence[Scores] = ()
 
 
-def can_fork() -> bool:
-    """Say whether this system forks processes safely, as Linux does."""
-    return sys.platform == "linux"
-
-
 class Workers:
     """The runner of jobs, in this process or in `number` processes where that is more than one.
+
+    Where PyTorch forbids processes to train (`forks.py`), all jobs run in this one, to the same bytes.
 
     results: the clients' weights, each [rows, ...]; row `job.first + i` is that of the i-th client of a job. Later jobs
         overwrite them, except where their arrays are still in use: see `make_room`.
@@ -84,8 +83,8 @@ class Workers:
         self._begin()
 
     def _begin(self) -> None:
-        shared = self._number > 1
-        self._froze = gc.get_freeze_count() == 0
+        shared = self._number > 1 and children_train()
+        self._froze = gc.get_freeze_count() <= FROZEN_FROM_START  # else others froze more, which stays frozen
         given, self._flat = (_memory(self._shapes, rows, shared) for rows in (1, self._rows))
         self._given = {name: flat.reshape(self._shapes[name]) for name, flat in given.items()}
         self.results = {name: flat.reshape(self._rows, *self._shapes[name]) for name, flat in self._flat.items()}
@@ -108,6 +107,11 @@ class Workers:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def processes(self) -> int:
+        """The number of processes that compute, this one where there are no others."""
+        return len(self._processes) or 1
 
     def make_room(self, rows: int) -> None:
         """Prepare for jobs whose results take `rows` rows, from row 0.

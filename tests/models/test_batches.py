@@ -17,6 +17,7 @@ from fedveil.core.randomness import Stream
 from fedveil.core.settings.sections import Training
 from fedveil.models.local import training
 from fedveil.models.local.batches import batch_size_of, cut, orders, plan, steps_of
+from fedveil.models.local.room import Limits
 
 some_training = st.builds(
     Training,
@@ -78,7 +79,7 @@ def test_an_example_is_as_likely_at_every_place_of_a_long_order() -> None:
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=300), st.integers(1, 10**9))
 def test_a_cohort_is_cut_into_chunks_that_hold_everybody_once_the_longest_first(sizes, numbers):
     training = Training(batch_size=10)
-    chunks = cut(np.array(sizes), training, numbers, 5, torch.device("cpu"))
+    chunks = cut(np.array(sizes), training, numbers, 5)
     order = np.concatenate(chunks)
     assert sorted(order) == list(range(len(sizes)))
     steps = [steps_of(sizes[k], training) for k in order]
@@ -106,3 +107,20 @@ def test_a_billion_epochs_take_no_memory_before_the_first_step() -> None:
     tracemalloc.stop()
     assert len(first) == 16
     assert most < 50 << 20
+
+
+@given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=300),
+    st.integers(1, 10**6),
+    st.integers(1, 10**9),
+    st.none() | st.integers(1, 50),
+)
+def test_on_a_gpu_a_chunk_keeps_to_its_limits_and_clients_of_other_lengths_are_apart(sizes, numbers, memory, most):
+    training = Training(batch_size=10)
+    chunks = cut(np.array(sizes), training, numbers, 5, Limits(memory, most))
+    assert sorted(np.concatenate(chunks)) == list(range(len(sizes)))
+    for chunk in chunks:
+        steps = [steps_of(sizes[k], training) for k in chunk]
+        assert max(steps) < 2 * min(steps)
+        assert len(chunk) <= (most or len(sizes))
+        assert len(chunk) == 1 or len(chunk) * 4 * (2 * numbers + min(10, max(sizes)) * 5) <= memory
