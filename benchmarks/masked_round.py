@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.remote import Measures, Remote, cohort
+from benchmarks.remote import UNAUTHENTICATED, Measures, Remote, cohort
 from fedveil.core.settings.choice import ProtectionChoice
 from fedveil.core.settings.sections import Privacy
 from fedveil.privacy.fixed_point import Layout, dequantize, quantize
@@ -138,6 +138,7 @@ def _play(size: int, clients: int, dropped: int, folder: Path) -> Measures:
     spent = sum(map(sum, played.server.seconds.values()))
     other = int(statistics.median(played.said[dropped:]))
     return {
+        **UNAUTHENTICATED,
         "upload_bytes": len(upload) + other,
         "masked_bytes": len(upload),
         "other_bytes": other,

@@ -21,10 +21,8 @@ import numpy as np
 
 from benchmarks import masked_round, own_ways
 from benchmarks.peers import tenseal_ways
-from benchmarks.remote import Measures, Remote, cohort
+from benchmarks.remote import UNAUTHENTICATED, Measures, Remote, cohort
 
-# parts of authentication: a client's own seeds expanded, products with pads, those pads, the check; a client's tags added
-AUTHENTICATION = ("expand_s", "products_s", "pads_s", "check_s", "tags_s")
 OPENINGS = 3  # times that the same download is opened; the median counts
 # The client and the server of each way, made from the folder that they share and the numbers of weights and clients.
 WAYS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -77,8 +75,7 @@ def measure(way: str, size: int, clients: int, many: int, folder: Path) -> Measu
         "once_s": once,
         "error": float(np.abs(mean - expected).max()),
         "memory_mb": server.grown_mb,
-        "tag_bytes": None,
-        **dict.fromkeys(AUTHENTICATION),
+        **UNAUTHENTICATED,
     }
     if tags_s is not None:
         parts = {part: statistics.median(seconds) for part, seconds in client.parts.items()}

@@ -15,6 +15,9 @@ import numpy as np
 
 from benchmarks.memory import peak_mb
 
+# parts of authentication: a client's own seeds expanded, products with pads, those pads, the check; a client's tags added
+AUTHENTICATION = ("expand_s", "products_s", "pads_s", "check_s", "tags_s")
+UNAUTHENTICATED: dict[str, Any] = {**dict.fromkeys(AUTHENTICATION), "tag_bytes": None}
 Measures = dict[str, Any]
 
 

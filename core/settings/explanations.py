@@ -126,6 +126,8 @@ def explain(
             lines[key] = (f"{key} = {_shown(problem['input'])}: {problem['ctx']['error']}", [])
         else:
             allowed = problem["msg"].removeprefix("Input should be ").replace("a valid ", "a ")
+            if abs(end := problem.get("ctx", {}).get("le", 0)) > 1e16:  # its digits say nothing
+                allowed = f"less than or equal to {end:g}"
             if problem["type"] in WORDS:
                 allowed = WORDS[problem["type"]].format(**problem.get("ctx", {}))
             lines.setdefault(key, (f"{key} = {_shown(problem['input'])}: must be ", []))[1].append(allowed)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-LARGEST = 1e12  # of numbers that are no counts
+LARGEST = 1e100  # of numbers that are no counts: rates that a user tries may be absurd, and no size follows from them
 LARGEST_FEATURE = 1e38  # float32 holds a little more
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]

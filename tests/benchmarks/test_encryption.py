@@ -13,8 +13,7 @@ from rich.console import Console
 from benchmarks import bench, encryption, encryption_report, report, whole_runs
 from benchmarks.own_ways import SharedMaskClient, SharedMaskServer
 from benchmarks.peers import flower_secagg, tenseal_ways
-from benchmarks.protected_round import AUTHENTICATION
-from benchmarks.remote import Remote, cohort
+from benchmarks.remote import AUTHENTICATION, Remote, cohort
 from fedveil.core.settings.sections import Privacy
 from fedveil.privacy.homomorphic import wire
 from fedveil.privacy.plan import make_plan
