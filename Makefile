@@ -19,7 +19,7 @@ test: .venv/.ready-test  ## all tests, with reduced counts where a claim needs m
 
 machines: .venv/.ready-test  ## servers and clients in network namespaces, killed, cut off and lied to; root, ten minutes
 	$(BIN)/pytest -n 3 --dist loadscope tests/deployment
-	$(BIN)/pytest -m long tests/benchmarks
+	$(BIN)/pytest -n 2 -m long tests/benchmarks tests/simulations
 
 golden: .venv/.ready-test  ## the bytes of the reference, run beside this code; some ten minutes, and an environment that it makes
 	$(BIN)/python tests/golden/compare.py --make-old .venv-reference --new $(BIN)/python

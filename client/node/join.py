@@ -73,10 +73,10 @@ def join(options: Options, say: Callable[[str], None]) -> None:
         Policy.read(options.policy)
     ledger = (options.ledger or ledger_path(options.data)).absolute()
     Ledger.open(ledger, source_name(options.data)).close()  # one that cannot be used is said here, and not in a round
-    say(f"ledger   {ledger}")
     options.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _greeted(options, client, say, stopping):
         return
+    say(f"ledger   {ledger}")
     profile = ClientProfile(
         client,
         options.data,

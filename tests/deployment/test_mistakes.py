@@ -72,9 +72,10 @@ def test_a_run_without_any_score_says_so_at_its_start_and_draws_none(federation:
     federation.clients[2].says("round 2  trained on 40 examples")
 
 
-def test_the_record_holds_no_token_of_flowers_and_the_status_the_rounds(federation: Federation) -> None:
+def test_the_record_holds_no_token_and_the_status_the_rounds(federation: Federation) -> None:
     run = federation.runs[-1]
-    command = json.loads((run.folder / "environment.json").read_text())["command"]
-    assert command[command.index("--token") + 1] == "***"
+    kept = (run.folder / "environment.json").read_text()
+    assert "--token" not in json.loads(kept)["command"]
+    assert (federation.state / "control.token").read_text().strip() not in kept
     told = {one["run"]: one for one in federation.ask("/status")["runs"]}[run.name]
     assert (told["round"], told["rounds"], list(told["scores"])) == (2, 2, ["train_loss"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deployment.federations import JOINED, PORT, Federation, federated
+from deployment.federations import JOINED, PORT, Federation, federated, new_keys
 from helpers import connect_proxy
 from helpers.machines import START, Program, eventually, fedveil
 
@@ -21,6 +22,8 @@ RUN = {"data.clients": 1, "federation.cohort": 1, "federation.rounds": 2, "train
 def federation(folder: Path) -> Iterator[Federation]:
     """A server, and on the machine of the second client nothing but two proxies, one of which lets nobody through."""
     with federated(folder, clients=2) as made:
+        shutil.rmtree(made.keys)
+        new_keys(made.keys, 1, made.at.address)  # for the one client: more than half of all must sign a run's manifest
         at = made.hosts[2]
         started = []
         for port, words in ((OPEN, ()), (CLOSED, ("deny",))):

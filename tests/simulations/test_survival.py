@@ -106,7 +106,7 @@ def assert_all_go_on(trees: list[Tree], experiment: Experiment, whole: Path, tmp
     assert resumed > 20
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [pytest.param("sequential", marks=pytest.mark.long), "batched"])
 def test_a_run_goes_on_after_a_kill_between_any_two_changes_of_the_disk(
     engine, tmp_path, no_plots, small_checkpoints
 ) -> None:
@@ -195,7 +195,7 @@ def test_a_run_goes_on_after_a_power_cut_at_any_moment(tmp_path, monkeypatch, no
 # --- killed by the system, as it comes
 
 
-@pytest.mark.parametrize("engine", ["batched", "processes"])
+@pytest.mark.parametrize("engine", [pytest.param("batched", marks=pytest.mark.long), "processes"])
 def test_a_run_killed_five_times_ends_at_the_same_bytes(engine, tmp_path) -> None:
     experiment = stateful(engine, rounds=60, workers=2)
     summary, kept = run_killed(experiment, tmp_path, kills=5, seed=1)
