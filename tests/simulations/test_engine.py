@@ -324,7 +324,7 @@ def test_what_python_itself_counts_as_frozen_keeps_nothing_from_being_frozen(pla
     try:
         before = real()
         Workers(place, to_numpy(get(place.network)), 2, 1, lambda: False).close()
-        assert real() == before
+        assert before - 1000 < real() <= before  # a few may be freed meanwhile
     finally:
         gc.unfreeze()
 
