@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -122,11 +123,17 @@ def _show(console: Console, told: dict[str, Any], delta: float) -> None:
 
 
 def _show_manifest(ledgers: list[Ledger], run: str, *, as_json: bool) -> None:
-    """Print a run's manifest and who signed it; raise SettingsError where no ledger has it."""
+    """Print a run's manifest and who signed it; raise SettingsError where no ledger has it.
+
+    run: the start of its id, or of the fingerprint that client and server show of its manifest
+    """
+    from fedveil.privacy.homomorphic.keys import fingerprint
+
     archived = [one for ledger in ledgers for one in ledger.manifests()]
-    found = [one for one in archived if one.run.hex().startswith(run.lower())]
+    shown = {one.run: fingerprint(sha256(one.manifest).digest()) for one in archived}
+    found = [one for one in archived if one.run.hex().startswith(run.lower()) or shown[one.run].startswith(run.lower())]
     if len({one.run for one in found}) != 1:
-        known = ", ".join(sorted({one.run.hex() for one in archived})[-5:]) or "none"
+        known = ", ".join(f"{one.hex()} (manifest {words})" for one, words in sorted(shown.items())[-5:]) or "none"
         raise SettingsError(
             f"--manifest {run}: names {'several runs' if found else 'no run'} of this ledger; it has: {known}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from fedveil.cli import app
 from fedveil.client.node.ledger import ledger_path, source_name
 from fedveil.core.errors import FedveilError, ProtectionError, SettingsError
 from fedveil.privacy.dp.accounting import gaussian_epsilon
+from fedveil.privacy.homomorphic.keys import fingerprint
 from fedveil.privacy.trust.ledger import Ledger, Question
 from fedveil.privacy.trust.totals import EXACT, TRAIN, Limits
 
@@ -76,6 +78,7 @@ def test_it_shows_the_manifest_of_a_run_and_who_signed_it(home) -> None:
     written("digits:2/3")
     shown = said("--manifest", RUN.hex()[:8])
     assert shown.startswith('{"format": 1}\nsigned by client-1, client-3; agreed to on ')
+    assert said("--manifest", fingerprint(sha256(b'{"format": 1}\n').digest())) == shown  # as client and server show it
     told = json.loads(said("--manifest", RUN.hex(), "--json"))
     assert (told["run"], told["signed"], told["manifest"]) == (RUN.hex(), ["client-1", "client-3"], '{"format": 1}\n')
     with pytest.raises(SettingsError, match=f"--manifest ffff: names no run of this ledger; it has: {RUN.hex()}"):
