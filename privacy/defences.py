@@ -86,8 +86,8 @@ def defend(privacy: Privacy, given: Update, weights: Update, stream: Stream, *, 
         return weights
     if defence is not None and finite:
         update = _checked(privacy.defence.name, defence(update, stream.generator("defence")), weights)
-    if privacy.clip is not None:
-        update = clip(update, privacy.clip)
+    if privacy.bound is not None:
+        update = clip(update, privacy.bound)
         if privacy.noisy and privacy.noise_at == "client" and not privacy.protected:
             update = add_noise(update, privacy.deviation, _normal(stream, secret))
     return {name: np.asarray(given[name] + value, np.float32) for name, value in update.items()}
@@ -102,10 +102,10 @@ def share(
     Weights are float32 as they are, and None, where the client adds no noise. Else they are clipped again, since a norm
     of C is a little more after rounding to float32.
     """
-    if not privacy.noisy or privacy.noise_at != "client" or privacy.clip is None:
+    if not privacy.noisy or privacy.noise_at != "client" or privacy.bound is None:
         return weights, None
     update = clip(
-        {name: np.subtract(value, given[name], dtype=np.float64) for name, value in weights.items()}, privacy.clip
+        {name: np.subtract(value, given[name], dtype=np.float64) for name, value in weights.items()}, privacy.bound
     )
     still = {name: np.zeros(value.shape) for name, value in update.items()}
     exact = {name: given[name] + value for name, value in update.items()}

@@ -198,7 +198,7 @@ def make_plan(privacy: Privacy, cohort: int) -> Plan:
     unit = plan.grid.step * cohort
     if deviation and deviation < UNITS * unit:
         raise SettingsError(
-            f"privacy.clip = {privacy.clip:g}, privacy.noise_multiplier = {privacy.noise_multiplier:g}: noise of {deviation:.2g} "
+            f"privacy.clip = {privacy.clip}, a noise multiplier of {privacy.multiplier:g}: noise of {deviation:.2g} "
             f"would be rounded away, as {privacy.protection} lets each of {cohort:,} clients send multiples of {unit:.2g}, and "
             f"epsilon is proven for {UNITS} of them or more; take a larger privacy.clip or noise, a smaller federation.cohort or "
             "privacy.protection.range, or a finer grid (secagg)"

@@ -81,6 +81,7 @@ class State:
     fewest: of a run with noise, the clients in the smallest sum; 0 before the first round
     population, drawn: of a run with noise, the fewest clients that a cohort was drawn from, and the largest cohort; 0
     before the first round
+    smallest: of a run whose noise hides examples, how many the client with the fewest has; 0 where nobody knows
     constants: buffers of the network, which stand in the file of a model beside its weights; they are no message's
     """
 
@@ -106,6 +107,7 @@ class State:
     fewest: int = 0
     population: int = 0
     drawn: int = 0
+    smallest: int = 0
     constants: Parameters = field(default_factory=dict)
     best_loss: float = math.inf
 

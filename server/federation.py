@@ -32,7 +32,7 @@ from fedveil.models.local.training import check_training
 from fedveil.models.networks.build import build
 from fedveil.models.parameters import constants, from_numpy, get, to_numpy
 from fedveil.privacy.defences import find_defence
-from fedveil.privacy.dp.accounting import describe
+from fedveil.privacy.dp.accounting import calibrated, describe
 from fedveil.privacy.fixed_point import Layout
 from fedveil.privacy.trust.manifest import UNSIGNED
 from fedveil.server.checkpoint import Parameters, State, load_state, save_state, write_layout
@@ -129,7 +129,23 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
             )
         strategy.restore(kept)
     state.constants = to_numpy(constants(network))
+    if experiment.privacy.per_example and elsewhere is None:
+        state.smallest = _smallest(experiment, federated)
+    numbers = sum(parameter.numel() for parameter in network.parameters())
+    experiment = calibrated(experiment, numbers, state.smallest)
+    check_protection(experiment)  # again, with the noise that its grid must not swallow
     return Federation(experiment, federated, network, strategy, state, device)
+
+
+def _smallest(experiment: Experiment, federated: Federated) -> int:
+    """Return the examples of the client that has the fewest; raise SettingsError where delta is too large for them all."""
+    sizes = federated.sizes(np.arange(experiment.data.clients))
+    if experiment.privacy.delta * int(sizes.sum()) >= 1:
+        raise SettingsError(
+            f"privacy.delta = {experiment.privacy.delta:g}: must be smaller than 1 / {int(sizes.sum()):,}, the examples of all "
+            "clients; a larger one would allow showing one of them"
+        )
+    return int(sizes.min())
 
 
 def _metrics(experiment: Experiment, federated: Federated) -> MetricSet:

@@ -78,8 +78,8 @@ def doubt(federation: Federation, accuracy: float | None) -> str | None:
         return None
     settings, privacy = experiment.training, experiment.privacy
     causes = [*federation.federated.dataset.notes]
-    if privacy.noise_multiplier:
-        causes.append(f"noise drowns so few updates (privacy.noise_multiplier = {privacy.noise_multiplier:g})")
+    if privacy.noisy:
+        causes.append(f"noise drowns so few updates (noise multiplier {privacy.multiplier:g})")
     causes.append(f"the learning rate (training.learning_rate = {settings.learning_rate:g}) is too large or too small")
     causes.append(f"{federation.state.round:,} round(s) are too few")
     return (
@@ -128,7 +128,7 @@ def guarantee(federation: Federation, *, secret: bool) -> dict[str, Any]:
 def guarantee_lines(found: Mapping[str, Any]) -> list[str]:
     """Return the guarantees of a summary in words, one for each observer; none where no noise was added."""
     lines = [
-        explain(math.inf if found[name] is None else found[name], found["delta"], against)
+        explain(math.inf if found[name] is None else found[name], found["delta"], against, found["epsilon_unit"])
         for name, against in found.get("epsilon_against", {}).items()
     ]
     return [*lines, f"the noise came {found['noise']}", found["not_covered"]] if lines else []

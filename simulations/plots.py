@@ -96,7 +96,7 @@ def _draw_curves(experiment: Experiment, data: str, record: Record) -> list[Path
 
 def _title(e: Experiment, data: str) -> str:
     privacy = e.privacy
-    noise = f", noise multiplier {privacy.noise_multiplier:g}, clip {privacy.clip:g}" if privacy.noisy else ""
+    noise = f", noise multiplier {privacy.multiplier:.3g}, clip {privacy.clip}" if privacy.noisy else ""
     protection = f", {privacy.protection.name}" if privacy.protected else ""
     return (
         f"{data}\n{e.federation.strategy}, {e.federation.cohort:,} of {e.data.clients:,} clients a round, "

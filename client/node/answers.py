@@ -213,7 +213,7 @@ def _cost(experiment: Experiment, kind: str) -> float:
     privacy = experiment.privacy
     if kind == EVALUATE or not privacy.noisy or privacy.noise_at != "client":
         return EXACT
-    return 1 / privacy.noise_multiplier**2
+    return 1 / privacy.multiplier**2
 
 
 def _tells_loss(reply: Message) -> bool:

@@ -168,12 +168,12 @@ class Policy(Section):
             )
         if self.max_epsilon is not None and not (privacy.noisy and privacy.noise_at == "client"):
             problems.append(
-                f"privacy.noise_multiplier = {privacy.noise_multiplier:g} at the {privacy.noise_at}, and it asks for a finite epsilon "
+                f"noise of multiplier {privacy.multiplier:g} at the {privacy.noise_at}, and it asks for a finite epsilon "
                 "of its own noise (max_epsilon)"
             )
-        if privacy.noise_multiplier < self.min_noise:
+        if privacy.multiplier < self.min_noise:
             problems.append(
-                f"privacy.noise_multiplier = {privacy.noise_multiplier:g}, and it allows {self.min_noise:g} or more (min_noise)"
+                f"a noise multiplier of {privacy.multiplier:g}, and it allows {self.min_noise:g} or more (min_noise)"
             )
         elif self.min_noise > 0 and privacy.noise_at != "client":
             problems.append(

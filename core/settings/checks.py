@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedveil.core.catalog import METRICS, PROTECTIONS, STRATEGIES
+from fedveil.core.catalog import MECHANISMS, METRICS, PROTECTIONS, STRATEGIES
 from fedveil.core.errors import SettingsError
-from fedveil.core.settings.sections import Settings
+from fedveil.core.settings.sections import Federation, Privacy, Settings
 
 ORDER = ("sum", "mean", "each")  # what a strategy may need to see, from least to most
 
@@ -103,7 +103,7 @@ def _check_shown(e: Settings, refuse: Callable[[bool, str], None]) -> None:
     start = f"federation.strategy = '{strategy}': cannot work with "
     refuse(
         shows == "each",
-        f"{start}privacy.noise_multiplier = {privacy.noise_multiplier:g}, which is accounted for the plain mean of updates\n"
+        f"{start}noise (privacy.epsilon, privacy.noise_multiplier), which is accounted for the plain mean of updates\n"
         f"  can: {able}",
     )
     why = f"{declared.why}, and the server sees only their sum"
@@ -117,31 +117,21 @@ def _check_shown(e: Settings, refuse: Callable[[bool, str], None]) -> None:
 
 
 def _check_noise(e: Settings, refuse: Callable[[bool, str], None]) -> None:
-    """Refuse noise whose differential privacy guarantee would not hold."""
+    """Refuse noise whose differential privacy guarantee would not hold, or that nothing can add."""
     privacy = e.privacy
-    if not privacy.noisy:
-        return
-    asked = f"privacy.noise_multiplier = {privacy.noise_multiplier:g}"
     refuse(
-        privacy.clip is None,
-        f"{asked}: noise hides an update only up to its norm, which nothing bounds; set privacy.clip, 1.0 say",
+        privacy.epsilon is not None and privacy.noise_multiplier > 0,
+        f"privacy.epsilon = {privacy.epsilon}, privacy.noise_multiplier = {privacy.noise_multiplier:g}: a budget decides how much "
+        "noise there is; give one of them (--set privacy.noise_multiplier= takes the other away)",
     )
-    refuse(
-        privacy.noise_at == "server" and privacy.shows == "sum",
-        f"privacy.noise_at = 'server': the server of privacy.protection = '{privacy.protection}' only adds up ciphertexts that it "
-        "cannot read; use privacy.noise_at = 'client', whose noise adds up under encryption",
-    )
-    refuse(
-        privacy.delta * e.data.clients >= 1,
-        f"privacy.delta = {privacy.delta:g}: must be smaller than 1 / data.clients = {1 / e.data.clients:g}; a larger one would "
-        "allow showing all of one client's data",
-    )
-    refuse(
-        e.training.schedule == "plateau",
-        f"training.schedule = 'plateau': follows the clients' training losses, which they do not tell with {asked}",
-    )
-    refuse(
-        e.evaluation.federated,
-        f"evaluation.federated = true: clients' scores travel without noise, and {asked} would not cover what they tell; "
-        "evaluate on the server",
-    )
+    if privacy.noisy:
+        MECHANISMS.load(mechanism_of(privacy, e.federation), "privacy").check(e)
+
+
+def mechanism_of(privacy: Privacy, federation: Federation) -> str:
+    """Return the name of the mechanism that the settings of noise describe, of `fedveil list mechanisms`."""
+    if privacy.unit == "example" or privacy.noise_at == "distributed":
+        return f"{privacy.unit}-{privacy.noise_at}"
+    if privacy.noise_at == "client":
+        return "client-sum" if privacy.protected else "client-clear"
+    return f"server-{'banded' if privacy.noise == 'banded' else federation.sampling}"

@@ -41,7 +41,9 @@ def _check_needs(experiment: Settings, needs: Needs, section: str, key: str, val
         raise SettingsError(
             f"{key} = {value!r}: has no effect with {other} = {found!r}, which takes its place; give one of them"
         )
-    wanted = needs.to_say or f"{other} = {' or '.join(f'{word!r}' for word in needs.values)}"
+    if needs.to_say:
+        raise SettingsError(f"{key} = {value!r}: has no effect without {needs.to_say}")
+    wanted = f"{other} = {' or '.join(f'{word!r}' for word in needs.values)}"
     raise SettingsError(f"{key} = {value!r}: has no effect with {other} = {found!r}; it needs {wanted}")
 
 

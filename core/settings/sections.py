@@ -149,6 +149,11 @@ class Federation(Section):
 
     rounds: Count = Field(10, description="of training and aggregation")
     cohort: Count = Field(10, description="clients that train in a round")
+    sampling: Literal["fixed", "poisson", "order"] = Field(
+        "fixed",
+        description="of a cohort; fixed: any so many; poisson: each client by a coin of its own, so many on average; order: "
+        "one after another, so that each takes part equally often",
+    )
     strategy: StrategyChoice = Field(
         default_factory=StrategyChoice, description="how updates become the next model, see `fedveil list strategies`"
     )
@@ -169,21 +174,45 @@ class Federation(Section):
     )
 
 
+Noise = Needs("noisy", (True,), to_say="noise: privacy.epsilon, or privacy.noise_multiplier")
+
+
 class Privacy(Section):
     """`[privacy]`: how updates are protected."""
 
     protection: ProtectionChoice = Field(default_factory=ProtectionChoice, description="see `fedveil list protections`")
-    clip: Positive | None = Field(
-        None, description="the largest L2 norm of a client's update, weights after less before; no guarantee by itself"
+    clip: Positive | Literal["adaptive"] | None = Field(
+        None,
+        description="the largest L2 norm of a client's update, weights after less before; with unit example, of an example's "
+        "gradient; adaptive: found from round to round, a noisy median of the updates' norms; no guarantee by itself",
+    )
+    unit: Annotated[Literal["client", "example"], Noise] = Field(
+        "client", description="whose data the noise hides: a client's whole data, or one example of it"
+    )
+    epsilon: Annotated[float, Field(ge=0.01, le=1000)] | None = Field(
+        None,
+        description="a budget: noise is calibrated to it, and the run stops before passing it; noise_multiplier without",
     )
     noise_multiplier: NonNegative = Field(
         0.0, description="standard deviation of the noise added to each number of an update, in units of privacy.clip"
     )
-    noise_at: Annotated[Literal["client", "server"], Needs("noise_multiplier", above=0.0, to_say="noise")] = Field(
-        "client", description="who adds noise: each client to its own update, or the server once to their sum"
+    noise_at: Annotated[Literal["client", "server", "distributed"], Noise] = Field(
+        "client",
+        description="who adds noise: each client all of it to its own update; the server once to their sum; or each client a "
+        "share, so that their sum has what a server would add",
     )
-    delta: Annotated[float, Field(gt=0, lt=1), Needs("noise_multiplier", above=0.0, to_say="noise")] = Field(
+    noise: Annotated[Literal["independent", "banded"], Noise] = Field(
+        "independent",
+        description="of the server: new in each round, or banded, which takes back a part of earlier rounds'",
+    )
+    distribution: Annotated[Literal["gaussian", "skellam"], Needs("noise_at", ("distributed",))] = Field(
+        "gaussian", description="of distributed noise, in whole numbers: discrete Gaussian, or Skellam"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1), Noise] = Field(
         1e-5, description="noise: the chance, about, that epsilon does not hold; smaller than 1 / data.clients"
+    )
+    calibrated: Annotated[Positive | None, Needs("epsilon", above=0.0, to_say="privacy.epsilon")] = Field(
+        None, description="written by a run into its record: the noise multiplier that privacy.epsilon asks for"
     )
     defence: DefenceChoice = Field(
         default_factory=DefenceChoice,
@@ -211,17 +240,32 @@ class Privacy(Section):
     @property
     def noisy(self) -> bool:
         """Whether noise is added; then all clients have the same weight, and only updates report on their data."""
-        return self.noise_multiplier > 0
+        return self.noise_multiplier > 0 or self.epsilon is not None
+
+    @property
+    def multiplier(self) -> float:
+        """The noise multiplier z, as given or as calibrated; 0 without noise, and where it is not calibrated yet."""
+        return self.noise_multiplier if self.epsilon is None else self.calibrated or 0.0
+
+    @property
+    def bound(self) -> float | None:
+        """C, the bound of a client's update; None where none is set, where it changes, and where it is an example's."""
+        return self.clip if isinstance(self.clip, float) and not self.per_example else None
+
+    @property
+    def per_example(self) -> bool:
+        """Whether noise hides single examples, whose gradients are clipped."""
+        return self.noisy and self.unit == "example"
 
     @property
     def defends(self) -> bool:
         """Whether clients change their updates before these are encoded or protected."""
-        return self.defence.name != "none" or self.clip is not None
+        return self.defence.name != "none" or (self.clip is not None and not self.per_example)
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the noise in each number of an update, sigma = z C; 0 without noise."""
-        return self.noise_multiplier * (self.clip or 0.0)
+        """Standard deviation of the noise in each number of an update, sigma = z C; 0 without noise, or without one C."""
+        return self.multiplier * (self.bound or 0.0)
 
 
 class Communication(Section):

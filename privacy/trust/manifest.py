@@ -85,7 +85,7 @@ class Manifest(BaseModel):
             least=privacy.least,
             protection=f"{privacy.protection.name}: {plan}",
             budget=(
-                f"clip {privacy.clip:g}, noise multiplier {privacy.noise_multiplier:g} at the {privacy.noise_at}, delta "
+                f"clip {privacy.clip}, noise multiplier {privacy.multiplier:g} at the {privacy.noise_at}, delta "
                 f"{privacy.delta}, {federation.rounds} rounds"
                 if privacy.noisy
                 else "no noise"

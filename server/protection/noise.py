@@ -49,7 +49,7 @@ def server_noise(experiment: Experiment, number: int, *, secret: bool) -> Server
     secret: draw it from the operating system's generator, not from the seed
     """
     privacy = experiment.privacy
-    if not privacy.noisy or privacy.noise_at != "server" or privacy.clip is None:
+    if not privacy.noisy or privacy.noise_at != "server" or privacy.bound is None:
         return None
     normal = secret_normal if secret else Stream(experiment.seed, number).generator("server noise").standard_normal
-    return ServerNoise(privacy.clip, privacy.deviation, normal)
+    return ServerNoise(privacy.bound, privacy.deviation, normal)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fedveil.core.settings.experiment import Experiment
-from fedveil.privacy.dp.accounting import Shown
+from fedveil.privacy.dp.mechanisms import Shown
 from fedveil.server.checkpoint import Parameters, State
 from fedveil.server.rounds.observers import Observer
 from fedveil.server.rounds.round import Round
@@ -49,7 +49,7 @@ class Accounting(Observer):
 def shown(state: State) -> Shown:
     """Return what a run with noise has released so far."""
     asked, numbers = max(state.asked.values(), default=0), sum(value.size for value in state.parameters.values())
-    return Shown(state.round, asked, state.fewest, state.population, state.drawn, numbers)
+    return Shown(state.round, asked, state.fewest, state.population, state.drawn, numbers, state.smallest)
 
 
 def _add_costs(costs: dict[str, float], current: Round, largest_error: float | None) -> None:

@@ -23,7 +23,9 @@ from fedveil.core.wire.messages import ARRAYS, MANIFEST, SIGNATURES, from_sealed
 from fedveil.datasets.federated import load
 from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
-from fedveil.privacy.dp.accounting import Shown, epsilons, gaussian_epsilon
+from fedveil.privacy.dp.accountants import gaussian_epsilon
+from fedveil.privacy.dp.accounting import epsilons
+from fedveil.privacy.dp.mechanisms import Shown
 from fedveil.privacy.dp.noise import secret_normal
 from fedveil.privacy.fixed_point import Layout, quantize
 from fedveil.privacy.homomorphic.keys import CLIENT, SERVER, load_client, load_server, write_keys

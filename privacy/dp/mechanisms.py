@@ -1,0 +1,344 @@
+"""The combinations of noise that FedVeil has: what each guarantees, against whom, how it is accounted, what is refused.
+
+`core/settings/checks.mechanism_of` names the combination of an experiment's settings; `fedveil list mechanisms` lists
+all. Two runs are neighbours where one has a client's data, and in the other that client's update counts as zero (the
+zero-out relation of Kairouz et al. 2021, "Practical and Private (Deep) Learning without Sampling or Shuffling"); under
+Poisson sampling, where one has a client more. Cohorts are drawn without looking at data, and sums are divided by public
+numbers. So sums of neighbours differ by C at most. Where a client, or an example, has other data instead, they differ
+by 2 C: the same as half the noise multiplier.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from fedveil.core.errors import SettingsError
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.settings.sections import Settings
+from fedveil.privacy.dp.accountants import gaussian_epsilon, poisson_epsilon, subset_epsilon
+from fedveil.privacy.plan import make_plan
+
+CLIENT, EXAMPLE = "one client's whole data", "one example of a client"
+KNOWN = "epsilon_known"
+KNOWING = "against who also knows who took part, as the server and a neighbour in secure aggregation do"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a run has released so far. None of these numbers depends on what the data says.
+
+    rounds: rounds whose models were made; asked: the most rounds that one client was asked in
+    fewest: clients in the smallest sum of updates
+    population, cohort: the fewest clients that a cohort was drawn from, and the largest cohort
+    numbers: in a model
+    smallest: examples of the client that has the fewest; 0 where nobody knows
+    """
+
+    rounds: int
+    asked: int
+    fewest: int
+    population: int
+    cohort: int
+    numbers: int
+    smallest: int = 0
+
+
+Spent = Callable[[Experiment, float, Shown], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """A combination of noise and sampling.
+
+    unit: whose data epsilon is about
+    against: by column of metrics.csv, against whom that epsilon holds
+    spent: (experiment, noise multiplier, what was shown) -> epsilon by column; `epsilon` is what a budget is about
+    refuse: raises SettingsError for settings with which the guarantee would not hold
+    """
+
+    unit: str
+    against: Callable[[Experiment], Mapping[str, str]]
+    spent: Spent
+    refuse: Callable[[Settings], None]
+
+    def check(self, experiment: Settings) -> None:
+        """Raise SettingsError, with the reason and the nearest that works, where the settings cannot be guaranteed."""
+        _check_all(experiment)
+        self.refuse(experiment)
+
+
+def lengthened(experiment: Experiment, shown: Shown) -> float:
+    """Return how much longer than C a client's part of a sum may be, as rounding to a grid precedes the server's noise.
+
+    Each of d numbers moves by a unit of rounding at most: (C + sqrt(d) unit) / C.
+    """
+    privacy = experiment.privacy
+    if not privacy.protected or privacy.bound is None:
+        return 1.0
+    plan = make_plan(privacy, experiment.federation.cohort)
+    return 1 + math.sqrt(shown.numbers) * plan.grid.step * plan.cohort / privacy.bound
+
+
+def knowing(experiment: Experiment) -> int:
+    """Return how many clients of a cohort may tell the observer of a sum their own noise."""
+    privacy = experiment.privacy
+    colluders = privacy.protection.colluders if privacy.shows == "mean" else 0.0
+    return max(1, math.floor(experiment.federation.cohort * colluders + 1e-9))  # 0.29 of 100 are 29, not 28
+
+
+def rate_of(experiment: Experiment, examples: int) -> float:
+    """Return the probability that a step uses one example of a client that has so many; 1 where nobody knows."""
+    size = experiment.training.batch_size
+    return 1.0 if size == "full" or not examples else min(1.0, size / examples)
+
+
+def steps_of(experiment: Experiment, examples: int) -> int:
+    """Return the local steps of a client with so many examples in a round."""
+    training = experiment.training
+    size = max(1, examples) if training.batch_size == "full" else min(training.batch_size, max(1, examples))
+    return training.steps or training.epochs * math.ceil(max(1, examples) / size)
+
+
+def _by_poisson(experiment: Experiment, multiplier: float, shown: Shown) -> dict[str, float]:
+    multiplier /= lengthened(experiment, shown)
+    delta, rate = experiment.privacy.delta, experiment.federation.cohort / experiment.data.clients
+    known = gaussian_epsilon(multiplier, shown.asked, delta)
+    return {"epsilon": min(known, poisson_epsilon(multiplier, rate, shown.rounds, delta)), KNOWN: known}
+
+
+def _by_order(experiment: Experiment, multiplier: float, shown: Shown) -> dict[str, float]:
+    return {
+        "epsilon": gaussian_epsilon(multiplier / lengthened(experiment, shown), shown.asked, experiment.privacy.delta)
+    }
+
+
+def _by_subsets(experiment: Experiment, multiplier: float, shown: Shown) -> dict[str, float]:
+    multiplier, delta = multiplier / lengthened(experiment, shown), experiment.privacy.delta
+    known = gaussian_epsilon(multiplier, shown.asked, delta)
+    if experiment.federation.cohort >= experiment.data.clients:
+        return {"epsilon": known}
+    found = known
+    if shown.rounds and shown.cohort < shown.population:
+        found = subset_epsilon(multiplier, shown.population, shown.cohort, shown.rounds, delta)
+    return {"epsilon": min(known, found), KNOWN: known}
+
+
+def _own_noise(experiment: Experiment, multiplier: float, shown: Shown) -> dict[str, float]:
+    """Return epsilon of each update, and of their sum, which has the noise of all clients but those who tell theirs."""
+    delta, honest = experiment.privacy.delta, max(0, shown.fewest - knowing(experiment))
+    update = gaussian_epsilon(multiplier, shown.asked, delta)
+    found = gaussian_epsilon(multiplier * math.sqrt(honest), shown.asked, delta)
+    if experiment.privacy.protected:
+        return {"epsilon": found, "epsilon_update": update}
+    # an encoding other than float32 rounds each update's noise away from the sum
+    return {"epsilon": update} | ({"epsilon_sum": found} if experiment.communication.encoding == "float32" else {})
+
+
+def _distributed(experiment: Experiment, multiplier: float, shown: Shown) -> dict[str, float]:
+    if experiment.federation.sampling == "poisson":
+        return _by_poisson(experiment, multiplier, shown)
+    return {"epsilon": gaussian_epsilon(multiplier, shown.asked, experiment.privacy.delta)}
+
+
+def _own_examples(experiment: Experiment, multiplier: float, shown: Shown) -> dict[str, float]:
+    """Return epsilon of an example, of the client with the fewest, whose examples are used most often."""
+    rate, releases = rate_of(experiment, shown.smallest), shown.asked * steps_of(experiment, shown.smallest)
+    return {"epsilon": poisson_epsilon(multiplier, rate, releases, experiment.privacy.delta)}
+
+
+def _examples_in_sums(experiment: Experiment, multiplier: float, shown: Shown) -> dict[str, float]:
+    rate, delta, federation = rate_of(experiment, shown.smallest), experiment.privacy.delta, experiment.federation
+    known = poisson_epsilon(multiplier, rate, shown.asked, delta)
+    if federation.sampling != "poisson":
+        return {"epsilon": known}
+    share = federation.cohort / experiment.data.clients
+    return {"epsilon": min(known, poisson_epsilon(multiplier, rate * share, shown.rounds, delta)), KNOWN: known}
+
+
+def _models(experiment: Experiment) -> dict[str, str]:
+    sees = "each update" if not experiment.privacy.protected else "each sum of updates"
+    found = {
+        "epsilon": f"against who sees the models, and not who took part; none against the server, which sees {sees}",
+        KNOWN: f"against who sees the models, and who took part; none against the server, which sees {sees}",
+    }
+    return found if _sampled(experiment) else {"epsilon": found[KNOWN]}
+
+
+def _sums(experiment: Experiment) -> dict[str, str]:
+    helped = _helpers(experiment)
+    with_server = (
+        "" if experiment.privacy.shows == "mean" else ", unless it works with the server: both open every upload"
+    )
+    start = f"against who sees sums of updates and the models, the server too, helped by {helped}{with_server}"
+    if not _sampled(experiment) or experiment.federation.sampling == "fixed":
+        return {"epsilon": start}
+    return {"epsilon": "against who sees the models, and not who took part", KNOWN: f"{start}; {KNOWING}"}
+
+
+def _updates(experiment: Experiment) -> dict[str, str]:
+    found = {"epsilon": "against the server, which sees each update"}
+    if experiment.communication.encoding == "float32":
+        found["epsilon_sum"] = "against who sees the models alone, another client say; float32's rounding not counted"
+    return found
+
+
+def _protected_updates(experiment: Experiment) -> dict[str, str]:
+    return {
+        "epsilon": (
+            f"against who sees sums of updates and the models alone, helped by {_helpers(experiment)}: not a server that lies"
+        ),
+        "epsilon_update": "against who comes to see a client's own update, a server that lies too",
+    }
+
+
+def _everybody(_experiment: Experiment) -> dict[str, str]:
+    return {
+        "epsilon": "against everybody but its own client, the server too; the client with the fewest examples has the largest"
+    }
+
+
+def _helpers(experiment: Experiment) -> str:
+    helped = knowing(experiment)
+    return f"{helped} client{'s' if helped > 1 else ''}"
+
+
+def _sampled(experiment: Experiment) -> bool:
+    """Say whether there are clients who may not have taken part, and whose absence nobody is told."""
+    return experiment.federation.sampling != "order" and experiment.federation.cohort < experiment.data.clients
+
+
+def _check_all(e: Settings) -> None:
+    """Refuse what no noise covers."""
+    privacy = e.privacy
+    asked = (
+        f"privacy.epsilon = {privacy.epsilon:g}"
+        if privacy.epsilon is not None
+        else f"privacy.noise_multiplier = {privacy.noise_multiplier:g}"
+    )
+    what = "an example's gradient" if privacy.unit == "example" else "an update"
+    _refuse(
+        privacy.clip is None,
+        f"{asked}: noise hides {what} only up to its norm, which nothing bounds; set privacy.clip, 1.0 say",
+    )
+    _refuse(
+        privacy.unit == "client" and privacy.delta * e.data.clients >= 1,
+        f"privacy.delta = {privacy.delta:g}: must be smaller than 1 / data.clients = {1 / e.data.clients:g}; a larger one would "
+        "allow showing all of one client's data",
+    )
+    _refuse(
+        e.training.schedule == "plateau",
+        f"training.schedule = 'plateau': follows the clients' training losses, which they do not tell with {asked}",
+    )
+    _refuse(
+        e.evaluation.federated,
+        f"evaluation.federated = true: clients' scores travel without noise, and {asked} would not cover what they tell; "
+        "evaluate on the server",
+    )
+    _refuse(
+        privacy.leak_guard == "refuse",
+        f"privacy.leak_guard = 'refuse': whether a client drops out would depend on its data, which {asked} does not cover; use "
+        "privacy.leak_guard = 'warn', which tells its operator alone",
+    )
+    _refuse(
+        e.data.vocabulary == "train" and e.data.dataset.resolved and "vocabulary" in e.data.dataset.declaration.uses,
+        f"data.vocabulary = 'train': is made of the clients' own words, and {asked} does not cover it; use data.vocabulary = "
+        "'hashed', or a public list of words in a file",
+    )
+    _refuse(
+        e.communication.encoding == "int8"
+        and (e.federation.cohort < e.data.clients or e.federation.sampling == "poisson"),
+        "communication.encoding = 'int8': carries what it lost to a client's next update, so that updates of one client in "
+        f"several rounds depend on each other in a way that {asked} is not proven for where clients are sampled; use float16",
+    )
+    _refuse(
+        privacy.clip == "adaptive" and (privacy.unit == "example" or privacy.noise_at != "server" or privacy.protected),
+        "privacy.clip = 'adaptive': the server finds the bound from a count of the updates that are shorter, to which it adds "
+        "noise; it works with privacy.unit = 'client', privacy.noise_at = 'server', privacy.protection = 'none'; else give a number",
+    )
+    _refuse(
+        privacy.noise == "banded"
+        and not (privacy.unit == "client" and privacy.noise_at == "server" and e.federation.sampling == "order"),
+        "privacy.noise = 'banded': takes back noise of earlier rounds, which is proven where a client takes part at known "
+        "distances; use it with federation.sampling = 'order', privacy.noise_at = 'server' and privacy.unit = 'client'",
+    )
+    _refuse(
+        privacy.noise == "banded" and 2 * e.federation.cohort > e.data.clients,
+        f"privacy.noise = 'banded': a client would take part in every other round at least (federation.cohort = "
+        f"{e.federation.cohort}, data.clients = {e.data.clients}), and there is nothing to take back; use 'independent'",
+    )
+    _refuse(
+        privacy.noise_at == "server" and privacy.shows == "sum",
+        f"privacy.noise_at = 'server': the server of privacy.protection = '{privacy.protection}' only adds up ciphertexts that it "
+        "cannot read; use privacy.noise_at = 'distributed' (bfv) or 'client', whose noise adds up under encryption",
+    )
+    _refuse(
+        e.federation.sampling == "poisson" and privacy.shows == "sum",
+        f"federation.sampling = 'poisson': a sum of updates is divided by the average cohort, and the server of "
+        f"privacy.protection = '{privacy.protection}' cannot divide what it cannot read; use secagg, or federation.sampling = 'order'",
+    )
+
+
+def _check_distributed(e: Settings) -> None:
+    _refuse(
+        e.privacy.protection.name in ("none", "ckks"),
+        f"privacy.noise_at = 'distributed': a client's share of the noise hides nothing by itself, and privacy.protection = "
+        f"'{e.privacy.protection}' "
+        + ("shows each update" if e.privacy.protection.name == "none" else "adds noise of its own to whole numbers")
+        + "; use secagg or bfv, or privacy.noise_at = 'client'",
+    )
+
+
+def _check_one_step(e: Settings) -> None:
+    privacy, training = e.privacy, e.training
+    _refuse(
+        training.steps != 1,
+        f"privacy.unit = 'example', privacy.noise_at = '{privacy.noise_at}': noise in the sum hides gradients of one step, and "
+        "clients take several; set training.steps = 1, or privacy.noise_at = 'client', whose noise is in every step",
+    )
+    _refuse(
+        training.optimizer != "sgd",
+        f"training.optimizer = '{training.optimizer}': noise in the sum hides gradients, and {training.optimizer} divides by their "
+        "size, which it does not hide; use training.optimizer = 'sgd', or an optimiser of the server (federation.strategy = 'fedadam')",
+    )
+    if privacy.noise_at == "distributed":
+        _check_distributed(e)
+
+
+def _check_example(e: Settings) -> None:
+    _refuse(
+        e.training.max_grad_norm is not None,
+        f"training.max_grad_norm = {e.training.max_grad_norm}: with privacy.unit = 'example' each example's gradient is "
+        "clipped to privacy.clip; give that alone",
+    )
+
+
+def _check_examples_of_clients(e: Settings) -> None:
+    _check_example(e)
+
+
+def _check_examples_in_sums(e: Settings) -> None:
+    _check_example(e)
+    _check_one_step(e)
+
+
+def _nothing(_e: Settings) -> None:
+    pass
+
+
+def _refuse(when: bool, message: str) -> None:
+    if when:
+        raise SettingsError(message)
+
+
+SERVER_POISSON = Mechanism(CLIENT, _models, _by_poisson, _nothing)
+SERVER_ORDER = Mechanism(CLIENT, _models, _by_order, _nothing)
+SERVER_BANDED = Mechanism(CLIENT, _models, _by_order, _nothing)
+SERVER_FIXED = Mechanism(CLIENT, _models, _by_subsets, _nothing)
+CLIENT_CLEAR = Mechanism(CLIENT, _updates, _own_noise, _nothing)
+CLIENT_SUM = Mechanism(CLIENT, _protected_updates, _own_noise, _nothing)
+CLIENT_DISTRIBUTED = Mechanism(CLIENT, _sums, _distributed, _check_distributed)
+EXAMPLE_CLIENT = Mechanism(EXAMPLE, _everybody, _own_examples, _check_examples_of_clients)
+EXAMPLE_SERVER = Mechanism(EXAMPLE, _models, _examples_in_sums, _check_examples_in_sums)
+EXAMPLE_DISTRIBUTED = Mechanism(EXAMPLE, _sums, _examples_in_sums, _check_examples_in_sums)
