@@ -17,7 +17,7 @@ class Needs:
     """
 
     key: str
-    values: tuple[str | None, ...] = ()
+    values: tuple[str | bool | None, ...] = ()
     above: float | None = None
     to_say: str = ""
 
