@@ -21,6 +21,7 @@ TABLES = {
     "models": catalog.MODELS,
     "strategies": catalog.STRATEGIES,
     "protections": catalog.PROTECTIONS,
+    "mechanisms": catalog.MECHANISMS,
     "defences": catalog.DEFENCES,
     "attacks": catalog.ATTACKS,
 }
@@ -31,7 +32,7 @@ def list_parts(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=KINDS)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object: a line of each name")] = False,
 ) -> None:
-    """List what FedVeil has: presets, datasets, partitions, metrics, models, strategies, protections, defences, attacks."""
+    """List what FedVeil has: presets, datasets, partitions, metrics, models, strategies, protections, mechanisms, defences, attacks."""
     from rich.table import Table
 
     if kind is not None:
@@ -77,6 +78,8 @@ def show(
         from fedveil.core.settings.experiment import Experiment
 
         say("\n" + Experiment.preset(name).toml().rstrip())
+        return
+    if kind == "mechanisms":
         return
     found = None if name == "none" else table.load(name, f"show {kind}")
     if kind == "attacks":

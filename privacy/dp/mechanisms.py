@@ -163,7 +163,8 @@ def _models(experiment: Experiment) -> dict[str, str]:
         "epsilon": f"against who sees the models, and not who took part; none against the server, which sees {sees}",
         KNOWN: f"against who sees the models, and who took part; none against the server, which sees {sees}",
     }
-    return found if _sampled(experiment) else {"epsilon": found[KNOWN]}
+    counts = experiment.federation.sampling == "poisson" or not experiment.privacy.per_example
+    return found if _sampled(experiment) and counts else {"epsilon": found[KNOWN]}
 
 
 def _sums(experiment: Experiment) -> dict[str, str]:

@@ -107,7 +107,7 @@ def test_a_setting_asked_for_that_would_change_nothing_is_refused() -> None:
     assert "has no effect with training.schedule = 'constant'; it needs training.schedule = 'step' or" in refused(
         "training.schedule_rounds=3"
     )
-    assert "has no effect with privacy.noise_multiplier = 0.0; it needs noise" in refused("privacy.delta=0.001")
+    assert "has no effect without noise: privacy.epsilon, or privacy.noise_multiplier" in refused("privacy.delta=0.001")
     assert "it needs data.dataset = 'own'" in refused("data.path=foo.csv")
     assert "takes its place" in refused("training.epochs=3", "training.steps=5")
     assert "it needs privacy.protection.profile = 'own'" in refused(
