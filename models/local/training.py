@@ -24,6 +24,7 @@ from fedveil.models.local.dropout import HostDropout
 from fedveil.models.local.inputs import compute, device_of, kept_on, to_tensor
 from fedveil.models.local.losses import loss
 from fedveil.models.local.optimizers import Optimizer
+from fedveil.models.local.private import Private, check_private, private_way, train_private
 from fedveil.models.local.room import Room
 from fedveil.models.networks import words
 from fedveil.models.vectorized.batched import Chain, shared, train_together
@@ -71,6 +72,7 @@ def train_clients(
     together: Chain | Functional | None = None,
     into: dict[str, Tensor] | None = None,
     room: Room | None = None,
+    private: Private | None = None,
 ) -> Trained:
     """Train each client on its own examples (McMahan et al. 2017, algorithm 1, ClientUpdate).
 
@@ -85,24 +87,30 @@ def train_clients(
     together: computes all clients at once (see `batched.batched`); None: one client after another
     into: memory for the clients' new weights, each [K, ...], on any device; None: new memory on the network's
     room: what is known of a GPU's memory, and is learned here
+    private: protects each example by DP-SGD: batches are drawn by coins, and gradients clipped and noised; the losses
+        that are returned are not protected. None: batches are passes over all examples
 
     A client's result does not depend on the others, except for the last bits where they are computed at once. Where a
     GPU lacks memory for all clients, they are computed in smaller groups. A loss may be infinite or NaN.
     Raise DataError for a client without examples or with a label out of range, or `parameters` of another network;
-    TrainingError where a GPU lacks memory for the data set or a single client.
+    SettingsError for settings or a network that `private` cannot protect; TrainingError where a GPU lacks memory for the data set or a single client.
     """
     correction = Correction(settings.proximal_mu) if correction is None else correction
     like = dict(network.named_parameters())
     weights.check_fit(network, {name: _of_one(tensor, like.get(name)) for name, tensor in parameters.items()})
     for client, stream in zip(clients, streams, strict=True):
         _check_client(client, stream, classes)
+    if private is not None:
+        check_private(settings)
     with memory_for(f"the weights of {len(clients)} clients"):
         results = into or {
             name: tensor.new_empty(len(clients), *like[name].shape) for name, tensor in parameters.items()
         }
     with weights.kept(network):
         network.train()
-        asked = _Asked(network, parameters, results, clients, settings, learning_rate, streams, correction, moves)
+        asked = _Asked(
+            network, parameters, results, clients, settings, learning_rate, streams, correction, moves, private
+        )
         losses, steps = _one_by_one(asked) if together is None else _together(together, asked, room or Room())
     return Trained(results, losses, np.array([len(client) for client in clients], dtype=np.int64), steps)
 
@@ -120,6 +128,7 @@ class _Asked:
     streams: Sequence[Stream]
     correction: Correction
     moves: Collection[str] | None
+    private: Private | None
 
     @property
     def here(self) -> bool:
@@ -135,16 +144,29 @@ def _one_by_one(asked: _Asked) -> tuple[np.ndarray, np.ndarray]:
     """Train one client after another; return each one's mean loss and number of steps."""
     number, device, like = len(asked.clients), device_of(asked.network), asked.like()
     losses, steps = np.zeros(number), np.zeros(number, dtype=np.int64)
+    how = None
+    if asked.private is not None:
+        how = private_way(asked.network, to_tensor(asked.clients[0].features[:3], device))
     for k, (client, stream) in enumerate(zip(asked.clients, asked.streams, strict=True)):
         with memory_for(f"client {stream.client}: training it alone"):
             for name, tensor in pick(asked.parameters, [k], like).items():
                 asked.results[name][k].copy_(_of_one(tensor, like[name]))
             rows = {name: tensor[k] for name, tensor in asked.results.items()}
             own = {name: row.to(device) for name, row in rows.items()}  # the rows themselves where they lie there
-            losses[k], steps[k] = _train(
-                asked.network, own, client, asked.settings, asked.learning_rate, stream,
-                asked.correction.of([k], like), asked.moves,
-            )  # fmt: skip
+            correction = asked.correction.of([k], like)
+            if how is not None and asked.private is not None:
+                # a copy, because the alignment of weights in memory can change last bits, and differs among rows
+                alone = {name: row.unsqueeze(0).clone() for name, row in own.items()}
+                (losses[k],), (steps[k],) = train_private(
+                    how, asked.network, alone, [client], asked.settings, asked.learning_rate, [stream], correction,
+                    asked.moves, asked.private.of([k]),
+                )  # fmt: skip
+                for name, row in own.items():
+                    row.copy_(alone[name][0])
+            else:
+                losses[k], steps[k] = _train(
+                    asked.network, own, client, asked.settings, asked.learning_rate, stream, correction, asked.moves
+                )
             if not asked.here:
                 for name, row in rows.items():
                     row.copy_(own[name])
@@ -202,10 +224,14 @@ def _where_it_fits(
         own = asked.results if in_place else {name: t.new_empty(len(part), *t.shape) for name, t in like.items()}
         for name, tensor in pick(asked.parameters, part, like).items():
             own[name].copy_(tensor)
-        found = train_together(
+        arguments = (
             how, asked.network, own, [asked.clients[k] for k in part], asked.settings, asked.learning_rate,
             [asked.streams[k] for k in part], asked.correction.of(part, like), asked.moves,
         )  # fmt: skip
+        if asked.private is None:
+            found = train_together(*arguments)
+        else:
+            found = train_private(*arguments, asked.private.of(part))
         if not in_place:
             rows = slice(part[0], part[-1] + 1) if part == list(range(part[0], part[-1] + 1)) else part
             for name, tensor in asked.results.items():

@@ -7,7 +7,8 @@ of weight zero, and its loss is divided by its own size.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,8 +25,9 @@ from fedveil.models.local.losses import losses_and_slopes
 from fedveil.models.local.optimizers import Optimizer
 from fedveil.models.networks import words
 from fedveil.models.networks.recurrent import LSTM
+from fedveil.models.vectorized.clipping import shares, without_bad
 from fedveil.models.vectorized.functional import Functional
-from fedveil.models.vectorized.layers import Layer, Step
+from fedveil.models.vectorized.layers import Dropout, Layer, Step, Weighted
 from fedveil.models.vectorized.rules import layers
 
 
@@ -36,7 +38,7 @@ class Chain:
 
     def __init__(self, rules: Sequence[Layer]) -> None:
         self._rules = rules
-        self._first = next(i for i, rule in enumerate(rules) if rule.weighted)
+        self._first = next(i for i, rule in enumerate(rules) if isinstance(rule, Weighted))
 
     def anew(self, network: nn.Module, fixed: dict[str, Tensor]) -> Chain:
         """Return a new chain, which holds no clients' tensors; `fixed`, the untrained weights, is empty for a chain."""
@@ -44,6 +46,7 @@ class Chain:
 
     def bind(self, step: Step) -> None:
         """Set the weights and targets of the following calls."""
+        self._step = step
         for rule in self._rules:
             rule.bind(step)
 
@@ -61,8 +64,57 @@ class Chain:
         values, gradient = losses_and_slopes(self.forward(inputs), labels, kind)
         gradient = gradient.mul_(factors.unsqueeze(-1))
         for i in range(len(self._rules) - 1, self._first - 1, -1):
-            gradient = self._rules[i].backward(gradient, first=i == self._first)
+            rule = self._rules[i]
+            gradient = rule.propagate(gradient, first=i == self._first)
+            if isinstance(rule, Weighted):
+                rule.write()
         return values
+
+    def clipped(
+        self, inputs: Tensor, labels: Tensor, factors: Tensor, real: Tensor, kind: str, clip: float
+    ) -> tuple[Tensor, Tensor]:
+        """Write the sum of the examples' gradients, each shortened to the norm `clip`, to the step's targets.
+
+        factors: the weight of each prediction in its example's own objective, in the losses' shape
+        real: which examples count, bool [k, b]; the others are no part of the sum
+
+        Return each prediction's loss and which examples counted, bool [k, b]: an example whose norm is not finite adds
+        nothing. One forward and one backward for all norms, then one product for the sum (Lee and Kifer 2021).
+        """
+        values, squares = self._norms(inputs, labels, factors, kind)
+        good = real & squares.isfinite()
+        if not torch.equal(good, real):
+            drawn = [rule.factors for rule in self._rules if isinstance(rule, Dropout)]
+            step = self._step
+            while True:
+                # infinity times a factor of 0 is no number, so such an example is computed as another one
+                inputs, labels, factors = (without_bad(part, good) for part in (inputs, labels, factors))
+                self.bind(replace(step, drop=_Repeat(drawn)))
+                values, squares = self._norms(inputs, labels, factors, kind)
+                if torch.equal(still := good & squares.isfinite(), good):
+                    break
+                good = still
+            self.bind(step)
+        share = shares(squares, good, clip)
+        for rule in self._rules:
+            if isinstance(rule, Weighted):
+                rule.write(share)
+        if not (any_good := good.any(1)).all():
+            for target in self._step.targets.values():
+                target[~any_good] = 0.0
+        return values, good
+
+    def _norms(self, inputs: Tensor, labels: Tensor, factors: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+        """Return each prediction's loss and the squared norm of each example's gradient, [k, b]."""
+        values, gradient = losses_and_slopes(self.forward(inputs), labels, kind)
+        gradient = gradient.mul_(factors.unsqueeze(-1))
+        squares = torch.zeros_like(gradient[:, :, 0] if gradient.dim() == 3 else gradient[:, :, 0, 0])
+        for i in range(len(self._rules) - 1, self._first - 1, -1):
+            rule = self._rules[i]
+            gradient = rule.propagate(gradient, first=i == self._first)
+            if isinstance(rule, Weighted):
+                squares += rule.squares()
+        return values, squares
 
 
 def batched(network: nn.Module, inputs: Tensor) -> Chain | Functional | str:
@@ -154,9 +206,8 @@ def train_together(
         trainable |= {name: torch.take_along_dim(weights[name], used.unsqueeze(-1), 1) for name in tables}
     gradients = trainable if plain else {name: torch.empty_like(w) for name, w in trainable.items()}
     fixed = {name: weights[name][0] for name in weights.keys() - trained.keys()}
-    work = _Work(
-        how.anew(network, fixed), settings, learning_rate, correction, trainable, gradients, still, _Dropper(streams)
-    )
+    how = how.anew(network, fixed)
+    work = Work(how.bind, settings, learning_rate, correction, trainable, gradients, still, Dropper(streams))
     pictures = [stream.generator("augmentation") for stream in streams] if augments(settings) else []
 
     rows, sizes = to_tensor(todo.rows, device), to_tensor(todo.sizes, device)  # [S, K, B], [S, K]
@@ -184,33 +235,42 @@ def train_together(
                 own = todo.sizes[s, j]
                 chosen[j, :own] = augment(chosen[j, :own], settings, rng)
             work.drop.sizes = todo.sizes[s, :k]
-            values[s, :k, :b] = work.step(chosen, answers[s, :k, :b], factors[s, :k, :b])
+            work.bind(k)
+            values[s, :k, :b] = how.losses(chosen, answers[s, :k, :b], factors[s, :k, :b], settings.loss)
+            if not plain:
+                work.update(how.unused)
     for name in tables:
         weights[name].scatter_(1, used.unsqueeze(-1).expand_as(trainable[name]), trainable[name])
     total = torch.where(real, values, 0).sum([d for d in range(real.dim()) if d != 1], dtype=torch.float64)
     return total.cpu().numpy() / predictions.sum(0).cpu().numpy(), (todo.sizes > 0).sum(0)
 
 
-class _Work:
-    """The local steps of a chunk of clients: forward, loss, backward, correction, optimiser."""
+class Work:
+    """The weights of a chunk of clients in their local steps: their gradients, the correction, the optimiser.
+
+    slopes: the gradients of the clients that are bound, each [k, ...]; with plain SGD the weights
+    """
+
+    slopes: dict[str, Tensor]
 
     def __init__(
         self,
-        how: Chain | Functional,
+        compute: Callable[[Step], None],
         settings: Training,
         learning_rate: float,
         correction: Correction,
         weights: dict[str, Tensor],
         gradients: dict[str, Tensor],
         still: dict[str, Tensor],
-        drop: _Dropper,
+        drop: Dropper,
     ) -> None:
         """Prepare the steps.
 
+        compute: sets the weights and targets of what computes the gradients, whenever they change
         weights: the weights to train, each [K, ...]; gradients: memory for their gradients, or `weights` for plain SGD
         still: weights that get a gradient but are not trained here, each [K, ...]
         """
-        self._how, self._settings, self._correction = how, settings, correction
+        self._compute, self._settings, self._correction = compute, settings, correction
         self._weights, self._gradients, self._plain = weights, gradients, gradients is weights
         self._still, self._unread = still, {name: torch.zeros_like(value) for name, value in still.items()}
         anchor = correction.anchor or {name: value.clone() for name, value in weights.items() if correction.mu > 0}
@@ -222,42 +282,50 @@ class _Work:
         self._k = -1
         self.drop, self.kind = drop, next(iter(weights.values())).dtype
 
-    def step(self, inputs: Tensor, labels: Tensor, factors: Tensor) -> Tensor:
-        """Make one step of the first k clients; return the loss of each prediction, [k, b] or [k, b, t].
+    def bind(self, k: int) -> None:
+        """Let the first k clients compute."""
+        if k == self._k:
+            return
+        self._k = k
+        self._now = {name: w[:k] for name, w in self._weights.items()}
+        self.slopes = self._now if self._plain else {name: g[:k] for name, g in self._gradients.items()}
+        all_now = self._now | {name: w[:k] for name, w in self._still.items()}
+        targets = self.slopes | {name: g[:k] for name, g in self._unread.items()}
+        still = frozenset(self._still)
+        self._compute(Step(all_now, targets, 1.0 if self._plain else 0.0, self.drop, still))
 
-        factors: the weight of each prediction in its client's objective; 0 for padding
-        """
-        k = len(inputs)
-        if k != self._k:
-            self._k = k
-            self._now = {name: w[:k] for name, w in self._weights.items()}
-            self._slopes = self._now if self._plain else {name: g[:k] for name, g in self._gradients.items()}
-            all_now = self._now | {name: w[:k] for name, w in self._still.items()}
-            targets = self._slopes | {name: g[:k] for name, g in self._unread.items()}
-            self._how.bind(Step(all_now, targets, 1.0 if self._plain else 0.0, self.drop))
-        values = self._how.losses(inputs, labels, factors, self._settings.loss)
-        if not self._plain:
-            self._adjust()
-            unused = self._how.unused
-            given = [None if name in unused else slope for name, slope in self._slopes.items()]
-            self._optimizer.step(list(self._now.values()), given)
-        return values
+    def update(self, unused: Collection[str] = ()) -> None:
+        """Correct the gradients in `slopes`, and make a step of the optimiser; `unused`: weights that have none."""
+        self._adjust()
+        given = [None if name in unused else slope for name, slope in self.slopes.items()]
+        self._optimizer.step(list(self._now.values()), given)
 
     def _adjust(self) -> None:
         """Add mu (w - anchor) + shift, then clip each client's gradient as a whole."""
         for name, anchor in self._anchor.items():  # a weight without a gradient stays where it started
-            self._slopes[name].add_(self._now[name] - anchor[: self._k], alpha=self._correction.mu)
+            self.slopes[name].add_(self._now[name] - anchor[: self._k], alpha=self._correction.mu)
         for name, shift in self._shift.items():
-            self._slopes[name].add_(shift[: self._k])
+            self.slopes[name].add_(shift[: self._k])
         if self._settings.max_grad_norm is not None:
-            squares = [slope.reshape(len(slope), -1).square().sum(1) for slope in self._slopes.values()]
+            squares = [slope.reshape(len(slope), -1).square().sum(1) for slope in self.slopes.values()]
             norms = torch.stack(squares).sum(0).sqrt()  # [k]
             share = (self._settings.max_grad_norm / (norms + 1e-6)).clamp_(max=1.0)  # as torch's clip_grad_norm_
-            for slope in self._slopes.values():
+            for slope in self.slopes.values():
                 slope.mul_(share.view(-1, *[1] * (slope.dim() - 1)))
 
 
-class _Dropper:
+class _Repeat:
+    """Dropout factors that were drawn before, in the order of the layers."""
+
+    def __init__(self, factors: Sequence[Tensor]) -> None:
+        self._left = iter(factors)
+
+    def __call__(self, share: float, like: Tensor) -> Tensor:
+        """Return the next layer's factors."""
+        return next(self._left)
+
+
+class Dropper:
     """Dropout factors, drawn as PyTorch draws them on a CPU for each client's own batch.
 
     sizes: int64 [k], the batch sizes of the present step
@@ -269,10 +337,13 @@ class _Dropper:
         self.sizes = np.zeros(0, np.int64)
 
     def __call__(self, share: float, like: Tensor) -> Tensor:
+        """Draw a layer's factors for its inputs [k, b, ...]; those of examples beyond `sizes` are zero."""
         if not self._draws:
             self._draws = [torch.Generator().manual_seed(stream.integer("dropout")) for stream in self._streams]
         factors = torch.zeros(like.shape, dtype=like.dtype)
         for j, n in enumerate(self.sizes):
+            if n == 0:
+                continue  # a client draws nothing for a batch without examples
             own = torch.empty(int(n), *like.shape[2:], dtype=like.dtype)
             factors[j, :n] = own.bernoulli_(1 - share, generator=self._draws[j]).div_(1 - share)
         return factors.to(like.device)

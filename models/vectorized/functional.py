@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, vjp, vmap
 
 from fedveil.models.local.losses import losses_and_slopes
+from fedveil.models.vectorized.clipping import shares
 from fedveil.models.vectorized.layers import Step
+
+BLOCK = 1 << 24  # numbers in the gradients of the examples that are computed at once, 64 MiB in float32
 
 
 class Functional:
@@ -100,6 +105,49 @@ class Functional:
         for name in self.unused:
             step.targets[name].zero_()
         return values
+
+    def clipped(
+        self, inputs: Tensor, labels: Tensor, factors: Tensor, real: Tensor, kind: str, clip: float
+    ) -> tuple[Tensor, Tensor]:
+        """Write the sum of the examples' gradients, each shortened to the norm `clip`, to the step's targets.
+
+        As `Chain.clipped`, but each example's gradient is made, for a block of examples at a time.
+        """
+        step = self._step
+        trained = {name: w for name, w in step.weights.items() if name not in step.still}
+        still = {name: w for name, w in step.weights.items() if name in step.still}
+
+        def one(
+            own: dict[str, Tensor], kept: dict[str, Tensor], features: Tensor, label: Tensor, factor: Tensor
+        ) -> Any:
+            def logits(own: dict[str, Tensor]) -> Tensor:
+                found: Tensor = functional_call(self._network, {**self._fixed, **kept, **own}, (features[None],))
+                return found.squeeze(0)
+
+            outputs, pull, *_ = vjp(logits, own)
+            values, slopes = losses_and_slopes(outputs, label, kind)
+            return values, pull(slopes * factor.unsqueeze(-1))[0]
+
+        of_client = vmap(one, (None, None, 0, 0, 0))
+        weights = sum(w[0].numel() for w in trained.values())
+        at_once = max(1, BLOCK // (weights * len(inputs)))
+        values, good = torch.empty_like(factors), real.clone()
+        for name in trained:
+            step.targets[name].zero_()
+        for start in range(0, inputs.shape[1], at_once):
+            block = slice(start, start + at_once)
+            parts = inputs[:, block], labels[:, block], factors[:, block]
+            values[:, block], gradients = vmap(of_client)(trained, still, *parts)  # each [k, block, ...]
+            for name, row in self._padding.items():
+                if name in gradients:
+                    gradients[name][:, :, row] = 0.0
+            squares = torch.stack([g.flatten(2).square().sum(2) for g in gradients.values()]).sum(0)
+            good[:, block] &= squares.isfinite()
+            share = shares(squares, good[:, block], clip)
+            for name, gradient in gradients.items():
+                flat = torch.where(good[:, block, None], gradient.flatten(2), 0.0)  # 0 times infinity is no number
+                step.targets[name].add_(torch.bmm(share.unsqueeze(1), flat).view_as(step.targets[name]))
+        return values, good
 
 
 def _gradients(network: nn.Module, outputs: Tensor) -> dict[str, Tensor]:

@@ -4,17 +4,25 @@ A rule works on stacked weights, with one matrix product for K clients instead o
 the order of layers is known. A gradient is written directly to its target; with plain SGD the target is the weight
 itself, so the product includes the step. Layers for text are in `text_layers.py`; `rules.py` chooses the rules.
 
+Between `propagate` and `write` a rule can tell the norm of each example's own gradient, without making that gradient
+(Goodfellow 2015, "Efficient per-example gradient computations"; for sequences Li et al. 2022, section 4): its inputs
+and the slopes, the loss's gradients by its outputs, are enough. `write` then sums the examples' gradients, each times
+a factor, in one product (Lee and Kifer 2021).
+
 Shapes: k clients, b examples each in this step (padded), t words.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from fedveil.models.vectorized.norms import factored, sequence_squares
 
 aten = torch.ops.aten
 
@@ -27,12 +35,14 @@ class Step:
     targets: receive the gradients, by the weights' names; the weights themselves where the step is plain SGD
     keep: 1.0 adds a gradient to its target, 0.0 overwrites the target
     drop: `(share, inputs) -> factors` of a dropout layer for its inputs [k, b, ...], from each client's own stream
+    still: weights that get a gradient but are not trained, so that no norm counts them
     """
 
     weights: dict[str, Tensor]
     targets: dict[str, Tensor]
     keep: float
     drop: Callable[[float, Tensor], Tensor]
+    still: frozenset[str] = frozenset()
 
     def receive(self, name: str, gradient: Tensor) -> None:
         """Write the gradient of a weight to its target."""
@@ -44,9 +54,8 @@ class Step:
 
 
 class Layer(ABC):
-    """One layer for k clients; `forward` keeps what `backward` needs until the next `forward`."""
+    """One layer for k clients; `forward` keeps what `propagate` needs, and both what `write` needs, until the next."""
 
-    weighted = True  # has weights to train
     step: Step
 
     def bind(self, step: Step) -> None:
@@ -58,36 +67,55 @@ class Layer(ABC):
         """Return the outputs [k, b, ...] of inputs [k, b, ...]."""
 
     @abstractmethod
-    def backward(self, gradient: Tensor, first: bool) -> Tensor:
-        """Write the weights' gradients to their targets, and return the inputs' gradient.
+    def propagate(self, gradient: Tensor, first: bool) -> Tensor:
+        """Return the inputs' gradient, and write nothing: a target may be the weight itself.
 
         gradient: of the outputs
         first: no layer before this one has weights, so that the returned value is not used
         """
 
 
+class Weighted(Layer):
+    """A layer with weights to train."""
+
+    @abstractmethod
+    def write(self, factors: Tensor | None = None) -> None:
+        """Write the weights' gradients to their targets, the sum over all examples.
+
+        factors: of each example's gradient in the sum, [k, b]; None: all 1
+        """
+
+    @abstractmethod
+    def squares(self) -> Tensor:
+        """Return the squared norm of each example's gradient by the layer's trained weights, [k, b]."""
+
+    def counts(self, name: str) -> bool:
+        """Say whether norms count this weight."""
+        return name not in self.step.still
+
+
 @dataclass
 class Flatten(Layer):
     """`nn.Flatten`, as the first layer alone, since its backward does not restore the shape."""
-
-    weighted = False
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Flatten: [k, b, ...] -> [k, b, width]."""
         return inputs.flatten(2)
 
-    def backward(self, gradient: Tensor, first: bool) -> Tensor:
+    def propagate(self, gradient: Tensor, first: bool) -> Tensor:
         """Return the gradient unchanged, which is not used."""
         return gradient
 
 
 @dataclass
-class Linear(Layer):
+class Linear(Weighted):
     """`nn.Linear`."""
 
     name: str
     biased: bool
-    inputs: Tensor = field(init=False)
+    inputs: Tensor = field(init=False)  # [k, b * t, in]
+    slope: Tensor = field(init=False)  # [k, b * t, out]
+    positions: int = field(init=False, default=1)  # t, of each example
     ones: Tensor = field(init=False, default_factory=lambda: torch.empty(0))  # [k, 1, b], to sum over examples
 
     def bind(self, step: Step) -> None:
@@ -103,25 +131,41 @@ class Linear(Layer):
     def forward(self, inputs: Tensor) -> Tensor:
         """Compute x W^T + b: [k, b, in] -> [k, b, out], or [k, b, t, in] -> [k, b, t, out]."""
         if inputs.dim() > 3:
-            return self.forward(inputs.flatten(1, -2)).view(*inputs.shape[:-1], -1)
-        self.inputs = inputs
+            outputs = self.forward(inputs.flatten(1, -2)).view(*inputs.shape[:-1], -1)
+            self.positions = math.prod(inputs.shape[2:-1])
+            return outputs
+        self.inputs, self.positions = inputs, 1
         if not self.biased:
             return torch.bmm(inputs, self.transposed)
         return torch.baddbmm(self.bias, inputs, self.transposed)
 
-    def backward(self, gradient: Tensor, first: bool) -> Tensor:
-        """Compute the inputs' gradient before the weights', whose target may be the weight itself."""
+    def propagate(self, gradient: Tensor, first: bool) -> Tensor:
+        """Multiply by the weight."""
         if gradient.dim() > 3:
-            return self.backward(gradient.flatten(1, -2), first).view(*gradient.shape[:-1], -1)
-        back = gradient if first else torch.bmm(gradient, self.weight)
+            return self.propagate(gradient.flatten(1, -2), first).view(*gradient.shape[:-1], -1)
+        self.slope = gradient
+        return gradient if first else torch.bmm(gradient, self.weight)
+
+    def write(self, factors: Tensor | None = None) -> None:
+        """Multiply slopes and inputs; the bias's gradient is the sum of slopes."""
+        slope = self.slope if factors is None else factored(self.slope, factors)
         keep = self.step.keep
-        self.target.baddbmm_(gradient.transpose(1, 2), self.inputs, beta=keep)
+        self.target.baddbmm_(slope.transpose(1, 2), self.inputs, beta=keep)
         if self.biased:
-            k, b, _ = gradient.shape
+            k, b, _ = slope.shape
             if self.ones.shape != (k, 1, b):
-                self.ones = gradient.new_ones(k, 1, b)
-            self.bias_target.baddbmm_(self.ones, gradient, beta=keep)
-        return back
+                self.ones = slope.new_ones(k, 1, b)
+            self.bias_target.baddbmm_(self.ones, slope, beta=keep)
+
+    def squares(self) -> Tensor:
+        """Return |slope|^2 (|inputs|^2 + 1), for one position; for several, those of the sums over them."""
+        weight, bias = self.counts(f"{self.name}.weight"), self.biased and self.counts(f"{self.name}.bias")
+        if self.positions == 1:
+            inside = self.inputs.square().sum(-1) if weight else torch.zeros_like(self.slope[..., 0])
+            return (inside + 1 if bias else inside) * self.slope.square().sum(-1)
+        inputs, slope = (part.view(len(part), -1, self.positions, part.shape[-1]) for part in (self.inputs, self.slope))
+        found = torch.stack([sequence_squares(x, s) for x, s in zip(inputs, slope, strict=True)]) if weight else 0.0
+        return found + (slope.sum(2).square().sum(-1) if bias else torch.zeros_like(slope[:, :, 0, 0]))
 
 
 @dataclass
@@ -131,8 +175,6 @@ class Elementwise(Layer):
     apply: inputs -> outputs, which may overwrite the inputs
     slope: (gradient, inputs, outputs) -> the inputs' gradient
     """
-
-    weighted = False
 
     apply: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -144,40 +186,51 @@ class Elementwise(Layer):
         self.inputs, self.outputs = inputs, self.apply(inputs)
         return self.outputs
 
-    def backward(self, gradient: Tensor, first: bool) -> Tensor:
+    def propagate(self, gradient: Tensor, first: bool) -> Tensor:
         """Return the inputs' gradient by the chain rule."""
         return self.slope(gradient, self.inputs, self.outputs)
 
 
 @dataclass
-class PReLU(Layer):
+class PReLU(Weighted):
     """`nn.PReLU` with one slope: x where it is positive, slope * x elsewhere (He et al. 2015, equation 1)."""
 
     name: str
     inputs: Tensor = field(init=False)
+    parts: Tensor = field(init=False)  # the slope's gradient, of each value
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Multiply negative values by the slope."""
         self.inputs = inputs
         return torch.where(inputs > 0, inputs, inputs * _beside(self.step.weights[f"{self.name}.weight"], inputs))
 
-    def backward(self, gradient: Tensor, first: bool) -> Tensor:
-        """Sum the slope's gradient over all negative values, and return the inputs' gradient."""
+    def propagate(self, gradient: Tensor, first: bool) -> Tensor:
+        """Multiply by 1, or by the slope where the input is negative."""
         slope = _beside(self.step.weights[f"{self.name}.weight"], gradient)  # [k, 1, 1]
-        back = torch.where(self.inputs > 0, gradient, gradient * slope)
-        below = self.inputs.clamp(max=0).mul_(gradient).flatten(1, -2).sum((1, 2))  # [k]
-        self.step.receive(f"{self.name}.weight", below.unsqueeze(1))
-        return back
+        self.parts = self.inputs.clamp(max=0).mul_(gradient)
+        return torch.where(self.inputs > 0, gradient, gradient * slope)
+
+    def write(self, factors: Tensor | None = None) -> None:
+        """Sum the slope's gradient over all negative values."""
+        parts = self.parts if factors is None else factored(self.parts, factors)
+        self.step.receive(f"{self.name}.weight", parts.flatten(1, -2).sum((1, 2)).unsqueeze(1))  # [k, 1]
+
+    def squares(self) -> Tensor:
+        """Return the square of each example's sum."""
+        if not self.counts(f"{self.name}.weight"):
+            return torch.zeros_like(self.parts.flatten(2)[..., 0])
+        return self.parts.flatten(2).sum(-1).square()
 
 
 @dataclass
-class LayerNorm(Layer):
+class LayerNorm(Weighted):
     """`nn.LayerNorm` over the last dimension (Ba et al. 2016)."""
 
     name: str
     width: int
     eps: float
     kept: tuple[Tensor, Tensor, Tensor] = field(init=False)
+    gradient: Tensor = field(init=False)  # of the outputs
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalise over the last dimension: [k, ..., width] -> [k, ..., width]."""
@@ -187,23 +240,35 @@ class LayerNorm(Layer):
         gain, shift = (_beside(self.step.weights[f"{self.name}.{part}"], inputs) for part in ("weight", "bias"))
         return torch.addcmul(shift, normal, gain)
 
-    def backward(self, gradient: Tensor, first: bool) -> Tensor:
-        """Propagate through gain, shift and normalisation."""
+    def propagate(self, gradient: Tensor, first: bool) -> Tensor:
+        """Propagate through gain and normalisation."""
         inputs, mean, scale = self.kept
+        self.gradient = gradient
         gain = _beside(self.step.weights[f"{self.name}.weight"], gradient)
         back: Tensor = aten.native_layer_norm_backward(
             gradient * gain, inputs, [self.width], mean, scale, None, None, [True, False, False]
         )[0]
+        return back
+
+    def write(self, factors: Tensor | None = None) -> None:
+        """Sum over examples and positions: the gain's gradient is that of the outputs times the normal values."""
+        gradient = self.gradient if factors is None else factored(self.gradient, factors)
         self.step.receive(f"{self.name}.weight", (gradient * self.normal).flatten(1, -2).sum(1))
         self.step.receive(f"{self.name}.bias", gradient.flatten(1, -2).sum(1))
-        return back
+
+    def squares(self) -> Tensor:
+        """Return the squared norm of each example's sum over its positions."""
+        k, b, *_ = self.gradient.shape
+        found = self.gradient.new_zeros(k, b)
+        for part, values in (("weight", self.gradient * self.normal), ("bias", self.gradient)):
+            if self.counts(f"{self.name}.{part}"):
+                found += values.reshape(k, b, -1, self.width).sum(2).square().sum(-1)
+        return found
 
 
 @dataclass
 class Dropout(Layer):
     """`nn.Dropout`."""
-
-    weighted = False
 
     share: float
     factors: Tensor = field(init=False)
@@ -213,7 +278,7 @@ class Dropout(Layer):
         self.factors = self.step.drop(self.share, inputs)
         return inputs * self.factors
 
-    def backward(self, gradient: Tensor, first: bool) -> Tensor:
+    def propagate(self, gradient: Tensor, first: bool) -> Tensor:
         """Set the gradient of dropped values to zero."""
         return gradient * self.factors
 

@@ -10,7 +10,7 @@ from torch import nn
 from fedveil.models.networks.recurrent import LSTM
 from fedveil.models.networks.words import PooledWords, Words
 from fedveil.models.vectorized.layers import Dropout, Elementwise, Flatten, Layer, LayerNorm, Linear, PReLU, aten
-from fedveil.models.vectorized.text_layers import Pool, Recurrent, WordTable, WordVectors
+from fedveil.models.vectorized.text_layers import Pool, PooledTable, Recurrent, WordTable, WordVectors
 
 _ELEMENTWISE: dict[type[nn.Module], Callable[[nn.Module], Elementwise]] = {
     nn.ReLU: lambda _: Elementwise(torch.relu_, lambda d, x, y: aten.threshold_backward(d, y, 0)),
@@ -65,8 +65,7 @@ def _of_module(name: str, module: nn.Module, first: bool) -> Sequence[Layer] | N
         case nn.Dropout() if kind is nn.Dropout and module.p < 1:
             return [Dropout(module.p)] if module.p > 0 else []
         case PooledWords() if kind is PooledWords and first:
-            table = WordTable(name)
-            return [table, Pool(table, module.pooling)]
+            return [PooledTable(name, module.pooling)]
         case Words() if kind is Words and first:
             return [WordVectors(name)]
     return None

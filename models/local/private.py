@@ -1,0 +1,316 @@
+"""DP-SGD: local training that differential privacy protects, example by example (Abadi et al. 2016, algorithm 1).
+
+A step takes each example by a coin of its own (Poisson sampling, an empty batch included), shortens each example's
+gradient to the norm C, adds N(0, (z C)^2) to each number of their sum, and divides by the expected size of the batch,
+which is known without looking at the data. What the optimiser, its schedule and a correction make of that sum looks at
+no example. Every trained number gets noise in every step, those included that no example uses, such as the vectors of
+words that a client does not have; the vector of padding is no trained number.
+
+Gradients are of the network's type, float32 but in tests. Noise of float64 is added to them in float64, and the result
+is rounded to their type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedveil.core.errors import SettingsError
+from fedveil.core.examples import Examples
+from fedveil.core.randomness import Stream, torch_random
+from fedveil.core.settings.sections import Training
+from fedveil.models.local.augmentation import augment, augments
+from fedveil.models.local.batches import batch_size_of, steps_of
+from fedveil.models.local.correction import Correction
+from fedveil.models.local.dropout import HostDropout
+from fedveil.models.local.inputs import kept_on, to_tensor
+from fedveil.models.vectorized.batched import Chain, Dropper, Work, batched, source
+from fedveil.models.vectorized.functional import Functional
+from fedveil.models.vectorized.looped import Looped
+
+Draw = Callable[[int], np.ndarray]  # size -> float64 [size]
+MOST = 4096  # examples of a client that are computed at once
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The randomness of one client's private training.
+
+    normal: draws standard normal numbers, for the noise; uniform: numbers in [0, 1), for the coins of batches
+    """
+
+    normal: Draw
+    uniform: Draw
+
+
+def seeded(stream: Stream) -> Draws:
+    """Return randomness that can be repeated, for simulations: whoever knows the seed can remove the noise."""
+    noise, coins = (
+        np.random.Generator(np.random.SFC64(stream.integer(purpose))) for purpose in ("example noise", "example coins")
+    )
+    return Draws(noise.standard_normal, coins.random)
+
+
+@dataclass(frozen=True)
+class Private:
+    """What protects the examples of K clients in their training.
+
+    clip: C, the largest norm of one example's part in the sum of a batch
+    deviations: z of each client's noise, in units of C, float64 [K]; 0: no noise, where their sum gets it
+    draws: the randomness of a client, asked for anew whenever its training begins; `seeded` is for simulations alone
+    """
+
+    clip: float
+    deviations: np.ndarray
+    draws: Callable[[Stream], Draws]
+
+    def of(self, clients: Sequence[int]) -> Private:
+        """Return the same for some of the K clients, by position."""
+        return replace(self, deviations=self.deviations[list(clients)])
+
+
+def check_private(settings: Training) -> None:
+    """Raise SettingsError where `settings` cannot be used with private training."""
+    if settings.max_grad_norm is not None:
+        raise SettingsError(
+            f"training.max_grad_norm = {settings.max_grad_norm}: shortens a batch's gradient, and with privacy.unit = "
+            "'example' privacy.clip shortens each example's; remove training.max_grad_norm"
+        )
+
+
+def rate_of(examples: int, settings: Training) -> float:
+    """Return the chance of each example to be in a step's batch, for a client with this number of examples."""
+    return batch_size_of(examples, settings) / examples
+
+
+def private_way(network: nn.Module, inputs: Tensor) -> Chain | Functional | Looped:
+    """Return how each example's gradient is bounded: by layer rules, else by `torch.func`, else one after another.
+
+    inputs: a few examples, on which the results are compared with the network's
+    Raise SettingsError for batch norm, with which there is no gradient of one example.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm):
+            raise SettingsError(
+                f"privacy.unit = 'example': layer '{name}' normalises by the other examples of the batch, so that one "
+                "example's part in a step cannot be bounded; use torch.nn.LayerNorm or GroupNorm"
+            )
+    found = batched(network, inputs)
+    return Looped(network) if isinstance(found, str) else found
+
+
+def poisson_batch(examples: int, rate: float, uniform: Draw) -> np.ndarray:
+    """Return the examples that a coin of chance `rate` each puts into a batch, ascending, int64 [any number].
+
+    The gaps between successes of such coins are geometric, so about rate * examples draws are enough (Devroye 1986,
+    section X.2).
+    """
+    if rate >= 1:
+        return np.arange(examples)
+    if rate > 0.25:
+        return np.flatnonzero(uniform(examples) < rate)
+    scale, mean = 1 / math.log1p(-rate), rate * examples
+    more = int(mean + 4 * math.sqrt(mean)) + 4
+    found, last = [], -1.0
+    while last < examples:
+        ends = np.cumsum(np.floor(np.log1p(-uniform(more)) * scale) + 1.0) + last
+        found.append(ends)
+        last = float(ends[-1])
+    chosen = np.concatenate(found)
+    return chosen[chosen < examples].astype(np.int64)
+
+
+def train_private(
+    how: Chain | Functional | Looped,
+    network: nn.Module,
+    weights: dict[str, Tensor],
+    clients: Sequence[Examples],
+    settings: Training,
+    learning_rate: float,
+    streams: Sequence[Stream],
+    correction: Correction,
+    moves: Collection[str] | None,
+    private: Private,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Train K clients at once by DP-SGD; return each client's mean loss, float64 [K], and number of steps, int64 [K].
+
+    weights: the initial weights, each [K, ...]; they are trained in place
+    clients: sorted by number of steps, descending; `Looped` takes one
+    correction: is added to every noised gradient; its tensors are [...] for all clients or [K, ...]
+    moves: names of the weights to train; None: all that the network trains
+
+    A loss tells of the data, and no epsilon covers it. It is 0 where all batches were empty.
+    """
+    device = next(iter(weights.values())).device
+    held, own_rows = source(clients)
+    counts = [len(rows) for rows in own_rows]
+    steps = np.array([steps_of(n, settings) for n in counts])
+    trained = {name: weights[name] for name, p in network.named_parameters() if p.requires_grad}
+    trainable = {name: value for name, value in trained.items() if moves is None or name in moves}
+    still = {name: value for name, value in trained.items() if name not in trainable}
+    fixed = {name: weights[name][0] for name in weights.keys() - trained.keys()}
+    gradients = {name: torch.empty_like(value) for name, value in trainable.items()}
+    how = how.anew(network, fixed)
+    work = Work(how.bind, settings, learning_rate, correction, trainable, gradients, still, Dropper(streams))
+    draws = [private.draws(stream) for stream in streams]
+    expected = torch.tensor([batch_size_of(n, settings) for n in counts], dtype=work.kind, device=device)
+    noise = _Noise(network, private, draws, expected)
+    batches = _Batches(held, own_rows, settings, streams, work.kind, device)
+    told = torch.zeros(2, len(clients), dtype=torch.float64, device=device)  # losses, and predictions
+    with torch.no_grad(), _global_dropout(streams[0], device) if isinstance(how, Looped) else nullcontext():
+        for s in range(int(steps[0])):
+            k = int((steps > s).sum())
+            chosen = [
+                poisson_batch(n, rate_of(n, settings), own.uniform)
+                for n, own in zip(counts[:k], draws[:k], strict=True)
+            ]
+            sums: dict[str, Tensor] = {}
+            for piece in batches.pieces(chosen):
+                here = len(piece.sizes)
+                work.bind(here)
+                work.drop.sizes = piece.sizes
+                values, good = how.clipped(
+                    piece.inputs, piece.labels, piece.factors, piece.real, settings.loss, private.clip
+                )
+                told[:, :here] += piece.losses(values, good)
+                if not sums and not piece.last:
+                    sums = {name: slope.clone() for name, slope in work.slopes.items()}
+                elif sums:
+                    for name, slope in work.slopes.items():
+                        sums[name][:here] += slope
+            work.bind(k)
+            for name, slope in work.slopes.items():
+                if sums:
+                    slope.copy_(sums[name])
+                elif not any(map(len, chosen)):
+                    slope.zero_()
+            noise.add(work.slopes)
+            work.update()
+    losses, predictions = told.cpu().numpy()
+    return losses / np.maximum(predictions, 1), steps
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Examples of a step's batches that are computed at once; batches are padded.
+
+    inputs: [k, b, ...]; labels, factors: [k, b] or [k, b, t]; factors: of each prediction in its example's mean loss
+    real: which examples belong to a batch, bool [k, b]
+    sizes: how many do, int64 [k]
+    last: no piece of the same step follows
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    factors: Tensor
+    real: Tensor
+    sizes: np.ndarray
+    last: bool
+
+    def losses(self, values: Tensor, good: Tensor) -> Tensor:
+        """Return the sum of the losses of examples that counted, and the number of their predictions, float64 [2, k]."""
+        counted = (self.factors > 0) & good.view(*good.shape, *[1] * (values.dim() - 2))
+        return torch.stack([part.flatten(1).sum(1) for part in (torch.where(counted, values.double(), 0.0), counted)])
+
+
+class _Batches:
+    """The batches of K clients' steps, as tensors."""
+
+    def __init__(
+        self,
+        held: Examples,
+        own_rows: Sequence[np.ndarray],
+        settings: Training,
+        streams: Sequence[Stream],
+        kind: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._own_rows, self._settings, self._kind, self._device = own_rows, settings, kind, device
+        self._inputs, self._labels = kept_on(held.features, device), kept_on(held.labels, device)
+        self._mask = None if held.mask is None else kept_on(held.mask, device)
+        self._pictures = [stream.generator("augmentation") for stream in streams] if augments(settings) else []
+        # one width for all clients: where batches are cut decides what dropout draws, and must not depend on the others
+        size = MOST if settings.batch_size == "full" else settings.batch_size
+        self._width = min(MOST, size + 4 * math.ceil(math.sqrt(size)))
+
+    def pieces(self, chosen: Sequence[np.ndarray]) -> Iterator[_Piece]:
+        """Cut one step's batches into pieces of bounded memory; clients whose batch has ended are left out at the end.
+
+        chosen: each client's examples, int64 [any number]
+        """
+        longest = max(map(len, chosen))
+        for start in range(0, longest, self._width):
+            parts = [own[start : start + self._width] for own in chosen]
+            while len(parts[-1]) == 0 and start:
+                parts.pop()
+            yield self._piece(parts, last=start + self._width >= longest)
+
+    def _piece(self, parts: Sequence[np.ndarray], *, last: bool) -> _Piece:
+        sizes = np.array([len(part) for part in parts])
+        rows = np.empty((len(parts), sizes.max()), np.int64)
+        for row, part, own in zip(rows, parts, self._own_rows, strict=False):
+            row[: len(part)] = own[part]
+            row[len(part) :] = own[part[0] if len(part) else 0]
+        flat = torch.from_numpy(rows).view(-1).to(self._device)
+        inputs = self._inputs.index_select(0, flat).view(*rows.shape, *self._inputs.shape[1:])
+        if not inputs.is_floating_point():
+            inputs = inputs.long()
+        for j, rng in enumerate(self._pictures[: len(parts)]):
+            if sizes[j]:
+                inputs[j, : sizes[j]] = augment(inputs[j, : sizes[j]], self._settings, rng)
+        labels = self._labels.index_select(0, flat).view(*rows.shape, *self._labels.shape[1:])
+        real = torch.arange(rows.shape[1], device=self._device) < to_tensor(sizes, self._device).unsqueeze(1)
+        if self._mask is None:
+            factors = torch.ones(rows.shape, dtype=self._kind, device=self._device)
+        else:
+            counts = self._mask.index_select(0, flat).view(labels.shape).to(self._kind)
+            factors = counts / counts.sum(2, keepdim=True).clamp(min=1)
+        return _Piece(inputs, labels, factors, real, sizes, last)
+
+
+class _Noise:
+    """The noise of K clients' steps."""
+
+    def __init__(self, network: nn.Module, private: Private, draws: Sequence[Draws], expected: Tensor) -> None:
+        """Take the clients' randomness; `expected`: the expected sizes of their batches, [K]."""
+        self._deviations = [private.clip * float(z) if z else 0.0 for z in private.deviations]
+        self._draws, self._expected = draws, expected
+        self._padding = {
+            f"{name}.weight" if name else "weight": module.padding_idx
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None
+        }
+
+    def add(self, sums: dict[str, Tensor]) -> None:
+        """Add noise to the sums of the first k clients' gradients, each [k, ...], and divide by the expected sizes."""
+        k = len(next(iter(sums.values())))
+        numbers = sum(value[0].numel() for value in sums.values())
+        for j, deviation in enumerate(self._deviations[:k]):
+            if deviation == 0:
+                continue
+            drawn = torch.from_numpy(self._draws[j].normal(numbers))
+            start = 0
+            for value in sums.values():
+                own = value[j]
+                own.add_(drawn[start : start + own.numel()].view_as(own).to(own.device), alpha=deviation)
+                start += own.numel()
+        for name, row in self._padding.items():
+            if name in sums:
+                sums[name][:, row] = 0.0
+        for value in sums.values():
+            value.div_(self._expected[:k].view(-1, *[1] * (value.dim() - 1)))
+
+
+@contextmanager
+def _global_dropout(stream: Stream, device: torch.device) -> Iterator[None]:
+    """Let dropout that a network draws itself come from a client's stream."""
+    on_gpu = device.type == "cuda"
+    with torch_random(stream, "dropout", cuda=on_gpu), HostDropout() if on_gpu else nullcontext():
+        yield
