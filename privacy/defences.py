@@ -128,7 +128,9 @@ def _distributed(
 ) -> tuple[Update, Update]:
     """Return the given model in multiples of the plan's unit, and what the client adds to it, for `share`."""
     if not plan.honest:
-        raise ProtectionError("a share of the noise hides nothing without a protection that adds whole numbers (secagg, bfv)")
+        raise ProtectionError(
+            "a share of the noise hides nothing without a protection that adds whole numbers (secagg, bfv)"
+        )
     layout, before = Layout.of(given), flatten(given, np.float64)
     if not np.isfinite(before).all():
         bad = int(np.flatnonzero(~np.isfinite(before))[0])

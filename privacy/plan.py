@@ -21,6 +21,7 @@ from fedveil.core.settings.sections import Privacy, Settings
 from fedveil.privacy.dp.distributed import NoiseShare, honest_clients
 from fedveil.privacy.dp.distributed import noise_share as _noise_share
 from fedveil.privacy.fixed_point import Grid
+from fedveil.privacy.homomorphic.parameters import STANDARD, Lattice
 
 RESERVED = 2  # numbers at the start of every chunk: the client's examples, and 1 for the client itself
 COARSEST = 12  # bits: a grid coarser than 2^-12 rounds away what training learns
@@ -35,16 +36,6 @@ FRESH = 21 / 2  # variance of a fresh coefficient: SEAL's centred binomial noise
 ROUNDING = 1 / 12  # variance of rounding it to a whole number; it is the same for clients that send the same
 RING = 32  # bits of a number of secure aggregation on the wire
 
-# The most bits of all primes together for a degree, ternary secret: Homomorphic Encryption Standard (Albrecht et al.
-# 2018), table 1, classical attacks.
-STANDARD = {
-    1024: {128: 27, 192: 19, 256: 14},
-    2048: {128: 54, 192: 37, 256: 29},
-    4096: {128: 109, 192: 75, 256: 58},
-    8192: {128: 218, 192: 152, 256: 118},
-    16384: {128: 438, 192: 305, 256: 237},
-    32768: {128: 881, 192: 611, 256: 476},
-}
 # name: (protection, degree, bits of the data prime and of the special prime, bits of the plain modulus)
 PROFILES = {
     "fast": ("ckks", 4096, (40, 60), 0),
@@ -98,39 +89,6 @@ class Secagg(Protected):
     colluders: Fraction = Field(
         0.2, description="share of the clients that may collude with the server, and learn nothing more"
     )
-
-
-@dataclass(frozen=True)
-class Lattice:
-    """The parameters of CKKS or BFV that a key is made for.
-
-    degree: N; primes: bits of the data prime, whose ciphertexts travel, and of the special prime, which SEAL needs and
-    which never travels
-    plain_bits: of BFV's plain modulus t, 0 for CKKS
-    """
-
-    scheme: str
-    degree: int
-    primes: tuple[int, int]
-    plain_bits: int = 0
-
-    @property
-    def numbers(self) -> int:
-        """Weights and reserved numbers in a ciphertext: two in a slot, CKKS has N/2 slots and BFV N."""
-        return self.degree if self.scheme == "ckks" else 2 * self.degree
-
-    @property
-    def field_bits(self) -> int:
-        """BFV: bits of each of the two numbers in a slot."""
-        return (self.plain_bits - 1) // 2
-
-    @property
-    def security(self) -> int:
-        """Bits of security of the ciphertexts against all but the clients.
-
-        Others see ciphertexts under the data prime, and no public key.
-        """
-        return max(level for level, most in STANDARD[self.degree].items() if self.primes[0] <= most)
 
 
 @dataclass(frozen=True)
@@ -278,7 +236,9 @@ def _distributed_plan(privacy: Privacy, cohort: int, fewest: int) -> Plan:
             f"privacy.clip = {privacy.clip}, a noise multiplier of {privacy.multiplier:g}: each of {honest:,} clients would add "
             f"noise of {own:.2g} to every weight, in which any model drowns; take less noise or a larger federation.cohort"
         )
-    least = max(plan.least, fewest - math.floor(fewest * missing + 1e-9)) if isinstance(settings, Secagg) else plan.least
+    least = (
+        max(plan.least, fewest - math.floor(fewest * missing + 1e-9)) if isinstance(settings, Secagg) else plan.least
+    )
     return replace(plan, grid=grid, clients=min(plan.clients, cohort), honest=honest, least=least)
 
 

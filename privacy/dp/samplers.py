@@ -48,14 +48,16 @@ def secret_bytes(size: int) -> bytes:
 class Table:
     """The cumulative distribution of a random whole number.
 
-    first: the least number it may be; thresholds: P[X <= first + i] 2^192 for i = 0, 1, ..., rounded down, but for the
-    last, which is 2^192 (as whole numbers of any length)
+    first: the least number it may be; thresholds: P[X <= first + i] 2^192 for i = 0, 1, ..., rounded down; the last
+    is 2^192
+    heads: uint64, the first 64 bits of all thresholds but the last, then the largest number, STEPS + 1 times
+    starts: int32 [2^BUCKETS], the first threshold that a draw with these first bits may lie below
     """
 
     first: int
     thresholds: tuple[int, ...]
-    heads: np.ndarray  # uint64: the first 64 bits of all thresholds but the last, then the largest number, STEPS + 1 times
-    starts: np.ndarray  # int32 [2^BUCKETS]: the first threshold that a draw with these first bits may lie below
+    heads: np.ndarray
+    starts: np.ndarray
 
     @classmethod
     def of(cls, first: int, weights: list[int]) -> Table:
@@ -83,7 +85,7 @@ class Table:
         found[behind] = np.searchsorted(self.heads, bits[behind], "right")
         for place in np.flatnonzero(self.heads[np.maximum(found - 1, 0)] == bits):  # once in about 2^64 / len(table)
             found[place] = self._tie(int(bits[place]), random)
-        return found.astype(np.int64) + self.first
+        return np.asarray(found + np.int64(self.first))
 
     def _tie(self, head: int, random: Bytes) -> int:
         """Return the place of a draw whose first bits are a threshold's."""
@@ -133,8 +135,10 @@ def round_within(vector: np.ndarray, square: int, random: Bytes) -> np.ndarray:
     succeeds with a chance of 1 - BETA or more.
     Raise ProtectionError where the vector itself is longer.
     """
-    if float(vector @ vector) > square + 1:
-        raise ProtectionError("an update is longer than what its rounding is accounted for: it was not clipped to privacy.clip")
+    if float(vector @ vector) > square:
+        raise ProtectionError(
+            "an update is longer than what its rounding is accounted for: it was not clipped to privacy.clip"
+        )
     low = np.floor(vector)
     above = vector - low
     low = low.astype(np.int64)
@@ -142,7 +146,7 @@ def round_within(vector: np.ndarray, square: int, random: Bytes) -> np.ndarray:
         uniform = (np.frombuffer(random(8 * vector.size), "<u8") >> np.uint64(11)) * _FRACTION
         rounded = low + (uniform < above)
         if int(rounded @ rounded) <= square:
-            return rounded
+            return np.asarray(rounded)
 
 
 def _exponential(numerator: int, denominator: int) -> int:
