@@ -14,11 +14,15 @@ import numpy as np
 from pydantic import Field
 
 from fedveil.core.declaration import declares, part
-from fedveil.core.errors import SettingsError
+from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.section import Fraction, Section
 from fedveil.core.settings.sections import Privacy
+from fedveil.privacy.dp.distributed import contribution
 from fedveil.privacy.dp.noise import Normal, Update, add_noise, clip, norm, secret_normal
+from fedveil.privacy.dp.samplers import secret_bytes
+from fedveil.privacy.fixed_point import Layout, flatten, unflatten
+from fedveil.privacy.plan import Plan, noise_share
 
 Defence = Callable[[Update, np.random.Generator], Update]  # its settings are bound already
 
@@ -74,8 +78,11 @@ def defend(privacy: Privacy, given: Update, weights: Update, stream: Stream, *, 
     secret: draw noise from the operating system's generator, not from the stream
     A client answers whatever its data is, so a non-finite update counts as zero where the settings ask for clipping and
     noise. Without noise it is returned as it is, and refused later.
-    Raise SettingsError where a user's own defence does not return an update of this network.
+    Raise SettingsError where a user's own defence does not return an update of this network, and ProtectionError where
+    a share of distributed noise would be all that hides an update.
     """
+    if privacy.noisy and privacy.noise_at == "distributed" and not privacy.protected:
+        raise ProtectionError("privacy.noise_at = 'distributed': a client's share of the noise hides nothing by itself")
     if not privacy.defends:
         return weights
     with np.errstate(over="ignore", invalid="ignore"):  # non-finite updates are dealt with below
@@ -94,22 +101,45 @@ def defend(privacy: Privacy, given: Update, weights: Update, stream: Stream, *, 
 
 
 def share(
-    privacy: Privacy, given: Update, weights: Update, stream: Stream, *, secret: bool
+    privacy: Privacy, plan: Plan, given: Update, weights: Update, stream: Stream, *, secret: bool
 ) -> tuple[Update, Update | None]:
     """Return what a client rounds to a protection's grid: its weights, and the noise to add to them; float64.
 
     given, weights: float32, as they were sent and as `defend` returns them; stream, secret: as there
     Weights are float32 as they are, and None, where the client adds no noise. Else they are clipped again, since a norm
     of C is a little more after rounding to float32.
+    Distributed noise is added to an update in whole numbers of the plan's unit: the first is then the given model alone, the
+    second the rounded update and its noise, both of them multiples of the unit, which rounding to the grid leaves as they are.
     """
-    if not privacy.noisy or privacy.noise_at != "client" or privacy.bound is None:
+    if not privacy.noisy or privacy.noise_at == "server" or privacy.bound is None:
         return weights, None
     update = clip(
         {name: np.subtract(value, given[name], dtype=np.float64) for name, value in weights.items()}, privacy.bound
     )
+    if privacy.noise_at == "distributed":
+        return _distributed(privacy, plan, given, update, stream, secret=secret)
     still = {name: np.zeros(value.shape) for name, value in update.items()}
     exact = {name: given[name] + value for name, value in update.items()}
     return exact, add_noise(still, privacy.deviation, _normal(stream, secret))
+
+
+def _distributed(
+    privacy: Privacy, plan: Plan, given: Update, update: Update, stream: Stream, *, secret: bool
+) -> tuple[Update, Update]:
+    """Return the given model in multiples of the plan's unit, and what the client adds to it, for `share`."""
+    if not plan.honest:
+        raise ProtectionError(
+            "a share of the noise hides nothing without a protection that adds whole numbers (secagg, bfv)"
+        )
+    layout, before = Layout.of(given), flatten(given, np.float64)
+    if not np.isfinite(before).all():
+        bad = int(np.flatnonzero(~np.isfinite(before))[0])
+        raise ProtectionError(f"{layout.tensor_at(bad)} of the model that was sent holds a number that is not finite")
+    random = secret_bytes if secret else stream.generator("noise").bytes
+    own = flatten({name: update[name] for name in given}, np.float64)
+    parts = contribution(before, own, plan.grid.limit, noise_share(privacy, plan, layout.size), random)
+    known, added = (unflatten(part * plan.unit, layout) for part in parts)
+    return known, added
 
 
 def _normal(stream: Stream, secret: bool) -> Normal:

@@ -18,27 +18,24 @@ from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.settings.marks import Needs
 from fedveil.core.settings.section import Fraction, Section
 from fedveil.core.settings.sections import Privacy, Settings
+from fedveil.privacy.dp.distributed import NoiseShare, honest_clients
+from fedveil.privacy.dp.distributed import noise_share as _noise_share
 from fedveil.privacy.fixed_point import Grid
+from fedveil.privacy.homomorphic.parameters import STANDARD, Lattice
 
 RESERVED = 2  # numbers at the start of every chunk: the client's examples, and 1 for the client itself
 COARSEST = 12  # bits: a grid coarser than 2^-12 rounds away what training learns
 FAILURE = 8  # standard deviations of noise that fit under half a step: one failure in 10^15 numbers
 SMALL = 16  # where a large range makes a coarse grid: a client takes part with this part of its cohort's mean examples
 UNITS = 4  # the least sigma of a client's noise, in units of what it rounds to: see `dp/accounting.py`
+FINEST = 4096  # units in sigma of a client's share of distributed noise, at most where the grid may be that coarse
+TABLE = 2**15  # and at most everywhere: the samplers' tables have 33 numbers for each
+LONGEST = 1.5  # how much rounding may lengthen an update, which the noise then hides
+FAR = 10  # standard deviations of the sum's noise that fit beside it: one number in 10^23 wraps
 FRESH = 21 / 2  # variance of a fresh coefficient: SEAL's centred binomial noise
 ROUNDING = 1 / 12  # variance of rounding it to a whole number; it is the same for clients that send the same
 RING = 32  # bits of a number of secure aggregation on the wire
 
-# The most bits of all primes together for a degree, ternary secret: Homomorphic Encryption Standard (Albrecht et al.
-# 2018), table 1, classical attacks.
-STANDARD = {
-    1024: {128: 27, 192: 19, 256: 14},
-    2048: {128: 54, 192: 37, 256: 29},
-    4096: {128: 109, 192: 75, 256: 58},
-    8192: {128: 218, 192: 152, 256: 118},
-    16384: {128: 438, 192: 305, 256: 237},
-    32768: {128: 881, 192: 611, 256: 476},
-}
 # name: (protection, degree, bits of the data prime and of the special prime, bits of the plain modulus)
 PROFILES = {
     "fast": ("ckks", 4096, (40, 60), 0),
@@ -95,46 +92,14 @@ class Secagg(Protected):
 
 
 @dataclass(frozen=True)
-class Lattice:
-    """The parameters of CKKS or BFV that a key is made for.
-
-    degree: N; primes: bits of the data prime, whose ciphertexts travel, and of the special prime, which SEAL needs and
-    which never travels
-    plain_bits: of BFV's plain modulus t, 0 for CKKS
-    """
-
-    scheme: str
-    degree: int
-    primes: tuple[int, int]
-    plain_bits: int = 0
-
-    @property
-    def numbers(self) -> int:
-        """Weights and reserved numbers in a ciphertext: two in a slot, CKKS has N/2 slots and BFV N."""
-        return self.degree if self.scheme == "ckks" else 2 * self.degree
-
-    @property
-    def field_bits(self) -> int:
-        """BFV: bits of each of the two numbers in a slot."""
-        return (self.plain_bits - 1) // 2
-
-    @property
-    def security(self) -> int:
-        """Bits of security of the ciphertexts against all but the clients.
-
-        Others see ciphertexts under the data prime, and no public key.
-        """
-        return max(level for level, most in STANDARD[self.degree].items() if self.primes[0] <= most)
-
-
-@dataclass(frozen=True)
 class Plan:
     """How numbers travel under a protection. Every party computes the same plan from the settings.
 
     grid: what weights are rounded to; clients: the most whose numbers may be added
     lattice, scale_bits: of CKKS and BFV (scale_bits 0 for BFV); None and 0 for secure aggregation
     least: an aggregate of fewer clients is neither made nor used
-    cohort: of the settings; deviation: sigma, of the noise that each client adds before it rounds, 0 without
+    cohort: the largest; deviation: sigma, of the noise that each client adds before it rounds, 0 without
+    honest: of distributed noise, the clients whose shares are enough, 0 without
     """
 
     protection: str
@@ -146,6 +111,26 @@ class Plan:
     scale_bits: int = 0
     cohort: int = 0
     deviation: float = 0.0
+    honest: int = 0
+
+    @property
+    def unit(self) -> float:
+        """The multiples in which a client sends its weights, where all weigh alike."""
+        return self.grid.step * self.cohort
+
+    def reference(self, announced: int) -> int:
+        """Return n_ref of a round, of which so many examples were announced.
+
+        With distributed noise it is always the largest cohort, so that noise of the same units suits every round.
+        Raise ProtectionError where the cohort is larger, and its sum could wrap.
+        """
+        if not self.honest:
+            return announced
+        if announced > self.cohort:
+            raise ProtectionError(
+                f"a cohort of {announced:,} clients, where the numbers of {self.cohort:,} fit the protection's"
+            )
+        return self.cohort
 
     @property
     def rounding(self) -> float:
@@ -157,6 +142,11 @@ class Plan:
 
         The others would then hide nobody. Where clients weigh alike, a cohort has no more shares than clients.
         """
+        if self.honest and reference != self.cohort:
+            raise ProtectionError(
+                f"the server announces {reference:,} shares of clients that weigh alike, and this run's noise is made for "
+                f"{self.cohort:,}; other shares are of other units than it is accounted in"
+            )
         if self.deviation and not self.least <= reference <= self.cohort:
             raise ProtectionError(
                 f"the server announces {reference:,} shares of clients that weigh alike, and this run's cohorts have {self.least:,} "
@@ -185,25 +175,87 @@ class Plan:
         )
 
 
-def make_plan(privacy: Privacy, cohort: int) -> Plan:
-    """Make the plan of a protection for cohorts of so many clients.
+def make_plan(privacy: Privacy, cohort: int, fewest: int | None = None) -> Plan:
+    """Make the plan of a protection.
 
+    cohort: clients of the largest cohort, with which no sum wraps; fewest: of the smallest, for which distributed noise
+    is enough; as many without it
     Raise SettingsError, with the reason, where there is none, or where its grid would swallow the clients' noise.
     """
+    if privacy.noise_at == "distributed" and privacy.deviation:
+        return _distributed_plan(privacy, cohort, cohort if fewest is None else fewest)
     deviation = privacy.deviation if privacy.noise_at == "client" else 0.0
     noise = FAILURE * deviation / math.sqrt(privacy.least)  # of the mean of the fewest clients
-    plan: Plan = replace(
-        privacy.protection.load()(privacy.protection.settings, cohort, noise), cohort=cohort, deviation=deviation
-    )
-    unit = plan.grid.step * cohort
-    if deviation and deviation < UNITS * unit:
+    plan = replace(_load(privacy, cohort, noise), deviation=deviation)
+    _check_units(privacy, plan, deviation, "")
+    return plan
+
+
+def _load(privacy: Privacy, cohort: int, noise: float) -> Plan:
+    plan: Plan = privacy.protection.load()(privacy.protection.settings, cohort, noise)
+    return replace(plan, cohort=cohort)
+
+
+def _check_units(privacy: Privacy, plan: Plan, deviation: float, whose: str) -> None:
+    """Raise SettingsError where a client's noise is too little for the units that it rounds to."""
+    if deviation and deviation < UNITS * plan.unit:
         raise SettingsError(
-            f"privacy.clip = {privacy.clip}, a noise multiplier of {privacy.multiplier:g}: noise of {deviation:.2g} "
-            f"would be rounded away, as {privacy.protection} lets each of {cohort:,} clients send multiples of {unit:.2g}, and "
+            f"privacy.clip = {privacy.clip}, a noise multiplier of {privacy.multiplier:g}: noise of {deviation:.2g}{whose} "
+            f"would be rounded away, as {privacy.protection} lets each of {plan.cohort:,} clients send multiples of {plan.unit:.2g}, and "
             f"epsilon is proven for {UNITS} of them or more; take a larger privacy.clip or noise, a smaller federation.cohort or "
             "privacy.protection.range, or a finer grid (secagg)"
         )
-    return plan
+
+
+def _distributed_plan(privacy: Privacy, cohort: int, fewest: int) -> Plan:
+    """Make the plan of noise that clients add in shares, on a grid that is no finer than the noise needs.
+
+    Under secure aggregation no sum of fewer clients than may stay is unmasked, by no client.
+    """
+    settings = privacy.protection.settings
+    if not isinstance(settings, Secagg | Bfv):
+        raise SettingsError(
+            f"privacy.noise_at = 'distributed': privacy.protection = '{privacy.protection}' does not add whole numbers "
+            "exactly; use secagg or bfv"
+        )
+    missing, colluding = (settings.drop_outs, settings.colluders) if isinstance(settings, Secagg) else (0.0, 0.0)
+    honest = honest_clients(fewest, missing, colluding)
+    if honest < 1:
+        raise SettingsError(
+            f"privacy.noise_at = 'distributed': nobody's noise is left of {fewest:,} clients where "
+            f"privacy.protection.drop_outs = {missing:g} of them may be missing and privacy.protection.colluders = {colluding:g} "
+            "may tell theirs; lower these, or take a larger federation.cohort"
+        )
+    own = privacy.deviation / math.sqrt(honest)
+    plan = _load(privacy, cohort, FAR * LONGEST * own / math.sqrt(cohort))
+    _check_units(privacy, plan, own, f", a share of {honest:,} clients' noise,")
+    bits = min(plan.grid.bits, max(COARSEST, math.floor(math.log2(cohort * FINEST / own))))
+    grid = replace(plan.grid, bits=bits)
+    if own > TABLE * grid.step * cohort:
+        raise SettingsError(
+            f"privacy.clip = {privacy.clip}, a noise multiplier of {privacy.multiplier:g}: each of {honest:,} clients would add "
+            f"noise of {own:.2g} to every weight, in which any model drowns; take less noise or a larger federation.cohort"
+        )
+    least = (
+        max(plan.least, fewest - math.floor(fewest * missing + 1e-9)) if isinstance(settings, Secagg) else plan.least
+    )
+    return replace(plan, grid=grid, clients=min(plan.clients, cohort), honest=honest, least=least)
+
+
+def noise_share(privacy: Privacy, plan: Plan, size: int) -> NoiseShare:
+    """Return what each client rounds and adds to an update of `size` numbers, with distributed noise.
+
+    Raise SettingsError where rounding to the plan's units would lengthen updates by so much that noise drowns them.
+    """
+    assert privacy.bound is not None  # else the plan has no share of noise
+    share = _noise_share(privacy.multiplier, privacy.bound, plan.unit, plan.honest, size, privacy.distribution)
+    if (longer := share.lengthening(privacy.bound)) > LONGEST:
+        raise SettingsError(
+            f"privacy.clip = {privacy.clip}: an update of {size:,} numbers, rounded to multiples of {plan.unit:.2g}, may be "
+            f"{longer:.1f} times as long, and the noise must hide that; take a larger privacy.clip, a smaller federation.cohort or "
+            "privacy.protection.range, or a finer grid (secagg)"
+        )
+    return share
 
 
 def _check_noise(_settings: Section, experiment: Settings) -> None:

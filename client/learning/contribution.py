@@ -16,6 +16,7 @@ from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ATTEMPT, REFERENCE, ROUND, RUN
 from fedveil.privacy.defences import share
+from fedveil.privacy.plan import make_plan
 
 Parameters = dict[str, np.ndarray]
 Share = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray] | None]  # weights, and noise to add to them
@@ -160,7 +161,8 @@ class Contributions:
         if k in self.shares:
             return self.shares[k]
         stream = Stream(experiment.seed, self.instructions.round, self.clients[k])
-        return share(experiment.privacy, self.given, self.of(k), stream, secret=secret)
+        plan = make_plan(experiment.privacy, experiment.federation.cohort)
+        return share(experiment.privacy, plan, self.given, self.of(k), stream, secret=secret)
 
     def counts(self) -> np.ndarray:
         """Return the clients' examples, int64 [K]."""

@@ -58,9 +58,9 @@ class SecAggClients:
         """
         privacy, cohort = self.experiment.privacy, self.experiment.federation.cohort
         _, threshold = choose_degree(cohort, privacy.protection.drop_outs, privacy.protection.colluders, active)
-        size = RESERVED + self.layout.size
+        size, least = RESERVED + self.layout.size, make_plan(privacy, cohort).least
         number, attempt = int(config[ROUND]), int(config[ATTEMPT])
-        return Session(config[RUN], number, attempt, size, threshold, privacy.least, active, self.manifest)
+        return Session(config[RUN], number, attempt, size, threshold, least, active, self.manifest)
 
     def numbers(self, share: Share, examples: int, reference: int) -> tuple[np.ndarray, int]:
         """Return the numbers to be masked, uint32 [2 + size], and how many weights were clipped."""

@@ -23,8 +23,8 @@ import tenseal  # type: ignore[import-untyped]
 from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.foreign import reading
 from fedveil.privacy.homomorphic import mac
+from fedveil.privacy.homomorphic.parameters import Lattice
 from fedveil.privacy.homomorphic.seal import Ring, read_context, read_fields, read_ring, write_field
-from fedveil.privacy.plan import Lattice
 
 CLIENT, SERVER = "client.key", "server.ctx"
 KEY_ID = 16  # bytes

@@ -27,6 +27,7 @@ import tenseal  # type: ignore[import-untyped]
 from fedveil.core.errors import ProtectionError
 from fedveil.privacy.homomorphic.keys import ClientKey, ServerContext, check_lattice
 from fedveil.privacy.homomorphic.mac import proof_bytes
+from fedveil.privacy.homomorphic.parameters import Lattice
 from fedveil.privacy.homomorphic.seal import (
     SEED,
     Buffer,
@@ -41,7 +42,7 @@ from fedveil.privacy.homomorphic.seal import (
     write_vector,
 )
 from fedveil.privacy.homomorphic.seeds import SeedExpander
-from fedveil.privacy.plan import RESERVED, Lattice, Plan
+from fedveil.privacy.plan import RESERVED, Plan
 
 HEADROOM = 276  # bytes before a sum, where `wire.write_around` puts a header without copying the sum
 PENDING = 32  # clients whose seeds are expanded together: 16 kB each at a million numbers

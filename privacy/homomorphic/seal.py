@@ -25,7 +25,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from fedveil.core.errors import ProtectionError
 from fedveil.core.foreign import reading
-from fedveil.privacy.plan import STANDARD, Lattice
+from fedveil.privacy.homomorphic.parameters import STANDARD, Lattice
 
 SEED = 64  # bytes of the seed that stands for the second half of a fresh ciphertext
 SCHEMES = {1: "bfv", 2: "ckks"}  # SEAL's numbers

@@ -75,7 +75,8 @@ def check_survivors(
             raise ProtectionError(f"survivors: client {member} is not registered with client {client}")
     if len(listed) < session.least:
         raise ProtectionError(
-            f"survivors: {len(listed)} clients; a sum of fewer than {session.least} (privacy.protection.min_clients) is not unmasked"
+            f"survivors: {len(listed)} clients; a sum of fewer than {session.least} (privacy.protection.min_clients, or what distributed "
+            "noise is made for) is not unmasked"
         )
     _expect_quorum(session, client, "vectors came from", len(listed.keys() & held.keys()))
 

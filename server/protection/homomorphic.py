@@ -44,7 +44,7 @@ class HomomorphicCollector:
     def ask(self, messages: list[Message]) -> list[Message]:
         """Announce the cohort's examples in its messages."""
         self._announced = self._protection.announced(messages)
-        self._reference = sum(self._announced.values())
+        self._reference = self._protection.plan.reference(sum(self._announced.values()))
         for message in messages:
             cast(ConfigRecord, message.content[CONFIG])[REFERENCE] = self._reference
         content = messages[0].content

@@ -69,7 +69,7 @@ class MaskedCollector:
         )
         size = RESERVED + protection.layout.size
         self._session = Session(
-            protection.run, number, attempt, size, threshold, privacy.least, active, protection.manifest
+            protection.run, number, attempt, size, threshold, protection.plan.least, active, protection.manifest
         )
         self._examples: dict[int, int] = {}
         self._announced: dict[int, int] = {}
@@ -80,7 +80,7 @@ class MaskedCollector:
         protection = self._protection
         asked = {m.metadata.dst_node_id - 1: m for m in messages}
         self._announced = protection.announced(messages)
-        self._reference = sum(self._announced.values())
+        self._reference = protection.plan.reference(sum(self._announced.values()))
         around = neighbours(sorted(asked), min(self._degree, len(asked) - 1))
         self._unmasker = unmasker = SecAggServer(self._session, sorted(asked), around, protection.registry)
         self._stage("advertise", asked, lambda _: {}, unmasker.adverts)

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 import fedveil
 from fedveil.core.errors import FedveilError, ProtectionError, SettingsError
 from fedveil.privacy.homomorphic import keys, seal
-from fedveil.privacy.plan import PROFILES, Lattice
+from fedveil.privacy.homomorphic.parameters import Lattice
+from fedveil.privacy.plan import PROFILES
 
 LATTICES = [Lattice(scheme, degree, primes, bits) for scheme, degree, primes, bits in PROFILES.values()]
 

@@ -19,7 +19,8 @@ from fedveil.cli import app
 from fedveil.core.errors import FedveilError, ProtectionError, SettingsError
 from fedveil.core.settings.sections import Privacy
 from fedveil.privacy.homomorphic import keys
-from fedveil.privacy.plan import PROFILES, Lattice
+from fedveil.privacy.homomorphic.parameters import Lattice
+from fedveil.privacy.plan import PROFILES
 from fedveil.privacy.trust import certificates
 from fedveil.privacy.trust.identity import load_node_key, new_identity, verify
 from fedveil.privacy.trust.key_folders import (

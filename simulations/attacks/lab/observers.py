@@ -200,9 +200,10 @@ def _unmoved(before: Parameters, examples: Mapping[int, int], experiment: Experi
     if not experiment.privacy.protected:
         return before
     plan, layout = make_plan(experiment.privacy, experiment.federation.cohort), Layout.of(before)
-    vector, reference = flatten(before), sum(examples.values())
+    vector, held = flatten(before), sum(examples.values())
+    reference = plan.reference(held)
     total = sum(quantize(vector, n, reference, plan.grid, layout)[0] for n in examples.values())
-    return unflatten(dequantize(np.asarray(total), reference, reference, plan.grid), layout)
+    return unflatten(dequantize(np.asarray(total), held, reference, plan.grid), layout)
 
 
 def _examples(update: Update) -> int | None:

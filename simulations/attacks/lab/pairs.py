@@ -179,7 +179,7 @@ def anew(
         if plan is None:
             total += flatten(sent, np.float64) * weigh[client]
             continue
-        weights, noise = share(privacy, dict(before), sent, streams[client], secret=False)
+        weights, noise = share(privacy, plan, dict(before), sent, streams[client], secret=False)
         added = None if noise is None else flatten(noise, np.float64)
         total += quantize(flatten(weights, np.float64), weigh[client], reference, plan.grid, layout, added)[0]
     mean = (
