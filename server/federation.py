@@ -33,6 +33,7 @@ from fedveil.models.networks.build import build
 from fedveil.models.parameters import constants, from_numpy, get, to_numpy
 from fedveil.privacy.defences import find_defence
 from fedveil.privacy.dp.accounting import calibrated, describe
+from fedveil.privacy.dp.examples import check_sizes
 from fedveil.privacy.fixed_point import Layout
 from fedveil.privacy.trust.manifest import UNSIGNED
 from fedveil.server.checkpoint import Parameters, State, load_state, save_state, write_layout
@@ -145,7 +146,9 @@ def _smallest(experiment: Experiment, federated: Federated) -> int:
             f"privacy.delta = {experiment.privacy.delta:g}: must be smaller than 1 / {int(sizes.sum()):,}, the examples of all "
             "clients; a larger one would allow showing one of them"
         )
-    return int(sizes.min())
+    smallest = int(sizes.min())
+    check_sizes(experiment, smallest)
+    return smallest
 
 
 def _metrics(experiment: Experiment, federated: Federated) -> MetricSet:

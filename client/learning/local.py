@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,8 +11,11 @@ from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.core.metrics import Scores
 from fedveil.models.local.correction import Correction
 from fedveil.models.local.evaluation import evaluate
+from fedveil.models.local.private import Draws, Private, seeded
 from fedveil.models.local.training import train_clients
 from fedveil.models.parameters import from_numpy
+from fedveil.privacy.dp.examples import own_multiplier
+from fedveil.privacy.dp.noise import secret_normal, secret_uniform
 
 
 def measure(runtime: ClientRuntime, contributions: Contributions) -> None:
@@ -46,8 +49,20 @@ def train(runtime: ClientRuntime, contributions: Contributions) -> None:
         together=runtime.vectorized,
         into=from_numpy(contributions.weights),
         room=runtime.room,
+        private=_private(runtime, clients) if runtime.experiment.privacy.per_example else None,
     )
     contributions.examples, contributions.loss, contributions.steps = trained.examples, trained.loss, trained.steps
+
+
+def _private(runtime: ClientRuntime, clients: Sequence[int]) -> Private:
+    """Return what protects each example of the clients in their training."""
+    experiment, sizes = runtime.experiment, runtime.federated.sizes(np.array(clients))
+    clip = experiment.privacy.clip
+    assert isinstance(clip, float)  # a mechanism's check
+    deviations = np.array([own_multiplier(experiment, int(n)) for n in sizes])
+    if not runtime.secret_noise:
+        return Private(clip, deviations, seeded)
+    return Private(clip, deviations, lambda _stream: Draws(secret_normal, secret_uniform))
 
 
 def score(runtime: ClientRuntime, client: int, arrays: Mapping[str, np.ndarray], *, held_out: bool) -> Scores:

@@ -56,3 +56,8 @@ def secret_normal(size: int) -> np.ndarray:
     radius = np.sqrt(-2 * np.log((bits[:pairs] + 1) * _FRACTION))
     angle = bits[pairs:] * (2 * np.pi * _FRACTION)
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]
+
+
+def secret_uniform(size: int) -> np.ndarray:
+    """Draw uniform numbers in [0, 1), float64 [size], from the operating system's generator."""
+    return (np.frombuffer(os.urandom(8 * size), np.uint64) >> 11) * _FRACTION

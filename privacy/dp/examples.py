@@ -1,0 +1,60 @@
+"""Noise that hides single examples: how much of it a client needs, and how much one example changes a sum of updates.
+
+A client's own training adds noise in every step (`models/local/private.py`). Where clients take one step, the noise may be
+added to their sum instead: a client's update is the learning rate times the sum of its examples' clipped gradients,
+divided by training.batch_size, so that one example changes the sum of updates by rate C / batch size at most. That is
+DP-SGD as if all data lay in one place (Abadi et al. 2016), a round a step.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from fedveil.core.errors import SettingsError
+from fedveil.core.settings.experiment import Experiment
+from fedveil.privacy.dp.accountants import calibrate
+from fedveil.privacy.dp.accounting import planned
+from fedveil.privacy.dp.mechanisms import EXAMPLE_CLIENT
+
+
+def own_multiplier(experiment: Experiment, examples: int) -> float:
+    """Return the noise multiplier of each step of a client with so many examples, which adds its own noise.
+
+    With a budget, each client finds its own, for the rounds that it may be asked in at most: clients with few examples use
+    each more often, and add more noise. 0 where the noise is added to the sum.
+    """
+    privacy = experiment.privacy
+    if privacy.noise_at != "client":
+        return 0.0
+    return privacy.noise_multiplier if privacy.epsilon is None else _calibrated(experiment, examples)
+
+
+def check_sizes(experiment: Experiment, smallest: int) -> None:
+    """Raise SettingsError where a client has fewer examples than a step of noise in the sum takes on average.
+
+    smallest: examples of the client that has the fewest
+    """
+    size, privacy = experiment.training.batch_size, experiment.privacy
+    if not privacy.per_example or privacy.noise_at == "client":
+        return
+    if size == "full" or smallest < size:
+        raise SettingsError(
+            f"training.batch_size = {size}: with privacy.noise_at = '{privacy.noise_at}' every client's sum of gradients is divided "
+            f"by it, so it must be a number, and no client may have fewer examples; the smallest has {smallest}"
+        )
+
+
+def change_of_sum(experiment: Experiment, learning_rate: float) -> float:
+    """Return how much one example changes a sum of updates at most, L2, with this learning rate of a round."""
+    size, clip = experiment.training.batch_size, experiment.privacy.clip
+    assert isinstance(clip, float)  # a mechanism's check
+    assert size != "full"  # `check_sizes`
+    return learning_rate * clip / size
+
+
+@lru_cache(maxsize=4096)
+def _calibrated(experiment: Experiment, examples: int) -> float:
+    budget = experiment.privacy.epsilon
+    assert budget is not None
+    end = planned(experiment, 0, examples)
+    return calibrate(lambda z: EXAMPLE_CLIENT.spent(experiment, z, end)["epsilon"], budget)
