@@ -18,6 +18,7 @@ from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.settings.marks import Needs
 from fedveil.core.settings.section import Fraction, Section
 from fedveil.core.settings.sections import Privacy, Settings
+from fedveil.privacy.dp.cohorts import cohort_sizes, usual_cohort
 from fedveil.privacy.dp.distributed import NoiseShare, honest_clients
 from fedveil.privacy.dp.distributed import noise_share as _noise_share
 from fedveil.privacy.fixed_point import Grid
@@ -175,6 +176,20 @@ class Plan:
         )
 
 
+def plan_for(settings: Settings) -> Plan:
+    """Make the plan of an experiment's protection, for all cohorts that it may draw; raise what `make_plan` raises.
+
+    Distributed noise is enough for a cohort of the usual size: rounds of fewer are left out (Poisson sampling has one in a
+    thousand). Under BFV every client of a cohort must answer, or federation.quorum of them.
+    """
+    privacy, federation = settings.privacy, settings.federation
+    _, largest = cohort_sizes(federation, settings.data.clients)
+    fewest = usual_cohort(federation, settings.data.clients)
+    if privacy.shows == "sum" and federation.quorum is not None:
+        fewest = min(fewest, federation.quorum)
+    return make_plan(privacy, largest, fewest)
+
+
 def make_plan(privacy: Privacy, cohort: int, fewest: int | None = None) -> Plan:
     """Make the plan of a protection.
 
@@ -210,7 +225,7 @@ def _check_units(privacy: Privacy, plan: Plan, deviation: float, whose: str) -> 
 def _distributed_plan(privacy: Privacy, cohort: int, fewest: int) -> Plan:
     """Make the plan of noise that clients add in shares, on a grid that is no finer than the noise needs.
 
-    Under secure aggregation no sum of fewer clients than may stay is unmasked, by no client.
+    No sum of fewer clients than may stay is unmasked or decrypted, by no client.
     """
     settings = privacy.protection.settings
     if not isinstance(settings, Secagg | Bfv):
@@ -236,9 +251,7 @@ def _distributed_plan(privacy: Privacy, cohort: int, fewest: int) -> Plan:
             f"privacy.clip = {privacy.clip}, a noise multiplier of {privacy.multiplier:g}: each of {honest:,} clients would add "
             f"noise of {own:.2g} to every weight, in which any model drowns; take less noise or a larger federation.cohort"
         )
-    least = (
-        max(plan.least, fewest - math.floor(fewest * missing + 1e-9)) if isinstance(settings, Secagg) else plan.least
-    )
+    least = max(plan.least, fewest - math.floor(fewest * missing + 1e-9))
     return replace(plan, grid=grid, clients=min(plan.clients, cohort), honest=honest, least=least)
 
 
@@ -261,7 +274,7 @@ def noise_share(privacy: Privacy, plan: Plan, size: int) -> NoiseShare:
 def _check_noise(_settings: Section, experiment: Settings) -> None:
     """Refuse an experiment whose clients' noise the grid would swallow."""
     if experiment.privacy.noisy:
-        make_plan(experiment.privacy, experiment.federation.cohort)
+        plan_for(experiment)
 
 
 @part(Secagg, needs="mean", check=_check_noise)

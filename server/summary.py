@@ -15,7 +15,7 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ARRAYS, to_arrays, wire_bytes
 from fedveil.models.parameters import get, to_numpy
 from fedveil.privacy.dp.accounting import describe, epsilons, explain
-from fedveil.privacy.plan import make_plan
+from fedveil.privacy.plan import plan_for
 from fedveil.server.checkpoint import MODEL, State
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation
@@ -172,7 +172,7 @@ def describe_protection(experiment: Experiment, record: Record, scores: str, key
     protection = experiment.privacy.protection.name
     description: dict[str, Any] = {
         "protection": protection,
-        "parameters": make_plan(experiment.privacy, experiment.federation.cohort).explain(),
+        "parameters": plan_for(experiment).explain(),
         "readers": READERS[protection],
         "test scores": scores,
     }

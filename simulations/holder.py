@@ -23,7 +23,7 @@ from fedveil.privacy.homomorphic import first_format
 from fedveil.privacy.homomorphic.first_format import format_of, open_first
 from fedveil.privacy.homomorphic.keys import CLIENT, find_client_key, fingerprint, load_client, write_keys
 from fedveil.privacy.homomorphic.wire import round_of, run_of
-from fedveil.privacy.plan import make_lattice, make_plan
+from fedveil.privacy.plan import make_lattice, plan_for
 from fedveil.server.checkpoint import (
     BEST,
     LAYOUT,
@@ -148,7 +148,7 @@ def open_record(folder: Path, keys: Path, out: Path | None, *, unauthenticated: 
             if first
             else f"{sealed}: is authenticated; open it without --unauthenticated"
         )
-    plan = make_plan(experiment.privacy, experiment.federation.cohort)
+    plan = plan_for(experiment)
     if first:
         layout, constants = _built(experiment, folder), Parameters()
         model = open_first(blob, load_client(key, old=True), plan, layout)

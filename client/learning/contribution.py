@@ -16,7 +16,7 @@ from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ATTEMPT, REFERENCE, ROUND, RUN
 from fedveil.privacy.defences import share
-from fedveil.privacy.plan import make_plan
+from fedveil.privacy.plan import plan_for
 
 Parameters = dict[str, np.ndarray]
 Share = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray] | None]  # weights, and noise to add to them
@@ -161,7 +161,7 @@ class Contributions:
         if k in self.shares:
             return self.shares[k]
         stream = Stream(experiment.seed, self.instructions.round, self.clients[k])
-        plan = make_plan(experiment.privacy, experiment.federation.cohort)
+        plan = plan_for(experiment)
         return share(experiment.privacy, plan, self.given, self.of(k), stream, secret=secret)
 
     def counts(self) -> np.ndarray:

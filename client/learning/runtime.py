@@ -30,7 +30,7 @@ from fedveil.models.vectorized.batched import Chain, batched
 from fedveil.models.vectorized.functional import Functional
 from fedveil.privacy.fixed_point import Layout
 from fedveil.privacy.homomorphic.keys import find_client_key
-from fedveil.privacy.plan import make_plan
+from fedveil.privacy.plan import plan_for
 from fedveil.privacy.trust.key_folders import check_agreed
 from fedveil.privacy.trust.manifest import UNSIGNED
 
@@ -128,7 +128,7 @@ class ClientRuntime:
             )
         path = find_client_key(Path(self.keys), client)
         if path not in self._homomorphic:
-            plan = make_plan(privacy, self.experiment.federation.cohort)
+            plan = plan_for(self.experiment)
             self._homomorphic[path] = HomomorphicClient(
                 plan, self.experiment.data.clients, self.layout, path, self.manifest
             )

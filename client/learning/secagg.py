@@ -20,7 +20,7 @@ from fedveil.core.errors import ProtectionError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ATTEMPT, BLOB, CLIENT, CONFIRMATIONS, ROUND, RUN
 from fedveil.privacy.fixed_point import Layout
-from fedveil.privacy.plan import RESERVED, make_plan
+from fedveil.privacy.plan import RESERVED, plan_for
 from fedveil.privacy.secagg.client import SecAggClient, mask_cohort
 from fedveil.privacy.secagg.graph import choose_degree
 from fedveil.privacy.secagg.messages import Session
@@ -58,13 +58,13 @@ class SecAggClients:
         """
         privacy, cohort = self.experiment.privacy, self.experiment.federation.cohort
         _, threshold = choose_degree(cohort, privacy.protection.drop_outs, privacy.protection.colluders, active)
-        size, least = RESERVED + self.layout.size, make_plan(privacy, cohort).least
+        size, least = RESERVED + self.layout.size, plan_for(self.experiment).least
         number, attempt = int(config[ROUND]), int(config[ATTEMPT])
         return Session(config[RUN], number, attempt, size, threshold, least, active, self.manifest)
 
     def numbers(self, share: Share, examples: int, reference: int) -> tuple[np.ndarray, int]:
         """Return the numbers to be masked, uint32 [2 + size], and how many weights were clipped."""
-        plan = make_plan(self.experiment.privacy, self.experiment.federation.cohort)
+        plan = plan_for(self.experiment)
         values, clipped = rounded(share, examples, reference, plan, self.layout)
         return to_ring(values, examples), clipped
 

@@ -14,12 +14,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from fedveil.core.errors import SettingsError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.sections import Settings
 from fedveil.privacy.dp.accountants import gaussian_epsilon, poisson_epsilon, subset_epsilon
-from fedveil.privacy.plan import make_plan
+from fedveil.privacy.dp.distributed import NoiseShare, divergences, effective_multiplier
+from fedveil.privacy.plan import noise_share, plan_for
 
+ORDERS = [*range(2, 65), 80, 96, 128, 192, 256, 512, 1024]  # of Renyi divergences, where noise is Skellam's
 CLIENT, EXAMPLE = "one client's whole data", "one example of a client"
 KNOWN = "epsilon_known"
 KNOWING = "against who also knows who took part, as the server and a neighbour in secure aggregation do"
@@ -77,7 +81,7 @@ def lengthened(experiment: Experiment, shown: Shown) -> float:
     privacy = experiment.privacy
     if not privacy.protected or privacy.bound is None:
         return 1.0
-    plan = make_plan(privacy, experiment.federation.cohort)
+    plan = plan_for(experiment)
     return 1 + math.sqrt(shown.numbers) * plan.grid.step * plan.cohort / privacy.bound
 
 
@@ -137,9 +141,42 @@ def _own_noise(experiment: Experiment, multiplier: float, shown: Shown) -> dict[
 
 
 def _distributed(experiment: Experiment, multiplier: float, shown: Shown) -> dict[str, float]:
-    if experiment.federation.sampling == "poisson":
-        return _by_poisson(experiment, multiplier, shown)
-    return {"epsilon": gaussian_epsilon(multiplier, shown.asked, experiment.privacy.delta)}
+    """Return epsilon of sums with shares of noise, of the fewest clients that a sum may have."""
+    privacy, federation = experiment.privacy, experiment.federation
+    found = with_multiplier(experiment, multiplier)
+    plan = plan_for(found)
+    share = noise_share(found.privacy, plan, shown.numbers)
+    if privacy.distribution == "skellam":
+        return {"epsilon": _divergent(share, plan.honest, shown.asked, privacy.delta)}
+    equal, slack = effective_multiplier(share, plan.honest)
+
+    def slackened(spent: Callable[[float], float], rounds: int) -> float:
+        return spent(privacy.delta * math.exp(-slack * rounds)) + 2 * slack * rounds
+
+    known = slackened(lambda delta: gaussian_epsilon(equal, shown.asked, delta), shown.asked)
+    if federation.sampling != "poisson":
+        return {"epsilon": known}
+    rate = federation.cohort / experiment.data.clients
+    sampled = slackened(lambda delta: poisson_epsilon(equal, rate, shown.rounds, delta), shown.rounds)
+    return {"epsilon": min(known, sampled), KNOWN: known}
+
+
+def _divergent(share: NoiseShare, honest: int, releases: int, delta: float) -> float:
+    """Return epsilon of so many sums with Skellam noise, from Renyi divergences."""
+    from dp_accounting.rdp import compute_epsilon
+
+    if releases == 0:
+        return 0.0
+    orders = [float(order) for order in ORDERS]
+    epsilon, _ = compute_epsilon(np.array(orders), releases * divergences(share, honest, orders), delta)
+    return float(epsilon)
+
+
+def with_multiplier(experiment: Experiment, multiplier: float) -> Experiment:
+    """Return an experiment with another noise multiplier; it is for computing, and not checked."""
+    key = "noise_multiplier" if experiment.privacy.epsilon is None else "calibrated"
+    privacy = experiment.privacy.model_copy(update={key: multiplier})
+    return experiment.model_copy(update={"privacy": privacy})
 
 
 def _own_examples(experiment: Experiment, multiplier: float, shown: Shown) -> dict[str, float]:
@@ -288,6 +325,10 @@ def _check_distributed(e: Settings) -> None:
         f"'{e.privacy.protection}' "
         + ("shows each update" if e.privacy.protection.name == "none" else "adds noise of its own to whole numbers")
         + "; use secagg or bfv, or privacy.noise_at = 'client'",
+    )
+    _refuse(
+        e.privacy.distribution == "skellam" and (e.federation.sampling == "poisson" or e.privacy.unit == "example"),
+        "privacy.distribution = 'skellam': is accounted for clients' sums without sampling by coins; use 'gaussian'",
     )
 
 

@@ -22,7 +22,7 @@ from fedveil.core.errors import ProtectionError
 from fedveil.core.foreign import reading
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.bundle import code
-from fedveil.privacy.plan import make_plan
+from fedveil.privacy.plan import plan_for
 from fedveil.privacy.trust.identity import SIGNATURE, Registry, Signer, verify
 
 UNSIGNED = bytes(32)  # the digest of a run that has no manifest: a simulation, or one without keys
@@ -73,7 +73,7 @@ class Manifest(BaseModel):
         """
         found = Experiment.received(experiment)
         privacy, federation = found.privacy, found.federation
-        plan = make_plan(privacy, federation.cohort).explain() if privacy.protected else "none"
+        plan = plan_for(found).explain() if privacy.protected else "none"
         return cls(
             run=run,
             created=created,

@@ -15,7 +15,7 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ARRAYS, METRICS, WEIGHT, from_sealed
 from fedveil.privacy.fixed_point import Layout
 from fedveil.privacy.homomorphic.keys import CLIENT, SERVER, ServerContext, check_lattice, fingerprint, load_server
-from fedveil.privacy.plan import COARSEST, Plan, make_plan, noise_share
+from fedveil.privacy.plan import COARSEST, Plan, noise_share, plan_for
 from fedveil.privacy.secagg.graph import choose_degree
 from fedveil.privacy.trust.identity import Registry
 from fedveil.privacy.trust.key_folders import IDENTITY, load_registry
@@ -64,7 +64,7 @@ def check_protection(experiment: Experiment, active: bool = False) -> None:
     """Raise SettingsError where a protection cannot work for the experiment's cohorts; active: the server may lie."""
     privacy, cohort = experiment.privacy, experiment.federation.cohort
     if privacy.protected:
-        make_plan(privacy, cohort)
+        plan_for(experiment)
     if privacy.shows == "mean":
         choose_degree(cohort, privacy.protection.drop_outs, privacy.protection.colluders, active)
 
@@ -88,7 +88,7 @@ def protect_server(
     for secret in [] if keys is None else [keys / CLIENT, keys / IDENTITY]:
         if secret.exists():
             raise ProtectionError(f"{secret}: a client's secret in the server's folder; remove it from this machine")
-    plan = make_plan(privacy, experiment.federation.cohort)
+    plan = plan_for(experiment)
     if plan.honest:
         noise_share(privacy, plan, layout.size)  # raises where rounding would be too coarse for updates of this size
     context, registry = None, None if keys is None else load_registry(keys)

@@ -66,7 +66,9 @@ def test_names_of_other_frameworks_lead_to_settings_that_exist_and_are_names_of_
 
 @pytest.mark.parametrize("key", ["federation.zzz", "federation.foo_bar"])
 def test_where_nothing_is_close_it_is_said_what_the_section_has(key) -> None:
-    with pytest.raises(SettingsError, match=r"unknown setting; \[federation\] has rounds, cohort, sampling, strategy, "):
+    with pytest.raises(
+        SettingsError, match=r"unknown setting; \[federation\] has rounds, cohort, sampling, strategy, "
+    ):
         Experiment.preset("digits").override({key: 1})
 
 

@@ -18,7 +18,7 @@ from fedveil.models.parameters import get, to_numpy
 from fedveil.privacy.fixed_point import Layout, dequantize, flatten, quantize, unflatten
 from fedveil.privacy.homomorphic.keys import find_client_key
 from fedveil.privacy.homomorphic.wire import round_of
-from fedveil.privacy.plan import make_plan
+from fedveil.privacy.plan import plan_for
 from fedveil.server.checkpoint import load_state
 from fedveil.server.federation import prepare
 from fedveil.server.rounds.captures import Captured, Update, read_captures
@@ -139,11 +139,7 @@ def sums(folder: Path, experiment: Experiment, name: str, rounds: Sequence[Captu
         training = experiment.training.model_copy(update={"learning_rate": captured.learning_rate})
         observation, _ = _mean(name, captured, opened, experiment, training, None)
         clients = {client: _examples(update) or 0 for client, update in captured.trained.items()}
-        step = (
-            make_plan(experiment.privacy, experiment.federation.cohort).grid.step
-            if experiment.privacy.protected
-            else 0.0
-        )
+        step = plan_for(experiment).grid.step if experiment.privacy.protected else 0.0
         found.append(Sum(observation, clients, len(clients) / 2 * step * sum(clients.values())))
     return found
 
@@ -199,7 +195,7 @@ def _unmoved(before: Parameters, examples: Mapping[int, int], experiment: Experi
     """Return the mean of untrained clients as the protection's grid rounds it; the rounding is public."""
     if not experiment.privacy.protected:
         return before
-    plan, layout = make_plan(experiment.privacy, experiment.federation.cohort), Layout.of(before)
+    plan, layout = plan_for(experiment), Layout.of(before)
     vector, held = flatten(before), sum(examples.values())
     reference = plan.reference(held)
     total = sum(quantize(vector, n, reference, plan.grid, layout)[0] for n in examples.values())
@@ -225,7 +221,7 @@ def _opener(folder: Path, experiment: Experiment) -> Open:
     with quiet_flower():
         network = prepare(experiment, record).network
         side = HomomorphicClient(
-            make_plan(experiment.privacy, experiment.federation.cohort),
+            plan_for(experiment),
             experiment.data.clients,
             Layout.of(to_numpy(get(network))),
             find_client_key(record.path("keys"), 0),
