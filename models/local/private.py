@@ -33,6 +33,7 @@ from fedveil.models.local.dropout import HostDropout
 from fedveil.models.local.inputs import kept_on, to_tensor
 from fedveil.models.vectorized.batched import Chain, Dropper, Work, batched, source
 from fedveil.models.vectorized.functional import Functional
+from fedveil.models.vectorized.layers import Step
 from fedveil.models.vectorized.looped import Looped
 
 Draw = Callable[[int], np.ndarray]  # size -> float64 [size]
@@ -90,6 +91,17 @@ def rate_of(examples: int, settings: Training) -> float:
     return batch_size_of(examples, settings) / examples
 
 
+def made_up(network: nn.Module, features: np.ndarray) -> Tensor:
+    """Return three examples of the form of `features` for `private_way`: no choice may depend on a client's own."""
+    shape = (3, *features.shape[1:])
+    numbers = torch.arange(math.prod(shape)).view(shape)
+    device = next(network.parameters()).device
+    if np.issubdtype(features.dtype, np.floating):
+        return torch.frac(numbers * 0.618034).to(device, torch.from_numpy(features[:0]).dtype)
+    sizes = [module.num_embeddings for module in network.modules() if isinstance(module, nn.Embedding)]
+    return (numbers % min(sizes, default=2)).to(device)
+
+
 def private_way(network: nn.Module, inputs: Tensor) -> Chain | Functional | Looped:
     """Return how each example's gradient is bounded: by layer rules, else by `torch.func`, else one after another.
 
@@ -103,7 +115,29 @@ def private_way(network: nn.Module, inputs: Tensor) -> Chain | Functional | Loop
                 "example's part in a step cannot be bounded; use torch.nn.LayerNorm or GroupNorm"
             )
     found = batched(network, inputs)
-    return Looped(network) if isinstance(found, str) else found
+    loop = Looped(network)
+    if isinstance(found, str):
+        return loop
+    return found if isinstance(found, Chain) or _agree(found, loop, network, inputs) else loop
+
+
+def _agree(found: Functional, loop: Looped, network: nn.Module, inputs: Tensor) -> bool:
+    """Say whether both clip the gradients of `inputs` alike; `torch.func` is wrong for some layers."""
+    weights = {name: p.detach().unsqueeze(0) for name, p in network.named_parameters() if p.requires_grad}
+    real = torch.ones(1, len(inputs), dtype=torch.bool, device=inputs.device)
+    sums: list[dict[str, Tensor]] = []
+    with torch.no_grad():
+        labels = torch.zeros(1, *network(inputs).shape[:-1], dtype=torch.int64, device=inputs.device)
+        factors = torch.ones(labels.shape, dtype=next(iter(weights.values())).dtype, device=inputs.device)
+        for way in (found, loop):
+            sums.append({name: torch.zeros_like(value) for name, value in weights.items()})
+            way.bind(Step(weights, sums[-1], 0.0, lambda share, like: torch.ones_like(like)))
+            try:
+                way.clipped(inputs.unsqueeze(0), labels, factors, real, "cross_entropy", 1.0)
+            except (RuntimeError, ValueError, IndexError):
+                return False
+    one, other = sums
+    return all(torch.allclose(one[name], other[name], rtol=1e-3, atol=1e-5) for name in weights)
 
 
 def poisson_batch(examples: int, rate: float, uniform: Draw) -> np.ndarray:

@@ -24,7 +24,7 @@ from fedveil.models.local.dropout import HostDropout
 from fedveil.models.local.inputs import compute, device_of, kept_on, to_tensor
 from fedveil.models.local.losses import loss
 from fedveil.models.local.optimizers import Optimizer
-from fedveil.models.local.private import Private, check_private, private_way, train_private
+from fedveil.models.local.private import Private, check_private, made_up, private_way, train_private
 from fedveil.models.local.room import Room
 from fedveil.models.networks import words
 from fedveil.models.vectorized.batched import Chain, shared, train_together
@@ -146,7 +146,7 @@ def _one_by_one(asked: _Asked) -> tuple[np.ndarray, np.ndarray]:
     losses, steps = np.zeros(number), np.zeros(number, dtype=np.int64)
     how = None
     if asked.private is not None:
-        how = private_way(asked.network, to_tensor(asked.clients[0].features[:3], device))
+        how = private_way(asked.network, made_up(asked.network, asked.clients[0].features))
     for k, (client, stream) in enumerate(zip(asked.clients, asked.streams, strict=True)):
         with memory_for(f"client {stream.client}: training it alone"):
             for name, tensor in pick(asked.parameters, [k], like).items():

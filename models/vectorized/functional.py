@@ -115,11 +115,39 @@ class Functional:
         """
         step = self._step
         trained = {name: w for name, w in step.weights.items() if name not in step.still}
-        still = {name: w for name, w in step.weights.items() if name in step.still}
+        values, good = torch.empty_like(factors), real.clone()
+        at_once = max(1, BLOCK // sum(w[0].numel() for w in trained.values()))
+        for target in step.targets.values():
+            target.zero_()
+        for k in range(len(inputs)):  # a vmap of this vmap has the gradients of layer norm's weights in disorder
+            own = {name: w[k] for name, w in trained.items()}
+            kept = {name: step.weights[name][k] for name in step.still}
+            for start in range(0, inputs.shape[1], at_once):
+                at = k, slice(start, start + at_once)
+                values[at], gradients = self._each(own, kept, inputs[at], labels[at], factors[at], kind)
+                squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0)
+                good[at] &= squares.isfinite()
+                share = shares(squares, good[at], clip)
+                for name, gradient in gradients.items():
+                    flat = torch.where(good[at].unsqueeze(1), gradient.flatten(1), 0.0)  # 0 times infinity is no number
+                    step.targets[name][k].add_((share @ flat).view(gradient.shape[1:]))
+        return values, good
 
-        def one(
-            own: dict[str, Tensor], kept: dict[str, Tensor], features: Tensor, label: Tensor, factor: Tensor
-        ) -> Any:
+    def _each(
+        self,
+        own: dict[str, Tensor],
+        kept: dict[str, Tensor],
+        inputs: Tensor,
+        labels: Tensor,
+        factors: Tensor,
+        kind: str,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the losses of one client's examples, and each example's gradient by the weights `own`, [b, ...].
+
+        kept: weights that are not trained
+        """
+
+        def one(features: Tensor, label: Tensor, factor: Tensor) -> Any:
             def logits(own: dict[str, Tensor]) -> Tensor:
                 found: Tensor = functional_call(self._network, {**self._fixed, **kept, **own}, (features[None],))
                 return found.squeeze(0)
@@ -128,26 +156,11 @@ class Functional:
             values, slopes = losses_and_slopes(outputs, label, kind)
             return values, pull(slopes * factor.unsqueeze(-1))[0]
 
-        of_client = vmap(one, (None, None, 0, 0, 0))
-        weights = sum(w[0].numel() for w in trained.values())
-        at_once = max(1, BLOCK // (weights * len(inputs)))
-        values, good = torch.empty_like(factors), real.clone()
-        for name in trained:
-            step.targets[name].zero_()
-        for start in range(0, inputs.shape[1], at_once):
-            block = slice(start, start + at_once)
-            parts = inputs[:, block], labels[:, block], factors[:, block]
-            values[:, block], gradients = vmap(of_client)(trained, still, *parts)  # each [k, block, ...]
-            for name, row in self._padding.items():
-                if name in gradients:
-                    gradients[name][:, :, row] = 0.0
-            squares = torch.stack([g.flatten(2).square().sum(2) for g in gradients.values()]).sum(0)
-            good[:, block] &= squares.isfinite()
-            share = shares(squares, good[:, block], clip)
-            for name, gradient in gradients.items():
-                flat = torch.where(good[:, block, None], gradient.flatten(2), 0.0)  # 0 times infinity is no number
-                step.targets[name].add_(torch.bmm(share.unsqueeze(1), flat).view_as(step.targets[name]))
-        return values, good
+        values, gradients = vmap(one)(inputs, labels, factors)
+        for name, row in self._padding.items():
+            if name in gradients:
+                gradients[name][:, row] = 0.0
+        return values, gradients
 
 
 def _gradients(network: nn.Module, outputs: Tensor) -> dict[str, Tensor]:
