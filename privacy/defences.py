@@ -7,6 +7,7 @@ which numbers are left out would tell which words an update is about.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from inspect import signature
 
@@ -101,10 +102,18 @@ def defend(privacy: Privacy, given: Update, weights: Update, stream: Stream, *, 
 
 
 def share(
-    privacy: Privacy, plan: Plan, given: Update, weights: Update, stream: Stream, *, secret: bool
+    privacy: Privacy,
+    plan: Plan,
+    given: Update,
+    weights: Update,
+    stream: Stream,
+    *,
+    secret: bool,
+    bounded: bool = True,
 ) -> tuple[Update, Update | None]:
     """Return what a client rounds to a protection's grid: its weights, and the noise to add to them; float64.
 
+    privacy: of `dp/sensitivity.of_updates`; bounded: noise hides whole updates, else single examples' parts of them
     given, weights: float32, as they were sent and as `defend` returns them; stream, secret: as there
     Weights are float32 as they are, and None, where the client adds no noise. Else they are clipped again, since a norm
     of C is a little more after rounding to float32.
@@ -114,17 +123,18 @@ def share(
     if not privacy.noisy or privacy.noise_at == "server" or privacy.bound is None:
         return weights, None
     update = clip(
-        {name: np.subtract(value, given[name], dtype=np.float64) for name, value in weights.items()}, privacy.bound
+        {name: np.subtract(value, given[name], dtype=np.float64) for name, value in weights.items()},
+        privacy.bound if bounded else math.inf,
     )
     if privacy.noise_at == "distributed":
-        return _distributed(privacy, plan, given, update, stream, secret=secret)
+        return _distributed(privacy, plan, given, update, stream, secret=secret, bounded=bounded)
     still = {name: np.zeros(value.shape) for name, value in update.items()}
     exact = {name: given[name] + value for name, value in update.items()}
     return exact, add_noise(still, privacy.deviation, _normal(stream, secret))
 
 
 def _distributed(
-    privacy: Privacy, plan: Plan, given: Update, update: Update, stream: Stream, *, secret: bool
+    privacy: Privacy, plan: Plan, given: Update, update: Update, stream: Stream, *, secret: bool, bounded: bool
 ) -> tuple[Update, Update]:
     """Return the given model in multiples of the plan's unit, and what the client adds to it, for `share`."""
     if not plan.honest:
@@ -137,7 +147,8 @@ def _distributed(
         raise ProtectionError(f"{layout.tensor_at(bad)} of the model that was sent holds a number that is not finite")
     random = secret_bytes if secret else stream.generator("noise").bytes
     own = flatten({name: update[name] for name in given}, np.float64)
-    parts = contribution(before, own, plan.grid.limit, noise_share(privacy, plan, layout.size), random)
+    kind = noise_share(privacy, plan, layout.size, bounded=bounded)
+    parts = contribution(before, own, plan.grid.limit, kind, random)
     known, added = (unflatten(part * plan.unit, layout) for part in parts)
     return known, added
 

@@ -21,6 +21,7 @@ from fedveil.core.settings.sections import Privacy, Settings
 from fedveil.privacy.dp.cohorts import cohort_sizes, usual_cohort
 from fedveil.privacy.dp.distributed import NoiseShare, honest_clients
 from fedveil.privacy.dp.distributed import noise_share as _noise_share
+from fedveil.privacy.dp.sensitivity import of_updates
 from fedveil.privacy.fixed_point import Grid
 from fedveil.privacy.homomorphic.parameters import STANDARD, Lattice
 
@@ -182,7 +183,7 @@ def plan_for(settings: Settings) -> Plan:
     Distributed noise is enough for a cohort of the usual size: rounds of fewer are left out (Poisson sampling has one in a
     thousand). Under BFV every client of a cohort must answer, or federation.quorum of them.
     """
-    privacy, federation = settings.privacy, settings.federation
+    privacy, federation = of_updates(settings), settings.federation
     _, largest = cohort_sizes(federation, settings.data.clients)
     fewest = usual_cohort(federation, settings.data.clients)
     if privacy.shows == "sum" and federation.quorum is not None:
@@ -255,13 +256,16 @@ def _distributed_plan(privacy: Privacy, cohort: int, fewest: int) -> Plan:
     return replace(plan, grid=grid, clients=min(plan.clients, cohort), honest=honest, least=least)
 
 
-def noise_share(privacy: Privacy, plan: Plan, size: int) -> NoiseShare:
+def noise_share(privacy: Privacy, plan: Plan, size: int, *, bounded: bool = True) -> NoiseShare:
     """Return what each client rounds and adds to an update of `size` numbers, with distributed noise.
 
+    privacy: of `sensitivity.of_updates`; bounded: whole updates are clipped, not single examples' parts of them
     Raise SettingsError where rounding to the plan's units would lengthen updates by so much that noise drowns them.
     """
     assert privacy.bound is not None  # else the plan has no share of noise
-    share = _noise_share(privacy.multiplier, privacy.bound, plan.unit, plan.honest, size, privacy.distribution)
+    share = _noise_share(
+        privacy.multiplier, privacy.bound, plan.unit, plan.honest, size, privacy.distribution, bounded=bounded
+    )
     if (longer := share.lengthening(privacy.bound)) > LONGEST:
         raise SettingsError(
             f"privacy.clip = {privacy.clip}: an update of {size:,} numbers, rounded to multiples of {plan.unit:.2g}, may be "

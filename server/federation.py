@@ -130,8 +130,9 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
             )
         strategy.restore(kept)
     state.constants = to_numpy(constants(network))
-    if experiment.privacy.per_example and elsewhere is None:
-        state.smallest = _smallest(experiment, federated)
+    if experiment.privacy.per_example:
+        state.smallest = experiment.data.min_examples if elsewhere else _smallest(experiment, federated)
+        check_sizes(experiment, state.smallest)
     numbers = sum(parameter.numel() for parameter in network.parameters())
     experiment = calibrated(experiment, numbers, state.smallest)
     check_protection(experiment)  # again, with the noise that its grid must not swallow
@@ -146,9 +147,7 @@ def _smallest(experiment: Experiment, federated: Federated) -> int:
             f"privacy.delta = {experiment.privacy.delta:g}: must be smaller than 1 / {int(sizes.sum()):,}, the examples of all "
             "clients; a larger one would allow showing one of them"
         )
-    smallest = int(sizes.min())
-    check_sizes(experiment, smallest)
-    return smallest
+    return int(sizes.min())
 
 
 def _metrics(experiment: Experiment, federated: Federated) -> MetricSet:

@@ -16,6 +16,7 @@ from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ATTEMPT, REFERENCE, ROUND, RUN
 from fedveil.privacy.defences import share
+from fedveil.privacy.dp.sensitivity import in_sums, of_updates
 from fedveil.privacy.plan import plan_for
 
 Parameters = dict[str, np.ndarray]
@@ -64,6 +65,12 @@ class Instructions:
         round_number = round_asked(config, experiment)
         if privacy.noisy and config.get("report-global-loss", False):
             raise ProtectionError("the server asks for a loss, which travels without noise, and this run has noise")
+        rate = experiment.training.learning_rate
+        if in_sums(privacy) and privacy.noise_at == "distributed" and number(config, "learning-rate") != rate:
+            raise ProtectionError(
+                f"the server asks for a learning rate of {number(config, 'learning-rate'):g}, and shares of the noise are made for "
+                f"training.learning_rate = {rate:g}"
+            )
         if privacy.protected and not isinstance(config.get(RUN), bytes):
             raise ProtectionError("the server's message does not name its run")
         if privacy.shows == "mean":
@@ -162,7 +169,8 @@ class Contributions:
             return self.shares[k]
         stream = Stream(experiment.seed, self.instructions.round, self.clients[k])
         plan = plan_for(experiment)
-        return share(experiment.privacy, plan, self.given, self.of(k), stream, secret=secret)
+        bounded = not in_sums(experiment.privacy)
+        return share(of_updates(experiment), plan, self.given, self.of(k), stream, secret=secret, bounded=bounded)
 
     def counts(self) -> np.ndarray:
         """Return the clients' examples, int64 [K]."""

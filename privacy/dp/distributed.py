@@ -43,6 +43,7 @@ class NoiseShare:
     """What each client rounds and adds, in units of what it rounds to.
 
     distribution: of the noise; unit: in weights
+    bounded: rounding is at random, within D; else it is to the nearest, and D is how much an example changes what comes of it
     square: D^2, the largest squared norm of a rounded update; deviation: sigma; size: numbers of an update
     """
 
@@ -51,6 +52,7 @@ class NoiseShare:
     square: int
     deviation: float
     size: int
+    bounded: bool = True
 
     @property
     def sensitivity(self) -> float:
@@ -93,13 +95,17 @@ def noise_share(
     honest: int,
     size: int,
     distribution: Literal["gaussian", "skellam"] = "gaussian",
+    *,
+    bounded: bool = True,
 ) -> NoiseShare:
     """Return each client's share of noise of `multiplier` sensitivities, z, of which `honest` shares are enough.
 
+    bounded: whole updates are no longer than C; else single examples' parts of them are, and two updates that differ by one
+    of these differ by C and a unit of rounding in each number at most
     bound: C, in weights; unit: in weights; size: numbers of an update
     """
-    square = rounded_square(bound / unit, size)
-    return NoiseShare(distribution, unit, square, multiplier * math.sqrt(square / honest), size)
+    square = rounded_square(bound / unit, size) if bounded else math.ceil((bound / unit + math.sqrt(size)) ** 2)
+    return NoiseShare(distribution, unit, square, multiplier * math.sqrt(square / honest), size, bounded)
 
 
 def contribution(
@@ -118,7 +124,8 @@ def contribution(
     moved = np.clip(given + update, -limit, limit) - base
     most = math.floor(limit / share.unit)
     known = np.clip(np.rint(base / share.unit), -most, most).astype(np.int64)
-    own = round_within(moved / share.unit, share.square, random)
+    steps = moved / share.unit
+    own = round_within(steps, share.square, random) if share.bounded else np.rint(steps).astype(np.int64)
     return known, own + share.table.draw(share.size, random)
 
 

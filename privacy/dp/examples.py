@@ -1,10 +1,4 @@
-"""Noise that hides single examples: how much of it a client needs, and how much one example changes a sum of updates.
-
-A client's own training adds noise in every step (`models/local/private.py`). Where clients take one step, the noise may be
-added to their sum instead: a client's update is the learning rate times the sum of its examples' clipped gradients,
-divided by training.batch_size, so that one example changes the sum of updates by rate C / batch size at most. That is
-DP-SGD as if all data lay in one place (Abadi et al. 2016), a round a step.
-"""
+"""Noise that hides single examples: how much of it a client adds in each step, and how many examples it must have."""
 
 from __future__ import annotations
 
@@ -15,6 +9,7 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.privacy.dp.accountants import calibrate
 from fedveil.privacy.dp.accounting import planned
 from fedveil.privacy.dp.mechanisms import EXAMPLE_CLIENT
+from fedveil.privacy.dp.sensitivity import in_sums
 
 
 def own_multiplier(experiment: Experiment, examples: int) -> float:
@@ -35,21 +30,13 @@ def check_sizes(experiment: Experiment, smallest: int) -> None:
     smallest: examples of the client that has the fewest
     """
     size, privacy = experiment.training.batch_size, experiment.privacy
-    if not privacy.per_example or privacy.noise_at == "client":
+    if not in_sums(privacy):
         return
     if size == "full" or smallest < size:
         raise SettingsError(
             f"training.batch_size = {size}: with privacy.noise_at = '{privacy.noise_at}' every client's sum of gradients is divided "
             f"by it, so it must be a number, and no client may have fewer examples; the smallest has {smallest}"
         )
-
-
-def change_of_sum(experiment: Experiment, learning_rate: float) -> float:
-    """Return how much one example changes a sum of updates at most, L2, with this learning rate of a round."""
-    size, clip = experiment.training.batch_size, experiment.privacy.clip
-    assert isinstance(clip, float)  # a mechanism's check
-    assert size != "full"  # `check_sizes`
-    return learning_rate * clip / size
 
 
 @lru_cache(maxsize=4096)

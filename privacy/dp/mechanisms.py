@@ -21,6 +21,7 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.sections import Settings
 from fedveil.privacy.dp.accountants import gaussian_epsilon, poisson_epsilon, subset_epsilon
 from fedveil.privacy.dp.distributed import NoiseShare, divergences, effective_multiplier
+from fedveil.privacy.dp.sensitivity import in_sums, of_updates
 from fedveil.privacy.plan import noise_share, plan_for
 
 ORDERS = [*range(2, 65), 80, 96, 128, 192, 256, 512, 1024]  # of Renyi divergences, where noise is Skellam's
@@ -78,7 +79,7 @@ def lengthened(experiment: Experiment, shown: Shown) -> float:
 
     Each of d numbers moves by a unit of rounding at most: (C + sqrt(d) unit) / C.
     """
-    privacy = experiment.privacy
+    privacy = of_updates(experiment)
     if not privacy.protected or privacy.bound is None:
         return 1.0
     plan = plan_for(experiment)
@@ -142,23 +143,29 @@ def _own_noise(experiment: Experiment, multiplier: float, shown: Shown) -> dict[
 
 def _distributed(experiment: Experiment, multiplier: float, shown: Shown) -> dict[str, float]:
     """Return epsilon of sums with shares of noise, of the fewest clients that a sum may have."""
-    privacy, federation = experiment.privacy, experiment.federation
-    found = with_multiplier(experiment, multiplier)
-    plan = plan_for(found)
-    share = noise_share(found.privacy, plan, shown.numbers)
-    if privacy.distribution == "skellam":
-        return {"epsilon": _divergent(share, plan.honest, shown.asked, privacy.delta)}
-    equal, slack = effective_multiplier(share, plan.honest)
-
-    def slackened(spent: Callable[[float], float], rounds: int) -> float:
-        return spent(privacy.delta * math.exp(-slack * rounds)) + 2 * slack * rounds
-
-    known = slackened(lambda delta: gaussian_epsilon(equal, shown.asked, delta), shown.asked)
+    federation, delta = experiment.federation, experiment.privacy.delta
+    share, honest = _share_of(experiment, multiplier, shown)
+    if experiment.privacy.distribution == "skellam":
+        return {"epsilon": _divergent(share, honest, shown.asked, delta)}
+    equal, slack = effective_multiplier(share, honest)
+    known = _slackened(lambda less: gaussian_epsilon(equal, shown.asked, less), delta, slack * shown.asked)
     if federation.sampling != "poisson":
         return {"epsilon": known}
     rate = federation.cohort / experiment.data.clients
-    sampled = slackened(lambda delta: poisson_epsilon(equal, rate, shown.rounds, delta), shown.rounds)
+    sampled = _slackened(lambda less: poisson_epsilon(equal, rate, shown.rounds, less), delta, slack * shown.rounds)
     return {"epsilon": min(known, sampled), KNOWN: known}
+
+
+def _share_of(experiment: Experiment, multiplier: float, shown: Shown) -> tuple[NoiseShare, int]:
+    """Return a client's share of the noise with this multiplier, and how many shares each sum has at least."""
+    found = with_multiplier(experiment, multiplier)
+    plan = plan_for(found)
+    return noise_share(of_updates(found), plan, shown.numbers, bounded=not in_sums(found.privacy)), plan.honest
+
+
+def _slackened(spent: Callable[[float], float], delta: float, slack: float) -> float:
+    """Return epsilon of mechanisms that are Gaussian but for factors within exp(slack), in all."""
+    return spent(delta * math.exp(-slack)) + 2 * slack
 
 
 def _divergent(share: NoiseShare, honest: int, releases: int, delta: float) -> float:
@@ -186,12 +193,22 @@ def _own_examples(experiment: Experiment, multiplier: float, shown: Shown) -> di
 
 
 def _examples_in_sums(experiment: Experiment, multiplier: float, shown: Shown) -> dict[str, float]:
-    rate, delta, federation = rate_of(experiment, shown.smallest), experiment.privacy.delta, experiment.federation
-    known = poisson_epsilon(multiplier, rate, shown.asked, delta)
+    rate, federation, slack = rate_of(experiment, shown.smallest), experiment.federation, 0.0
+    if experiment.privacy.noise_at == "distributed":
+        multiplier, slack = effective_multiplier(*_share_of(experiment, multiplier, shown))
+    else:
+        multiplier /= lengthened(experiment, shown)
+
+    def spent(rate: float, releases: int) -> float:
+        return _slackened(
+            lambda less: poisson_epsilon(multiplier, rate, releases, less), experiment.privacy.delta, slack * releases
+        )
+
+    known = spent(rate, shown.asked)
     if federation.sampling != "poisson":
         return {"epsilon": known}
     share = federation.cohort / experiment.data.clients
-    return {"epsilon": min(known, poisson_epsilon(multiplier, rate * share, shown.rounds, delta)), KNOWN: known}
+    return {"epsilon": min(known, spent(rate * share, shown.rounds)), KNOWN: known}
 
 
 def _models(experiment: Experiment) -> dict[str, str]:
@@ -346,6 +363,11 @@ def _check_one_step(e: Settings) -> None:
     )
     if privacy.noise_at == "distributed":
         _check_distributed(e)
+        _refuse(
+            training.schedule != "constant",
+            f"training.schedule = '{training.schedule}': shares of the noise are made for one learning rate; use 'constant', or "
+            "privacy.noise_at = 'server'",
+        )
 
 
 def _check_example(e: Settings) -> None:

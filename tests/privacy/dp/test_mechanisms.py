@@ -121,7 +121,7 @@ def test_a_budget_decides_the_noise_of_each_mechanism_and_ends_with_its_rounds(n
         data={"clients": 40},
         federation=federation,
         training={"steps": 1},
-        privacy={"clip": 100.0, "epsilon": 3.0, **settings},
+        privacy={"clip": 1.0, "epsilon": 3.0, **settings},
     )
     assert name_of(experiment) == name
     made = calibrated(experiment, 1000, smallest=50)
