@@ -73,7 +73,7 @@ def doubt(federation: Federation, accuracy: float | None) -> str | None:
     labels = test.labels if test.mask is None else test.labels[test.mask]
     if accuracy is None or not labels.size:
         return None
-    guess = float(np.unique(labels, return_counts=True)[1].max() / labels.size)
+    guess = guessing(labels)
     if accuracy > guess + 2 * math.sqrt(guess * (1 - guess) / labels.size):
         return None
     settings, privacy = experiment.training, experiment.privacy
@@ -86,6 +86,11 @@ def doubt(federation: Federation, accuracy: float | None) -> str | None:
         f"test accuracy {accuracy:.4f} is no better than guessing the most frequent label, {guess:.4f} of {labels.size:,}; "
         f"likely causes: {'; '.join(causes)}; or labels that do not follow from the data"
     )
+
+
+def guessing(labels: np.ndarray) -> float:
+    """Return the accuracy of naming the most frequent label every time."""
+    return float(np.unique(labels, return_counts=True)[1].max() / labels.size)
 
 
 def scores_line(row: Row, state: State) -> str:

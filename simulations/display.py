@@ -12,7 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fedveil.core.catalog import PROTECTIONS
 from fedveil.core.examples import Examples, Task
 from fedveil.datasets.dataset import DataSet
-from fedveil.server.summary import READERS, guarantee_lines, megabytes, scores_line
+from fedveil.privacy.dp.accounting import epsilons, mechanism, name_of, planned
+from fedveil.privacy.dp.examples import own_multiplier
+from fedveil.privacy.dp.expectation import expectation
+from fedveil.server.summary import READERS, guarantee_lines, guessing, megabytes, scores_line
 
 if TYPE_CHECKING:
     from fedveil.core.record.record import Record
@@ -108,7 +111,9 @@ def describe(federation: Federation, engine: str) -> str:
         f"of {least:,} to {most:,} examples\n{files_line(data)}{notes}"
         f"model    {e.model.name}, {parameters:,} parameters; {e.federation.strategy}, "
         f"{e.federation.cohort:,} clients a round, {count(e.federation.rounds, 'round')}; seed {e.seed}\n"
-        f"engine   {e.engine} on {federation.device.type}, {engine}" + protection_line(federation)
+        f"engine   {e.engine} on {federation.device.type}, {engine}"
+        + protection_line(federation)
+        + noise_lines(federation, parameters)
     )
 
 
@@ -131,6 +136,28 @@ def protection_line(federation: Federation) -> str:
     if protection is None:
         return ""
     return f"\nprivacy  {protection.plan.protection} {protection.words}"
+
+
+def noise_lines(federation: Federation, parameters: int) -> str:
+    """Describe a run's noise, and what accuracy to expect where it costs much; empty without noise."""
+    e, test = federation.experiment, federation.federated.dataset.test
+    found = mechanism(e)
+    if found is None:
+        return ""
+    privacy, smallest = e.privacy, federation.state.smallest
+    spends = epsilons(e, planned(e, parameters, smallest))["epsilon"]
+    if privacy.per_example and privacy.noise_at == "client" and privacy.epsilon is not None:
+        z, spends = own_multiplier(e, smallest), privacy.epsilon
+    else:
+        z = privacy.multiplier
+    lines = [
+        f"noise    {name_of(e)}: {z:.3g} times the bound ({privacy.clip}) of {found.unit}; {count(e.federation.rounds, 'round')} "
+        f"spend epsilon {spends:.3g} at delta {privacy.delta:g} at most"
+    ]
+    labels = test.labels if test.mask is None else test.labels[test.mask]
+    if labels.size and (text := expectation(e, parameters, guessing(labels), smallest)):
+        lines.append(f"warning  {text}")
+    return "".join(f"\n{line}" for line in lines)
 
 
 def count(number: int, noun: str) -> str:

@@ -28,6 +28,9 @@ from fedveil.client.node.ledger import ledger_of
 from fedveil.core.errors import ProtectionError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ATTEMPT, BLOB, PARCEL, REFERENCE, RUN, from_parcel, to_parcel
+from fedveil.privacy.dp.distributed import SMOOTH
+from fedveil.privacy.dp.sensitivity import own_noise
+from fedveil.privacy.plan import UNITS, plan_for
 from fedveil.privacy.secagg.messages import Session
 from fedveil.privacy.secagg.revealed import Revealed
 from fedveil.privacy.trust.identity import Registry, public_pem
@@ -209,10 +212,17 @@ def _run_of(manifest: bytes) -> bytes:
 
 
 def _cost(experiment: Experiment, kind: str) -> float:
-    """Return 1 / z^2 of the noise that this client adds itself to an answer; inf where it adds none."""
+    """Return 1 / z^2 of the noise that this client adds itself to an answer; inf where it adds none.
+
+    Noise that hides single examples has no finite epsilon of the client's whole data, which the ledger adds up. Of noise
+    in shares its own share counts, z / sqrt(honest clients); whole numbers cost a third more at most (`plan.UNITS`, and
+    `distributed.effective_multiplier` of one share).
+    """
     privacy = experiment.privacy
-    if kind == EVALUATE or not privacy.noisy or privacy.noise_at != "client":
+    if kind == EVALUATE or not own_noise(privacy):
         return EXACT
+    if privacy.noise_at == "distributed":
+        return plan_for(experiment).honest / (privacy.multiplier**2 * (1 - (SMOOTH / UNITS) ** 2))
     return 1 / privacy.multiplier**2
 
 

@@ -20,6 +20,7 @@ from fedveil.core.errors import Disallowed, SettingsError, nearest
 from fedveil.core.foreign import reading
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import Count, NonNegative, Positive, Section
+from fedveil.privacy.dp.sensitivity import own_noise
 from fedveil.privacy.trust.totals import Limits
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
@@ -166,19 +167,20 @@ class Policy(Section):
                 f"privacy.protection.min_clients = {privacy.least}, and it is revealed among {self.least_cohort} clients or more "
                 "(least_cohort)"
             )
-        if self.max_epsilon is not None and not (privacy.noisy and privacy.noise_at == "client"):
+        if self.max_epsilon is not None and not own_noise(privacy):
+            hides = " that hides single examples" if privacy.per_example else ""
             problems.append(
-                f"noise of multiplier {privacy.multiplier:g} at the {privacy.noise_at}, and it asks for a finite epsilon "
-                "of its own noise (max_epsilon)"
+                f"noise{hides} of multiplier {privacy.multiplier:g}, privacy.noise_at = '{privacy.noise_at}', and it asks for a "
+                "finite epsilon of its whole data, by its own noise (max_epsilon)"
             )
         if privacy.multiplier < self.min_noise:
             problems.append(
                 f"a noise multiplier of {privacy.multiplier:g}, and it allows {self.min_noise:g} or more (min_noise)"
             )
-        elif self.min_noise > 0 and privacy.noise_at != "client":
+        elif self.min_noise > 0 and (privacy.noise_at != "client" or privacy.per_example):
             problems.append(
-                f"privacy.noise_at = '{privacy.noise_at}', and it asks for noise of its own (min_noise): what the server adds, or "
-                "does not, is out of a client's hands"
+                f"privacy.noise_at = '{privacy.noise_at}', privacy.unit = '{privacy.unit}', and it asks for noise that hides its "
+                "whole data by itself (min_noise): what the server and other clients add, or do not, is out of its hands"
             )
         return problems
 

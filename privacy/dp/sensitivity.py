@@ -32,3 +32,9 @@ def of_updates(settings: Settings) -> Privacy:
         return privacy
     bound = change_of_sum(settings, settings.training.learning_rate)
     return privacy.model_copy(update={"unit": "client", "clip": bound})
+
+
+def own_noise(privacy: Privacy) -> bool:
+    """Say whether each client adds Gaussian noise that hides a part of its whole data by itself."""
+    added = privacy.noise_at == "client" or (privacy.noise_at == "distributed" and privacy.distribution == "gaussian")
+    return privacy.noisy and not privacy.per_example and added
