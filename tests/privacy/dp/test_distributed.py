@@ -14,7 +14,10 @@ from scipy.stats import skellam
 
 from fedveil import Experiment, SettingsError
 from fedveil.core.errors import ProtectionError
+from fedveil.core.randomness import Stream
 from fedveil.core.settings.sections import Privacy
+from fedveil.privacy.defences import defend
+from fedveil.privacy.defences import share as what_is_sent
 from fedveil.privacy.dp.distributed import (
     SMOOTH,
     NoiseShare,
@@ -143,6 +146,32 @@ def test_an_update_that_nobody_clipped_is_refused() -> None:
     share = noise_share(2.0, 1.0, 0.01, 4, 3)
     with pytest.raises(ProtectionError, match="it was not clipped"):
         contribution(np.zeros(3), np.array([0.0, 1.5, 0.0]), 6.0, share, secret_bytes)
+
+
+def test_a_share_that_nothing_sums_up_is_not_sent() -> None:
+    given = {"w": np.zeros(3, np.float32)}
+    with pytest.raises(ProtectionError, match="hides nothing by itself"):
+        defend(distributed("none"), given, given, Stream(0), secret=True)
+    other = make_plan(Privacy(protection="ckks"), 5)
+    with pytest.raises(ProtectionError, match="hides nothing without a protection that adds whole numbers"):
+        what_is_sent(distributed("ckks"), other, given, given, Stream(0), secret=True)
+
+
+def test_a_model_that_is_not_finite_gets_no_answer() -> None:
+    given = {"a": np.zeros(2, np.float32), "b": np.array([0, np.nan], np.float32)}
+    with pytest.raises(ProtectionError, match="b of the model that was sent holds a number that is not finite"):
+        what_is_sent(distributed(), make_plan(distributed(), 5), given, given, Stream(0), secret=True)
+
+
+def test_secret_noise_is_never_the_same_and_seeded_noise_always() -> None:
+    given, plan = {"w": np.zeros(50, np.float32)}, make_plan(distributed(), 5)
+
+    def drawn(secret: bool, number: int) -> np.ndarray:
+        return what_is_sent(distributed(), plan, given, given, Stream(0, number), secret=secret)[1]["w"]  # type: ignore[index, no-any-return]
+
+    np.testing.assert_array_equal(drawn(False, 1), drawn(False, 1))
+    assert (drawn(False, 1) != drawn(False, 2)).any()
+    assert (drawn(True, 1) != drawn(True, 1)).any()
 
 
 # what the sum is accounted as
