@@ -120,13 +120,18 @@ def share(
     Distributed noise is added to an update in whole numbers of the plan's unit: the first is then the given model alone, the
     second the rounded update and its noise, both of them multiples of the unit, which rounding to the grid leaves as they are.
     """
+    distributed = privacy.noisy and privacy.noise_at == "distributed"
+    if distributed and not plan.honest:
+        raise ProtectionError(
+            "a share of the noise hides nothing without a protection that adds whole numbers (secagg, bfv), and a bound of updates"
+        )
     if not privacy.noisy or privacy.noise_at == "server" or privacy.bound is None:
         return weights, None
     update = clip(
         {name: np.subtract(value, given[name], dtype=np.float64) for name, value in weights.items()},
         privacy.bound if bounded else math.inf,
     )
-    if privacy.noise_at == "distributed":
+    if distributed:
         return _distributed(privacy, plan, given, update, stream, secret=secret, bounded=bounded)
     still = {name: np.zeros(value.shape) for name, value in update.items()}
     exact = {name: given[name] + value for name, value in update.items()}
@@ -137,10 +142,6 @@ def _distributed(
     privacy: Privacy, plan: Plan, given: Update, update: Update, stream: Stream, *, secret: bool, bounded: bool
 ) -> tuple[Update, Update]:
     """Return the given model in multiples of the plan's unit, and what the client adds to it, for `share`."""
-    if not plan.honest:
-        raise ProtectionError(
-            "a share of the noise hides nothing without a protection that adds whole numbers (secagg, bfv)"
-        )
     layout, before = Layout.of(given), flatten(given, np.float64)
     if not np.isfinite(before).all():
         bad = int(np.flatnonzero(~np.isfinite(before))[0])

@@ -30,8 +30,9 @@ COARSEST = 12  # bits: a grid coarser than 2^-12 rounds away what training learn
 FAILURE = 8  # standard deviations of noise that fit under half a step: one failure in 10^15 numbers
 SMALL = 16  # where a large range makes a coarse grid: a client takes part with this part of its cohort's mean examples
 UNITS = 4  # the least sigma of a client's noise, in units of what it rounds to: see `dp/accounting.py`
-FINEST = 4096  # units in sigma of a client's share of distributed noise, at most where the grid may be that coarse
-TABLE = 2**15  # and at most everywhere: the samplers' tables have 33 numbers for each
+FINEST = (
+    4096  # units in sigma of a client's share of distributed noise, about the most: tables have 33 numbers for each
+)
 LONGEST = 1.5  # how much rounding may lengthen an update, which the noise then hides
 FAR = 10  # standard deviations of the sum's noise that fit beside it: one number in 10^23 wraps
 FRESH = 21 / 2  # variance of a fresh coefficient: SEAL's centred binomial noise
@@ -245,13 +246,7 @@ def _distributed_plan(privacy: Privacy, cohort: int, fewest: int) -> Plan:
     own = privacy.deviation / math.sqrt(honest)
     plan = _load(privacy, cohort, FAR * LONGEST * own / math.sqrt(cohort))
     _check_units(privacy, plan, own, f", a share of {honest:,} clients' noise,")
-    bits = min(plan.grid.bits, max(COARSEST, math.floor(math.log2(cohort * FINEST / own))))
-    grid = replace(plan.grid, bits=bits)
-    if own > TABLE * grid.step * cohort:
-        raise SettingsError(
-            f"privacy.clip = {privacy.clip}, a noise multiplier of {privacy.multiplier:g}: each of {honest:,} clients would add "
-            f"noise of {own:.2g} to every weight, in which any model drowns; take less noise or a larger federation.cohort"
-        )
+    grid = replace(plan.grid, bits=min(plan.grid.bits, math.floor(math.log2(cohort * FINEST / own))))
     least = max(plan.least, fewest - math.floor(fewest * missing + 1e-9))
     return replace(plan, grid=grid, clients=min(plan.clients, cohort), honest=honest, least=least)
 
@@ -267,6 +262,12 @@ def noise_share(privacy: Privacy, plan: Plan, size: int, *, bounded: bool = True
         privacy.multiplier, privacy.bound, plan.unit, plan.honest, size, privacy.distribution, bounded=bounded
     )
     if (longer := share.lengthening(privacy.bound)) > LONGEST:
+        if share.deviation > FINEST / 2:  # the grid could be finer, but for the noise
+            raise SettingsError(
+                f"privacy.clip = {privacy.clip}, a noise multiplier of {privacy.multiplier:g}: each of {plan.honest:,} clients would "
+                f"add noise of {share.deviation * plan.unit:.2g} to every weight, in which any model drowns; take less noise or a "
+                "larger federation.cohort"
+            )
         raise SettingsError(
             f"privacy.clip = {privacy.clip}: an update of {size:,} numbers, rounded to multiples of {plan.unit:.2g}, may be "
             f"{longer:.1f} times as long, and the noise must hide that; take a larger privacy.clip, a smaller federation.cohort or "

@@ -144,7 +144,7 @@ def enough(plan: Plan, clients: int, examples: int, reference: int) -> float:
             f"{plan.least} is not made"
         )
     step = plan.grid.step * reference / examples
-    if step > 2.0**-COARSEST:
+    if step > 2.0**-COARSEST and not plan.honest:  # distributed noise is larger than its grid's step by itself
         raise ProtectionError(
             f"the clients that answered hold {examples:,} of the {reference:,} examples announced, which leaves their mean a grid "
             f"of {step:.1g}, coarser than 2^-{COARSEST}"

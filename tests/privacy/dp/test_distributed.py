@@ -14,7 +14,10 @@ from scipy.stats import skellam
 
 from fedveil import Experiment, SettingsError
 from fedveil.core.errors import ProtectionError
+from fedveil.core.randomness import Stream
 from fedveil.core.settings.sections import Privacy
+from fedveil.privacy.defences import defend
+from fedveil.privacy.defences import share as what_is_sent
 from fedveil.privacy.dp.distributed import (
     SMOOTH,
     NoiseShare,
@@ -145,6 +148,32 @@ def test_an_update_that_nobody_clipped_is_refused() -> None:
         contribution(np.zeros(3), np.array([0.0, 1.5, 0.0]), 6.0, share, secret_bytes)
 
 
+def test_a_share_that_nothing_sums_up_is_not_sent() -> None:
+    given = {"w": np.zeros(3, np.float32)}
+    with pytest.raises(ProtectionError, match="hides nothing by itself"):
+        defend(distributed("none"), given, given, Stream(0), secret=True)
+    other = make_plan(Privacy(protection="ckks"), 5)
+    with pytest.raises(ProtectionError, match="hides nothing without a protection that adds whole numbers"):
+        what_is_sent(distributed("ckks"), other, given, given, Stream(0), secret=True)
+
+
+def test_a_model_that_is_not_finite_gets_no_answer() -> None:
+    given = {"a": np.zeros(2, np.float32), "b": np.array([0, np.nan], np.float32)}
+    with pytest.raises(ProtectionError, match="b of the model that was sent holds a number that is not finite"):
+        what_is_sent(distributed(), make_plan(distributed(), 5), given, given, Stream(0), secret=True)
+
+
+def test_secret_noise_is_never_the_same_and_seeded_noise_always() -> None:
+    given, plan = {"w": np.zeros(50, np.float32)}, make_plan(distributed(), 5)
+
+    def drawn(secret: bool, number: int) -> np.ndarray:
+        return what_is_sent(distributed(), plan, given, given, Stream(0, number), secret=secret)[1]["w"]  # type: ignore[index, no-any-return]
+
+    np.testing.assert_array_equal(drawn(False, 1), drawn(False, 1))
+    assert (drawn(False, 1) != drawn(False, 2)).any()
+    assert (drawn(True, 1) != drawn(True, 1)).any()
+
+
 # what the sum is accounted as
 
 
@@ -262,7 +291,7 @@ def test_no_sum_wraps_at_the_edge_of_the_range_with_ten_deviations_of_noise(prot
     edge = math.floor(plan.grid.limit / plan.unit) + 1
     assert clients * edge + FAR * math.sqrt(clients) * share.deviation < room
     assert plan.clients == clients
-    assert UNITS <= share.deviation <= 2 * FINEST or plan.grid.bits == 12
+    assert UNITS <= share.deviation <= 2 * FINEST
     assert math.sqrt(plan.honest) * share.deviation * plan.unit >= z
     assert 2 * math.exp(-(FAR**2) / 2) * 55_050 < 1e-9
 
@@ -295,7 +324,9 @@ def test_shares_under_four_units_are_refused_with_the_reason(protection, clip) -
 
 def test_plans_that_cannot_be_are_refused_with_the_reason() -> None:
     refused("privacy.protection = 'ckks' does not add whole numbers", distributed("ckks"))
-    refused("drowns", distributed(noise_multiplier=3000.0), 10)
+    loud = distributed(noise_multiplier=3000.0)
+    with pytest.raises(SettingsError, match="in which any model drowns"):
+        share_of(loud, make_plan(loud, 10), 17_226)
     few = {"name": "secagg", "drop_outs": 0.5, "colluders": 0.5}
     refused("nobody's noise is left of 4 clients", distributed(protection=few), 4)
     privacy = distributed("bfv", noise_multiplier=3.0, clip=0.05)
