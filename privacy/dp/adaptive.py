@@ -27,7 +27,7 @@ def count_deviation(multiplier: float, cohort: int) -> float:
 
 def sum_multiplier(multiplier: float, cohort: int) -> float:
     """Return z_s, the noise multiplier of the sum beside the count, so that both are accounted as one sum with z."""
-    return (multiplier**-2 - (2 * count_deviation(multiplier, cohort)) ** -2) ** -0.5
+    return 1 / math.sqrt(multiplier**-2 - (2 * count_deviation(multiplier, cohort)) ** -2)
 
 
 def noisy_share(within: int, clients: int, cohort: int, noise: float) -> float:

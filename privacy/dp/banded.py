@@ -20,7 +20,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-Fresh = Callable[[int, int], np.ndarray]  # (round, size) -> standard normal numbers, the same whenever they are asked for
+Fresh = Callable[
+    [int, int], np.ndarray
+]  # (round, size) -> standard normal numbers, the same whenever they are asked for
 
 
 def bands_of(clients: int, cohort: int, rounds: int) -> int:
@@ -32,7 +34,8 @@ def coefficients(bands: int) -> np.ndarray:
     """Return the diagonals c_0, ..., c_(b-1) of C, float64 [b], whose squares add up to 1."""
     steps = np.arange(1, bands)
     series = np.concatenate([[1.0], np.cumprod((2 * steps - 1) / (2 * steps))])
-    return series / np.sqrt(np.sum(series**2))
+    norm: float = np.linalg.norm(series).item()
+    return np.asarray(series / norm)
 
 
 class BandedNoise:

@@ -33,9 +33,7 @@ class HomomorphicCollector:
 
     final = True
 
-    def __init__(
-        self, protection: ServerProtection, number: int, opening: Opening = lambda _clients: None
-    ) -> None:
+    def __init__(self, protection: ServerProtection, number: int, opening: Opening = lambda _clients: None) -> None:
         """`opening`: is told how many clients are in the sum, which others open."""
         assert protection.context is not None
         self._protection, self._number, self._opening = protection, number, opening

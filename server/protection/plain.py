@@ -7,9 +7,9 @@ from typing import cast
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 
+from fedveil.algorithms.algorithm import Contribution
 from fedveil.core.errors import ProtectionError
 from fedveil.core.wire.messages import ARRAYS, METRICS, WEIGHT, WITHIN, from_arrays, read_update, to_arrays
-from fedveil.algorithms.algorithm import Contribution
 from fedveil.server.exchange import count
 from fedveil.server.protection.collector import Collected, Opening, contribution
 from fedveil.server.protection.noise import NoisySum

@@ -10,6 +10,7 @@ from fedveil.privacy.dp.mechanisms import Shown
 from fedveil.server.checkpoint import Parameters, State
 from fedveil.server.rounds.observers import Observer
 from fedveil.server.rounds.round import Round
+from fedveil.server.rounds.sampling import in_turn
 
 
 class Accounting(Observer):
@@ -56,7 +57,18 @@ class Accounting(Observer):
 def shown(state: State) -> Shown:
     """Return what a run with noise has released so far."""
     asked, numbers = max(state.asked.values(), default=0), sum(value.size for value in state.parameters.values())
-    return Shown(max(state.round, state.cohorts), asked, state.fewest, state.population, state.drawn, numbers, state.smallest)
+    return Shown(
+        max(state.round, state.cohorts), asked, state.fewest, state.population, state.drawn, numbers, state.smallest
+    )
+
+
+def asked_next(experiment: Experiment, state: State) -> int | None:
+    """Return the most rounds that one client will be asked in after the next, where its cohort is known; else None."""
+    federation = experiment.federation
+    if federation.sampling != "order" or experiment.privacy.epsilon is None:
+        return None
+    turn = in_turn(experiment.data.clients, federation.cohort, state.round + 1, state.order or experiment.seed)
+    return max(max(state.asked.values(), default=0), *(state.asked.get(client, 0) + 1 for client in turn))
 
 
 def _add_costs(costs: dict[str, float], current: Round, largest_error: float | None) -> None:

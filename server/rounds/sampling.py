@@ -76,7 +76,7 @@ def by_coins(nodes: Sequence[int], rate: float, stream: Stream | None, purpose: 
     """
     if stream is None:
         coins = np.frombuffer(os.urandom(8 * len(nodes)), np.uint64) >> np.uint64(11)
-        return [nodes[i] for i in np.flatnonzero(coins * 2.0**-53 < rate)]
+        return [nodes[int(i)] for i in np.flatnonzero(coins * 2.0**-53 < rate)]
     number = int(stream.generator(f"{purpose} number").binomial(len(nodes), rate))
     return draw(nodes, number, stream, purpose)
 

@@ -38,7 +38,13 @@ def train(context: Context, current: Round, messages: list[Message], state: Stat
     experiment, whole = context.experiment, current.trained
     noisy, protected = experiment.privacy.noisy, context.protection is not None
     changed = noisy_sum(
-        experiment, current.number, current.model, len(messages), current.clip, context.draw, secret=context.hooks.secret
+        experiment,
+        current.number,
+        current.model,
+        len(messages),
+        current.clip,
+        context.draw,
+        secret=context.hooks.secret,
     )
 
     def converse(
@@ -72,9 +78,7 @@ def train(context: Context, current: Round, messages: list[Message], state: Stat
     numbers = (() if noisy else ("train-loss",)) + (("seal-seconds", "open-seconds") if protected else ())
     counts = ({WEIGHT: 1} if noisy else TRAINED) | ({"clipped": 0} if protected else {})
     for attempt in range(ATTEMPTS):
-        collector = new_collector(
-            experiment, context.protection, current.number, attempt, converse, changed, opening
-        )
+        collector = new_collector(experiment, context.protection, current.number, attempt, converse, changed, opening)
         try:
             asked = collector.ask(messages)
             account, replies = converse(asked, "train", take, (*numbers, *context.strategy.reports), counts)
