@@ -10,7 +10,7 @@ from typing import cast
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 
-from fedveil.core.errors import ProtectionError
+from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ARRAYS, METRICS, WEIGHT, from_sealed
 from fedveil.privacy.dp.cohorts import cohort_sizes

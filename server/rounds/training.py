@@ -120,6 +120,7 @@ def _unfit(context: Context, messages: Sequence[Message], changed: NoisySum | No
     federation, clients = context.experiment.federation, context.experiment.data.clients
     if context.protection is not None:
         fewest, most = cohort_sizes(federation, clients)
+        fewest = max(fewest, context.protection.plan.least)
         if federation.sampling == "poisson" and not fewest <= len(messages) <= most:
             return f"its cohort has {len(messages):,} clients, and its protection is made for {fewest:,} to {most:,}"
         return "" if messages else "none of its clients is connected"
