@@ -30,7 +30,7 @@ from fedveil.privacy.fixed_point import Layout
 from fedveil.server.rounds.strategy import Strategy
 
 FILE = "checkpoint/state.safetensors"
-FORMAT = 4
+FORMAT = 5
 MODEL, BEST = "model.safetensors", "best.safetensors"
 SEALED_MODEL, SEALED_BEST = "model.sealed", "best.sealed"  # encrypted models
 LAYOUT = "layout.safetensors"  # the names and shapes of the weights in them, and the network's constants
@@ -81,6 +81,10 @@ class State:
     fewest: of a run with noise, the clients in the smallest sum; 0 before the first round
     population, drawn: of a run with noise, the fewest clients that a cohort was drawn from, and the largest cohort; 0
     before the first round
+    cohorts: of a run with noise, how many cohorts were asked; one that was cut off, and the one asked in its place, are two
+    clip: the bound of updates in the next round, where it changes from round to round; 0 where it does not
+    order: the seed of the clients' turns, where it is not the experiment's; 0 where it is
+    mechanism: of the run's noise, as `fedveil list mechanisms` names it; empty without noise
     smallest: of a run whose noise hides examples, how many the client with the fewest has; 0 where nobody knows
     constants: buffers of the network, which stand in the file of a model beside its weights; they are no message's
     """
@@ -107,6 +111,10 @@ class State:
     fewest: int = 0
     population: int = 0
     drawn: int = 0
+    cohorts: int = 0
+    clip: float = 0.0
+    order: int = 0
+    mechanism: str = ""
     smallest: int = 0
     constants: Parameters = field(default_factory=dict)
     best_loss: float = math.inf

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,11 +33,13 @@ from fedveil.models.local.training import check_training
 from fedveil.models.networks.build import build
 from fedveil.models.parameters import constants, from_numpy, get, to_numpy
 from fedveil.privacy.defences import find_defence
-from fedveil.privacy.dp.accounting import calibrated, describe
+from fedveil.privacy.dp.accounting import calibrated, describe, name_of
+from fedveil.privacy.dp.adaptive import START
 from fedveil.privacy.dp.examples import check_sizes
 from fedveil.privacy.fixed_point import Layout
 from fedveil.privacy.trust.manifest import UNSIGNED
 from fedveil.server.checkpoint import Parameters, State, load_state, save_state, write_layout
+from fedveil.server.protection.noise import noise_key, server_draw
 from fedveil.server.protection.server_protection import ServerProtection, check_protection, protect_server
 from fedveil.server.rounds.accounting import Accounting
 from fedveil.server.rounds.captures import Capture
@@ -124,12 +127,16 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
         state = State(to_numpy(get(network)), data=digest, run=os.urandom(16).hex() if protected else "")
     else:
         state, kept = load_state(resume)
+        _check_mechanism(experiment, state, resume)
         if state.data != digest:
             raise DataError(
                 f"fedveil resume {resume.folder}: the data is not what it was when the run began; start a new run"
             )
         strategy.restore(kept)
     state.constants = to_numpy(constants(network))
+    state.mechanism = name_of(experiment)
+    if experiment.privacy.clip == "adaptive" and not state.clip:
+        state.clip = START
     if experiment.privacy.per_example:
         state.smallest = experiment.data.min_examples if elsewhere else _smallest(experiment, federated)
         check_sizes(experiment, state.smallest)
@@ -137,6 +144,15 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
     experiment = calibrated(experiment, numbers, state.smallest)
     check_protection(experiment)  # again, with the noise that its grid must not swallow
     return Federation(experiment, federated, network, strategy, state, device)
+
+
+def _check_mechanism(experiment: Experiment, state: State, record: Record) -> None:
+    """Raise SettingsError where a run was begun with another mechanism of noise than it would go on with."""
+    if state.mechanism != name_of(experiment):
+        raise SettingsError(
+            f"fedveil resume {record.folder}: the run's noise is of the mechanism '{state.mechanism or 'none'}', and its settings "
+            f"now ask for '{name_of(experiment) or 'none'}'; what both release together has no guarantee, so start a new run"
+        )
 
 
 def _smallest(experiment: Experiment, federated: Federated) -> int:
@@ -184,9 +200,12 @@ def federate(federation: Federation, grid: Grid, record: Record, hooks: Hooks) -
     """
     experiment, strategy, state = federation.experiment, federation.strategy, federation.state
     observers = _observers(federation, record, hooks)
+    draw = server_draw(experiment, _noise_key(federation, record, hooks), secret=hooks.secret)
     context = Context(
-        grid, experiment, strategy, federation.protection, hooks, observers, federation.metrics, record.folder
+        grid, experiment, strategy, federation.protection, hooks, observers, federation.metrics, record.folder, draw
     )
+    if hooks.secret and experiment.privacy.noisy and not state.order:
+        state.order = secrets.randbits(63)
     # the second is for NumPy, which strategies compute with
     with repeatable(federation.device), threadpool_limits(1, user_api="blas"):
         if described := describe(experiment, secret=hooks.secret):
@@ -196,6 +215,24 @@ def federate(federation: Federation, grid: Grid, record: Record, hooks: Hooks) -
         if state.round == 0 and not state.pending:
             save_state(record, experiment, state, strategy)
         run_rounds(context, state)
+    noise_file(record).unlink(missing_ok=True)  # who has it can take the noise away again
+
+
+def noise_file(record: Record) -> Path:
+    """Return the path of the key of a run's banded noise: beside its record, which may be shown to others."""
+    return record.folder.with_name(f"{record.folder.name}.noise-key")
+
+
+def _noise_key(federation: Federation, record: Record, hooks: Hooks) -> bytes | None:
+    """Return the key of a run's banded noise where noise is secret, made by a run that begins; None elsewhere.
+
+    Raise SettingsError where a run that goes on has lost it.
+    """
+    experiment, state = federation.experiment, federation.state
+    done = state.stopped or state.round >= experiment.federation.rounds
+    if not hooks.secret or experiment.privacy.noise != "banded" or done:
+        return None
+    return noise_key(noise_file(record), begins=not state.cohorts)
 
 
 def _observers(federation: Federation, record: Record, hooks: Hooks) -> list[Observer]:

@@ -7,6 +7,7 @@ keeps in its attributes is its state; attributes that no checkpoint can hold mus
 from __future__ import annotations
 
 import pickle
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ from fedveil.core.wire.flower import AppExitException
 from fedveil.core.wire.messages import ARRAYS, CONFIG, METRICS, from_arrays, to_arrays
 from fedveil.server.checkpoint import can_store
 from fedveil.server.rounds.rows import merged_scores
+from fedveil.server.rounds.sampling import Chance
 
 
 class FlowerStrategy:
@@ -38,9 +40,10 @@ class FlowerStrategy:
         self.told: Mapping[str, Any] = {}
 
     def train_messages(
-        self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, stream: Stream
+        self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, chance: Chance
     ) -> list[Message]:
         """Return the messages that the strategy configures for training."""
+        stream = chance.stream or Stream(secrets.randbits(63), number)
         with global_random(stream, "sampling"), self._doing("configure_train"):
             found = self._strategy.configure_train(number, model, ConfigRecord(dict(config)), grid)
         return self._checked("configure_train", found, grid)

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from fedveil.algorithms.algorithm import Algorithm, Arrays, Cohort, State
 from fedveil.core.declaration import declares
+from fedveil.core.errors import SettingsError
 from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
@@ -18,28 +19,28 @@ from fedveil.server.checkpoint import check_storable
 from fedveil.server.flower_strategies import FlowerStrategy
 from fedveil.server.own_strategies import make_flower_strategy
 from fedveil.server.rounds.rows import merged_scores
-from fedveil.server.rounds.sampling import draw
+from fedveil.server.rounds.sampling import Chance, Sampling, draw
 from fedveil.server.rounds.strategy import Strategy
 
 
 class AlgorithmStrategy:
-    """An algorithm with uniformly drawn cohorts."""
+    """An algorithm with drawn cohorts."""
 
-    def __init__(self, algorithm: Algorithm, cohort: int, evaluators: int, metrics: MetricSet) -> None:
+    def __init__(self, algorithm: Algorithm, sampling: Sampling, evaluators: int, metrics: MetricSet) -> None:
         """Combine an algorithm with the drawing of clients.
 
-        cohort, evaluators: clients that a round asks to train, and to evaluate; metrics: of evaluations
+        sampling: of those that train; evaluators: clients that a round asks to evaluate; metrics: of evaluations
         """
         self.reports = algorithm.reports
-        self._algorithm, self._cohort, self._evaluators, self._metrics = algorithm, cohort, evaluators, metrics
+        self._algorithm, self._sampling, self._evaluators, self._metrics = algorithm, sampling, evaluators, metrics
         self._state: State | None = None
         self.told: Mapping[str, Any] = {}
 
     def train_messages(
-        self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, stream: Stream
+        self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, chance: Chance
     ) -> list[Message]:
         """Return messages to a drawn cohort, with the algorithm's settings."""
-        nodes = draw(cast(Sequence[int], grid.get_node_ids()), self._cohort, stream, "sampling")
+        nodes = self._sampling.draw(cast(Sequence[int], grid.get_node_ids()), number, chance)
         return _messages(nodes, MessageType.TRAIN, number, model, {**config, **self._algorithm.config})
 
     def aggregate(self, number: int, cohort: Cohort) -> Arrays:
@@ -74,11 +75,18 @@ def make(experiment: Experiment, metrics: MetricSet) -> Strategy:
     metrics: of evaluations
     Raise SettingsError where it cannot be made, or keeps what no checkpoint can hold.
     """
-    chosen, cohort = experiment.federation.strategy, experiment.federation.cohort
+    federation, clients = experiment.federation, experiment.data.clients
+    chosen, cohort = federation.strategy, federation.cohort
     found = chosen.load()
     evaluators = (experiment.evaluation.cohort or cohort) if experiment.evaluation.federated else 0
     if declares(found):
-        return AlgorithmStrategy(found(chosen.settings, experiment), cohort, evaluators, metrics)
+        sampling = Sampling(federation.sampling, clients, cohort)
+        return AlgorithmStrategy(found(chosen.settings, experiment), sampling, evaluators, metrics)
+    if federation.sampling != "fixed":
+        raise SettingsError(
+            f"federation.sampling = '{federation.sampling}': federation.strategy = '{chosen.name}' is one of Flower's, which draws "
+            "its clients itself; use federation.sampling = 'fixed', or a strategy of `fedveil list strategies`"
+        )
     strategy = FlowerStrategy(
         chosen.name, make_flower_strategy(found, chosen.name, experiment, evaluators, metrics), metrics
     )

@@ -14,7 +14,7 @@ from fedveil.client.learning.states import State
 from fedveil.core.errors import ProtectionError
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
-from fedveil.core.wire.messages import ATTEMPT, REFERENCE, ROUND, RUN
+from fedveil.core.wire.messages import ATTEMPT, CLIP, REFERENCE, ROUND, RUN
 from fedveil.privacy.defences import share
 from fedveil.privacy.dp.sensitivity import in_sums, of_updates
 from fedveil.privacy.plan import plan_for
@@ -44,6 +44,7 @@ class Instructions:
     report_global_loss: also report the loss of the received model on the client's training part
     run: 16 bytes that name a protected run; reference: the examples announced for its cohort
     settings: the message's config as received, to which masks are bound
+    clip: the bound of updates in this round, where the settings leave it to the server
     """
 
     round: int
@@ -53,6 +54,7 @@ class Instructions:
     run: bytes
     reference: int
     settings: Mapping[str, Any]
+    clip: float | None = None
 
     @classmethod
     def read(cls, config: Mapping[str, Any], experiment: Experiment) -> Instructions:
@@ -75,6 +77,9 @@ class Instructions:
             raise ProtectionError("the server's message does not name its run")
         if privacy.shows == "mean":
             number(config, ATTEMPT)
+        clip = number(config, CLIP) if privacy.clip == "adaptive" else None
+        if clip is not None and clip <= 0:
+            raise ProtectionError(f"the server's message bounds updates by {CLIP} = {clip:g}, and a norm is above 0")
         return cls(
             round=round_number,
             learning_rate=number(config, "learning-rate"),
@@ -83,6 +88,7 @@ class Instructions:
             run=config.get(RUN, b""),
             reference=int(number(config, REFERENCE)) if privacy.protected else 0,
             settings=config,
+            clip=clip,
         )
 
 
@@ -125,6 +131,7 @@ class Contributions:
     brought: the bytes for each client alone in its message
     examples: int64 [K]; loss: float64 [K] of training; steps: int64 [K]; None where clients do not report them
     global_loss: float64 [K] of the received model, where the server asks for it
+    within: bool [K]: whether an update was within `Instructions.clip` before it was clipped
     updates: of each client, to be sent; refusals: why a client sends none
     states: of each client, by the name of its key
     shares: of clients whose noise is drawn already, by position: a round that is asked again gets no other noise
@@ -141,6 +148,7 @@ class Contributions:
     loss: np.ndarray | None = None
     steps: np.ndarray | None = None
     global_loss: np.ndarray | None = None
+    within: np.ndarray | None = None
     updates: list[ArrayRecord | Sealed | None] = field(default_factory=list)
     refusals: list[ProtectionError | None] = field(default_factory=list)
     states: dict[str, list[State | None]] = field(default_factory=dict)
@@ -210,4 +218,4 @@ def split(joined: Contributions, parts: Sequence[Contributions]) -> None:
             setattr(part, name, None if values is None else values[start:end])
 
 
-_ARRAYS = ("examples", "loss", "steps", "global_loss")
+_ARRAYS = ("examples", "loss", "steps", "global_loss", "within")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 
 from flwr.app import Error, Message, MetricRecord, RecordDict
 
@@ -12,7 +11,7 @@ from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.core.errors import Disallowed, FedveilError, ProtectionError
 from fedveil.core.metrics import LOSS_MEAN, Scores
 from fedveil.core.wire.flower import ErrorCode
-from fedveil.core.wire.messages import ARRAYS, CLIENT, METRICS, REFUSED, WEIGHT, to_sealed
+from fedveil.core.wire.messages import ARRAYS, CLIENT, METRICS, REFUSED, WEIGHT, WITHIN, to_sealed
 
 Metrics = dict[str, int | float | list[int] | list[float]]
 log = logging.getLogger("flwr")  # where Flower shows what a node does
@@ -29,13 +28,15 @@ def training_reply(
     if update is None:
         nothing = ProtectionError("no step of the client's work made an update")
         return refusal(message, nothing, runtime.keys, deployed=runtime.deployed)
-    if runtime.deployed and runtime.experiment.privacy.noisy:
-        seconds = math.ceil(seconds)  # the time of training tells how many examples there are
-    metrics: Metrics = {CLIENT: client, WEIGHT: int(contributions.counts()[k]), "seconds": float(seconds)}
+    # the time of training tells how many examples there are, and clipped numbers how large they are
+    told = not runtime.experiment.privacy.noisy
+    metrics: Metrics = {CLIENT: client, WEIGHT: int(contributions.counts()[k]), "seconds": float(seconds) * told}
     if isinstance(update, Sealed):
         metrics |= {
-            "clipped": update.clipped, "seal-seconds": update.seconds, "open-seconds": contributions.open_seconds,
-        }  # fmt: skip
+            "clipped": update.clipped * told,
+            "seal-seconds": update.seconds * told,
+            "open-seconds": contributions.open_seconds * told,
+        }
         update = to_sealed(update.blob, runtime.experiment.privacy.protection.name)
     if contributions.steps is not None:
         metrics["steps"] = int(contributions.steps[k])
@@ -43,6 +44,8 @@ def training_reply(
         metrics["train-loss"] = float(contributions.loss[k])
     if contributions.global_loss is not None:
         metrics["global-loss"] = float(contributions.global_loss[k])
+    if contributions.within is not None:
+        metrics[WITHIN] = int(contributions.within[k])
     return Message(RecordDict({ARRAYS: update, METRICS: MetricRecord(metrics)}), reply_to=message)
 
 

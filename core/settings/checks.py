@@ -124,6 +124,11 @@ def _check_noise(e: Settings, refuse: Callable[[bool, str], None]) -> None:
         f"privacy.epsilon = {privacy.epsilon}, privacy.noise_multiplier = {privacy.noise_multiplier:g}: a budget decides how much "
         "noise there is; give one of them (--set privacy.noise_multiplier= takes the other away)",
     )
+    refuse(
+        privacy.clip == "adaptive" and not privacy.noisy,
+        "privacy.clip = 'adaptive': the bound follows a noisy count of updates, and there is no noise; set privacy.epsilon, or "
+        "privacy.noise_multiplier, or give privacy.clip a number",
+    )
     if privacy.noisy:
         MECHANISMS.load(mechanism_of(privacy, e.federation), "privacy").check(e)
 

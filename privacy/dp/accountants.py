@@ -41,6 +41,7 @@ def gaussian_epsilon(multiplier: float, releases: float, delta: float) -> float:
         return float(get_epsilon_gaussian(multiplier / math.sqrt(releases), delta))
 
 
+@lru_cache(maxsize=256)
 def poisson_epsilon(multiplier: float, rate: float, releases: int, delta: float) -> float:
     """Return epsilon of `releases` noisy sums, each of those whom a coin of probability `rate` chose, each by its own.
 
@@ -54,6 +55,7 @@ def poisson_epsilon(multiplier: float, rate: float, releases: int, delta: float)
     return min(known, _composed(loss, releases, delta))
 
 
+@lru_cache(maxsize=256)
 def subset_epsilon(multiplier: float, population: int, cohort: int, releases: int, delta: float) -> float:
     """Return epsilon of `releases` noisy sums, each of `cohort` of `population` clients, all subsets equally likely.
 

@@ -57,13 +57,19 @@ def epsilons(experiment: Experiment, shown: Shown) -> dict[str, float]:
     return {} if found is None else found.spent(experiment, experiment.privacy.multiplier, shown)
 
 
-def exhausted(experiment: Experiment, shown: Shown) -> bool:
-    """Say whether another round might spend more than privacy.epsilon: every client counts as asked in it."""
+def exhausted(experiment: Experiment, shown: Shown, asked: int | None = None) -> bool:
+    """Say whether another round might spend more than privacy.epsilon.
+
+    asked: the most rounds that one client will be asked in; without it every client counts as asked in the next
+    """
     budget = experiment.privacy.epsilon
     if budget is None:
         return False
     after = replace(
-        shown, rounds=shown.rounds + 1, asked=shown.asked + 1, fewest=shown.fewest or experiment.federation.cohort
+        shown,
+        rounds=shown.rounds + 1,
+        asked=shown.asked + 1 if asked is None else asked,
+        fewest=shown.fewest or experiment.federation.cohort,
     )
     return epsilons(experiment, after)["epsilon"] > budget * (1 + 1e-9)
 

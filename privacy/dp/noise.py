@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 Update = dict[str, np.ndarray]
 Normal = Callable[[int], np.ndarray]  # size -> standard normal numbers, float64 [size]
@@ -47,12 +48,30 @@ def add_noise(update: Mapping[str, np.ndarray], deviation: float, normal: Normal
 
 
 def secret_normal(size: int) -> np.ndarray:
-    """Draw standard normal numbers, float64 [size], from the operating system's generator: nobody can repeat them.
+    """Draw standard normal numbers, float64 [size], from the operating system's generator: nobody can repeat them."""
+    return _normal(os.urandom(_bytes_for(size)), size)
+
+
+def keyed_normal(key: bytes, number: int, size: int) -> np.ndarray:
+    """Return standard normal numbers, float64 [size], that a secret key of 32 bytes decides for each `number`.
+
+    They are made of ChaCha20's stream (RFC 8439) with `number` as the nonce: who has the key can make them again.
+    """
+    stream = Cipher(algorithms.ChaCha20(key, bytes(4) + number.to_bytes(12, "little")), None).encryptor()
+    return _normal(stream.update(bytes(_bytes_for(size))), size)
+
+
+def _bytes_for(size: int) -> int:
+    return 16 * ((size + 1) // 2)
+
+
+def _normal(random: bytes, size: int) -> np.ndarray:
+    """Make standard normal numbers of random bytes.
 
     Box and Muller (1958): sqrt(-2 ln u) cos(2 pi v) and sin, of uniform u in (0, 1] and v in [0, 1) of 53 bits each.
     """
     pairs = (size + 1) // 2
-    bits = np.frombuffer(os.urandom(16 * pairs), np.uint64) >> 11
+    bits = np.frombuffer(random, np.uint64) >> 11
     radius = np.sqrt(-2 * np.log((bits[:pairs] + 1) * _FRACTION))
     angle = bits[pairs:] * (2 * np.pi * _FRACTION)
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]

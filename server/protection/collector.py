@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -22,12 +22,17 @@ class Collected:
     sealed: the next model, where it is the encrypted sum itself
     mean: of the clients' weights where a protection opened it, before any noise of the server
     bound: the largest error of the mean from a protection's rounding, where nothing was clipped
+    within: the noisy share of updates within the clients' bound, where that follows it
     """
 
     contributions: Sequence[Contribution] = ()
     sealed: Parameters | None = None
     mean: Parameters | None = None
     bound: float = 0.0
+    within: float | None = None
+
+
+Opening = Callable[[int], None]  # is told how many clients are in a sum, before anybody sees it
 
 
 class UpdateCollector(Protocol):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fedveil.core.settings.experiment import Experiment
-from fedveil.server.protection.collector import UpdateCollector
+from fedveil.server.protection.collector import Opening, UpdateCollector
 from fedveil.server.protection.homomorphic import HomomorphicCollector
 from fedveil.server.protection.masked import MaskedCollector
-from fedveil.server.protection.noise import ServerNoise
+from fedveil.server.protection.noise import NoisySum
 from fedveil.server.protection.plain import PlainCollector
 from fedveil.server.protection.server_protection import Converse, ServerProtection
 
@@ -17,11 +17,12 @@ def new_collector(
     number: int,
     attempt: int,
     converse: Converse,
-    noise: ServerNoise | None,
+    noisy: NoisySum | None,
+    opening: Opening,
 ) -> UpdateCollector:
-    """Return the collector for an attempt at a round; noise: of the server, added to the sum."""
+    """Return the collector for an attempt at a round; noisy: what becomes of the sum, where noise is in it."""
     if protection is None:
-        return PlainCollector(experiment.communication.encoding, experiment.privacy.noisy, noise)
+        return PlainCollector(experiment.communication.encoding, experiment.privacy.noisy, noisy, opening)
     if protection.context is not None:
-        return HomomorphicCollector(protection, number)
-    return MaskedCollector(protection, number, attempt, converse, noise)
+        return HomomorphicCollector(protection, number, opening)
+    return MaskedCollector(protection, number, attempt, converse, noisy, opening)

@@ -24,7 +24,7 @@ from fedveil.privacy.homomorphic.lattice import Adder, compact_works
 from fedveil.privacy.homomorphic.mac import Tally, model_digest, settings_digest
 from fedveil.privacy.homomorphic.wire import Header, expect, read, write_around
 from fedveil.server.exchange import count
-from fedveil.server.protection.collector import Collected
+from fedveil.server.protection.collector import Collected, Opening
 from fedveil.server.protection.server_protection import ServerProtection, enough, examples_in, protected_update
 
 
@@ -33,9 +33,10 @@ class HomomorphicCollector:
 
     final = True
 
-    def __init__(self, protection: ServerProtection, number: int) -> None:
+    def __init__(self, protection: ServerProtection, number: int, opening: Opening = lambda _clients: None) -> None:
+        """`opening`: is told how many clients are in the sum, which others open."""
         assert protection.context is not None
-        self._protection, self._number = protection, number
+        self._protection, self._number, self._opening = protection, number, opening
         self._adder, self._tally = Adder(protection.context, protection.plan), Tally(protection.context.ring)
         self._examples = self._reference = 0
         self._announced: dict[int, int] = {}
@@ -77,6 +78,7 @@ class HomomorphicCollector:
         """Return the sum, which is the next model; raise ProtectionError where too few clients are in it."""
         adder = self._adder
         bound = enough(self._protection.plan, adder.clients, self._examples, self._reference)
+        self._opening(adder.clients)
         assert adder.form is not None
         header = replace(
             self._expect("aggregate"),

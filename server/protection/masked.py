@@ -32,8 +32,8 @@ from fedveil.privacy.secagg.graph import choose_degree, neighbours
 from fedveil.privacy.secagg.messages import Session
 from fedveil.privacy.secagg.server import SecAggServer
 from fedveil.privacy.secagg.vectors import from_ring, read_masked, shown
-from fedveil.server.protection.collector import Collected, contribution
-from fedveil.server.protection.noise import ServerNoise
+from fedveil.server.protection.collector import Collected, Opening, contribution
+from fedveil.server.protection.noise import NoisySum
 from fedveil.server.protection.server_protection import (
     Converse,
     ServerProtection,
@@ -55,12 +55,17 @@ class MaskedCollector:
         number: int,
         attempt: int,
         converse: Converse,
-        noise: ServerNoise | None = None,
+        noisy: NoisySum | None = None,
+        opening: Opening = lambda _clients: None,
     ) -> None:
-        """Start an attempt; `noise`: of the server, added to the sum."""
+        """Start an attempt.
+
+        noisy: what becomes of the sum, where noise is in it, or the server adds it; opening: is told how many clients are
+        in the sum, before it is unmasked
+        """
         self.final = False
         self._protection, self._number, self._attempt = protection, number, attempt
-        self._converse, self._noise = converse, noise
+        self._converse, self._noisy, self._opening = converse, noisy, opening
         privacy = protection.experiment.privacy
         active = protection.registry is not None
         cohort = protection.experiment.federation.cohort
@@ -125,6 +130,7 @@ class MaskedCollector:
             self._stage("confirm", stay, lambda _: brought, partial(unmasker.confirm, shown=shown))
             stay = unmasker.close()
             brought[CONFIRMATIONS] = unmasker.confirmations()
+        self._opening(len(stay))
         self.final = True
         self._stage("reveal", stay, lambda _: brought, unmasker.reveals)
         total, grid = unmasker.total(shown), protection.plan.grid
@@ -132,10 +138,10 @@ class MaskedCollector:
         # float64: rounding to float32 before the noise would lengthen what the noise must hide
         exact = dequantize(weights, examples, self._reference, grid, np.float64)
         mean = unflatten(exact.astype(np.float32), protection.layout)
-        noisy = mean
-        if self._noise is not None:
-            noisy = self._noise.on_mean(unflatten(exact, protection.layout), len(self._examples))
-        return Collected([contribution(replies[0], noisy)], mean=mean, bound=bound)
+        made = mean
+        if self._noisy is not None:
+            made = self._noisy.of_mean(unflatten(exact, protection.layout), len(self._examples))
+        return Collected([contribution(replies[0], made)], mean=mean, bound=bound)
 
     def _stage(
         self,

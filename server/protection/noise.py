@@ -1,55 +1,168 @@
-"""Noise that a trusted server adds once to the sum of a round's updates: central differential privacy.
+"""How the sum of a round's updates becomes a noisy mean: its noise, the public number it is divided by, the bound's count.
 
-The server sees the updates before its noise. Those who receive the models do not.
+A trusted server adds noise once to the sum (central differential privacy): it sees the updates before its noise, and those
+who receive the models do not. Under secure aggregation the sum may hold the clients' shares of the noise already.
+
+**The divisor is public**: it must not depend on who answered, which may depend on data. With fixed cohorts and in turn it
+is the number of clients that were asked, with Poisson cohorts their average, q N = `federation.cohort`. A client that does
+not answer counts as an update of zero, as the client that a neighbouring run lacks does. So the mean of a round that many
+left is short, and not biased towards those that stayed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from fedveil.core.errors import SettingsError
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
-from fedveil.privacy.dp.noise import Normal, Update, add_noise, clip, secret_normal
+from fedveil.privacy.dp.adaptive import count_deviation, noisy_share, sum_multiplier
+from fedveil.privacy.dp.banded import BandedNoise, bands_of
+from fedveil.privacy.dp.noise import Normal, Update, keyed_normal, secret_normal
+from fedveil.privacy.fixed_point import Layout, flatten, unflatten
+
+Draw = Callable[[int, int], np.ndarray]  # (round, size) -> a round's standard normal noise, float64 [size]
+KEY = 32  # bytes of the key of noise that is taken back
 
 
 @dataclass(frozen=True)
-class ServerNoise:
-    """The noise of a round: C, sigma = z C, and the generator of its numbers."""
+class NoisySum:
+    """What becomes of a round's sum of updates.
 
+    given: the model that clients were sent, float32 by name
+    bound: C, to which each update is clipped
+    divisor: the public number of clients that the sum is divided by
+    deviation: sigma of the noise in each number of the sum; 0 where the clients' own shares of noise are enough
+    normal: draws the noise, before it is multiplied by `deviation`
+    count: s, the deviation of the noise in the number of updates within C; None where the bound is fixed
+    """
+
+    given: Mapping[str, np.ndarray]
     bound: float
+    divisor: int
     deviation: float
     normal: Normal
+    count: float | None = None
+    normal_count: Normal = secret_normal
 
-    def mean(self, given: Mapping[str, np.ndarray], weights: Sequence[Mapping[str, np.ndarray]]) -> Update:
-        """Return given + (sum of clip(w_k - given) + N(0, sigma^2)) / K, float32, for K clients.
+    def of_updates(self, weights: Sequence[Mapping[str, np.ndarray]]) -> Update:
+        """Return given + (sum of clip(w_k - given) + N(0, sigma^2)) / divisor, float32; noise alone for no clients.
 
         McMahan et al. 2018, algorithm 1. Updates are clipped again here, because an update may arrive longer, by its
-        encoding or on purpose.
+        encoding or on purpose. One that is not finite counts as zero.
         """
-        total = {name: np.zeros(value.shape) for name, value in given.items()}
+        layout = Layout.of(self.given)
+        before = flatten(self.given, np.float64)
+        total, update = np.zeros(layout.size), np.empty(layout.size)
         for own in weights:
-            update = clip({name: np.subtract(own[name], given[name], dtype=np.float64) for name in total}, self.bound)
-            for name, value in update.items():
-                total[name] += value
-        noisy = add_noise(total, self.deviation, self.normal)
-        return {name: np.asarray(given[name] + value / len(weights), np.float32) for name, value in noisy.items()}
+            start = 0
+            for name, value in self.given.items():
+                update[start : start + value.size] = own[name].reshape(-1)
+                start += value.size
+            update -= before
+            length = float(np.sqrt(np.dot(update, update)))
+            if not np.isfinite(length):
+                continue
+            if length > self.bound:
+                update *= self.bound / length
+            total += update
+        return self._released(before, total, layout)
 
-    def on_mean(self, mean: Mapping[str, np.ndarray], clients: int) -> Update:
-        """Return mean + N(0, sigma^2) / K, float32, of K clients' weights whose updates were clipped before the sum."""
-        noisy = add_noise(mean, self.deviation / clients, self.normal)
-        return {name: np.asarray(value, np.float32) for name, value in noisy.items()}
+    def of_mean(self, mean: Mapping[str, np.ndarray], clients: int) -> Update:
+        """Return given + (clients (mean - given) + N(0, sigma^2)) / divisor, float32.
+
+        mean: of the weights of so many clients, which clipped their updates
+        """
+        layout, before = Layout.of(self.given), flatten(self.given, np.float64)
+        total = flatten({name: mean[name] for name in self.given}, np.float64) - before
+        return self._released(before, total * clients, layout)
+
+    def share_within(self, within: int, clients: int) -> float:
+        """Return the noisy share of updates within the bound, where so many of `clients` said that theirs was."""
+        assert self.count is not None  # else nobody was asked
+        return noisy_share(within, clients, self.divisor, self.count * float(self.normal_count(1)[0]))
+
+    def _released(self, before: np.ndarray, total: np.ndarray, layout: Layout) -> Update:
+        if self.deviation:
+            total += self.deviation * self.normal(layout.size)
+        return unflatten((before + total / self.divisor).astype(np.float32), layout)
 
 
-def server_noise(experiment: Experiment, number: int, *, secret: bool) -> ServerNoise | None:
-    """Return the noise of a round; None where the server adds none.
+def noisy_sum(
+    experiment: Experiment, number: int, given: Mapping[str, np.ndarray], asked: int, bound: float | None, draw: Draw,
+    *, secret: bool,
+) -> NoisySum | None:  # fmt: skip
+    """Return what becomes of a round's sum; None where it has no noise, or each update has all its noise already.
 
-    secret: draw it from the operating system's generator, not from the seed
+    number, given, asked: the round, its model, and how many clients it asks
+    bound: C where it changes from round to round, else None; draw: the noise of the server, from `server_draw`
+    secret: the count's noise comes from the operating system's generator, and not from the seed
     """
-    privacy = experiment.privacy
-    if not privacy.noisy or privacy.noise_at != "server" or privacy.bound is None:
+    privacy, federation = experiment.privacy, experiment.federation
+    if not privacy.noisy or privacy.noise_at == "client" or privacy.per_example:
         return None
-    normal = secret_normal if secret else Stream(experiment.seed, number).generator("server noise").standard_normal
-    return ServerNoise(privacy.bound, privacy.deviation, normal)
+    divisor = federation.cohort if federation.sampling == "poisson" else asked or federation.cohort
+    if bound is None:
+        assert privacy.bound is not None  # a mechanism's check
+        deviation = privacy.deviation if privacy.noise_at == "server" else 0.0
+        return NoisySum(given, privacy.bound, divisor, deviation, lambda size: draw(number, size))
+    cohort = federation.cohort
+    return NoisySum(
+        given, bound, divisor, sum_multiplier(privacy.multiplier, cohort) * bound, lambda size: draw(number, size),
+        count_deviation(privacy.multiplier, cohort),
+        secret_normal if secret else Stream(experiment.seed, number).generator("clip count").standard_normal,
+    )  # fmt: skip
+
+
+def server_draw(experiment: Experiment, key: bytes | None, *, secret: bool) -> Draw:
+    """Return the generator of a run's server noise.
+
+    key: of banded noise, where it is secret; None else
+    secret: draw from the operating system's generator, or by the key that it made, and not from the seed
+    """
+
+    def seeded(number: int, size: int) -> np.ndarray:
+        return Stream(experiment.seed, number).generator("server noise").standard_normal(size)
+
+    def keyed(number: int, size: int) -> np.ndarray:
+        assert key is not None
+        return keyed_normal(key, number, size)
+
+    if experiment.privacy.noise == "banded":
+        federation = experiment.federation
+        bands = bands_of(experiment.data.clients, federation.cohort, federation.rounds)
+        return BandedNoise(bands, keyed if secret else seeded)
+    return (lambda _number, size: secret_normal(size)) if secret else seeded
+
+
+def noise_key(path: Path, *, begins: bool) -> bytes:
+    """Return the key of a run's banded noise, of the server alone; a run that begins makes it (mode 0600).
+
+    Raise SettingsError where a run that goes on has lost it: without it, no later noise can take back earlier noise.
+    """
+    if begins:
+        path.unlink(missing_ok=True)
+        key = os.urandom(KEY)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(key)
+            file.flush()
+            os.fsync(file.fileno())
+        return key
+    try:
+        key = path.read_bytes()
+    except OSError as error:
+        key = b""
+        why = error.strerror or str(error)
+    else:
+        why = f"it has {len(key)} bytes of {KEY}"
+    if len(key) != KEY:
+        raise SettingsError(
+            f"{path}: the key of the run's noise cannot be read ({why}), and with privacy.noise = 'banded' later noise is made "
+            "of earlier noise; put the file back, or start a new run"
+        )
+    return key

@@ -10,9 +10,10 @@ from typing import cast
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 
-from fedveil.core.errors import ProtectionError
+from fedveil.core.errors import ProtectionError, SettingsError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ARRAYS, METRICS, WEIGHT, from_sealed
+from fedveil.privacy.dp.cohorts import cohort_sizes
 from fedveil.privacy.fixed_point import Layout
 from fedveil.privacy.homomorphic.keys import CLIENT, SERVER, ServerContext, check_lattice, fingerprint, load_server
 from fedveil.privacy.plan import COARSEST, Plan, noise_share, plan_for
@@ -65,8 +66,33 @@ def check_protection(experiment: Experiment, active: bool = False) -> None:
     privacy, cohort = experiment.privacy, experiment.federation.cohort
     if privacy.protected:
         plan_for(experiment)
+    degree = 0
     if privacy.shows == "mean":
-        choose_degree(cohort, privacy.protection.drop_outs, privacy.protection.colluders, active)
+        degree, _ = choose_degree(cohort, privacy.protection.drop_outs, privacy.protection.colluders, active)
+    if privacy.protected and experiment.federation.sampling == "poisson":
+        _check_coins(experiment, max(privacy.least, degree + 1), active)
+
+
+def _check_coins(experiment: Experiment, least: int, active: bool) -> None:
+    """Raise SettingsError where cohorts drawn by coins are too small for a protection, or it needs them all of one size."""
+    start, name = "federation.sampling = 'poisson'", experiment.privacy.protection.name
+    use = "use federation.sampling = 'order' or 'fixed'"
+    if experiment.privacy.shows == "sum":
+        raise SettingsError(
+            f"{start}: a round may draw nobody, and with privacy.protection = '{name}' clients use a model of the round before "
+            f"alone; {use}, or secagg"
+        )
+    if active:
+        raise SettingsError(
+            f"{start}: with registered keys secure aggregation has a threshold for cohorts of one size alone, and cohorts drawn by "
+            f"coins vary; {use}"
+        )
+    fewest, _ = cohort_sizes(experiment.federation, experiment.data.clients)
+    if fewest < least:
+        raise SettingsError(
+            f"{start}: with federation.cohort = {experiment.federation.cohort:,} of {experiment.data.clients:,} clients a round may draw "
+            f"{fewest:,}, and secure aggregation needs {least:,}; take a larger federation.cohort, or {use}"
+        )
 
 
 def protect_server(

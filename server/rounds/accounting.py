@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fedveil.core.settings.experiment import Experiment
+from fedveil.privacy.dp.adaptive import next_bound
 from fedveil.privacy.dp.mechanisms import Shown
 from fedveil.server.checkpoint import Parameters, State
 from fedveil.server.rounds.observers import Observer
 from fedveil.server.rounds.round import Round
+from fedveil.server.rounds.sampling import in_turn
 
 
 class Accounting(Observer):
@@ -33,15 +35,21 @@ class Accounting(Observer):
         if self._noisy:
             for client in current.asked:
                 state.asked[client] = state.asked.get(client, 0) + 1
+            state.cohorts += 1
             state.population = min(state.population or current.population, current.population)
             state.drawn = max(state.drawn, len(current.asked))
 
+    def opening(self, current: Round, clients: int, state: State) -> None:
+        """Count the clients in a sum; one of none holds nothing of anybody."""
+        if self._noisy and clients:
+            state.fewest = min(state.fewest or clients, clients)
+
     def aggregated(self, current: Round, state: State) -> None:
-        """Count the clients in a sum, and the costs of protecting it."""
-        answered = current.trained.answered
-        if self._noisy:
-            state.fewest = min(state.fewest or len(answered), len(answered))
-        if self._protected:
+        """Set the next round's bound, and count the costs of protection."""
+        if current.clip is not None and current.within is not None:
+            state.clip = next_bound(current.clip, current.within)
+        if self._protected and not current.skipped:
+            answered = current.trained.answered
             error = self._inspect(current.mean or current.aggregate, answered) if self._inspect else None
             _add_costs(state.costs, current, error)
 
@@ -49,7 +57,18 @@ class Accounting(Observer):
 def shown(state: State) -> Shown:
     """Return what a run with noise has released so far."""
     asked, numbers = max(state.asked.values(), default=0), sum(value.size for value in state.parameters.values())
-    return Shown(state.round, asked, state.fewest, state.population, state.drawn, numbers, state.smallest)
+    return Shown(
+        max(state.round, state.cohorts), asked, state.fewest, state.population, state.drawn, numbers, state.smallest
+    )
+
+
+def asked_next(experiment: Experiment, state: State) -> int | None:
+    """Return the most rounds that one client will be asked in after the next, where its cohort is known; else None."""
+    federation = experiment.federation
+    if federation.sampling != "order" or experiment.privacy.epsilon is None:
+        return None
+    turn = in_turn(experiment.data.clients, federation.cohort, state.round + 1, state.order or experiment.seed)
+    return max(max(state.asked.values(), default=0), *(state.asked.get(client, 0) + 1 for client in turn))
 
 
 def _add_costs(costs: dict[str, float], current: Round, largest_error: float | None) -> None:

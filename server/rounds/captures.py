@@ -20,7 +20,7 @@ from fedveil.core.errors import SettingsError
 from fedveil.core.foreign import reading
 from fedveil.core.record.record import Record
 from fedveil.core.settings.experiment import Experiment
-from fedveil.core.wire.messages import ARRAYS, METRICS, SEALED, from_sealed, read_update
+from fedveil.core.wire.messages import ARRAYS, METRICS, SEALED, WITHIN, from_sealed, read_update
 from fedveil.server.checkpoint import State
 from fedveil.server.rounds.observers import Observer
 from fedveil.server.rounds.round import Round
@@ -127,7 +127,8 @@ class Capture(Observer):
 def _numbers(reply: Message) -> dict[str, float]:
     found = reply.content.get(METRICS)
     told = found if isinstance(found, MetricRecord) else MetricRecord()
-    return {name: float(value) for name, value in told.items() if isinstance(value, int | float)}
+    # the bit about a client's bound tells of its data what only the noisy count of all may tell
+    return {name: float(value) for name, value in told.items() if isinstance(value, int | float) and name != WITHIN}
 
 
 def read_captures(folder: Path) -> list[Captured]:

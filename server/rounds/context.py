@@ -14,9 +14,11 @@ from flwr.serverapp import Grid
 from fedveil.core.errors import ProtectionError, TrainingError
 from fedveil.core.metrics import MetricSet, Scores
 from fedveil.core.settings.experiment import Experiment
-from fedveil.core.wire.messages import RUN, SEALED, to_arrays, to_sealed
+from fedveil.core.wire.messages import CLIP, RUN, SEALED, to_arrays, to_sealed
+from fedveil.privacy.dp.noise import secret_normal
 from fedveil.server.checkpoint import Parameters, State
 from fedveil.server.exchange import Row
+from fedveil.server.protection.noise import Draw
 from fedveil.server.protection.server_protection import ServerProtection
 from fedveil.server.rounds.observers import Observer
 from fedveil.server.rounds.round import Round
@@ -52,6 +54,7 @@ class Context:
     observers: of every round, in this order
     metrics: of each evaluation
     folder: of the record, which errors name
+    draw: the server's noise, round by round
     """
 
     grid: Grid
@@ -62,6 +65,7 @@ class Context:
     observers: Sequence[Observer]
     metrics: MetricSet
     folder: Path
+    draw: Draw = lambda _number, size: secret_normal(size)
 
     @property
     def timeout(self) -> float:
@@ -71,7 +75,8 @@ class Context:
     def config(self, current: Round) -> dict[str, Any]:
         """Return the settings that clients receive with a model, beside those of the strategy."""
         run = {} if self.protection is None else {RUN: self.protection.run}
-        return {"learning-rate": current.learning_rate, **run}
+        clip = {} if current.clip is None else {CLIP: current.clip}
+        return {"learning-rate": current.learning_rate, **run, **clip}
 
     @contextmanager
     def named(self, number: int) -> Iterator[None]:

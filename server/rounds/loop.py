@@ -6,21 +6,23 @@ Flower's own `Strategy.start` begins at round 1 and cannot be observed; this loo
 from __future__ import annotations
 
 import math
-import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 from fedveil.core.randomness import Stream
+from fedveil.core.settings.experiment import Experiment
 from fedveil.models.local.schedules import replay
-from fedveil.privacy.dp.accounting import epsilons
+from fedveil.privacy.dp.accounting import epsilons, exhausted
 from fedveil.server.checkpoint import State
 from fedveil.server.exchange import Exchanged
-from fedveil.server.rounds.accounting import shown
+from fedveil.server.rounds.accounting import asked_next, shown
 from fedveil.server.rounds.context import Context, to_record
 from fedveil.server.rounds.evaluation import evaluate_on_clients
 from fedveil.server.rounds.round import Round
 from fedveil.server.rounds.rows import metrics_row, weighted_mean
+from fedveil.server.rounds.sampling import Chance
 from fedveil.server.rounds.training import train
 
 
@@ -33,10 +35,19 @@ def run_rounds(context: Context, state: State) -> None:
     schedule = replay(experiment.training, experiment.federation.rounds, state.train_losses)
     if state.round == 0 and not state.pending:
         test = context.hooks.evaluate(state.parameters) if context.hooks.evaluate else None
-        row = metrics_row(experiment, context.metrics, 0, test)
+        row = metrics_row(experiment, context.metrics, 0, test, clip=state.clip or None)
         for observer in observers:
             observer.first(row, state)
     while state.round < experiment.federation.rounds and not state.stopped:
+        if not state.pending and exhausted(experiment, shown(state), asked_next(experiment, state)):
+            spent = epsilons(experiment, shown(state))["epsilon"]
+            state.stopped = (
+                f"another round could spend more than privacy.epsilon = {experiment.privacy.epsilon:g}; "
+                f"{spent:.4g} is spent after {state.round} rounds"
+            )
+            for observer in observers:
+                observer.stopped(state)
+            break
         started = time.perf_counter()
         current = run_round(context, state, schedule.rate)
         _advance(context, state, current)
@@ -57,7 +68,10 @@ def run_round(context: Context, state: State, learning_rate: float) -> Round:
     """
     experiment, number = context.experiment, state.round + 1
     evaluates = number % experiment.evaluation.every == 0 or number == experiment.federation.rounds
-    current = Round(number, Stream(experiment.seed, number), learning_rate, state.parameters, evaluates)
+    current = Round(
+        number, Stream(experiment.seed, number), learning_rate, state.parameters,
+        evaluates or _last_within_budget(experiment, state), state.clip or None,
+    )  # fmt: skip
     with context.named(number):
         if state.pending:
             current.aggregate, current.trained = state.pending, Exchanged(**state.pending_rows)
@@ -66,7 +80,7 @@ def run_round(context: Context, state: State, learning_rate: float) -> Round:
             _make_model(context, current, state)
         if evaluates and experiment.evaluation.federated:
             evaluate_on_clients(context, current)
-        if evaluates and context.hooks.evaluate:
+        if current.evaluates and context.hooks.evaluate:
             current.test = context.hooks.evaluate(current.aggregate)
     return current
 
@@ -74,36 +88,47 @@ def run_round(context: Context, state: State, learning_rate: float) -> Round:
 def _make_model(context: Context, current: Round, state: State) -> None:
     """Draw the cohort, train it, and notify the observers of both."""
     noisy, secret = context.experiment.privacy.noisy, context.hooks.secret
-    stream = Stream(secrets.randbits(63), current.number) if secret and noisy else current.stream
+    chance = Chance(None if secret and noisy else current.stream, state.order or context.experiment.seed)
     if noisy:
         current.population = len(cast(Sequence[int], context.grid.get_node_ids()))
     model = to_record(current.model, context.experiment.privacy.protection.name)
-    messages = context.strategy.train_messages(current.number, model, context.config(current), context.grid, stream)
-    wanted = context.experiment.federation.cohort
-    if current.number == 1 and len(messages) != wanted:
+    messages = context.strategy.train_messages(current.number, model, context.config(current), context.grid, chance)
+    federation = context.experiment.federation
+    if current.number == 1 and federation.sampling == "fixed" and len(messages) != federation.cohort:
         context.hooks.warn(
-            f"round 1: {context.experiment.federation.strategy} asks {len(messages)} clients, and federation.cohort = {wanted}"
+            f"round 1: {federation.strategy} asks {len(messages)} clients, and federation.cohort = {federation.cohort}"
         )
     current.asked = [message.metadata.dst_node_id - 1 for message in messages]  # node id k+1 is client k
     for observer in context.observers:
         observer.begun(current, state)
-    train(context, current, messages)
+    train(context, current, messages, state)
     for reason in current.trained.failures:
         context.hooks.warn(f"round {current.number}: {reason}")
+    if current.skipped:
+        context.hooks.warn(f"round {current.number}: left out, and the model stays as it is: {current.skipped}")
     for observer in context.observers:
         observer.aggregated(current, state)
+
+
+def _last_within_budget(experiment: Experiment, state: State) -> bool:
+    """Say whether the round after the next might spend more than privacy.epsilon, so that the next may be the last."""
+    spent = shown(state)
+    fewest = spent.fewest or experiment.federation.cohort
+    after = replace(spent, rounds=spent.rounds + 1, asked=spent.asked + 1, fewest=fewest)
+    return exhausted(experiment, after)
 
 
 def _advance(context: Context, state: State, current: Round) -> None:
     """Put a complete round into the state."""
     experiment = context.experiment
-    loss = None if experiment.privacy.noisy else weighted_mean(current.trained.clients, "train_loss")
+    quiet = experiment.privacy.noisy or current.skipped
+    loss = None if quiet else weighted_mean(current.trained.clients, "train_loss")
     state.round, state.parameters = current.number, current.aggregate
     state.train_losses.append(math.nan if loss is None else loss)
     state.bytes_down += sum(row["bytes_down"] for row in current.ledger)
     state.bytes_up += sum(row["bytes_up"] or 0 for row in current.ledger)
     current.row = metrics_row(
         experiment, context.metrics, current.number, current.test, current.validation, loss, current.learning_rate,
-        current.trained, current.told,
+        current.trained, current.told, state.clip or None,
     )  # fmt: skip
     current.row |= epsilons(experiment, shown(state))

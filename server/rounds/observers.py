@@ -28,6 +28,9 @@ class Observer:
     def begun(self, current: Round, state: State) -> None:
         """Observe a round whose cohort is drawn, and not asked yet."""
 
+    def opening(self, current: Round, clients: int, state: State) -> None:
+        """Observe that a sum of so many clients' updates is about to be seen; nobody has seen it yet."""
+
     def replied(self, current: Round, client: int, reply: Message) -> None:
         """Observe a client's update as it arrives; raise ProtectionError where it cannot be read."""
 
@@ -39,6 +42,9 @@ class Observer:
 
     def finished(self, current: Round, state: State) -> None:
         """Observe a complete round; state: the run's, after the round."""
+
+    def stopped(self, state: State) -> None:
+        """Observe that the run stops before its next round; state.stopped says why."""
 
     def ended(self) -> None:
         """Observe the end of the run."""
@@ -110,26 +116,35 @@ class Checkpoint(Observer):
     ) -> None:
         """Save into a record.
 
-        secret: a repeated round draws another cohort; protected: updates are protected
+        secret: a repeated round draws another cohort and other noise; protected: updates are protected
         """
         self._record, self._experiment, self._strategy = record, experiment, strategy
-        self._before_asking = secret and experiment.privacy.noisy
+        self._once = secret and experiment.privacy.noisy
         self._before_sending = protected and experiment.evaluation.federated
 
     def begun(self, current: Round, state: State) -> None:
         """Save the count of clients asked, so that a round that is cut off and repeated counts twice."""
-        if self._before_asking:
+        if self._once:
+            self._save(state)
+
+    def opening(self, current: Round, clients: int, state: State) -> None:
+        """Save how few clients are in a sum, so that it counts even where the run is cut off with the sum seen."""
+        if self._once:
             self._save(state)
 
     def aggregated(self, current: Round, state: State) -> None:
-        """Save a protected model before it is sent, so that no second model of the same round is ever sent."""
-        if self._before_sending and current.evaluates:
+        """Save a protected or noisy model before anybody sees it, so that no second model of the same round is ever made."""
+        if self._once or (self._before_sending and current.evaluates):
             state.pending, state.pending_rows = current.aggregate, asdict(current.trained)
             self._save(state)
             state.pending, state.pending_rows = {}, {}
 
     def finished(self, current: Round, state: State) -> None:
         """Save the round."""
+        self._save(state)
+
+    def stopped(self, state: State) -> None:
+        """Save why the run stops."""
         self._save(state)
 
     def _save(self, state: State) -> None:

@@ -83,6 +83,7 @@ def columns(experiment: Experiment, metrics: MetricSet) -> list[str]:
         "train_loss",
         *(f"test_{name}" for name in metrics.names),
         *(f"validation_{name}" for name in metrics.merged if experiment.evaluation.federated),
+        *(["clip"] if experiment.privacy.clip == "adaptive" else []),
         *observers(experiment),
     ]
 
@@ -97,10 +98,12 @@ def metrics_row(
     rate: float | None = None,
     trained: Exchanged | None = None,
     told: Mapping[str, Any] | None = None,
+    clip: float | None = None,
 ) -> Row:
     """Return the row of a round, with every column, and after them metrics of a strategy's own.
 
     told: those of its aggregation; those of evaluation are in `validation`
+    clip: the bound of the next round's updates, where it changes from round to round
     """
     values: Row = {
         "round": number,
@@ -108,6 +111,7 @@ def metrics_row(
         "clients": len(trained.answered) if trained else None,
         "failures": len(trained.failures) if trained else None,
         "train_loss": loss,
+        "clip": clip,
         **{f"test_{name}": value for name, value in (metrics.values(test) if test else {}).items()},
         **{f"validation_{name}": value for name, value in (validation or {}).items()},
     }

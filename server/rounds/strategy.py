@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from fedveil.algorithms.algorithm import Arrays, Cohort
 from fedveil.core.randomness import Stream
+from fedveil.server.rounds.sampling import Chance
 
 
 class Strategy(Protocol):
@@ -23,7 +24,7 @@ class Strategy(Protocol):
     told: Mapping[str, Any]
 
     def train_messages(
-        self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, stream: Stream
+        self, number: int, model: ArrayRecord, config: Mapping[str, Any], grid: Grid, chance: Chance
     ) -> list[Message]:
         """Return the messages that ask a cohort for updates; config: the settings in each."""
 

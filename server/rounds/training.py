@@ -12,11 +12,12 @@ from flwr.app import ArrayRecord, Message
 from fedveil.algorithms.algorithm import Cohort
 from fedveil.core.errors import ProtectionError, TrainingError
 from fedveil.core.wire.messages import ARRAYS, CLIENT, WEIGHT, from_arrays
-from fedveil.server.checkpoint import Parameters
+from fedveil.privacy.dp.cohorts import cohort_sizes
+from fedveil.server.checkpoint import Parameters, State
 from fedveil.server.exchange import Exchanged, exchange, metric
 from fedveil.server.protection.collector import Collected
 from fedveil.server.protection.collectors import new_collector
-from fedveil.server.protection.noise import server_noise
+from fedveil.server.protection.noise import NoisySum, noisy_sum
 from fedveil.server.rounds.context import Context
 from fedveil.server.rounds.round import Round
 from fedveil.server.rounds.rows import train_rows
@@ -26,15 +27,25 @@ TRAINED = {WEIGHT: 1, "steps": 0}
 ATTEMPTS = 3  # attempts at a round of secure aggregation that too many clients left
 
 
-def train(context: Context, current: Round, messages: list[Message]) -> None:
+def train(context: Context, current: Round, messages: list[Message], state: State) -> None:
     """Ask a cohort for updates, and make the round's next model from them.
 
     The clients' weights are freed when this returns, so that their memory is reused.
+    A round with noise that has too few clients for its protection is left out, and says why: whether a run goes on must
+    not depend on who answers. So is one of a cohort that chance made too small or too large.
     Raise TrainingError where no client replies, or one diverges; ProtectionError where a protected round is impossible.
     """
     experiment, whole = context.experiment, current.trained
     noisy, protected = experiment.privacy.noisy, context.protection is not None
-    noise = server_noise(experiment, current.number, secret=context.hooks.secret)
+    changed = noisy_sum(
+        experiment,
+        current.number,
+        current.model,
+        len(messages),
+        current.clip,
+        context.draw,
+        secret=context.hooks.secret,
+    )
 
     def converse(
         sent: Sequence[Message],
@@ -57,10 +68,17 @@ def train(context: Context, current: Round, messages: list[Message]) -> None:
         if context.hooks.lenient:
             _check_weights(reply)
 
+    def opening(clients: int) -> None:
+        for observer in context.observers:
+            observer.opening(current, clients, state)
+
+    current.aggregate, current.skipped = current.model, _unfit(context, messages, changed)
+    if current.skipped:
+        return
     numbers = (() if noisy else ("train-loss",)) + (("seal-seconds", "open-seconds") if protected else ())
     counts = ({WEIGHT: 1} if noisy else TRAINED) | ({"clipped": 0} if protected else {})
     for attempt in range(ATTEMPTS):
-        collector = new_collector(experiment, context.protection, current.number, attempt, converse, noise)
+        collector = new_collector(experiment, context.protection, current.number, attempt, converse, changed, opening)
         try:
             asked = collector.ask(messages)
             account, replies = converse(asked, "train", take, (*numbers, *context.strategy.reports), counts)
@@ -73,11 +91,18 @@ def train(context: Context, current: Round, messages: list[Message]) -> None:
             if attempt + 1 < ATTEMPTS and not collector.final:
                 whole.failures.append(f"abandoned with nothing revealed, and tried again: {error}")
                 continue
+            if noisy and not collector.final:
+                current.skipped = str(error)
+                return
             raise ProtectionError(f"{error}{_reasons(whole.failures)}") from error
         break
+    if noisy and not replies and changed is None:
+        current.skipped = f"no client sent an update{_reasons(whole.failures)}"
+        return
     whole.answered, whole.clients = account.answered, rows
     current.aggregate = _aggregate(context, current, collected)
     current.mean, current.bound, current.told = collected.mean, collected.bound, context.strategy.told
+    current.within = collected.within
     if collected.sealed is None and not all(_is_finite(value) for value in current.aggregate.values()):
         if not noisy:
             _refuse_divergence(replies)
@@ -85,6 +110,21 @@ def train(context: Context, current: Round, messages: list[Message]) -> None:
             f"training diverged: the model that {experiment.federation.strategy} made in round {current.number} is not finite, "
             "and the clients' were\n  try a smaller federation.strategy.learning_rate"
         )
+
+
+def _unfit(context: Context, messages: Sequence[Message], changed: NoisySum | None) -> str:
+    """Return why a cohort makes no model, before it is asked; empty where it may.
+
+    A noisy sum of nobody is released as any other: that a Poisson cohort is empty would tell of the clients.
+    """
+    federation, clients = context.experiment.federation, context.experiment.data.clients
+    if context.protection is not None:
+        fewest, most = cohort_sizes(federation, clients)
+        fewest = max(fewest, context.protection.plan.least)
+        if federation.sampling == "poisson" and not fewest <= len(messages) <= most:
+            return f"its cohort has {len(messages):,} clients, and its protection is made for {fewest:,} to {most:,}"
+        return "" if messages else "none of its clients is connected"
+    return "" if messages or changed is not None else "it has no clients"
 
 
 def _aggregate(context: Context, current: Round, collected: Collected) -> Parameters:

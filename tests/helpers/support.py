@@ -15,6 +15,7 @@ from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream
 from fedveil.core.wire.messages import to_arrays
 from fedveil.server import strategies
+from fedveil.server.rounds.sampling import Chance
 from fedveil.server.rounds.strategy import Strategy
 from fedveil.simulations.engine.grid import InProcessGrid
 
@@ -48,7 +49,9 @@ def play_round(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """One round in which client k answers LOCAL[k] + number - 1; the next model, float32, and the config that was sent."""
     grid = InProcessGrid(ClientApp(), CLIENTS, {})
-    messages = strategy.train_messages(number, to_arrays(model), {"learning-rate": 0.5}, grid, Stream(0, number))
+    messages = strategy.train_messages(
+        number, to_arrays(model), {"learning-rate": 0.5}, grid, Chance(Stream(0, number))
+    )
     config = dict(messages[0].content["config"])
     contributions = []
     for k, _ in enumerate(messages):

@@ -31,7 +31,7 @@ from fedveil.privacy.defences import defend, share
 from fedveil.privacy.fixed_point import Layout, dequantize, flatten, quantize, unflatten
 from fedveil.privacy.plan import make_plan
 from fedveil.server.checkpoint import MODEL
-from fedveil.server.protection.noise import server_noise
+from fedveil.server.protection.noise import noisy_sum, server_draw
 from fedveil.server.rounds.captures import FOLDER, Captured, Update, read_captures
 from fedveil.simulations.attacks.lab.observation import Observation, Parameters
 
@@ -186,9 +186,11 @@ def anew(
         (total / reference).astype(np.float32) if plan is None else dequantize(total, reference, reference, plan.grid)
     )
     after: Parameters = unflatten(mean, layout)
-    added_by_server = server_noise(experiment.override({"seed": seed}), captured.round, secret=False)
-    if added_by_server is not None:
-        after = added_by_server.on_mean(after, len(clients))
+    again = experiment.override({"seed": seed})
+    draw = server_draw(again, None, secret=False)
+    changed = noisy_sum(again, captured.round, before, len(clients), None, draw, secret=False)
+    if changed is not None:
+        after = changed.of_mean(after, len(clients))
     updates = {client: Update(None, b"", {WEIGHT: weigh[client]}) for client in clients}
     return replace(captured, after=after, updates=updates)
 
