@@ -21,7 +21,7 @@ from fedveil.core.settings.sections import Privacy, Settings
 from fedveil.privacy.dp.cohorts import cohort_sizes, usual_cohort
 from fedveil.privacy.dp.distributed import NoiseShare, honest_clients
 from fedveil.privacy.dp.distributed import noise_share as _noise_share
-from fedveil.privacy.dp.sensitivity import of_updates
+from fedveil.privacy.dp.sensitivity import in_sums, of_updates
 from fedveil.privacy.fixed_point import Grid
 from fedveil.privacy.homomorphic.parameters import STANDARD, Lattice
 
@@ -274,6 +274,11 @@ def noise_share(privacy: Privacy, plan: Plan, size: int, *, bounded: bool = True
             "privacy.protection.range, or a finer grid (secagg)"
         )
     return share
+
+
+def share_for(settings: Settings, plan: Plan, size: int) -> NoiseShare:
+    """Return what each client of an experiment rounds and adds to an update of `size` numbers; raise what `noise_share` raises."""
+    return noise_share(of_updates(settings), plan, size, bounded=not in_sums(settings.privacy))
 
 
 def _check_noise(_settings: Section, experiment: Settings) -> None:

@@ -85,6 +85,7 @@ class State:
     clip: the bound of updates in the next round, where it changes from round to round; 0 where it does not
     order: the seed of the clients' turns, where it is not the experiment's; 0 where it is
     mechanism: of the run's noise, as `fedveil list mechanisms` names it; empty without noise
+    numbers: in the model, which may be a ciphertext
     smallest: of a run whose noise hides examples, how many the client with the fewest has; 0 where nobody knows
     constants: buffers of the network, which stand in the file of a model beside its weights; they are no message's
     """
@@ -116,6 +117,7 @@ class State:
     order: int = 0
     mechanism: str = ""
     smallest: int = 0
+    numbers: int = 0
     constants: Parameters = field(default_factory=dict)
     best_loss: float = math.inf
 

@@ -140,8 +140,8 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
     if experiment.privacy.per_example:
         state.smallest = experiment.data.min_examples if elsewhere else _smallest(experiment, federated)
         check_sizes(experiment, state.smallest)
-    numbers = sum(parameter.numel() for parameter in network.parameters())
-    experiment = calibrated(experiment, numbers, state.smallest)
+    state.numbers = sum(parameter.numel() for parameter in network.parameters())
+    experiment = calibrated(experiment, state.numbers, state.smallest)
     check_protection(experiment)  # again, with the noise that its grid must not swallow
     return Federation(experiment, federated, network, strategy, state, device)
 

@@ -21,8 +21,8 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.sections import Settings
 from fedveil.privacy.dp.accountants import gaussian_epsilon, poisson_epsilon, subset_epsilon
 from fedveil.privacy.dp.distributed import NoiseShare, divergences, effective_multiplier
-from fedveil.privacy.dp.sensitivity import in_sums, of_updates
-from fedveil.privacy.plan import noise_share, plan_for
+from fedveil.privacy.dp.sensitivity import of_updates
+from fedveil.privacy.plan import plan_for, share_for
 
 ORDERS = [*range(2, 65), 80, 96, 128, 192, 256, 512, 1024]  # of Renyi divergences, where noise is Skellam's
 CLIENT, EXAMPLE = "one client's whole data", "one example of a client"
@@ -160,7 +160,7 @@ def _share_of(experiment: Experiment, multiplier: float, shown: Shown) -> tuple[
     """Return a client's share of the noise with this multiplier, and how many shares each sum has at least."""
     found = with_multiplier(experiment, multiplier)
     plan = plan_for(found)
-    return noise_share(of_updates(found), plan, shown.numbers, bounded=not in_sums(found.privacy)), plan.honest
+    return share_for(found, plan, shown.numbers), plan.honest
 
 
 def _slackened(spent: Callable[[float], float], delta: float, slack: float) -> float:

@@ -11,6 +11,7 @@ left is short, and not biased towards those that stayed.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.privacy.dp.adaptive import count_deviation, noisy_share, sum_multiplier
 from fedveil.privacy.dp.banded import BandedNoise, bands_of
 from fedveil.privacy.dp.noise import Normal, Update, keyed_normal, secret_normal
+from fedveil.privacy.dp.sensitivity import change_of_sum, in_sums
 from fedveil.privacy.fixed_point import Layout, flatten, unflatten
 
 Draw = Callable[[int, int], np.ndarray]  # (round, size) -> a round's standard normal noise, float64 [size]
@@ -95,18 +97,22 @@ class NoisySum:
 
 def noisy_sum(
     experiment: Experiment, number: int, given: Mapping[str, np.ndarray], asked: int, bound: float | None, draw: Draw,
-    *, secret: bool,
+    *, secret: bool, learning_rate: float,
 ) -> NoisySum | None:  # fmt: skip
     """Return what becomes of a round's sum; None where it has no noise, or each update has all its noise already.
 
     number, given, asked: the round, its model, and how many clients it asks
     bound: C where it changes from round to round, else None; draw: the noise of the server, from `server_draw`
     secret: the count's noise comes from the operating system's generator, and not from the seed
+    learning_rate: of the clients' step, where the noise hides examples
     """
     privacy, federation = experiment.privacy, experiment.federation
-    if not privacy.noisy or privacy.noise_at == "client" or privacy.per_example:
+    if not privacy.noisy or privacy.noise_at == "client":
         return None
     divisor = federation.cohort if federation.sampling == "poisson" else asked or federation.cohort
+    if in_sums(privacy):  # clients bound each example's part of an update, and not the update
+        change = change_of_sum(experiment, learning_rate) if privacy.noise_at == "server" else 0.0
+        return NoisySum(given, math.inf, divisor, privacy.multiplier * change, lambda size: draw(number, size))
     if bound is None:
         assert privacy.bound is not None  # a mechanism's check
         deviation = privacy.deviation if privacy.noise_at == "server" else 0.0

@@ -16,7 +16,7 @@ from fedveil.core.wire.messages import ARRAYS, METRICS, WEIGHT, from_sealed
 from fedveil.privacy.dp.cohorts import cohort_sizes
 from fedveil.privacy.fixed_point import Layout
 from fedveil.privacy.homomorphic.keys import CLIENT, SERVER, ServerContext, check_lattice, fingerprint, load_server
-from fedveil.privacy.plan import COARSEST, Plan, noise_share, plan_for
+from fedveil.privacy.plan import COARSEST, Plan, plan_for, share_for
 from fedveil.privacy.secagg.graph import choose_degree
 from fedveil.privacy.trust.identity import Registry
 from fedveil.privacy.trust.key_folders import IDENTITY, load_registry
@@ -116,7 +116,7 @@ def protect_server(
             raise ProtectionError(f"{secret}: a client's secret in the server's folder; remove it from this machine")
     plan = plan_for(experiment)
     if plan.honest:
-        noise_share(privacy, plan, layout.size)  # raises where rounding would be too coarse for updates of this size
+        share_for(experiment, plan, layout.size)  # raises where rounding would be too coarse for updates of this size
     context, registry = None, None if keys is None else load_registry(keys)
     if registry is not None:
         check_protection(experiment, active=True)

@@ -56,10 +56,8 @@ class Accounting(Observer):
 
 def shown(state: State) -> Shown:
     """Return what a run with noise has released so far."""
-    asked, numbers = max(state.asked.values(), default=0), sum(value.size for value in state.parameters.values())
-    return Shown(
-        max(state.round, state.cohorts), asked, state.fewest, state.population, state.drawn, numbers, state.smallest
-    )
+    asked, rounds = max(state.asked.values(), default=0), max(state.round, state.cohorts)
+    return Shown(rounds, asked, state.fewest, state.population, state.drawn, state.numbers, state.smallest)
 
 
 def asked_next(experiment: Experiment, state: State) -> int | None:

@@ -44,6 +44,7 @@ def train(context: Context, current: Round, messages: list[Message], state: Stat
         len(messages),
         current.clip,
         context.draw,
+        learning_rate=current.learning_rate,
         secret=context.hooks.secret,
     )
 

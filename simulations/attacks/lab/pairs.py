@@ -188,7 +188,9 @@ def anew(
     after: Parameters = unflatten(mean, layout)
     again = experiment.override({"seed": seed})
     draw = server_draw(again, None, secret=False)
-    changed = noisy_sum(again, captured.round, before, len(clients), None, draw, secret=False)
+    changed = noisy_sum(
+        again, captured.round, before, len(clients), None, draw, secret=False, learning_rate=captured.learning_rate
+    )
     if changed is not None:
         after = changed.of_mean(after, len(clients))
     updates = {client: Update(None, b"", {WEIGHT: weigh[client]}) for client in clients}
