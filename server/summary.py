@@ -143,14 +143,15 @@ def costs(federation: Federation, record: Record) -> dict[str, Any]:
     """Return the costs of a run's protection, by name, for its summary.
 
     bytes_up_ratio, bytes_down_ratio: to the same messages in the clear
-    seal_seconds, open_seconds: of all clients, processor time
+    seal_seconds, open_seconds: of all clients, processor time; clipped: numbers; None of them under noise, which covers
+    neither
     largest_error: of a round's model from the plain mean; None where the plain mean is not known (Ray)
     error_bound: the largest error from rounding to the grid and to float32, where nothing was clipped
     """
     import pandas as pd
 
     assert federation.protection is not None
-    state, plan = federation.state, federation.protection.plan
+    state, plan, told = federation.state, federation.protection.plan, not federation.experiment.privacy.noisy
     ledger = pd.read_csv(record.path("ledger.csv"), usecols=["stage", "bytes_up"])
     plain = wire_bytes(RecordDict({ARRAYS: to_arrays(to_numpy(get(federation.network)))}))
     stages = ledger[ledger.stage.isin(["train", "evaluate"])]
@@ -160,9 +161,9 @@ def costs(federation: Federation, record: Record) -> dict[str, Any]:
         "parameters": plan.explain(),
         "bytes_up_ratio": round(state.bytes_up / up, 3),
         "bytes_down_ratio": round(state.bytes_down / down, 3),
-        "seal_seconds": round(state.costs.get("seal_seconds", 0.0), 3),
-        "open_seconds": round(state.costs.get("open_seconds", 0.0), 3),
-        "clipped": int(state.costs.get("clipped", 0)),
+        "seal_seconds": round(state.costs.get("seal_seconds", 0.0), 3) if told else None,
+        "open_seconds": round(state.costs.get("open_seconds", 0.0), 3) if told else None,
+        "clipped": int(state.costs.get("clipped", 0)) if told else None,
         "largest_error": state.costs.get("largest_error"),
         "error_bound": state.costs.get("error_bound"),
         "readers": READERS[federation.experiment.privacy.protection.name],

@@ -215,6 +215,11 @@ def protection_lines(summary: dict[str, Any]) -> list[str]:
         if error is not None
         else f"error against the plain mean at most {privacy['error_bound']:.1e} by rounding (not measured on this engine)"
     )
+    if privacy["seal_seconds"] is None:
+        return [
+            f"privacy  {summary['protection']}: {exact}; seconds and clipped numbers are not told, as noise does not cover them",
+            f"seen by  {privacy['readers']}",
+        ]
     cost = f"protecting took {privacy['seal_seconds']:.2f} s of all clients"
     if PROTECTIONS.declared(summary["protection"], "privacy.protection").needs == "sum":
         # who cannot read the model has only its clients' word for it
