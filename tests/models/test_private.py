@@ -118,7 +118,7 @@ def slow(
         if deviation:
             drawn, at = draws.normal(sum(p.numel() for p in own)), 0
             for (name, _), kept in zip(trained, sums, strict=True):
-                part = torch.from_numpy(drawn[at : at + kept.numel()]).view_as(kept)
+                part = torch.from_numpy(drawn[at : at + kept.numel()]).double().view_as(kept)
                 at += kept.numel()
                 kept += deviation * private.clip * part
                 if name in padding:
@@ -390,7 +390,7 @@ def test_a_batch_may_be_empty_and_its_step_is_noise_alone():
         trained = train_clients(
             network, start, [examples(FEATURES, 900, 1)], training, 1.0, [stream], classes=3, private=private
         )
-    drawn = seeded(stream).normal(21)
+    drawn = seeded(stream).normal(21).astype(np.float64)
     for name, part in (("0.weight", drawn[:18].reshape(3, 6)), ("0.bias", drawn[18:])):
         step = start[name].double().numpy() - part
         np.testing.assert_allclose(trained.parameters[name][0].numpy(), step, rtol=1e-12)
