@@ -102,7 +102,7 @@ def made_up(network: nn.Module, features: np.ndarray) -> Tensor:
     if np.issubdtype(features.dtype, np.floating):
         return torch.frac(numbers * 0.618034).to(device, torch.from_numpy(features[:0]).dtype)
     sizes = [module.num_embeddings for module in network.modules() if isinstance(module, nn.Embedding)]
-    return (numbers % min(sizes, default=2)).to(device)
+    return (numbers % max(min(sizes, default=2) - 1, 1) + 1).to(device)  # words alone: padding is at the end of a text
 
 
 def private_way(network: nn.Module, inputs: Tensor) -> Chain | Functional | Looped:
@@ -339,8 +339,8 @@ class _Noise:
         for j, deviation in enumerate(self._deviations[:k]):
             if deviation == 0:
                 continue
-            drawn = torch.from_numpy(self._draws[j].normal(sum(sizes))).split(sizes)
-            for value, part in zip(sums.values(), drawn, strict=True):
+            drawn = torch.from_numpy(self._draws[j].normal(sum(sizes)))
+            for value, part in zip(sums.values(), torch.split(drawn, sizes), strict=True):
                 value[j].add_(part.view(value.shape[1:]).to(value.device), alpha=deviation)
         for name, row in self._padding.items():
             if name in sums:

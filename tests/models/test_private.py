@@ -24,7 +24,7 @@ from fedveil.models.local.augmentation import augment
 from fedveil.models.local.batches import batch_size_of, steps_of
 from fedveil.models.local.correction import Correction
 from fedveil.models.local.losses import loss
-from fedveil.models.local.private import Draws, Private, poisson_batch, private_way, rate_of, seeded
+from fedveil.models.local.private import Draws, Private, made_up, poisson_batch, private_way, rate_of, seeded
 from fedveil.models.local.training import Trained, train_clients
 from fedveil.models.networks.build import build
 from fedveil.models.networks.words import Words
@@ -147,6 +147,7 @@ def both_ways(
     private = Private(clip, np.full(len(sizes), deviation), seeded)
     probe = torch.from_numpy(clients[0].features[:3])
     how = private_way(network, probe if probe.is_floating_point() else probe.long())
+    assert type(private_way(network, made_up(network, clients[0].features))) is type(how)  # which has seen no example
     arguments = (network, start, clients, training, training.learning_rate, streams)
     alone = train_clients(*arguments, classes=max(task.labels, 2), private=private, moves=moves)
     found = alone
