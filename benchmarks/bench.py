@@ -18,12 +18,13 @@ from benchmarks import (
     gpu,
     growth,
     jobs,
+    private_steps,
     report,
 )
 from fedveil.core.errors import SettingsError, nearest
 
-GROWTH, ENCRYPTION, DEPLOYMENT, GPU = "growth", "encryption", "deployment", "gpu"
-ALL = (*jobs.JOBS, GROWTH, ENCRYPTION, DEPLOYMENT)  # what is measured where no name is given: any machine can
+GROWTH, ENCRYPTION, DEPLOYMENT, PRIVATE, GPU = "growth", "encryption", "deployment", "private", "gpu"
+ALL = (*jobs.JOBS, GROWTH, ENCRYPTION, DEPLOYMENT, PRIVATE)  # what is measured where no name is given: any machine can
 KNOWN = (*ALL, GPU)
 
 
@@ -38,7 +39,7 @@ def bench(
     command: Sequence[str] = (),
 ) -> None:
     """Measure jobs, how cost grows (`growth`), what protection costs (`encryption`), a deployed round (`deployment`),
-    a GPU (`gpu`).
+    a step of DP-SGD (`private`), a GPU (`gpu`).
 
     Prints tables, or one JSON object: the figures of one name, or an object of figures by name.
 
@@ -79,6 +80,8 @@ def bench(
         measured[ENCRYPTION] = _encryption(settings, repeats, around, console, shown, write)
     if DEPLOYMENT in others:
         measured[DEPLOYMENT] = _deployment(repeats, around, console, shown, write)
+    if PRIVATE in others:
+        measured[PRIVATE] = _private(repeats, around, console, shown, write)
     if GPU in others:
         measured[GPU] = _gpu(around, console, shown, write)
     if as_json:
@@ -152,6 +155,17 @@ def _deployment(
         shown.print(deployment_report.table(found), highlight=False)
     if write is not None:
         report.write_section(write, DEPLOYMENT, deployment_report.section(found, around, repeats))
+    return found
+
+
+def _private(
+    repeats: int, around: contest.Measures, console: Console, shown: Console | None, write: Path | None
+) -> contest.Measures:
+    found = private_steps.measure(repeats, lambda line: _say(console, [line]))
+    if shown:
+        shown.print(report.tables(private_steps.grids(found), found["notes"]), highlight=False)
+    if write is not None:
+        report.write_section(write, PRIVATE, private_steps.section(found, around, repeats))
     return found
 
 

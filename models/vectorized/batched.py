@@ -71,12 +71,13 @@ class Chain:
         return values
 
     def clipped(
-        self, inputs: Tensor, labels: Tensor, factors: Tensor, real: Tensor, kind: str, clip: float
+        self, inputs: Tensor, labels: Tensor, factors: Tensor, real: Tensor, kind: str, clip: float, divisors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Write the sum of the examples' gradients, each shortened to the norm `clip`, to the step's targets.
+        """Write the sum of the examples' gradients, each shortened to the norm `clip`, over a divisor to the targets.
 
         factors: the weight of each prediction in its example's own objective, in the losses' shape
         real: which examples count, bool [k, b]; the others are no part of the sum
+        divisors: of each client's sum, [k]
 
         Return each prediction's loss and which examples counted, bool [k, b]: an example whose norm is not finite adds
         nothing. One forward and one backward for all norms, then one product for the sum (Lee and Kifer 2021).
@@ -95,7 +96,7 @@ class Chain:
                     break
                 good = still
             self.bind(step)
-        share = shares(squares, good, clip)
+        share = shares(squares, good, clip) / divisors.unsqueeze(1)
         for rule in self._rules:
             if isinstance(rule, Weighted):
                 rule.write(share)
@@ -108,12 +109,13 @@ class Chain:
         """Return each prediction's loss and the squared norm of each example's gradient, [k, b]."""
         values, gradient = losses_and_slopes(self.forward(inputs), labels, kind)
         gradient = gradient.mul_(factors.unsqueeze(-1))
-        squares = torch.zeros_like(gradient[:, :, 0] if gradient.dim() == 3 else gradient[:, :, 0, 0])
+        squares: Tensor | float = 0.0
         for i in range(len(self._rules) - 1, self._first - 1, -1):
             rule = self._rules[i]
             gradient = rule.propagate(gradient, first=i == self._first)
             if isinstance(rule, Weighted):
-                squares += rule.squares()
+                squares = squares + rule.squares()
+        assert isinstance(squares, Tensor)
         return values, squares
 
 
@@ -159,10 +161,13 @@ def shared(clients: Sequence[Examples]) -> Examples | None:
 def source(clients: Sequence[Examples]) -> tuple[Examples, list[np.ndarray]]:
     """Return examples that hold those of all clients, and each client's rows of them.
 
-    Clients that select from one data set share it without a copy; else all examples are concatenated.
+    Clients that select from one data set share it without a copy, and one client has its own; else all examples are
+    concatenated.
     """
     if (held := shared(clients)) is not None:
         return held, [client.rows for client in clients if isinstance(client, Selection)]
+    if len(clients) == 1:
+        return clients[0], [np.arange(len(clients[0]))]
     ends = np.cumsum([len(client) for client in clients])
     own = [np.arange(end - len(client), end) for client, end in zip(clients, ends, strict=True)]
     return join(clients), own

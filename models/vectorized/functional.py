@@ -107,9 +107,9 @@ class Functional:
         return values
 
     def clipped(
-        self, inputs: Tensor, labels: Tensor, factors: Tensor, real: Tensor, kind: str, clip: float
+        self, inputs: Tensor, labels: Tensor, factors: Tensor, real: Tensor, kind: str, clip: float, divisors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Write the sum of the examples' gradients, each shortened to the norm `clip`, to the step's targets.
+        """Write the sum of the examples' gradients, each shortened to the norm `clip`, over a divisor to the targets.
 
         As `Chain.clipped`, but each example's gradient is made, for a block of examples at a time.
         """
@@ -127,7 +127,7 @@ class Functional:
                 values[at], gradients = self._each(own, kept, inputs[at], labels[at], factors[at], kind)
                 squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0)
                 good[at] &= squares.isfinite()
-                share = shares(squares, good[at], clip)
+                share = shares(squares, good[at], clip) / divisors[k]
                 for name, gradient in gradients.items():
                     flat = torch.where(good[at].unsqueeze(1), gradient.flatten(1), 0.0)  # 0 times infinity is no number
                     step.targets[name][k].add_((share @ flat).view(gradient.shape[1:]))

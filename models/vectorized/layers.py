@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedveil.models.vectorized.norms import factored, sequence_squares
+from fedveil.models.vectorized.norms import factored, sequence_squares, squared_norms
 
 aten = torch.ops.aten
 
@@ -161,8 +161,8 @@ class Linear(Weighted):
         """Return |slope|^2 (|inputs|^2 + 1), for one position; for several, those of the sums over them."""
         weight, bias = self.counts(f"{self.name}.weight"), self.biased and self.counts(f"{self.name}.bias")
         if self.positions == 1:
-            inside = self.inputs.square().sum(-1) if weight else torch.zeros_like(self.slope[..., 0])
-            return (inside + 1 if bias else inside) * self.slope.square().sum(-1)
+            inside = squared_norms(self.inputs) if weight else torch.zeros_like(self.slope[..., 0])
+            return (inside + 1 if bias else inside) * squared_norms(self.slope)
         inputs, slope = (part.view(len(part), -1, self.positions, part.shape[-1]) for part in (self.inputs, self.slope))
         found = torch.stack([sequence_squares(x, s) for x, s in zip(inputs, slope, strict=True)]) if weight else 0.0
         return found + (slope.sum(2).square().sum(-1) if bias else torch.zeros_like(slope[:, :, 0, 0]))

@@ -26,7 +26,7 @@ class Looped:
         self._step = step
 
     def clipped(
-        self, inputs: Tensor, labels: Tensor, factors: Tensor, real: Tensor, kind: str, clip: float
+        self, inputs: Tensor, labels: Tensor, factors: Tensor, real: Tensor, kind: str, clip: float, divisors: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Write the sum of the examples' gradients, each shortened to the norm `clip`, as `Chain.clipped`."""
         step = self._step
@@ -46,7 +46,7 @@ class Looped:
             square = torch.stack([g.square().sum() for g in gradients.values()]).sum()
             good[j, i] = square.isfinite()
             if good[j, i]:
-                share = shares(square, good[j, i], clip)
+                share = shares(square, good[j, i], clip) / divisors[j]
                 for name, gradient in gradients.items():
                     step.targets[name][j] += share * gradient
         return values, good

@@ -17,6 +17,12 @@ def factored(values: Tensor, factors: Tensor) -> Tensor:
     return (values.reshape(k, b, -1) * factors.unsqueeze(-1)).view(values.shape)
 
 
+def squared_norms(values: Tensor) -> Tensor:
+    """Return |values|^2 over the last dimension, without memory for the squares."""
+    norms: Tensor = torch.linalg.vector_norm(values, dim=-1)
+    return norms.square_()
+
+
 def sequence_squares(inputs: Tensor, slopes: Tensor) -> Tensor:
     """Return |sum_t slope_t input_t^T|^2 of each example, [b].
 

@@ -50,16 +50,16 @@ class WordTable(Weighted):
 
     def write(self, factors: Tensor | None = None) -> None:
         """Add the gradient of each word that occurs to its row; the row of padding gets none."""
-        self.add(self.slope if factors is None else self.slope * self.beside(factors))
+        self.add(self.ids, self.slope if factors is None else self.slope * self.beside(factors))
 
-    def add(self, slope: Tensor) -> None:
-        """Add gradients of the outputs to the rows of their words."""
+    def add(self, ids: Tensor, slope: Tensor) -> None:
+        """Add the gradients of words' vectors to the words' rows."""
         target = self.step.targets[f"{self.name}.weight"]
         padding = target[:, PADDING].clone() if self.step.keep else 0.0
         if not self.step.keep:
             target.zero_()
         size = target.shape[-1]
-        target.view(-1, size).index_add_(0, self.ids, slope.reshape(-1, size))
+        target.view(-1, size).index_add_(0, ids, slope.reshape(-1, size))
         target[:, PADDING] = padding
 
     def beside(self, factors: Tensor) -> Tensor:
@@ -115,8 +115,15 @@ class PooledTable(WordTable):
 
     def write(self, factors: Tensor | None = None) -> None:
         """Distribute the gradient over the words, and add it to their rows."""
-        slope = self.slope if factors is None else self.slope * factors.unsqueeze(-1)
-        self.add(slope.unsqueeze(1) * self.factors)
+        if factors is None:
+            self.add(self.ids, self.slope.unsqueeze(1) * self.factors)
+            return
+        k, _, b = self.real.shape
+        places = self.real.reshape(-1).nonzero().squeeze(1)  # without padding, most of a batch of short texts
+        texts = places % b if k == 1 else places % b + places // (self.real.numel() // k) * b
+        slope = (self.slope * factors.unsqueeze(-1)).view(k * b, -1).index_select(0, texts)
+        slope.mul_(self.factors.reshape(-1, 1).index_select(0, places))
+        self.add(self.ids.index_select(0, places), slope)
 
     def squares(self) -> Tensor:
         """Return |slope|^2 times the sum over different words of the square of their factors' sum."""

@@ -24,7 +24,7 @@ from fedveil.models.local.augmentation import augment
 from fedveil.models.local.batches import batch_size_of, steps_of
 from fedveil.models.local.correction import Correction
 from fedveil.models.local.losses import loss
-from fedveil.models.local.private import Draws, Private, poisson_batch, private_way, rate_of, seeded
+from fedveil.models.local.private import Draws, Private, made_up, poisson_batch, private_way, rate_of, seeded
 from fedveil.models.local.training import Trained, train_clients
 from fedveil.models.networks.build import build
 from fedveil.models.networks.words import Words
@@ -118,7 +118,7 @@ def slow(
         if deviation:
             drawn, at = draws.normal(sum(p.numel() for p in own)), 0
             for (name, _), kept in zip(trained, sums, strict=True):
-                part = torch.from_numpy(drawn[at : at + kept.numel()]).view_as(kept)
+                part = torch.from_numpy(drawn[at : at + kept.numel()]).double().view_as(kept)
                 at += kept.numel()
                 kept += deviation * private.clip * part
                 if name in padding:
@@ -147,6 +147,7 @@ def both_ways(
     private = Private(clip, np.full(len(sizes), deviation), seeded)
     probe = torch.from_numpy(clients[0].features[:3])
     how = private_way(network, probe if probe.is_floating_point() else probe.long())
+    assert type(private_way(network, made_up(network, clients[0].features))) is type(how)  # which has seen no example
     arguments = (network, start, clients, training, training.learning_rate, streams)
     alone = train_clients(*arguments, classes=max(task.labels, 2), private=private, moves=moves)
     found = alone
@@ -390,7 +391,7 @@ def test_a_batch_may_be_empty_and_its_step_is_noise_alone():
         trained = train_clients(
             network, start, [examples(FEATURES, 900, 1)], training, 1.0, [stream], classes=3, private=private
         )
-    drawn = seeded(stream).normal(21)
+    drawn = seeded(stream).normal(21).astype(np.float64)
     for name, part in (("0.weight", drawn[:18].reshape(3, 6)), ("0.bias", drawn[18:])):
         step = start[name].double().numpy() - part
         np.testing.assert_allclose(trained.parameters[name][0].numpy(), step, rtol=1e-12)
