@@ -204,8 +204,8 @@ def federate(federation: Federation, grid: Grid, record: Record, hooks: Hooks) -
     context = Context(
         grid, experiment, strategy, federation.protection, hooks, observers, federation.metrics, record.folder, draw
     )
-    if hooks.secret and experiment.privacy.noisy and not state.order:
-        state.order = secrets.randbits(63)
+    if hooks.secret and experiment.privacy.noisy and not state.turns:
+        state.turns = secrets.randbits(63)
     # the second is for NumPy, which strategies compute with
     with repeatable(federation.device), threadpool_limits(1, user_api="blas"):
         if described := describe(experiment, secret=hooks.secret):

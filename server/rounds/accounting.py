@@ -65,7 +65,7 @@ def asked_next(experiment: Experiment, state: State) -> int | None:
     federation = experiment.federation
     if federation.sampling != "order" or experiment.privacy.epsilon is None:
         return None
-    turn = in_turn(experiment.data.clients, federation.cohort, state.round + 1, state.order or experiment.seed)
+    turn = in_turn(experiment.data.clients, federation.cohort, state.round + 1, state.turns or experiment.seed)
     return max(max(state.asked.values(), default=0), *(state.asked.get(client, 0) + 1 for client in turn))
 
 

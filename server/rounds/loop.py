@@ -88,7 +88,7 @@ def run_round(context: Context, state: State, learning_rate: float) -> Round:
 def _make_model(context: Context, current: Round, state: State) -> None:
     """Draw the cohort, train it, and notify the observers of both."""
     noisy, secret = context.experiment.privacy.noisy, context.hooks.secret
-    chance = Chance(None if secret and noisy else current.stream, state.order or context.experiment.seed)
+    chance = Chance(None if secret and noisy else current.stream, state.turns or context.experiment.seed)
     if noisy:
         current.population = len(cast(Sequence[int], context.grid.get_node_ids()))
     model = to_record(current.model, context.experiment.privacy.protection.name)

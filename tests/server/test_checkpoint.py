@@ -156,7 +156,7 @@ def test_a_checkpoint_of_another_format_is_refused(saved, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("fedveil.server.checkpoint.FORMAT", 99)
         save_state(saved, settings, state(), make(settings))
-    with pytest.raises(SettingsError, match=r"another version of FedVeil \(format 99; this version reads 4\)"):
+    with pytest.raises(SettingsError, match=r"another version of FedVeil \(format 99; this version reads 5\)"):
         load_state(saved)
 
 

@@ -20,6 +20,7 @@ from fedveil.core.randomness import Stream, global_random
 from fedveil.core.settings.section import Section
 from fedveil.core.wire.messages import to_arrays
 from fedveil.server.nodes import ClientGrid
+from fedveil.server.rounds.sampling import Chance
 from fedveil.server.rounds.strategy import Strategy
 from fedveil.simulations.engine.grid import InProcessGrid
 
@@ -135,7 +136,7 @@ def test_the_cohort_is_exact_where_fractions_would_round(population: int) -> Non
     for cohort in (1, 7, 29, population):
         settings = Experiment(data={"clients": population}, federation={"cohort": min(cohort, population)})
         strategy = make(settings)
-        messages = strategy.train_messages(1, to_arrays(GLOBAL), {}, numbered(population), Stream(3, 5))
+        messages = strategy.train_messages(1, to_arrays(GLOBAL), {}, numbered(population), Chance(Stream(3, 5)))
         assert len({m.metadata.dst_node_id for m in messages}) == min(cohort, population)
 
 
@@ -158,8 +159,8 @@ def settings_for(strategy: str, population: int, cohort: int) -> Experiment:
 def drawn(strategy: Strategy, population: int) -> list[list[int]]:
     """The node ids that a strategy sends to, to train and to evaluate, in order."""
     asked = []
-    for messages_of in (strategy.train_messages, strategy.evaluate_messages):
-        messages = messages_of(1, to_arrays(GLOBAL), {"learning-rate": 0.5}, numbered(population), Stream(3, 5))
+    given, stream = (1, to_arrays(GLOBAL), {"learning-rate": 0.5}, numbered(population)), Stream(3, 5)
+    for messages in (strategy.train_messages(*given, Chance(stream)), strategy.evaluate_messages(*given, stream)):
         asked.append([m.metadata.dst_node_id for m in messages])
         assert messages[0].content["config"]["server-round"] == 1
         assert len({id(m.content["config"]) for m in messages}) == 1  # what engines compute together shares it
@@ -206,7 +207,7 @@ def test_clients_over_flowers_nodes_are_drawn_without_listing_them_too() -> None
     tracemalloc.start()
     grid = ClientGrid(OneNode(ClientApp(), 1, {}), 10**6)
     strategy = make(settings_for("fedavg", 10**6, 9))
-    messages = strategy.train_messages(1, to_arrays(GLOBAL), {}, grid, Stream(3, 5))
+    messages = strategy.train_messages(1, to_arrays(GLOBAL), {}, grid, Chance(Stream(3, 5)))
     list(grid.send_and_receive(messages))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
