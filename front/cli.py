@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 import typer
 from rich.console import Console
 
-from fedveil import __version__, attack, catalog, data, keys, ledger, machines, training
+from fedveil import __version__, attack, audit, catalog, data, keys, ledger, machines, training
 from fedveil.core.errors import FedveilError, SettingsError
 from fedveil.core.foreign import legible
 from fedveil.core.settings.legacy import OldKey
@@ -32,6 +32,7 @@ app.command("show")(catalog.show)
 app.command("schema")(catalog.schema)
 app.add_typer(data.app, name="data")
 app.command("attack")(attack.attack)
+app.command("audit")(audit.audit)
 app.add_typer(keys.app, name="keys")
 for command in (machines.server, machines.client, machines.submit, machines.status, machines.logs, machines.stop):
     app.command()(command)

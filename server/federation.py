@@ -246,4 +246,5 @@ def _observers(federation: Federation, record: Record, hooks: Hooks) -> list[Obs
         Tables(record),
         Checkpoint(record, experiment, federation.strategy, secret=hooks.secret, protected=protected),
         Watch(hooks.watch),
+        *hooks.observers,
     ]

@@ -27,6 +27,7 @@ from fedveil.server.checkpoint import MODEL, State, begun, load_state, put_back
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
 from fedveil.server.rounds.context import Hooks
+from fedveil.server.rounds.observers import Observer
 from fedveil.server.summary import summary
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.choice import choose, count_workers
@@ -51,6 +52,7 @@ def run(
     start: Mapping[str, np.ndarray] | None = None,
     plots: bool = True,
     adversary: Adversary | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Result:
     """Run an experiment to its end, or resume the run in the folder `resume`.
 
@@ -60,6 +62,7 @@ def run(
     plots: draw them at the end
     adversary: sees and may change all contributions of a cohort after training, before they are transformed and protected;
         it is no setting, and a resumed run is given it again
+    observers: see every message of an update and every round, as the server does, and change nothing
     Raises SettingsError and DataError before anything is written; TrainingError, Interrupted, and FedveilError where the
     disk is full, with every whole round kept in the record.
 
@@ -70,11 +73,11 @@ def run(
     if resume is not None and out is not None:
         raise SettingsError("a resumed run goes on in its own folder; give either `resume` or `out`")
     if resume is None:
-        return _run(resolve(experiment), None, out, display, command, start, plots, adversary)
+        return _run(resolve(experiment), None, out, display, command, start, plots, adversary, observers)
     folder = Path(resume)
     recorded = _resumed(experiment, folder)
     with alone(folder):
-        return _run(recorded, Record(folder), None, display, command, adversary=adversary)
+        return _run(recorded, Record(folder), None, display, command, adversary=adversary, observers=observers)
 
 
 def resume(
@@ -110,6 +113,7 @@ def _run(
     start: Mapping[str, np.ndarray] | None = None,
     plots: bool = True,
     adversary: Adversary | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Result:
     """Run a resolved experiment; `earlier`: the record to resume, which only this process writes."""
     import pandas as pd
@@ -143,7 +147,7 @@ def _run(
             keys = make_keys_once(federation, record)
             federation.protect(keys / "server" if keys else None)
             with quiet_flower(), _stop_on_interrupt() as stopped:
-                _compute(federation, record, show, why, stopped.is_set, str(keys or ""), adversary)
+                _compute(federation, record, show, why, stopped.is_set, str(keys or ""), adversary, observers)
             if plots:
                 draw(federation, record)
     except (Interrupted, KeyboardInterrupt):
@@ -181,6 +185,7 @@ def _compute(
     stop: Callable[[], bool],
     keys: str,
     adversary: Adversary | None,
+    observers: Sequence[Observer],
 ) -> None:
     """Run the remaining rounds on the experiment's engine; `keys`: the folder of the run's keys, empty without any."""
     experiment = federation.experiment
@@ -200,7 +205,7 @@ def _compute(
         holder.write(state)
         show.round_done(row, state)
 
-    hooks = Hooks(watch, holder.evaluate, show.warn, holder.inspect if here else None)
+    hooks = Hooks(watch, holder.evaluate, show.warn, holder.inspect if here else None, observers=observers)
     if experiment.engine == "ray":
         with show.live(federation, record, f"Flower's simulation runtime, which takes several seconds to start: {why}"):
             run_on_ray(federation, record, hooks, runtime, stop=stop, client_done=show.client_done)

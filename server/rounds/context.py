@@ -36,6 +36,7 @@ class Hooks:
     lenient: leave out a client whose update is not finite, because other machines may send anything; else the run ends
     secret: where the run has noise, draw the server's noise and the cohorts from the operating system's generator,
     because clients on other machines know the seed
+    observers: of every round, after the run's own
     """
 
     watch: Callable[[Row, State], None]
@@ -44,6 +45,7 @@ class Hooks:
     inspect: Callable[[Parameters, Sequence[int]], float] | None = None
     lenient: bool = False
     secret: bool = False
+    observers: Sequence[Observer] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Auditing a run: canaries through the real pipeline, and what their scores prove about the epsilon that it claims."""

@@ -1,0 +1,202 @@
+"""An audit: an experiment's run with canaries among its clients, and what it proves about the epsilon it claims."""
+
+from __future__ import annotations
+
+import math
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import ArrayRecord, Message
+
+from fedveil.core.errors import SettingsError
+from fedveil.core.randomness import Stream
+from fedveil.core.settings.experiment import Experiment
+from fedveil.core.wire.messages import ARRAYS, read_update
+from fedveil.datasets.federated import load
+from fedveil.models.networks.build import build
+from fedveil.privacy.dp.accounting import observers
+from fedveil.privacy.dp.audit import epsilon_bound, epsilon_of, gaussian_bound, gaussian_estimate
+from fedveil.server.checkpoint import State
+from fedveil.server.rounds.observers import Observer
+from fedveil.server.rounds.round import Round
+from fedveil.simulations.audit.canaries import Canaries
+from fedveil.simulations.audit.crowd import CROWD
+from fedveil.simulations.run import run
+
+CONFIDENCE = 0.95  # with which all bounds of an audit hold together
+CANARIES = 4000  # a tenth of it is too few to see that noise is halved
+SUSPICIOUS = 1.25  # an estimate above so many times the claim is worth a look
+# the audit without a preset, where all take part: a claim small enough for its bounds, epsilon 2.75 at delta 1e-5
+USUAL: Mapping[str, Any] = {
+    "federation.rounds": 4,
+    "training.epochs": 1,
+    "privacy.clip": 1.0,
+    "privacy.noise_multiplier": 3.0,
+    "privacy.noise_at": "server",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What an audit found.
+
+    claim: epsilon at `delta`, as the run's accounting says; against: whom
+    bound: of any private mechanism; bound_gaussian: of one whose trade-off curve is a Gaussian's, None where the claimed
+        one's is not; both are lower bounds on epsilon that hold together with CONFIDENCE
+    estimate, estimate_turns: of epsilon, with no proof, from canaries in all rounds and from those in odd ones; None where
+        there is none
+    steady, turns: the scores of canaries in all rounds, and in odd ones, each with the coins
+    """
+
+    experiment: Experiment
+    claim: float
+    delta: float
+    against: str
+    canaries: int
+    bound: float
+    bound_gaussian: float | None
+    estimate: float | None
+    estimate_turns: float | None
+    steady: tuple[np.ndarray, np.ndarray]
+    turns: tuple[np.ndarray, np.ndarray]
+    seconds: float
+
+    @property
+    def refuted(self) -> bool:
+        """Whether a bound exceeds the claim."""
+        return max(self.bound, self.bound_gaussian or 0.0) > self.claim
+
+    @property
+    def verdict(self) -> str:
+        """What the audit shows, in words."""
+        most = max(self.bound, self.bound_gaussian or 0.0)
+        if self.refuted:
+            return (
+                f"refuted: this run gives away epsilon {most:.2f} or more, and {self.claim:.2f} is claimed (confidence "
+                f"{CONFIDENCE:.0%}); its clip, its noise or its accounting is wrong"
+            )
+        doubt = ""
+        if self.estimate is not None and self.estimate > SUSPICIOUS * self.claim:
+            doubt = f"; an estimate of {self.estimate:.2f} is far above that: no proof, and worth a look"
+        return f"not refuted: epsilon {most:.2f} or more is shown, and {self.claim:.2f} is claimed{doubt}"
+
+    def summary(self) -> dict[str, Any]:
+        """Return what `--json` prints; null for what is not finite."""
+        numbers = {
+            "claim": self.claim,
+            "bound": self.bound,
+            "bound_gaussian": self.bound_gaussian,
+            "estimate": self.estimate,
+            "estimate_turns": self.estimate_turns,
+        }
+        return {
+            **{name: None if value is None or not math.isfinite(value) else value for name, value in numbers.items()},
+            "delta": self.delta,
+            "against": self.against,
+            "canaries": self.canaries,
+            "confidence": CONFIDENCE,
+            "refuted": self.refuted,
+            "verdict": self.verdict,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+class _Reader(Observer):
+    """Reads what the claim is about: each answer of a client, or else the models."""
+
+    def __init__(self, experiment: Experiment, canaries: Canaries) -> None:
+        self._canaries, self._encoding = canaries, experiment.communication.encoding
+        privacy = experiment.privacy
+        self._each = privacy.noise_at == "client" and not privacy.protected
+
+    def replied(self, current: Round, client: int, reply: Message) -> None:
+        """Score a client's own answer."""
+        if self._each:
+            sent = read_update(cast(ArrayRecord, reply.content[ARRAYS]), current.model, self._encoding)
+            self._canaries.see_update(current.number, client, current.model, sent)
+
+    def finished(self, current: Round, state: State) -> None:
+        """Score the model that the round made."""
+        if not self._each:
+            self._canaries.see_model(current.number, current.model, current.aggregate)
+
+
+def audit(experiment: Experiment, folder: Path, *, canaries: int = CANARIES) -> Audit:
+    """Run an experiment with so many canaries beside its own clients, and bound its epsilon from below.
+
+    folder: a new one, for the record of the run
+    Cohorts grow with the population, so that a client is sampled as often; nothing else of the settings changes.
+    Raise SettingsError where the experiment claims no epsilon, or canaries do not go with it; else what `run` raises.
+    """
+    started = time.perf_counter()
+    crowd = with_canaries(experiment, canaries)
+    federated = load(experiment.data, experiment.seed)
+    network = build(federated.dataset.task, experiment.model, Stream(experiment.seed))
+    size = sum(value.numel() for value in network.parameters())
+    drawn = Canaries.draw(
+        canaries, experiment.data.clients, experiment.federation.rounds, size, float(experiment.privacy.clip or 0.0),
+        experiment.seed,
+    )  # fmt: skip
+    result = run(crowd, out=folder, adversary=drawn, observers=[_Reader(crowd, drawn)], plots=False)
+    claim = float(result.metrics["epsilon"].iloc[-1])
+    return judge(experiment, claim, observers(crowd)["epsilon"], drawn, time.perf_counter() - started)
+
+
+def judge(experiment: Experiment, claim: float, against: str, canaries: Canaries, seconds: float = 0.0) -> Audit:
+    """Bound and estimate epsilon from the scores of a run's canaries."""
+    delta = experiment.privacy.delta
+    parts = [
+        (canaries.scores[chosen], canaries.included[chosen])
+        for chosen in (~canaries.turns, canaries.turns)
+    ]  # fmt: skip
+    asked = [part for part in parts if len(part[0])]
+    gaussian = experiment.federation.cohort >= experiment.data.clients
+    error = (1 - CONFIDENCE) / len(asked) / (2 if gaussian else 1)
+    bound = max(epsilon_bound(*part, delta, error) for part in asked)
+    mu = max(gaussian_bound(*part, error) for part in asked) if gaussian else None
+    steady, turned = (gaussian_estimate(*part) for part in parts)
+    return Audit(
+        experiment=experiment,
+        claim=claim,
+        delta=delta,
+        against=against,
+        canaries=len(canaries.included),
+        bound=bound,
+        bound_gaussian=None if mu is None else epsilon_of(mu, delta),
+        estimate=_epsilon(steady, delta),
+        estimate_turns=_epsilon(turned * canaries.lost, delta),
+        steady=parts[0],
+        turns=parts[1],
+        seconds=seconds,
+    )
+
+
+def _epsilon(mu: float, delta: float) -> float | None:
+    return None if math.isnan(mu) else epsilon_of(mu, delta)
+
+
+def with_canaries(experiment: Experiment, canaries: int) -> Experiment:
+    """Return the experiment with canaries as further clients; raise SettingsError where it claims no epsilon."""
+    privacy, clients, cohort = experiment.privacy, experiment.data.clients, experiment.federation.cohort
+    if not privacy.noisy:
+        raise SettingsError(
+            "audit: the experiment adds no noise, so it claims no epsilon that could be wrong; set privacy.clip = 1.0 and "
+            "privacy.noise_multiplier = 3.0, say"
+        )
+    population = clients + canaries
+    if privacy.delta * population >= 1:
+        raise SettingsError(
+            f"--canaries {canaries}: privacy.delta = {privacy.delta:g} must be below 1 / {population:,}, as canaries are clients; "
+            "use fewer canaries or a smaller delta"
+        )
+    tree = tomllib.loads(experiment.toml())
+    tree["data"] = {"dataset": {"name": CROWD, "experiment": experiment.toml()}, "clients": population}
+    tree["federation"]["cohort"] = population if cohort >= clients else max(1, round(cohort / clients * population))
+    for stops in ("target_accuracy", "patience"):
+        tree["federation"].pop(stops, None)
+    return Experiment(**tree)
