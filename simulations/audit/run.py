@@ -139,7 +139,7 @@ def audit(experiment: Experiment, folder: Path, *, canaries: int = CANARIES) -> 
     network = build(federated.dataset.task, experiment.model, Stream(experiment.seed))
     size = sum(value.numel() for value in network.parameters())
     drawn = Canaries.draw(
-        canaries, experiment.data.clients, experiment.federation.rounds, size, float(experiment.privacy.clip or 0.0),
+        canaries, experiment.data.clients, experiment.federation.rounds, size, experiment.privacy.bound or 1.0,
         experiment.seed,
     )  # fmt: skip
     result = run(crowd, out=folder, adversary=drawn, observers=[_Reader(crowd, drawn)], plots=False)
@@ -155,7 +155,7 @@ def judge(experiment: Experiment, claim: float, against: str, canaries: Canaries
         for chosen in (~canaries.turns, canaries.turns)
     ]  # fmt: skip
     asked = [part for part in parts if len(part[0])]
-    gaussian = experiment.federation.cohort >= experiment.data.clients
+    gaussian = is_gaussian(experiment)
     error = (1 - CONFIDENCE) / len(asked) / (2 if gaussian else 1)
     bound = max(epsilon_bound(*part, delta, error) for part in asked)
     mu = max(gaussian_bound(*part, error) for part in asked) if gaussian else None
@@ -174,6 +174,15 @@ def judge(experiment: Experiment, claim: float, against: str, canaries: Canaries
         turns=parts[1],
         seconds=seconds,
     )
+
+
+def is_gaussian(experiment: Experiment) -> bool:
+    """Say whether the claimed epsilon is of a Gaussian mechanism's trade-off curve, which sampling in secret is not."""
+    privacy, federation = experiment.privacy, experiment.federation
+    if privacy.per_example or federation.sampling == "poisson":
+        return False
+    known = privacy.noise_at != "server" or federation.sampling == "order"
+    return known or federation.cohort >= experiment.data.clients
 
 
 def _epsilon(mu: float, delta: float) -> float | None:
