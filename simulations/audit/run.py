@@ -7,6 +7,7 @@ import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from fedveil.privacy.dp.audit import epsilon_bound, epsilon_of, gaussian_bound, 
 from fedveil.server.checkpoint import State
 from fedveil.server.rounds.observers import Observer
 from fedveil.server.rounds.round import Round
+from fedveil.simulations.attacks.lab.observers import Open, opener
 from fedveil.simulations.audit.canaries import Canaries
 from fedveil.simulations.audit.crowd import CROWD
 from fedveil.simulations.run import run
@@ -107,12 +109,17 @@ class Audit:
 
 
 class _Reader(Observer):
-    """Reads what the claim is about: each answer of a client, or else the models."""
+    """Reads what the claim is about: each answer of a client, or else the models, with the clients' key if they have one."""
 
-    def __init__(self, experiment: Experiment, canaries: Canaries) -> None:
+    def __init__(self, experiment: Experiment, canaries: Canaries, folder: Path) -> None:
         self._canaries, self._encoding = canaries, experiment.communication.encoding
         privacy = experiment.privacy
         self._each = privacy.noise_at == "client" and not privacy.protected
+        self._experiment, self._folder = experiment, folder
+
+    @cached_property
+    def _open(self) -> Open:
+        return opener(self._folder, self._experiment)
 
     def replied(self, current: Round, client: int, reply: Message) -> None:
         """Score a client's own answer."""
@@ -123,7 +130,10 @@ class _Reader(Observer):
     def finished(self, current: Round, state: State) -> None:
         """Score the model that the round made."""
         if not self._each:
-            self._canaries.see_model(current.number, current.model, current.aggregate)
+            before, after = self._open(current.model), self._open(current.aggregate)
+            assert before is not None  # its observer has the key
+            assert after is not None
+            self._canaries.see_model(current.number, before, after)
 
 
 def audit(experiment: Experiment, folder: Path, *, canaries: int = CANARIES) -> Audit:
@@ -142,7 +152,7 @@ def audit(experiment: Experiment, folder: Path, *, canaries: int = CANARIES) -> 
         canaries, experiment.data.clients, experiment.federation.rounds, size, experiment.privacy.bound or 1.0,
         experiment.seed,
     )  # fmt: skip
-    result = run(crowd, out=folder, adversary=drawn, observers=[_Reader(crowd, drawn)], plots=False)
+    result = run(crowd, out=folder, adversary=drawn, observers=[_Reader(crowd, drawn, folder)], plots=False)
     claim = float(result.metrics["epsilon"].iloc[-1])
     return judge(experiment, claim, observers(crowd)["epsilon"], drawn, time.perf_counter() - started)
 

@@ -104,7 +104,7 @@ def observe(folder: Path, experiment: Experiment, name: str) -> Seen:
     observer = find_observer(name)
     if observer.pairs:
         raise SettingsError(f"--observer {name}: compares two runs; name both, --against RUN --against RUN")
-    opened = _opener(folder, experiment) if observer.opens else _in_the_clear
+    opened = opener(folder, experiment) if observer.opens else _in_the_clear
     found: Seen = []
     for captured in read_captures(folder):
         training = experiment.training.model_copy(update={"learning_rate": captured.learning_rate})
@@ -130,7 +130,7 @@ def observe(folder: Path, experiment: Experiment, name: str) -> Seen:
 def sums(folder: Path, experiment: Experiment, name: str, rounds: Sequence[Captured]) -> list[Sum]:
     """Return the sums of captured rounds that an observer reads, each with its clients."""
     opened = (
-        _opener(folder, experiment)
+        opener(folder, experiment)
         if any(SEALED in each.before or SEALED in each.after for each in rounds)
         else _in_the_clear
     )
@@ -212,7 +212,7 @@ def _difference(after: Parameters, before: Parameters) -> Mapping[str, np.ndarra
     return {name: np.asarray(after[name], np.float64) - np.asarray(value, np.float64) for name, value in before.items()}
 
 
-def _opener(folder: Path, experiment: Experiment) -> Open:
+def opener(folder: Path, experiment: Experiment) -> Open:
     """Return a function that reads a run's models, with the clients' key in its record where they are ciphertexts."""
     if experiment.privacy.shows != "sum":
         return _in_the_clear
