@@ -5,7 +5,7 @@ Canaries train like everybody, and their updates are replaced afterwards; so it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -16,7 +16,7 @@ from fedveil.core.examples import Examples
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.section import Section
 from fedveil.core.settings.sections import Data
-from fedveil.datasets.dataset import DataSet
+from fedveil.datasets.dataset import DataSet, Makers
 from fedveil.datasets.federated import Federated, load
 
 CROWD = f"{__name__}:crowd"
@@ -35,19 +35,12 @@ def crowd(data: Data) -> DataSet:
     """Load the data of the audited experiment, held by its own clients and by as many canaries as `data.clients` says."""
     experiment = Experiment.parse(data.dataset.settings.experiment)
     federated = load(experiment.data, experiment.seed)
-    inner = federated.dataset
-    return DataSet(
-        inner.name,
-        inner.task,
-        WithCanaries(federated, data.clients),
-        inner.test,
-        words=inner.words,
-        made_up=inner.made_up,
-        columns=inner.columns,
-        scaling=inner.scaling,
-        notes=inner.notes,
-        files=inner.files,
-    )
+    return relabelled(federated.dataset, WithCanaries(federated, data.clients))
+
+
+def relabelled(dataset: DataSet, train: Makers) -> DataSet:
+    """Return a data set whose clients are those of `train`, with all else as it is."""
+    return replace(dataset, train=train, groups=None, group_names=())
 
 
 @dataclass(frozen=True, eq=False)

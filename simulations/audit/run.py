@@ -28,6 +28,7 @@ from fedveil.server.rounds.round import Round
 from fedveil.simulations.attacks.lab.observers import Open, opener
 from fedveil.simulations.audit.canaries import Canaries
 from fedveil.simulations.audit.crowd import CROWD
+from fedveil.simulations.audit.examples import STUDDED, ExampleCanaries
 from fedveil.simulations.run import run
 
 CONFIDENCE = 0.95  # with which all bounds of an audit hold together
@@ -111,7 +112,7 @@ class Audit:
 class _Reader(Observer):
     """Reads what the claim is about: each answer of a client, or else the models, with the clients' key if they have one."""
 
-    def __init__(self, experiment: Experiment, canaries: Canaries, folder: Path) -> None:
+    def __init__(self, experiment: Experiment, canaries: Canaries | ExampleCanaries, folder: Path) -> None:
         self._canaries, self._encoding = canaries, experiment.communication.encoding
         privacy = experiment.privacy
         self._each = privacy.noise_at == "client" and not privacy.protected
@@ -145,19 +146,35 @@ def audit(experiment: Experiment, folder: Path, *, canaries: int = CANARIES) -> 
     """
     started = time.perf_counter()
     crowd = with_canaries(experiment, canaries)
-    federated = load(experiment.data, experiment.seed)
-    network = build(federated.dataset.task, experiment.model, Stream(experiment.seed))
-    size = sum(value.numel() for value in network.parameters())
-    drawn = Canaries.draw(
-        canaries, experiment.data.clients, experiment.federation.rounds, size, experiment.privacy.bound or 1.0,
-        experiment.seed,
-    )  # fmt: skip
-    result = run(crowd, out=folder, adversary=drawn, observers=[_Reader(crowd, drawn, folder)], plots=False)
+    drawn: Canaries | ExampleCanaries
+    if experiment.privacy.per_example:
+        drawn, adversary = ExampleCanaries.of(experiment, each_of(experiment, canaries)), None
+    else:
+        drawn = adversary = _clients(experiment, canaries)
+    result = run(crowd, out=folder, adversary=adversary, observers=[_Reader(crowd, drawn, folder)], plots=False)
     claim = float(result.metrics["epsilon"].iloc[-1])
     return judge(experiment, claim, observers(crowd)["epsilon"], drawn, time.perf_counter() - started)
 
 
-def judge(experiment: Experiment, claim: float, against: str, canaries: Canaries, seconds: float = 0.0) -> Audit:
+def _clients(experiment: Experiment, canaries: int) -> Canaries:
+    """Draw canaries among the clients of an experiment."""
+    task = load(experiment.data, experiment.seed).dataset.task
+    network = build(task, experiment.model, Stream(experiment.seed))
+    size = sum(value.numel() for value in network.parameters())
+    clip = experiment.privacy.bound or 1.0  # one that adapts begins somewhere and grows as updates are longer
+    return Canaries.draw(
+        canaries, experiment.data.clients, experiment.federation.rounds, size, clip, experiment.seed
+    )  # fmt: skip
+
+
+def each_of(experiment: Experiment, canaries: int) -> int:
+    """Return how many of the canary examples of an experiment each client has."""
+    return max(1, -(-canaries // experiment.data.clients))
+
+
+def judge(
+    experiment: Experiment, claim: float, against: str, canaries: Canaries | ExampleCanaries, seconds: float = 0.0
+) -> Audit:
     """Bound and estimate epsilon from the scores of a run's canaries."""
     delta = experiment.privacy.delta
     parts = [
@@ -189,7 +206,9 @@ def judge(experiment: Experiment, claim: float, against: str, canaries: Canaries
 def is_gaussian(experiment: Experiment) -> bool:
     """Say whether the claimed epsilon is of a Gaussian mechanism's trade-off curve, which sampling in secret is not."""
     privacy, federation = experiment.privacy, experiment.federation
-    if privacy.per_example or federation.sampling == "poisson":
+    if privacy.per_example:
+        return experiment.training.batch_size == "full" and privacy.noise_at == "client"
+    if federation.sampling == "poisson":
         return False
     known = privacy.noise_at != "server" or federation.sampling == "order"
     return known or federation.cohort >= experiment.data.clients
@@ -207,15 +226,18 @@ def with_canaries(experiment: Experiment, canaries: int) -> Experiment:
             "audit: the experiment adds no noise, so it claims no epsilon that could be wrong; set privacy.clip = 1.0 and "
             "privacy.noise_multiplier = 3.0, say"
         )
+    tree = tomllib.loads(experiment.toml())
+    for stops in ("target_accuracy", "patience"):
+        tree["federation"].pop(stops, None)
+    if privacy.per_example:
+        data = {"name": STUDDED, "experiment": experiment.toml(), "canaries": each_of(experiment, canaries)}
+        return Experiment(**{**tree, "data": {"dataset": data, "clients": clients}})
     population = clients + canaries
     if privacy.delta * population >= 1:
         raise SettingsError(
             f"--canaries {canaries}: privacy.delta = {privacy.delta:g} must be below 1 / {population:,}, as canaries are clients; "
             "use fewer canaries or a smaller delta"
         )
-    tree = tomllib.loads(experiment.toml())
     tree["data"] = {"dataset": {"name": CROWD, "experiment": experiment.toml()}, "clients": population}
     tree["federation"]["cohort"] = population if cohort >= clients else max(1, round(cohort / clients * population))
-    for stops in ("target_accuracy", "patience"):
-        tree["federation"].pop(stops, None)
     return Experiment(**tree)
