@@ -12,7 +12,7 @@ from rich.console import Console
 from fedveil.core.errors import SettingsError
 from fedveil.options import AsJson, Assignments, DataDir, Quiet, experiment_of, use_data_dir
 
-QUICK = 1000  # canaries of --quick
+QUICK = 500  # canaries of --quick
 
 
 def audit(
@@ -24,7 +24,10 @@ def audit(
     ] = None,
     assignments: Assignments = None,
     canaries: Annotated[
-        int | None, typer.Option(min=100, metavar="N", help="how many; 4,000 without it, and more see more")
+        int | None,
+        typer.Option(
+            min=100, metavar="N", help="how many; 4,000 without it, and more see more; 1,000 for unit example"
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help=f"{QUICK:,} canaries: sees gross faults alone")] = False,
     seed: Annotated[int | None, typer.Option(help="of every random choice")] = None,
@@ -52,8 +55,10 @@ def audit(
     if preset is None:
         given = parse_assignments(assignments or [])
         usual = {"federation.cohort": experiment.data.clients, **USUAL}
+        if given.get("privacy.epsilon") is not None:
+            del usual["privacy.noise_multiplier"]
         experiment = experiment.override({key: value for key, value in usual.items() if key not in given})
-    number = canaries or (QUICK if quick else CANARIES)
+    number = canaries or (QUICK if quick else CANARIES[experiment.privacy.unit])
     folder = new_folder(out, experiment.name)
     if console:
         console.print(f"audit    {experiment.name}, with {number:,} canaries", highlight=False, markup=False)

@@ -34,6 +34,8 @@ from fedveil.models.parameters import load as put
 from fedveil.simulations.audit.crowd import relabelled
 
 STUDDED = f"{__name__}:studded"
+TOGETHER = 500  # canaries whose gradients are in memory at once
+RIDGE = 1.0  # of the scores: what canaries have in common, and with the clients' own examples, counts less
 FIRST_WORD = 2  # after padding and unknown
 
 
@@ -163,12 +165,22 @@ class ExampleCanaries:
     def _see(self, canaries: range, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         put(self.network, from_numpy(before))
         trained = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
-        moved = [torch.from_numpy(np.subtract(after[name], before[name], dtype=np.float64)) for name in trained]
-        for i in canaries:
-            inputs = to_tensor(self.examples.features[i : i + 1], torch.device("cpu"))
-            labels = torch.from_numpy(self.examples.labels[i : i + 1])
-            value = loss(self.network(inputs), labels, self.kind)
-            slopes = torch.autograd.grad(value, list(trained.values()), materialize_grads=True)
-            along = sum(float((slope.double() * move).sum()) for slope, move in zip(slopes, moved, strict=True))
-            length = float(torch.stack([slope.double().square().sum() for slope in slopes]).sum().sqrt())
-            self.scores[i] -= along / length if length else 0.0
+        moved = np.concatenate(
+            [np.subtract(after[name], before[name], dtype=np.float32).reshape(-1) for name in trained]
+        )
+        for start in range(canaries.start, canaries.stop, TOGETHER):
+            some = range(start, min(start + TOGETHER, canaries.stop))
+            directions = np.stack([self._direction(i, list(trained.values())) for i in some])
+            alike = directions @ directions.T + RIDGE * np.eye(len(some), dtype=np.float32)
+            self.scores[some.start : some.stop] -= np.linalg.solve(alike, directions @ moved)
+
+    def _direction(self, i: int, trained: list[nn.Parameter]) -> np.ndarray:
+        """Return the gradient of a canary's loss as one vector of norm 1, float32; zeros where there is none."""
+        inputs = to_tensor(self.examples.features[i : i + 1], torch.device("cpu"))
+        labels = torch.from_numpy(self.examples.labels[i : i + 1])
+        value = loss(self.network(inputs), labels, self.kind)
+        slopes = torch.autograd.grad(value, trained, materialize_grads=True)
+        found = torch.cat([slope.flatten() for slope in slopes])
+        length = float(found.norm())
+        unit: np.ndarray = (found / length if length else found).numpy()
+        return unit

@@ -32,7 +32,7 @@ from fedveil.simulations.audit.examples import STUDDED, ExampleCanaries
 from fedveil.simulations.run import run
 
 CONFIDENCE = 0.95  # with which all bounds of an audit hold together
-CANARIES = 4000  # a tenth of it is too few to see that noise is halved
+CANARIES = {"client": 4000, "example": 1000}  # by unit; of clients a tenth is too few to see that noise is halved
 SUSPICIOUS = 1.25  # an estimate above so many times the claim is worth a look
 # the audit without a preset, where all take part: a claim small enough for its bounds, epsilon 2.75 at delta 1e-5
 USUAL: Mapping[str, Any] = {
@@ -137,14 +137,15 @@ class _Reader(Observer):
             self._canaries.see_model(current.number, before, after)
 
 
-def audit(experiment: Experiment, folder: Path, *, canaries: int = CANARIES) -> Audit:
-    """Run an experiment with so many canaries beside its own clients, and bound its epsilon from below.
+def audit(experiment: Experiment, folder: Path, *, canaries: int | None = None) -> Audit:
+    """Run an experiment with canaries beside its own clients, or among their examples, and bound its epsilon from below.
 
-    folder: a new one, for the record of the run
+    folder: a new one, for the record of the run; canaries: how many, CANARIES of its unit without it
     Cohorts grow with the population, so that a client is sampled as often; nothing else of the settings changes.
     Raise SettingsError where the experiment claims no epsilon, or canaries do not go with it; else what `run` raises.
     """
     started = time.perf_counter()
+    canaries = canaries or CANARIES[experiment.privacy.unit]
     crowd = with_canaries(experiment, canaries)
     drawn: Canaries | ExampleCanaries
     if experiment.privacy.per_example:
