@@ -8,7 +8,7 @@ costs some of the score and no proof.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -151,7 +151,13 @@ class ExampleCanaries:
         """What scores of canaries that take turns lose."""
         return 1.0
 
-    def see_model(self, _number: int, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:
+    def see_model(
+        self,
+        _number: int,
+        before: Mapping[str, np.ndarray],
+        after: Mapping[str, np.ndarray],
+        _asked: Sequence[int] | None = None,
+    ) -> None:
         """Add what the models before and after a round tell of every canary to its score."""
         self._see(range(self.coins.size), before, after)
 

@@ -22,6 +22,7 @@ from fedveil.datasets.federated import load
 from fedveil.models.networks.build import build
 from fedveil.privacy.dp.accounting import observers
 from fedveil.privacy.dp.audit import epsilon_bound, epsilon_of, gaussian_bound, gaussian_estimate
+from fedveil.privacy.dp.banded import bands_of, coefficients
 from fedveil.server.checkpoint import State
 from fedveil.server.rounds.observers import Observer
 from fedveil.server.rounds.round import Round
@@ -134,7 +135,8 @@ class _Reader(Observer):
             before, after = self._open(current.model), self._open(current.aggregate)
             assert before is not None  # its observer has the key
             assert after is not None
-            self._canaries.see_model(current.number, before, after)
+            known = current.asked if self._experiment.federation.sampling == "order" else None
+            self._canaries.see_model(current.number, before, after, known)
 
 
 def audit(experiment: Experiment, folder: Path, *, canaries: int | None = None) -> Audit:
@@ -163,9 +165,18 @@ def _clients(experiment: Experiment, canaries: int) -> Canaries:
     network = build(task, experiment.model, Stream(experiment.seed))
     size = sum(value.numel() for value in network.parameters())
     clip = experiment.privacy.bound or 1.0  # one that adapts begins somewhere and grows as updates are longer
-    return Canaries.draw(
-        canaries, experiment.data.clients, experiment.federation.rounds, size, clip, experiment.seed
-    )  # fmt: skip
+    clients, rounds = experiment.data.clients, experiment.federation.rounds
+    return Canaries.draw(canaries, clients, rounds, size, clip, experiment.seed, mixing_of(experiment))
+
+
+def mixing_of(experiment: Experiment) -> np.ndarray:
+    """Return the matrix C by which the noises of a run's rounds become independent, float64 [rounds, rounds]."""
+    federation = experiment.federation
+    if experiment.privacy.noise != "banded":
+        return np.eye(federation.rounds)
+    diagonals = coefficients(bands_of(experiment.data.clients, federation.cohort, federation.rounds))
+    found: np.ndarray = sum(c * np.eye(federation.rounds, k=-j) for j, c in enumerate(diagonals))
+    return found
 
 
 def each_of(experiment: Experiment, canaries: int) -> int:

@@ -108,7 +108,9 @@ def scored(number: int, mu: float, seed: int) -> Canaries:
     canaries = Canaries.draw(number, 10, 2, number, 1.0, seed)
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal(number) * np.where(canaries.turns, canaries.lost, 1.0) / mu
-    canaries.scores[:] = canaries.included + noise
+    canaries.asked[:] = True
+    canaries.told[0] = canaries.included + noise
+    canaries.told[1] = np.where(canaries.turns, 0.0, canaries.told[0])
     return canaries
 
 

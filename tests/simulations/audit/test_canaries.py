@@ -11,11 +11,12 @@ import pytest
 from fedveil import Experiment, SettingsError, run
 from fedveil.client.learning.contribution import Contributions, Instructions
 from fedveil.datasets.federated import load
+from fedveil.privacy.dp.banded import BandedNoise
 from fedveil.server.checkpoint import State
 from fedveil.server.rounds.observers import Observer
 from fedveil.server.rounds.round import Round
 from fedveil.simulations.audit.canaries import TOO_LONG, TURNS, Canaries
-from fedveil.simulations.audit.run import USUAL, with_canaries
+from fedveil.simulations.audit.run import USUAL, mixing_of, with_canaries
 
 ALL = {**USUAL, "federation.cohort": 10}
 
@@ -78,18 +79,47 @@ def test_a_canary_answers_with_its_direction_beyond_the_clip_or_with_no_update_a
         assert after[k] == pytest.approx(wanted, abs=1e-5)
 
 
+def seen(canaries: Canaries, rounds: int, asked: list[list[int]] | None = None) -> np.ndarray:
+    """What random rounds tell along each direction: [m, rounds]."""
+    rng = np.random.default_rng(1)
+    moves = rng.standard_normal((rounds, SIZE))
+    before = {"weight": np.zeros((4, 5)), "bias": np.zeros(4)}
+    for t, move in enumerate(moves):
+        after = {"weight": move[:20].reshape(4, 5), "bias": move[20:]}
+        canaries.see_model(t + 1, before, after, None if asked is None else asked[t])
+    found: np.ndarray = directions(canaries) @ moves.T
+    return found
+
+
 def test_scores_are_the_mean_over_rounds_and_of_canaries_in_turns_odd_less_even_rounds() -> None:
     canaries = drawn(rounds=5)
-    rng = np.random.default_rng(1)
-    moves = [rng.standard_normal(SIZE) for _ in range(5)]
-    for number, move in enumerate(moves, start=1):
-        before = {"weight": np.zeros((4, 5)), "bias": np.zeros(4)}
-        canaries.see_model(number, before, {"weight": move[:20].reshape(4, 5), "bias": move[20:]})
-    told = directions(canaries) @ np.array(moves).T  # [m, rounds]
+    told = seen(canaries, 5)
     for i, score in enumerate(canaries.scores):
         odd_less_even = told[i, ::2].mean() - told[i, 1::2].mean()
         assert score == pytest.approx(odd_less_even if canaries.turns[i] else told[i].mean())
     assert canaries.turns.sum() == 10 // TURNS
+
+
+def test_where_it_is_known_who_was_asked_other_rounds_do_not_count() -> None:
+    canaries = drawn(rounds=3)
+    asked = [[3, 4, 5], [4, 5, 6, 0], [5, 6, 7]]
+    told = seen(canaries, 3, asked)
+    for i in range(1, 5):  # the first takes turns
+        rounds = [t for t, clients in enumerate(asked) if i + 3 in clients]
+        assert canaries.scores[i] == pytest.approx(told[i, rounds].mean())
+
+
+def test_noise_that_depends_on_earlier_rounds_is_made_independent_before_canaries_are_looked_for() -> None:
+    banded = {"federation.sampling": "order", "federation.cohort": 3, "privacy.noise": "banded", "federation.rounds": 6}
+    mixing = mixing_of(Experiment.preset("digits").override({**ALL, **banded}))
+    generator = np.random.default_rng(0)
+    fresh = {t: generator.standard_normal(7) for t in range(1, 7)}
+    noise = BandedNoise(3, lambda number, _size: fresh[number])
+    assert mixing @ [noise(t, 7) for t in range(1, 7)] == pytest.approx(np.array([fresh[t] for t in range(1, 7)]))
+    canaries = Canaries.draw(10, 3, 6, SIZE, 2.0, 0, mixing)
+    told = seen(canaries, 6, [[4], [5], [6], [4], [5], [6]])
+    once = np.array([1.0, 0, 0, 1, 0, 0])  # when client 4, canary 1, is asked
+    assert canaries.scores[1] == pytest.approx((mixing @ once) @ (mixing @ told[1]) / 2)
 
 
 def test_a_client_s_own_answer_counts_for_its_own_score() -> None:
