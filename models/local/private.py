@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from fedveil.models.vectorized.layers import Step
 from fedveil.models.vectorized.looped import Looped
 
 Draw = Callable[[int], np.ndarray]  # size -> float64 or float32 [size]
+COINS = 1 << 16  # successes that are drawn at once, 2 MiB
 MOST = 4096  # examples of a client that are computed at once
 
 
@@ -142,25 +144,35 @@ def _agree(found: Functional, loop: Looped, network: nn.Module, inputs: Tensor) 
     return all(torch.allclose(one[name], other[name], rtol=1e-3, atol=1e-5) for name in weights)
 
 
-def poisson_batch(examples: int, rate: float, uniform: Draw) -> np.ndarray:
-    """Return the examples that a coin of chance `rate` each puts into a batch, ascending, int64 [any number].
+def poisson_batches(examples: int, rate: float, steps: int, uniform: Draw) -> Iterator[np.ndarray]:
+    """Yield for each step the examples that a coin of chance `rate` each puts into its batch, ascending, int64.
 
-    The gaps between successes of such coins are geometric, so about rate * examples draws are enough (Devroye 1986,
-    section X.2).
+    All steps' coins are one row. The gaps between its successes are geometric, so about one draw is enough for each
+    success (Devroye 1986, section X.2).
     """
     if rate >= 1:
-        return np.arange(examples)
+        yield from repeat(np.arange(examples), steps)
+        return
+    block = max(1, int(COINS // (rate * examples + 1)))
+    for start in range(0, steps, block):
+        ends = np.arange(1, min(block, steps - start) + 1) * examples
+        chosen = _successes(int(ends[-1]), rate, uniform)
+        for end, own in zip(ends, np.split(chosen, np.searchsorted(chosen, ends[:-1])), strict=True):
+            yield own - (end - examples)
+
+
+def _successes(coins: int, rate: float, uniform: Draw) -> np.ndarray:
+    """Return which of some coins succeed, ascending, int64."""
     if rate > 0.25:
-        return np.flatnonzero(uniform(examples) < rate)
-    scale, mean = 1 / math.log1p(-rate), rate * examples
+        return np.flatnonzero(uniform(coins) < rate)
+    scale, mean = 1 / math.log1p(-rate), rate * coins
     more = int(mean + 4 * math.sqrt(mean)) + 4
     found, last = [], -1.0
-    while last < examples:
-        ends = np.cumsum(np.floor(np.log1p(-uniform(more)) * scale) + 1.0) + last
-        found.append(ends)
-        last = float(ends[-1])
+    while last < coins:
+        found.append(np.cumsum(np.floor(np.log1p(-uniform(more)) * scale) + 1.0) + last)
+        last = float(found[-1][-1])
     chosen = np.concatenate(found)
-    return chosen[chosen < examples].astype(np.int64)
+    return chosen[chosen < coins].astype(np.int64)
 
 
 def train_private(
@@ -197,6 +209,10 @@ def train_private(
     work = Work(how.bind, settings, learning_rate, correction, trainable, gradients, still, Dropper(streams))
     plain = is_plain(settings, correction)
     draws = [private.draws(stream) for stream in streams]
+    coins = [
+        poisson_batches(n, rate_of(n, settings), int(number), own.uniform)
+        for n, number, own in zip(counts, steps, draws, strict=True)
+    ]
     expected = np.array([batch_size_of(n, settings) for n in counts])
     noise = _Noise(network, private, draws, expected)
     batches = _Batches(held, own_rows, settings, streams, expected, work.kind, device)
@@ -205,10 +221,7 @@ def train_private(
     with torch.no_grad(), _global_dropout(streams[0], device) if isinstance(how, Looped) else nullcontext():
         for s in range(int(steps[0])):
             k = int((steps > s).sum())
-            chosen = [
-                poisson_batch(n, rate_of(n, settings), own.uniform)
-                for n, own in zip(counts[:k], draws[:k], strict=True)
-            ]
+            chosen = [next(own) for own in coins[:k]]
             sums: dict[str, Tensor] = {}
             for piece in batches.pieces(chosen):
                 here = len(piece.sizes)
