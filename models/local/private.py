@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from fedveil.core.examples import Examples
 from fedveil.core.randomness import Stream, torch_random
 from fedveil.core.settings.sections import Training
 from fedveil.models.local.augmentation import augment, augments
-from fedveil.models.local.batches import batch_size_of, steps_of
+from fedveil.models.local.batches import batch_size_of, is_plain, steps_of
 from fedveil.models.local.correction import Correction
 from fedveil.models.local.dropout import HostDropout
 from fedveil.models.local.inputs import kept_on
@@ -37,6 +38,7 @@ from fedveil.models.vectorized.layers import Step
 from fedveil.models.vectorized.looped import Looped
 
 Draw = Callable[[int], np.ndarray]  # size -> float64 or float32 [size]
+COINS = 1 << 16  # successes that are drawn at once, 2 MiB
 MOST = 4096  # examples of a client that are computed at once
 
 
@@ -127,41 +129,50 @@ def private_way(network: nn.Module, inputs: Tensor) -> Chain | Functional | Loop
 def _agree(found: Functional, loop: Looped, network: nn.Module, inputs: Tensor) -> bool:
     """Say whether both clip the gradients of `inputs` alike; `torch.func` is wrong for some layers."""
     weights = {name: p.detach().unsqueeze(0) for name, p in network.named_parameters() if p.requires_grad}
-    real = torch.ones(1, len(inputs), dtype=torch.bool, device=inputs.device)
     sums: list[dict[str, Tensor]] = []
     with torch.no_grad():
         labels = torch.zeros(1, *network(inputs).shape[:-1], dtype=torch.int64, device=inputs.device)
-        factors = torch.ones(labels.shape, dtype=next(iter(weights.values())).dtype, device=inputs.device)
+        parts = next(iter(weights.values())).new_full((1, len(inputs)), 1 / len(inputs))
         for way in (found, loop):
             sums.append({name: torch.zeros_like(value) for name, value in weights.items()})
             way.bind(Step(weights, sums[-1], 0.0, lambda share, like: torch.ones_like(like)))
             try:
-                way.clipped(inputs.unsqueeze(0), labels, factors, real, "cross_entropy", 1.0, real.sum(1))
+                way.clipped(inputs.unsqueeze(0), labels, None, parts, "cross_entropy", 1.0)
             except (RuntimeError, ValueError, IndexError):
                 return False
     one, other = sums
     return all(torch.allclose(one[name], other[name], rtol=1e-3, atol=1e-5) for name in weights)
 
 
-def poisson_batch(examples: int, rate: float, uniform: Draw) -> np.ndarray:
-    """Return the examples that a coin of chance `rate` each puts into a batch, ascending, int64 [any number].
+def poisson_batches(examples: int, rate: float, steps: int, uniform: Draw) -> Iterator[np.ndarray]:
+    """Yield for each step the examples that a coin of chance `rate` each puts into its batch, ascending, int64.
 
-    The gaps between successes of such coins are geometric, so about rate * examples draws are enough (Devroye 1986,
-    section X.2).
+    All steps' coins are one row. The gaps between its successes are geometric, so about one draw is enough for each
+    success (Devroye 1986, section X.2).
     """
     if rate >= 1:
-        return np.arange(examples)
+        yield from repeat(np.arange(examples), steps)
+        return
+    block = max(1, int(COINS // (rate * examples + 1)))
+    for start in range(0, steps, block):
+        ends = np.arange(1, min(block, steps - start) + 1) * examples
+        chosen = _successes(int(ends[-1]), rate, uniform)
+        for end, own in zip(ends, np.split(chosen, np.searchsorted(chosen, ends[:-1])), strict=True):
+            yield own - (end - examples)
+
+
+def _successes(coins: int, rate: float, uniform: Draw) -> np.ndarray:
+    """Return which of some coins succeed, ascending, int64."""
     if rate > 0.25:
-        return np.flatnonzero(uniform(examples) < rate)
-    scale, mean = 1 / math.log1p(-rate), rate * examples
+        return np.flatnonzero(uniform(coins) < rate)
+    scale, mean = 1 / math.log1p(-rate), rate * coins
     more = int(mean + 4 * math.sqrt(mean)) + 4
     found, last = [], -1.0
-    while last < examples:
-        ends = np.cumsum(np.floor(np.log1p(-uniform(more)) * scale) + 1.0) + last
-        found.append(ends)
-        last = float(ends[-1])
+    while last < coins:
+        found.append(np.cumsum(np.floor(np.log1p(-uniform(more)) * scale) + 1.0) + last)
+        last = float(found[-1][-1])
     chosen = np.concatenate(found)
-    return chosen[chosen < examples].astype(np.int64)
+    return chosen[chosen < coins].astype(np.int64)
 
 
 def train_private(
@@ -196,27 +207,32 @@ def train_private(
     gradients = {name: torch.empty_like(value) for name, value in trainable.items()}
     how = how.anew(network, fixed)
     work = Work(how.bind, settings, learning_rate, correction, trainable, gradients, still, Dropper(streams))
+    plain = is_plain(settings, correction)
     draws = [private.draws(stream) for stream in streams]
-    expected = torch.tensor([batch_size_of(n, settings) for n in counts], dtype=work.kind, device=device)
-    noise = _Noise(network, private, draws, expected.tolist())
-    batches = _Batches(held, own_rows, settings, streams, work.kind, device)
-    told = torch.zeros(2, len(clients), dtype=torch.float64, device=device)  # losses, and predictions
+    coins = [
+        poisson_batches(n, rate_of(n, settings), int(number), own.uniform)
+        for n, number, own in zip(counts, steps, draws, strict=True)
+    ]
+    expected = np.array([batch_size_of(n, settings) for n in counts])
+    noise = _Noise(network, private, draws, expected)
+    batches = _Batches(held, own_rows, settings, streams, expected, work.kind, device)
+    told = torch.zeros(len(clients), dtype=torch.float64, device=device)
+    seen = np.zeros(len(clients))
     with torch.no_grad(), _global_dropout(streams[0], device) if isinstance(how, Looped) else nullcontext():
         for s in range(int(steps[0])):
             k = int((steps > s).sum())
-            chosen = [
-                poisson_batch(n, rate_of(n, settings), own.uniform)
-                for n, own in zip(counts[:k], draws[:k], strict=True)
-            ]
+            chosen = [next(own) for own in coins[:k]]
             sums: dict[str, Tensor] = {}
             for piece in batches.pieces(chosen):
                 here = len(piece.sizes)
                 work.bind(here)
                 work.drop.sizes = piece.sizes
                 values, good = how.clipped(
-                    piece.inputs, piece.labels, piece.factors, piece.real, settings.loss, private.clip, expected[:here]
+                    piece.inputs, piece.labels, piece.factors, piece.parts, settings.loss, private.clip
                 )
-                told[:, :here] += piece.losses(values, good)
+                losses, predictions = piece.losses(values, good)
+                told[:here] += losses
+                seen[:here] += predictions
                 if not sums and not piece.last:
                     sums = {name: slope.clone() for name, slope in work.slopes.items()}
                 elif sums:
@@ -229,33 +245,40 @@ def train_private(
                 elif not any(map(len, chosen)):
                     slope.zero_()
             noise.add(work.slopes)
-            work.update()
-    losses, predictions = told.cpu().numpy()
-    return losses / np.maximum(predictions, 1), steps
+            if plain:  # which the optimiser does as well, in several times the time for few weights
+                for name, slope in work.slopes.items():
+                    trainable[name][:k].add_(slope, alpha=-learning_rate)
+            else:
+                work.update()
+    return told.cpu().numpy() / np.maximum(seen, 1), steps
 
 
 @dataclass(frozen=True)
 class _Piece:
     """Examples of a step's batches that are computed at once; batches are padded.
 
-    inputs: [k, b, ...]; labels, factors: [k, b] or [k, b, t]; factors: of each prediction in its example's mean loss
-    real: which examples belong to a batch, bool [k, b]
-    sizes: how many do, int64 [k]
+    inputs: [k, b, ...]; labels: [k, b] or [k, b, t]
+    factors: of each prediction in its example's mean loss, [k, b, t]; None where an example has one
+    parts: of each example's gradient in its client's step, [k, b]; 0 for padding
+    sizes, predictions: how many examples belong to the batch, and how many predictions they have, [k]
     last: no piece of the same step follows
     """
 
     inputs: Tensor
     labels: Tensor
-    factors: Tensor
-    real: Tensor
+    factors: Tensor | None
+    parts: Tensor
     sizes: np.ndarray
+    predictions: np.ndarray
     last: bool
 
-    def losses(self, values: Tensor, good: Tensor) -> Tensor:
-        """Return the sum of the losses of examples that counted, and the number of their predictions, float64 [2, k]."""
-        counted = good if values.dim() == 2 else (self.factors > 0) & good.unsqueeze(-1)
-        found = torch.where(counted, values, 0.0), counted
-        return torch.stack([part.flatten(1).sum(1, dtype=torch.float64) for part in found])
+    def losses(self, values: Tensor, good: Tensor | None) -> tuple[Tensor, np.ndarray]:
+        """Return the sum of the losses of examples that counted, float64 [k], and the number of their predictions."""
+        counted = self.parts > 0 if good is None else good
+        if self.factors is not None:
+            counted = (self.factors > 0) & counted.unsqueeze(-1)
+        total = torch.where(counted, values, 0.0).flatten(1).sum(1, dtype=torch.float64)
+        return total, self.predictions if good is None else counted.flatten(1).sum(1).cpu().numpy()
 
 
 class _Batches:
@@ -267,9 +290,12 @@ class _Batches:
         own_rows: Sequence[np.ndarray],
         settings: Training,
         streams: Sequence[Stream],
+        expected: np.ndarray,
         kind: torch.dtype,
         device: torch.device,
     ) -> None:
+        self._expected = expected
+        self._tokens = np.zeros(0) if held.mask is None else held.mask.sum(1)  # to predict, of each example
         self._own_rows, self._settings, self._kind, self._device = own_rows, settings, kind, device
         self._inputs, self._labels = kept_on(held.features, device), kept_on(held.labels, device)
         self._memory = self._inputs[:0]  # for one piece's inputs
@@ -308,22 +334,24 @@ class _Batches:
             if sizes[j]:
                 inputs[j, : sizes[j]] = augment(inputs[j, : sizes[j]], self._settings, rng)
         labels = self._labels.index_select(0, flat).view(*rows.shape, *self._labels.shape[1:])
-        real = torch.from_numpy(np.arange(rows.shape[1]) < sizes[:, None]).to(self._device)
-        if self._mask is None:
-            factors = torch.ones(rows.shape, dtype=self._kind, device=self._device)
-        else:
+        real = np.arange(rows.shape[1]) < sizes[:, None]
+        factors, predictions = None, sizes
+        if self._mask is not None:
             counts = self._mask.index_select(0, flat).view(labels.shape).to(self._kind)
             factors = counts / counts.sum(2, keepdim=True).clamp(min=1)
-        return _Piece(inputs, labels, factors, real, sizes, last)
+            predictions = (self._tokens[rows] * real).sum(1)
+        shared = torch.from_numpy(real / self._expected[: len(sizes), None]).to(self._device, self._kind)
+        return _Piece(inputs, labels, factors, shared, sizes, predictions, last)
 
 
 class _Noise:
     """The noise of K clients' steps."""
 
-    def __init__(self, network: nn.Module, private: Private, draws: Sequence[Draws], expected: Sequence[float]) -> None:
+    def __init__(self, network: nn.Module, private: Private, draws: Sequence[Draws], expected: np.ndarray) -> None:
         """Take the clients' randomness; `expected`: the expected sizes of their batches."""
         self._deviations = [
-            private.clip * float(z) / size if z else 0.0 for z, size in zip(private.deviations, expected, strict=True)
+            private.clip * float(z) / float(size) if z else 0.0
+            for z, size in zip(private.deviations, expected, strict=True)
         ]
         self._draws = draws
         self._padding = {

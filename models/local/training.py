@@ -29,6 +29,7 @@ from fedveil.models.local.room import Room
 from fedveil.models.networks import words
 from fedveil.models.vectorized.batched import Chain, shared, train_together
 from fedveil.models.vectorized.functional import Functional
+from fedveil.models.vectorized.looped import Looped
 
 ORDERED = 1 << 18  # examples put in order at once, 2 MiB; another machine may ask for a billion epochs
 
@@ -84,7 +85,8 @@ def train_clients(
     correction: is added to every gradient; None: the proximal term of `settings.proximal_mu` (Li et al. 2020,
         equation 2)
     moves: names of the weights to train; None: all that the network trains
-    together: computes all clients at once (see `batched.batched`); None: one client after another
+    together: computes all clients at once (see `batched.batched`); None: one client after another, as private training
+        also does where it computes one example after another
     into: memory for the clients' new weights, each [K, ...], on any device; None: new memory on the network's
     room: what is known of a GPU's memory, and is learned here
     private: protects each example by DP-SGD: batches are drawn by coins, and gradients clipped and noised; the losses
@@ -100,8 +102,10 @@ def train_clients(
     weights.check_fit(network, {name: _of_one(tensor, like.get(name)) for name, tensor in parameters.items()})
     for client, stream in zip(clients, streams, strict=True):
         _check_client(client, stream, classes)
+    way = None
     if private is not None:
         check_private(settings)
+        way = private_way(network, made_up(network, clients[0].features))
     with memory_for(f"the weights of {len(clients)} clients"):
         results = into or {
             name: tensor.new_empty(len(clients), *like[name].shape) for name, tensor in parameters.items()
@@ -109,15 +113,21 @@ def train_clients(
     with weights.kept(network):
         network.train()
         asked = _Asked(
-            network, parameters, results, clients, settings, learning_rate, streams, correction, moves, private
+            network, parameters, results, clients, settings, learning_rate, streams, correction, moves, private, way
         )
-        losses, steps = _one_by_one(asked) if together is None else _together(together, asked, room or Room())
+        if together is None or isinstance(way, Looped):
+            losses, steps = _one_by_one(asked)
+        else:
+            losses, steps = _together(way or together, asked, room or Room())
     return Trained(results, losses, np.array([len(client) for client in clients], dtype=np.int64), steps)
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """The training that `train_clients` is asked for; `results`: the clients' weights, each [K, ...], are written."""
+    """The training that `train_clients` is asked for.
+
+    results: the clients' weights, each [K, ...], are written; way: computes private training
+    """
 
     network: nn.Module
     parameters: dict[str, Tensor]
@@ -129,6 +139,7 @@ class _Asked:
     correction: Correction
     moves: Collection[str] | None
     private: Private | None
+    way: Chain | Functional | Looped | None
 
     @property
     def here(self) -> bool:
@@ -144,9 +155,6 @@ def _one_by_one(asked: _Asked) -> tuple[np.ndarray, np.ndarray]:
     """Train one client after another; return each one's mean loss and number of steps."""
     number, device, like = len(asked.clients), device_of(asked.network), asked.like()
     losses, steps = np.zeros(number), np.zeros(number, dtype=np.int64)
-    how = None
-    if asked.private is not None:
-        how = private_way(asked.network, made_up(asked.network, asked.clients[0].features))
     for k, (client, stream) in enumerate(zip(asked.clients, asked.streams, strict=True)):
         with memory_for(f"client {stream.client}: training it alone"):
             for name, tensor in pick(asked.parameters, [k], like).items():
@@ -154,11 +162,11 @@ def _one_by_one(asked: _Asked) -> tuple[np.ndarray, np.ndarray]:
             rows = {name: tensor[k] for name, tensor in asked.results.items()}
             own = {name: row.to(device) for name, row in rows.items()}  # the rows themselves where they lie there
             correction = asked.correction.of([k], like)
-            if how is not None and asked.private is not None:
+            if asked.way is not None and asked.private is not None:
                 # a copy, because the alignment of weights in memory can change last bits, and differs among rows
                 alone = {name: row.unsqueeze(0).clone() for name, row in own.items()}
                 (losses[k],), (steps[k],) = train_private(
-                    how, asked.network, alone, [client], asked.settings, asked.learning_rate, [stream], correction,
+                    asked.way, asked.network, alone, [client], asked.settings, asked.learning_rate, [stream], correction,
                     asked.moves, asked.private.of([k]),
                 )  # fmt: skip
                 for name, row in own.items():

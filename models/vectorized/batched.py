@@ -7,6 +7,7 @@ of weight zero, and its loss is divided by its own size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
@@ -71,51 +72,63 @@ class Chain:
         return values
 
     def clipped(
-        self, inputs: Tensor, labels: Tensor, factors: Tensor, real: Tensor, kind: str, clip: float, divisors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Write the sum of the examples' gradients, each shortened to the norm `clip`, over a divisor to the targets.
+        self, inputs: Tensor, labels: Tensor, factors: Tensor | None, parts: Tensor, kind: str, clip: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """Write a sum over examples to the targets: each one's gradient shortened to the norm `clip`, times its part.
 
-        factors: the weight of each prediction in its example's own objective, in the losses' shape
-        real: which examples count, bool [k, b]; the others are no part of the sum
-        divisors: of each client's sum, [k]
+        factors: the weight of each prediction in its example's own objective, in the losses' shape; None: all 1
+        parts: of each example in the sum, [k, b]; 0 for padding, which repeats an example of the same client
 
-        Return each prediction's loss and which examples counted, bool [k, b]: an example whose norm is not finite adds
-        nothing. One forward and one backward for all norms, then one product for the sum (Lee and Kifer 2021).
+        Return each prediction's loss, and which examples counted, bool [k, b]: one whose norm is not finite adds
+        nothing; None where all did. One forward and one backward give all norms, then one product each layer's sum
+        (Lee and Kifer 2021).
         """
         values, squares = self._norms(inputs, labels, factors, kind)
-        good = real & squares.isfinite()
-        if not torch.equal(good, real):
-            drawn = [rule.factors for rule in self._rules if isinstance(rule, Dropout)]
-            step = self._step
-            while True:
-                # infinity times a factor of 0 is no number, so such an example is computed as another one
-                inputs, labels, factors = (without_bad(part, good) for part in (inputs, labels, factors))
-                self.bind(replace(step, drop=_Repeat(drawn)))
-                values, squares = self._norms(inputs, labels, factors, kind)
-                if torch.equal(still := good & squares.isfinite(), good):
-                    break
-                good = still
-            self.bind(step)
-        share = shares(squares, good, clip) / divisors.unsqueeze(1)
+        good = None
+        if not math.isfinite(float(squares.sum())):
+            good = (parts > 0) & squares.isfinite()
+            values, squares = self._without_bad(inputs, labels, factors, kind, good)
+            parts, squares = torch.where(good, parts, 0.0), torch.where(good, squares, 0.0)
+        share = shares(squares, parts, clip)
         for rule in self._rules:
             if isinstance(rule, Weighted):
                 rule.write(share)
-        if not (any_good := good.any(1)).all():
+        if good is not None:
             for target in self._step.targets.values():
-                target[~any_good] = 0.0
+                target[~good.any(1)] = 0.0
         return values, good
 
-    def _norms(self, inputs: Tensor, labels: Tensor, factors: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    def _without_bad(
+        self, inputs: Tensor, labels: Tensor, factors: Tensor | None, kind: str, good: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Compute losses and norms with good examples in the place of the others; `good` may lose some more.
+
+        Infinity times a factor of 0 is no number, so examples that do not count may not be computed either.
+        """
+        drawn = [rule.factors for rule in self._rules if isinstance(rule, Dropout)]
+        step = self._step
+        while True:
+            inputs, labels = without_bad(inputs, good), without_bad(labels, good)
+            factors = None if factors is None else without_bad(factors, good)
+            self.bind(replace(step, drop=_Repeat(drawn)))
+            values, squares = self._norms(inputs, labels, factors, kind)
+            if bool((squares.isfinite() | ~good).all()):
+                self.bind(step)
+                return values, squares
+            good &= squares.isfinite()
+
+    def _norms(self, inputs: Tensor, labels: Tensor, factors: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
         """Return each prediction's loss and the squared norm of each example's gradient, [k, b]."""
         values, gradient = losses_and_slopes(self.forward(inputs), labels, kind)
-        gradient = gradient.mul_(factors.unsqueeze(-1))
-        squares: Tensor | float = 0.0
+        if factors is not None:
+            gradient.mul_(factors.unsqueeze(-1))
+        squares: Tensor | None = None
         for i in range(len(self._rules) - 1, self._first - 1, -1):
             rule = self._rules[i]
             gradient = rule.propagate(gradient, first=i == self._first)
             if isinstance(rule, Weighted):
-                squares = squares + rule.squares()
-        assert isinstance(squares, Tensor)
+                squares = rule.squares() if squares is None else squares.add_(rule.squares())
+        assert squares is not None
         return values, squares
 
 

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 
-def shares(squares: Tensor, good: Tensor, clip: float) -> Tensor:
-    """Return the factor min(1, clip / |g|) of each example's gradient in a sum, 0 for those that do not count.
+def shares(squares: Tensor, parts: Tensor, clip: float) -> Tensor:
+    """Return the factor of each example's gradient g in a sum: its part of the sum, times min(1, clip / |g|).
 
-    squares: |g|^2; good: which examples count, bool in the same shape
+    squares: |g|^2, finite; it is overwritten
 
     The bound is lowered by the rounding of a norm, so that no gradient stays longer than `clip`.
     """
     bound = clip * (1 - 16 * torch.finfo(squares.dtype).eps)
-    return torch.where(good, (bound / squares.sqrt()).clamp_(max=1.0), 0.0)
+    return squares.rsqrt_().mul_(bound).clamp_(max=1.0).mul_(parts)
 
 
 def without_bad(values: Tensor, good: Tensor) -> Tensor:

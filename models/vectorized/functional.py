@@ -107,15 +107,16 @@ class Functional:
         return values
 
     def clipped(
-        self, inputs: Tensor, labels: Tensor, factors: Tensor, real: Tensor, kind: str, clip: float, divisors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Write the sum of the examples' gradients, each shortened to the norm `clip`, over a divisor to the targets.
+        self, inputs: Tensor, labels: Tensor, factors: Tensor | None, parts: Tensor, kind: str, clip: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """Write a sum over examples to the targets: each one's gradient shortened to the norm `clip`, times its part.
 
         As `Chain.clipped`, but each example's gradient is made, for a block of examples at a time.
         """
         step = self._step
         trained = {name: w for name, w in step.weights.items() if name not in step.still}
-        values, good = torch.empty_like(factors), real.clone()
+        factors = torch.ones(labels.shape, dtype=parts.dtype, device=parts.device) if factors is None else factors
+        values, good = torch.empty_like(factors), parts > 0
         at_once = max(1, BLOCK // sum(w[0].numel() for w in trained.values()))
         for target in step.targets.values():
             target.zero_()
@@ -127,7 +128,7 @@ class Functional:
                 values[at], gradients = self._each(own, kept, inputs[at], labels[at], factors[at], kind)
                 squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0)
                 good[at] &= squares.isfinite()
-                share = shares(squares, good[at], clip) / divisors[k]
+                share = shares(torch.where(good[at], squares, 0.0), parts[at], clip)
                 for name, gradient in gradients.items():
                     flat = torch.where(good[at].unsqueeze(1), gradient.flatten(1), 0.0)  # 0 times infinity is no number
                     step.targets[name][k].add_((share @ flat).view(gradient.shape[1:]))

@@ -13,6 +13,8 @@ BLOCK = 1 << 22  # numbers in memory for examples that are computed at once, 16 
 
 def factored(values: Tensor, factors: Tensor) -> Tensor:
     """Multiply each example's values by its factor: [k, b * t, ...] or [k, b, ...] by [k, b], in the values' shape."""
+    if values.dim() == 3 and values.shape[1] == factors.shape[1]:
+        return values * factors.unsqueeze(-1)
     k, b = factors.shape
     return (values.reshape(k, b, -1) * factors.unsqueeze(-1)).view(values.shape)
 

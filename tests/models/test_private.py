@@ -24,7 +24,7 @@ from fedveil.models.local.augmentation import augment
 from fedveil.models.local.batches import batch_size_of, steps_of
 from fedveil.models.local.correction import Correction
 from fedveil.models.local.losses import loss
-from fedveil.models.local.private import Draws, Private, made_up, poisson_batch, private_way, rate_of, seeded
+from fedveil.models.local.private import Draws, Private, made_up, poisson_batches, private_way, rate_of, seeded
 from fedveil.models.local.training import Trained, train_clients
 from fedveil.models.networks.build import build
 from fedveil.models.networks.words import Words
@@ -98,9 +98,8 @@ def slow(
     }
     pictures = stream.generator("augmentation")
     total, seen = 0.0, 0
-    for _ in range(steps_of(n, training)):
+    for batch in poisson_batches(n, rate_of(n, training), steps_of(n, training), draws.uniform):
         sums = [torch.zeros_like(p) for p in own]
-        batch = poisson_batch(n, rate_of(n, training), draws.uniform)
         chosen = torch.from_numpy(client.features[batch])
         if training.shift and len(batch):
             chosen = augment(chosen, training, pictures)
@@ -358,28 +357,26 @@ def test_an_example_without_a_finite_norm_adds_nothing(kind, bad):
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.02, 0.25, 0.6])
-def test_batches_are_drawn_by_independent_coins(rate):
+def test_batches_are_drawn_by_independent_coins(rate, monkeypatch):
     """Each example, each pair of neighbours and each size comes as often as coins give it; chi-square, p > 1e-4."""
+    monkeypatch.setattr(private_module, "COINS", 100)  # so that steps are drawn in many blocks
     n, times, rng = 60, 6000, np.random.default_rng(int(rate * 1000))
     drawn = np.zeros((times, n), bool)
-    for row in drawn:
-        batch = poisson_batch(n, rate, rng.random)
+    for row, batch in zip(drawn, poisson_batches(n, rate, times, rng.random), strict=True):
         assert (np.diff(batch) > 0).all()
         row[batch] = True
-    for seen, chance in ((drawn, rate), (drawn[:, 1:] & drawn[:, :-1], rate**2)):
-        found = seen.sum(0)
-        spread = ((found - times * chance) ** 2).sum() / (times * chance * (1 - chance))
-        if times * chance > 5:
-            assert 1e-4 < stats.chi2.sf(spread, len(found)) < 1 - 1e-4 or chance == rate**2
+    spread = ((drawn.sum(0) - times * rate) ** 2).sum() / (times * rate * (1 - rate))
+    assert stats.chi2.sf(spread, n) > 1e-4
+    for pairs in (drawn[:, 1:] & drawn[:, :-1], drawn[1:] & drawn[:-1]):  # neighbours in a step, and in the next one
+        row = pairs.shape[1] if len(pairs) == times else len(pairs)
+        variance = row * rate**2 * (1 - rate**2) + 2 * (row - 1) * (rate**3 - rate**4)
+        off = (pairs.sum() - pairs.size * rate**2) / math.sqrt(variance * pairs.size / row)
+        assert abs(off) < 5 or pairs.size * rate**2 < 5
     sizes = np.bincount(drawn.sum(1), minlength=n + 1)
     wanted = times * stats.binom.pmf(np.arange(n + 1), n, rate)
     common = wanted > 5
-    assert (
-        stats.chisquare(
-            [*sizes[common], sizes[~common].sum()], [*wanted[common], max(times - wanted[common].sum(), 1e-9)]
-        ).pvalue
-        > 1e-4
-    )
+    found, rest = sizes[common], sizes[~common].sum()
+    assert stats.chisquare([*found, rest], [*wanted[common], times - wanted[common].sum()]).pvalue > 1e-4
 
 
 def test_a_batch_may_be_empty_and_its_step_is_noise_alone():
