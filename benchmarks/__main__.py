@@ -23,7 +23,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[JOB]...", help="j1 to j4, growth, encryption, deployment, private, gpu; all but gpu without it"
+            metavar="[JOB]...",
+            help="j1 to j4, growth, encryption, noise, deployment, private, gpu; all but gpu without it",
         ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="runs of each contestant, in turn; medians are quoted")] = 3,

@@ -18,13 +18,14 @@ from benchmarks import (
     gpu,
     growth,
     jobs,
+    noise,
     private_steps,
     report,
 )
 from fedveil.core.errors import SettingsError, nearest
 
-GROWTH, ENCRYPTION, DEPLOYMENT, PRIVATE, GPU = "growth", "encryption", "deployment", "private", "gpu"
-ALL = (*jobs.JOBS, GROWTH, ENCRYPTION, DEPLOYMENT, PRIVATE)  # what is measured where no name is given: any machine can
+GROWTH, ENCRYPTION, NOISE, DEPLOYMENT, PRIVATE, GPU = "growth", "encryption", "noise", "deployment", "private", "gpu"
+ALL = (*jobs.JOBS, GROWTH, ENCRYPTION, NOISE, DEPLOYMENT, PRIVATE)  # what is measured where no name is given
 KNOWN = (*ALL, GPU)
 
 
@@ -38,8 +39,8 @@ def bench(
     write: Path | None = None,
     command: Sequence[str] = (),
 ) -> None:
-    """Measure jobs, how cost grows (`growth`), what protection costs (`encryption`), a deployed round (`deployment`),
-    a step of DP-SGD (`private`), a GPU (`gpu`).
+    """Measure jobs, how cost grows (`growth`), what protection costs (`encryption`), what exact noise costs (`noise`),
+    a deployed round (`deployment`), a step of DP-SGD (`private`), a GPU (`gpu`).
 
     Prints tables, or one JSON object: the figures of one name, or an object of figures by name.
 
@@ -78,6 +79,8 @@ def bench(
         measured[GROWTH] = _growth(settings, around, console, shown, write)
     if ENCRYPTION in others:
         measured[ENCRYPTION] = _encryption(settings, repeats, around, console, shown, write)
+    if NOISE in others:
+        measured[NOISE] = _noise(repeats, around, console, shown, write)
     if DEPLOYMENT in others:
         measured[DEPLOYMENT] = _deployment(repeats, around, console, shown, write)
     if PRIVATE in others:
@@ -144,6 +147,17 @@ def _encryption(
         shown.print(encryption_report.table(found), highlight=False)
     if write is not None:
         report.write_section(write, ENCRYPTION, encryption_report.section(found, around, repeats))
+    return found
+
+
+def _noise(
+    repeats: int, around: contest.Measures, console: Console, shown: Console | None, write: Path | None
+) -> contest.Measures:
+    found = noise.measure(repeats, lambda line: _say(console, [line]))
+    if shown:
+        shown.print(report.tables(noise.grids(found), found["notes"]), highlight=False)
+    if write is not None:
+        report.write_section(write, NOISE, noise.section(found, around, repeats))
     return found
 
 

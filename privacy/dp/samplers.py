@@ -51,13 +51,14 @@ class Table:
     first: the least number it may be; thresholds: P[X <= first + i] 2^192 for i = 0, 1, ..., rounded down; the last
     is 2^192
     heads: uint64, the first 64 bits of all thresholds but the last, then the largest number, STEPS + 1 times
-    starts: int32 [2^BUCKETS], the first threshold that a draw with these first bits may lie below
+    starts: int64 [2^BUCKETS], the first threshold that a draw with these first bits may lie below; bounds: its head
     """
 
     first: int
     thresholds: tuple[int, ...]
     heads: np.ndarray
     starts: np.ndarray
+    bounds: np.ndarray
 
     @classmethod
     def of(cls, first: int, weights: list[int]) -> Table:
@@ -68,24 +69,28 @@ class Table:
             thresholds.append((running << BITS) // total)
         inner = np.array([threshold >> (BITS - HEAD) for threshold in thresholds[:-1]], np.uint64)
         edges = np.arange(1 << BUCKETS, dtype=np.uint64) << np.uint64(HEAD - BUCKETS)
-        starts = np.searchsorted(inner, edges, "left").astype(np.int32)
-        beyond = np.full(STEPS + 1, 2**HEAD - 1, np.uint64)
-        return cls(first, tuple(thresholds), np.concatenate([inner, beyond]), starts)
+        starts = np.searchsorted(inner, edges, "left").astype(np.int64)
+        heads = np.concatenate([inner, np.full(STEPS + 1, 2**HEAD - 1, np.uint64)])
+        return cls(first, tuple(thresholds), heads, starts, heads[starts])
 
     def draw(self, size: int, random: Bytes) -> np.ndarray:
         """Draw independent numbers, int64 [size]."""
         bits = np.frombuffer(random(8 * size), "<u8")
-        found = self.starts[bits >> np.uint64(HEAD - BUCKETS)]
-        behind = np.flatnonzero(self.heads[found] <= bits)
-        for _ in range(STEPS):  # few places need more than one or two; those in the tails, hundreds
-            if not behind.size:
-                break
-            found[behind] += 1
-            behind = behind[self.heads[found[behind]] <= bits[behind]]
-        found[behind] = np.searchsorted(self.heads, bits[behind], "right")
-        for place in np.flatnonzero(self.heads[np.maximum(found - 1, 0)] == bits):  # once in about 2^64 / len(table)
-            found[place] = self._tie(int(bits[place]), random)
-        return np.asarray(found + np.int64(self.first))
+        bucket = (bits >> np.uint64(HEAD - BUCKETS)).astype(np.int64)
+        found = self.starts.take(bucket)
+        # most draws lie below the first threshold of their bucket; the others walk on
+        behind = np.flatnonzero(self.bounds.take(bucket) <= bits)
+        place, head = found.take(behind), bits.take(behind)
+        left = np.arange(behind.size)
+        for _ in range(STEPS):  # few need more than one or two; those in the tails, hundreds
+            place[left] += 1
+            left = left[self.heads.take(place.take(left)) <= head.take(left)]
+        place[left] = np.searchsorted(self.heads, head.take(left), "right")
+        for i in np.flatnonzero(self.heads.take(place - 1) == head):  # once in about 2^64 / len(table) draws
+            place[i] = self._tie(int(head[i]), random)
+        found[behind] = place
+        found += self.first
+        return np.asarray(found)
 
     def _tie(self, head: int, random: Bytes) -> int:
         """Return the place of a draw whose first bits are a threshold's."""
