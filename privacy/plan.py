@@ -19,7 +19,7 @@ from fedveil.core.settings.marks import Needs
 from fedveil.core.settings.section import Fraction, Section
 from fedveil.core.settings.sections import Privacy, Settings
 from fedveil.privacy.dp.cohorts import cohort_sizes, usual_cohort
-from fedveil.privacy.dp.distributed import NoiseShare, honest_clients
+from fedveil.privacy.dp.distributed import FAR, FINEST, LONGEST, NoiseShare, honest_clients
 from fedveil.privacy.dp.distributed import noise_share as _noise_share
 from fedveil.privacy.dp.sensitivity import in_sums, of_updates
 from fedveil.privacy.fixed_point import Grid
@@ -30,11 +30,6 @@ COARSEST = 12  # bits: a grid coarser than 2^-12 rounds away what training learn
 FAILURE = 8  # standard deviations of noise that fit under half a step: one failure in 10^15 numbers
 SMALL = 16  # where a large range makes a coarse grid: a client takes part with this part of its cohort's mean examples
 UNITS = 4  # the least sigma of a client's noise, in units of what it rounds to: see `dp/accounting.py`
-FINEST = (
-    4096  # units in sigma of a client's share of distributed noise, about the most: tables have 33 numbers for each
-)
-LONGEST = 1.5  # how much rounding may lengthen an update, which the noise then hides
-FAR = 10  # standard deviations of the sum's noise that fit beside it: one number in 10^23 wraps
 FRESH = 21 / 2  # variance of a fresh coefficient: SEAL's centred binomial noise
 ROUNDING = 1 / 12  # variance of rounding it to a whole number; it is the same for clients that send the same
 RING = 32  # bits of a number of secure aggregation on the wire
@@ -134,6 +129,12 @@ class Plan:
                 f"a cohort of {announced:,} clients, where the numbers of {self.cohort:,} fit the protection's"
             )
         return self.cohort
+
+    @property
+    def enough(self) -> str:
+        """The fewest clients of an aggregate, in words."""
+        many = f"{self.least:,}"
+        return f"{many} (the noise is made for so many)" if self.honest else f"privacy.protection.min_clients = {many}"
 
     @property
     def rounding(self) -> float:

@@ -36,6 +36,9 @@ from fedveil.privacy.dp.samplers import Bytes, Table, gaussian_table, round_with
 
 BETA = math.exp(-0.5)  # the chance that rounding is tried again, at most
 SMOOTH = 2.0  # r above, in units
+FINEST = 4096  # units in sigma, about the most: the samplers' tables have 33 numbers for each
+LONGEST = 1.5  # how much rounding may lengthen an update, which the noise then hides
+FAR = 10  # standard deviations of the sum's noise that fit beside it under a protection: one number in 10^23 wraps
 
 
 @dataclass(frozen=True)

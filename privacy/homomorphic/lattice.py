@@ -181,7 +181,7 @@ class Encryptor:
         plan, form = self._plan, self.form(size)
         if not plan.least <= clients <= plan.clients:
             raise ProtectionError(
-                f"an aggregate of {clients:,} clients is not used: privacy.protection.min_clients = {plan.least:,} are needed, and at "
+                f"an aggregate of {clients:,} clients is not used: {plan.enough} are needed, and at "
                 f"most {plan.clients:,} can be added"
             )
         if len(body) != form.bytes(seeded=False):

@@ -166,8 +166,7 @@ def enough(plan: Plan, clients: int, examples: int, reference: int) -> float:
     """
     if clients < plan.least:
         raise ProtectionError(
-            f"{clients} clients sent an update that could be used, and an aggregate of fewer than privacy.protection.min_clients = "
-            f"{plan.least} is not made"
+            f"{clients} clients sent an update that could be used, and an aggregate of fewer than {plan.enough} is not made"
         )
     step = plan.grid.step * reference / examples
     if step > 2.0**-COARSEST and not plan.honest:  # distributed noise is larger than its grid's step by itself

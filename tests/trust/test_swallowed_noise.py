@@ -48,7 +48,7 @@ def noisy(protection: str, clients: int = CLIENTS, **settings: float) -> Experim
     return Experiment.preset("digits").override({**everybody, **few, **NOISE, **settings})
 
 
-def deployed(experiment: Experiment, folder: Path) -> DeployedClient:
+def deployed(experiment: Experiment, folder: Path, ledger: str = "") -> DeployedClient:
     """A client of its own machine, which agreed to the run with four others; they share the key of encryption."""
     keys, privacy = folder / "keys", experiment.privacy
     lattice = make_lattice(privacy) if privacy.shows == "sum" else None
@@ -57,7 +57,7 @@ def deployed(experiment: Experiment, folder: Path) -> DeployedClient:
         RUN.hex(), experiment.toml(), "", load_registry(keys / "server") or {}, reproducible=False, created=now()
     )
     signed = {k: sign(shown, load_identity(keys / f"client-{k + 1}", k)[0]) for k in range(CLIENTS)}
-    profile = ClientProfile(0, f"digits:1/{CLIENTS}", str(keys / "client-1"))
+    profile = ClientProfile(0, f"digits:1/{CLIENTS}", str(keys / "client-1"), ledger=ledger)
     client = DeployedClient(profile, {"experiment": experiment.toml()})
     client.ask("query", config={MANIFEST: shown.content, SIGNATURES: write_signatures(signed)})
     return client
@@ -98,10 +98,10 @@ def opened(blob: bytes, plan: Plan, keys: Path, given: dict[str, np.ndarray]) ->
     )  # fmt: skip
     header, body, _ = read(blob, wanted)
     adder = Adder(context, plan)
-    for _ in range(3):  # an aggregate of fewer is not opened
+    for _ in range(plan.least):  # an aggregate of fewer is not opened
         adder.add(body, header.form, header.seeded)
-    total = Encryptor(key, plan).decrypt(adder.total(), layout.size, 3, 3)
-    return total / 3 * plan.grid.step * CLIENTS
+    total = Encryptor(key, plan).decrypt(adder.total(), layout.size, plan.least, plan.least)
+    return total / plan.least * plan.grid.step * CLIENTS
 
 
 @pytest.mark.parametrize("protection", ["ckks", "bfv"])

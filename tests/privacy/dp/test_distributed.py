@@ -19,6 +19,9 @@ from fedveil.core.settings.sections import Privacy
 from fedveil.privacy.defences import defend
 from fedveil.privacy.defences import share as what_is_sent
 from fedveil.privacy.dp.distributed import (
+    FAR,
+    FINEST,
+    LONGEST,
     SMOOTH,
     NoiseShare,
     _factor,
@@ -30,7 +33,7 @@ from fedveil.privacy.dp.distributed import (
     rounded_square,
 )
 from fedveil.privacy.dp.samplers import gaussian_table, secret_bytes, skellam_table
-from fedveil.privacy.plan import FAR, FINEST, LONGEST, RING, UNITS, Plan, make_plan
+from fedveil.privacy.plan import RING, UNITS, Plan, make_plan
 from fedveil.privacy.plan import noise_share as share_of
 
 MODELS = {"digits": 17_226, "mnist-mlp": 55_050, "mnist-2nn": 199_210, "sms": 150_000}
