@@ -25,7 +25,7 @@ from benchmarks import (
 from fedveil.core.errors import SettingsError, nearest
 
 GROWTH, ENCRYPTION, NOISE, DEPLOYMENT, PRIVATE, GPU = "growth", "encryption", "noise", "deployment", "private", "gpu"
-ALL = (*jobs.JOBS, GROWTH, ENCRYPTION, NOISE, DEPLOYMENT, PRIVATE)  # measured where no name is given: any machine can
+ALL = (*jobs.JOBS, GROWTH, ENCRYPTION, NOISE, DEPLOYMENT, PRIVATE)  # what is measured where no name is given
 KNOWN = (*ALL, GPU)
 
 
@@ -39,8 +39,8 @@ def bench(
     write: Path | None = None,
     command: Sequence[str] = (),
 ) -> None:
-    """Measure jobs, how cost grows (`growth`), what protection costs (`encryption`), what exact noise costs
-    (`noise`), a deployed round (`deployment`), a step of DP-SGD (`private`), a GPU (`gpu`).
+    """Measure jobs, how cost grows (`growth`), what protection costs (`encryption`), what exact noise costs (`noise`),
+    a deployed round (`deployment`), a step of DP-SGD (`private`), a GPU (`gpu`).
 
     Prints tables, or one JSON object: the figures of one name, or an object of figures by name.
 
