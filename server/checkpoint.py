@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -301,6 +301,11 @@ def check_storable(strategy: Strategy, name: str) -> None:
         _take_apart(value, f"{name}.{attribute}")
 
 
+def _in_order(found: Parameters, order: Sequence[str]) -> Parameters:
+    """Return a model's weights in the network's order, which a file does not keep; a ciphertext as it is."""
+    return {name: found[name] for name in order} if set(found) == set(order) else found
+
+
 def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray | np.generic) and value.dtype.str in KINDS
 
@@ -358,7 +363,9 @@ def _read(record: Record) -> tuple[State, dict[str, Any]]:
     state = State(
         parameters={k: arrays[f"model/{k}"] for k in order},
         best_parameters={k: arrays[f"best/{k}"] for k in order if f"best/{k}" in arrays},
-        pending={k.removeprefix("pending/"): v for k, v in arrays.items() if k.startswith("pending/")},
+        pending=_in_order(
+            {k.removeprefix("pending/"): v for k, v in arrays.items() if k.startswith("pending/")}, order
+        ),
         train_losses=arrays["train_losses"].tolist(),
         client_index={k.removeprefix("clients/"): v for k, v in arrays.items() if k.startswith("clients/")},
         asked=dict(arrays["asked"].tolist()) if "asked" in arrays else {},

@@ -28,6 +28,7 @@ from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
 from fedveil.server.rounds.context import Hooks
 from fedveil.server.rounds.observers import Observer
+from fedveil.server.rounds.rows import CLIENT_COLUMNS
 from fedveil.server.summary import summary
 from fedveil.simulations.display import Display
 from fedveil.simulations.engine.choice import choose, count_workers
@@ -167,11 +168,12 @@ def _run(
         ) from error
 
     load(federation.network, from_numpy(load_file(record.path(MODEL))))
-    metrics = pd.read_csv(record.path("metrics.csv"))
+    metrics, clients = pd.read_csv(record.path("metrics.csv")), record.path("clients.csv")
     return Result(
         run_dir=record.folder,
         metrics=metrics,
-        clients=pd.read_csv(record.path("clients.csv")),
+        # there are no rows where every round drew nobody
+        clients=pd.read_csv(clients) if clients.exists() else pd.DataFrame(columns=CLIENT_COLUMNS),
         model=federation.network.cpu().eval(),
         summary=summary(federation, record),
     )
