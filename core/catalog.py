@@ -229,53 +229,53 @@ MECHANISMS = Table(
     "mechanism",
     {
         "server-poisson": (
-            "fedveil.privacy.dp.mechanisms:SERVER_POISSON",
+            "fedveil.privacy.dp.accounting.mechanisms:SERVER_POISSON",
             "noise_at server, sampling poisson: one client's whole data, against who sees the models and not who took part; "
             "against who knows that too, epsilon_known, which is much larger. The server is trusted",
         ),
         "server-order": (
-            "fedveil.privacy.dp.mechanisms:SERVER_ORDER",
+            "fedveil.privacy.dp.accounting.mechanisms:SERVER_ORDER",
             "noise_at server, sampling order: one client's whole data, against who sees the models, and who took part. The server "
             "is trusted",
         ),
         "server-banded": (
-            "fedveil.privacy.dp.mechanisms:SERVER_BANDED",
+            "fedveil.privacy.dp.accounting.mechanisms:SERVER_BANDED",
             "noise_at server, sampling order, noise banded: as server-order, with noise that cancels over rounds, so that "
             "the same epsilon costs less accuracy. The server is trusted. Refused with other sampling",
         ),
         "server-fixed": (
-            "fedveil.privacy.dp.mechanisms:SERVER_FIXED",
+            "fedveil.privacy.dp.accounting.mechanisms:SERVER_FIXED",
             "noise_at server, sampling fixed: one client's whole data, against who sees the models and not who took part: the "
             "better of what sampling and what the busiest client's rounds prove. The server is trusted",
         ),
         "client-clear": (
-            "fedveil.privacy.dp.mechanisms:CLIENT_CLEAR",
+            "fedveil.privacy.dp.accounting.mechanisms:CLIENT_CLEAR",
             "noise_at client, protection none: one client's whole data, against the server too, which sees each update; each "
             "update has all the noise. Seconds and who takes part are not covered",
         ),
         "client-sum": (
-            "fedveil.privacy.dp.mechanisms:CLIENT_SUM",
+            "fedveil.privacy.dp.accounting.mechanisms:CLIENT_SUM",
             "noise_at client, protection secagg, ckks or bfv: one client's whole data, each update's noise against who comes to see "
             "it, their sum's against who sees sums alone. Refused where a grid would round the noise away",
         ),
         "client-distributed": (
-            "fedveil.privacy.dp.mechanisms:CLIENT_DISTRIBUTED",
+            "fedveil.privacy.dp.accounting.mechanisms:CLIENT_DISTRIBUTED",
             "noise_at distributed, protection secagg or bfv: one client's whole data, against who sees sums, the server too, helped "
             "by the clients that the noise is sized for; bfv: not against the server together with a client, who hold the key. "
             "Refused with none and ckks, and where a client's share is under 4 steps of the grid",
         ),
         "example-client": (
-            "fedveil.privacy.dp.mechanisms:EXAMPLE_CLIENT",
+            "fedveil.privacy.dp.accounting.mechanisms:EXAMPLE_CLIENT",
             "unit example, noise_at client: one example, against everybody but its own client: each client's training is "
             "private (DP-SGD), and which examples a step uses is its secret",
         ),
         "example-server": (
-            "fedveil.privacy.dp.mechanisms:EXAMPLE_SERVER",
+            "fedveil.privacy.dp.accounting.mechanisms:EXAMPLE_SERVER",
             "unit example, noise_at server, training.steps 1: one example, against who sees the models, as if all data lay in one "
             "place. The server is trusted. Refused with several local steps",
         ),
         "example-distributed": (
-            "fedveil.privacy.dp.mechanisms:EXAMPLE_DISTRIBUTED",
+            "fedveil.privacy.dp.accounting.mechanisms:EXAMPLE_DISTRIBUTED",
             "unit example, noise_at distributed, training.steps 1: one example, against who sees sums, the server too. Refused "
             "with several local steps, with none and with ckks",
         ),

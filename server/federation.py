@@ -33,7 +33,7 @@ from fedveil.models.local.training import check_training
 from fedveil.models.networks.build import build
 from fedveil.models.parameters import constants, from_numpy, get, to_numpy
 from fedveil.privacy.defences import find_defence
-from fedveil.privacy.dp.accounting import calibrated, describe, name_of
+from fedveil.privacy.dp.accounting.guarantee import calibrated, describe, name_of
 from fedveil.privacy.dp.adaptive import START
 from fedveil.privacy.dp.examples import check_sizes
 from fedveil.privacy.fixed_point import Layout

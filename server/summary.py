@@ -14,7 +14,7 @@ from fedveil.core.record.record import Record
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ARRAYS, to_arrays, wire_bytes
 from fedveil.models.parameters import get, to_numpy
-from fedveil.privacy.dp.accounting import describe, epsilons, explain
+from fedveil.privacy.dp.accounting.guarantee import describe, epsilons, explain
 from fedveil.privacy.plan import plan_for
 from fedveil.server.checkpoint import MODEL, State
 from fedveil.server.exchange import Row

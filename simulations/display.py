@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fedveil.core.catalog import PROTECTIONS
 from fedveil.core.examples import Examples, Task
 from fedveil.datasets.dataset import DataSet
-from fedveil.privacy.dp.accounting import epsilons, mechanism, name_of, planned
+from fedveil.privacy.dp.accounting.expectation import expectation
+from fedveil.privacy.dp.accounting.guarantee import epsilons, mechanism, name_of, planned
 from fedveil.privacy.dp.examples import own_multiplier
-from fedveil.privacy.dp.expectation import expectation
 from fedveil.server.summary import READERS, guarantee_lines, guessing, megabytes, scores_line
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedveil.privacy.dp.accountants import gaussian_epsilon
+from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon
 
 GUESSES = (100, 400)  # fewer are surer and tell less from chance: one is best for more noise, the other for less
 LARGEST_EPSILON, LARGEST_MU = 50.0, 30.0  # that a search tries

@@ -6,9 +6,9 @@ from functools import lru_cache
 
 from fedveil.core.errors import SettingsError
 from fedveil.core.settings.experiment import Experiment
-from fedveil.privacy.dp.accountants import calibrate
-from fedveil.privacy.dp.accounting import planned
-from fedveil.privacy.dp.mechanisms import EXAMPLE_CLIENT
+from fedveil.privacy.dp.accounting.accountants import calibrate
+from fedveil.privacy.dp.accounting.guarantee import planned
+from fedveil.privacy.dp.accounting.mechanisms import EXAMPLE_CLIENT
 from fedveil.privacy.dp.sensitivity import in_sums
 
 

@@ -3,7 +3,7 @@
 A client's update is its weights after training less those before, all tensors as one vector u. It is shortened to
 u min(1, C / |u|) (Abadi et al. 2016, algorithm 1; McMahan et al. 2018, section 2: of a whole client). Noise of standard
 deviation sigma = z C is added to each number of one client's update, or of the sum of a cohort's. Clipping alone hides
-nothing; `privacy/dp/accounting.py` says what both together hide.
+nothing; `privacy/dp/accounting/guarantee.py` says what both together hide.
 """
 
 from __future__ import annotations

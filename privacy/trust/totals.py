@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedveil.core.errors import ProtectionError
-from fedveil.privacy.dp.accountants import gaussian_epsilon
+from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon
 from fedveil.privacy.trust.cohorts import Cohort, exposed
 
 TRAIN, LOSS, EVALUATE, HELLO = "train", "loss", "evaluate", "hello"  # answers made of the client's examples

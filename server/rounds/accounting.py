@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fedveil.core.settings.experiment import Experiment
+from fedveil.privacy.dp.accounting.mechanisms import Shown
 from fedveil.privacy.dp.adaptive import next_bound
-from fedveil.privacy.dp.mechanisms import Shown
 from fedveil.server.checkpoint import Parameters, State
 from fedveil.server.rounds.observers import Observer
 from fedveil.server.rounds.round import Round

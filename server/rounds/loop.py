@@ -14,7 +14,7 @@ from typing import cast
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
 from fedveil.models.local.schedules import replay
-from fedveil.privacy.dp.accounting import epsilons, exhausted
+from fedveil.privacy.dp.accounting.guarantee import epsilons, exhausted
 from fedveil.server.checkpoint import State
 from fedveil.server.exchange import Exchanged
 from fedveil.server.rounds.accounting import asked_next, shown

@@ -11,7 +11,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 from fedveil.core.metrics import MetricSet, Scores, merge
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import CLIENT, METRICS, WEIGHT
-from fedveil.privacy.dp.accounting import observers
+from fedveil.privacy.dp.accounting.guarantee import observers
 from fedveil.server.exchange import Exchanged, Row, count, metric
 
 # "clipped" follows for protected updates

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedveil.privacy.dp.accountants import gaussian_epsilon
+from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon
 from fedveil.simulations.audit.run import Audit
 from fedveil.simulations.plots import COLOURS, STYLE
 

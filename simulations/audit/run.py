@@ -20,7 +20,7 @@ from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ARRAYS, read_update
 from fedveil.datasets.federated import load
 from fedveil.models.networks.build import build
-from fedveil.privacy.dp.accounting import observers
+from fedveil.privacy.dp.accounting.guarantee import observers
 from fedveil.privacy.dp.audit import epsilon_bound, epsilon_of, gaussian_bound, gaussian_estimate
 from fedveil.privacy.dp.banded import bands_of, coefficients
 from fedveil.server.checkpoint import State

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from fedveil.cli import app
 from fedveil.client.node.ledger import ledger_path, source_name
 from fedveil.core.errors import FedveilError, ProtectionError, SettingsError
-from fedveil.privacy.dp.accountants import gaussian_epsilon
+from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon
 from fedveil.privacy.homomorphic.keys import fingerprint
 from fedveil.privacy.trust.ledger import Ledger, Question
 from fedveil.privacy.trust.totals import EXACT, TRAIN, Limits

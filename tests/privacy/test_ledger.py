@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.core.errors import ProtectionError
-from fedveil.privacy.dp.accountants import gaussian_epsilon
+from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon
 from fedveil.privacy.trust.ledger import KEPT, Ledger, Question
 from fedveil.privacy.trust.totals import EVALUATE, EXACT, FREE, HELLO, TRAIN, Limits
 

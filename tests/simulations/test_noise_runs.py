@@ -28,7 +28,7 @@ from fedveil.datasets.federated import load
 from fedveil.models.local.training import train_clients
 from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
-from fedveil.privacy.dp.accountants import gaussian_epsilon
+from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon
 from fedveil.privacy.dp.noise import norm
 from fedveil.server.checkpoint import load_state
 from fedveil.server.federation import federate, prepare, resolve

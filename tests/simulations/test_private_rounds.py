@@ -20,7 +20,7 @@ from fedveil.client.learning.contribution import Instructions
 from fedveil.core.errors import Interrupted, ProtectionError
 from fedveil.core.record.record import Record
 from fedveil.core.wire.messages import CLIP, WITHIN, to_arrays
-from fedveil.privacy.dp.accountants import gaussian_epsilon, poisson_epsilon
+from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon, poisson_epsilon
 from fedveil.privacy.dp.adaptive import RATE, START
 from fedveil.server.checkpoint import State, load_state
 from fedveil.server.federation import federate, noise_file, prepare, resolve

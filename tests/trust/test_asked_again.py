@@ -14,7 +14,7 @@ from trust.liar import DeployedClient, Refused, refused_for
 from fedveil.client.node.trainer import ClientProfile
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import from_arrays
-from fedveil.privacy.dp.accountants import gaussian_epsilon
+from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon
 from fedveil.privacy.trust.ledger import Ledger
 
 NOISY = Experiment.preset("digits").override({

@@ -23,9 +23,9 @@ from fedveil.core.wire.messages import ARRAYS, MANIFEST, SIGNATURES, from_sealed
 from fedveil.datasets.federated import load
 from fedveil.models.networks.build import build
 from fedveil.models.parameters import get, to_numpy
-from fedveil.privacy.dp.accountants import gaussian_epsilon
-from fedveil.privacy.dp.accounting import epsilons
-from fedveil.privacy.dp.mechanisms import Shown
+from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon
+from fedveil.privacy.dp.accounting.guarantee import epsilons
+from fedveil.privacy.dp.accounting.mechanisms import Shown
 from fedveil.privacy.dp.noise import secret_normal
 from fedveil.privacy.fixed_point import Layout, quantize
 from fedveil.privacy.homomorphic.keys import CLIENT, SERVER, load_client, load_server, write_keys
@@ -251,7 +251,7 @@ def lattice(x: float, sigma: float, span: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("sigma", [0.5, 0.7, 0.9])
 @pytest.mark.parametrize("clients", [2, 3, 5])
 def test_sums_of_rounded_noise_are_rounded_sums_of_noise_but_for_the_term_that_is_derived(sigma, clients) -> None:
-    """Total variation between what clients add up to, and samples of the density of all noise and uniforms (dp/accounting.py)."""
+    """Total variation between what clients add up to, and samples of the density of all noise and uniforms (dp/accounting/guarantee.py)."""
     span = np.arange(-40, 41)
     rng = np.random.default_rng(clients)
     weights = rng.uniform(-0.5, 0.5, clients)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm as normal
 
 from fedveil.core.errors import SettingsError
-from fedveil.privacy.dp.accountants import calibrate, gaussian_epsilon, poisson_epsilon, subset_epsilon
+from fedveil.privacy.dp.accounting.accountants import calibrate, gaussian_epsilon, poisson_epsilon, subset_epsilon
 
 multipliers, deltas = st.floats(0.2, 20), st.floats(1e-9, 1e-2)
 
@@ -162,7 +162,7 @@ def test_a_budget_that_no_noise_meets_is_refused() -> None:
 def test_the_accountant_is_imported_only_where_there_is_noise() -> None:
     code = (
         "import sys\nfrom fedveil import Experiment\n"
-        "from fedveil.privacy.dp.accounting import epsilons\nfrom fedveil.privacy.dp.mechanisms import Shown\n"
+        "from fedveil.privacy.dp.accounting.guarantee import epsilons\nfrom fedveil.privacy.dp.accounting.mechanisms import Shown\n"
         "assert epsilons(Experiment(privacy={'clip': 1.0}), Shown(1, 1, 10, 10, 10, 100)) == {}\n"
         "print([m for m in sys.modules if m.startswith('dp_accounting')])"
     )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, norm
 
-from fedveil.privacy.dp.accountants import gaussian_epsilon
+from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon
 from fedveil.privacy.dp.audit import (
     GUESSES,
     Guessed,

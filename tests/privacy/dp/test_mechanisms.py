@@ -9,9 +9,17 @@ import pytest
 from fedveil import Experiment
 from fedveil.core.catalog import MECHANISMS
 from fedveil.core.errors import SettingsError
-from fedveil.privacy.dp.accountants import gaussian_epsilon, poisson_epsilon, subset_epsilon
-from fedveil.privacy.dp.accounting import calibrated, epsilons, exhausted, explain, name_of, observers, planned
-from fedveil.privacy.dp.mechanisms import CLIENT, Shown
+from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon, poisson_epsilon, subset_epsilon
+from fedveil.privacy.dp.accounting.guarantee import (
+    calibrated,
+    epsilons,
+    exhausted,
+    explain,
+    name_of,
+    observers,
+    planned,
+)
+from fedveil.privacy.dp.accounting.mechanisms import CLIENT, Shown
 
 
 def noisy(**privacy) -> Experiment:

@@ -18,7 +18,7 @@ import fedveil.privacy.defences as defences
 import fedveil.server.protection.noise as server_noise
 import fedveil.server.rounds.training as rounds
 from fedveil import Experiment, SettingsError
-from fedveil.privacy.dp.accountants import gaussian_epsilon
+from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon
 from fedveil.privacy.dp.noise import Update, add_noise
 from fedveil.simulations.audit.canaries import Canaries
 from fedveil.simulations.audit.report import LIMITS, PAGE, write_report

@@ -16,10 +16,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedveil.core.errors import SettingsError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.settings.sections import Settings
-from fedveil.privacy.dp.accountants import gaussian_epsilon, poisson_epsilon, subset_epsilon
+from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon, poisson_epsilon, subset_epsilon
+from fedveil.privacy.dp.accounting.refusals import (
+    nothing_more,
+    refuse_for_examples,
+    refuse_for_examples_in_sums,
+    refuse_for_shares,
+    refuse_uncovered,
+)
 from fedveil.privacy.dp.distributed import NoiseShare, divergences, effective_multiplier
 from fedveil.privacy.dp.sensitivity import of_updates
 from fedveil.privacy.plan import plan_for, share_for
@@ -70,7 +76,7 @@ class Mechanism:
 
     def check(self, experiment: Settings) -> None:
         """Raise SettingsError, with the reason and the nearest that works, where the settings cannot be guaranteed."""
-        _check_all(experiment)
+        refuse_uncovered(experiment)
         self.refuse(experiment)
 
 
@@ -264,145 +270,13 @@ def _sampled(experiment: Experiment) -> bool:
     return experiment.federation.sampling != "order" and experiment.federation.cohort < experiment.data.clients
 
 
-def _check_all(e: Settings) -> None:
-    """Refuse what no noise covers."""
-    privacy = e.privacy
-    asked = (
-        f"privacy.epsilon = {privacy.epsilon:g}"
-        if privacy.epsilon is not None
-        else f"privacy.noise_multiplier = {privacy.noise_multiplier:g}"
-    )
-    what = "an example's gradient" if privacy.unit == "example" else "an update"
-    _refuse(
-        privacy.clip is None,
-        f"{asked}: noise hides {what} only up to its norm, which nothing bounds; set privacy.clip, 1.0 say",
-    )
-    _refuse(
-        privacy.unit == "client" and privacy.delta * e.data.clients >= 1,
-        f"privacy.delta = {privacy.delta:g}: must be smaller than 1 / data.clients = {1 / e.data.clients:g}; a larger one would "
-        "allow showing all of one client's data",
-    )
-    _refuse(
-        e.training.schedule == "plateau",
-        f"training.schedule = 'plateau': follows the clients' training losses, which they do not tell with {asked}",
-    )
-    _refuse(
-        e.evaluation.federated,
-        f"evaluation.federated = true: clients' scores travel without noise, and {asked} would not cover what they tell; "
-        "evaluate on the server",
-    )
-    _refuse(
-        privacy.leak_guard == "refuse",
-        f"privacy.leak_guard = 'refuse': whether a client drops out would depend on its data, which {asked} does not cover; use "
-        "privacy.leak_guard = 'warn', which tells its operator alone",
-    )
-    _refuse(
-        e.data.vocabulary == "train" and e.data.dataset.resolved and "vocabulary" in e.data.dataset.declaration.uses,
-        f"data.vocabulary = 'train': is made of the clients' own words, and {asked} does not cover it; use data.vocabulary = "
-        "'hashed', or a public list of words in a file",
-    )
-    _refuse(
-        e.communication.encoding == "int8"
-        and (e.federation.cohort < e.data.clients or e.federation.sampling == "poisson"),
-        "communication.encoding = 'int8': carries what it lost to a client's next update, so that updates of one client in "
-        f"several rounds depend on each other in a way that {asked} is not proven for where clients are sampled; use float16",
-    )
-    _refuse(
-        privacy.clip == "adaptive" and (privacy.unit == "example" or privacy.noise_at != "server" or privacy.protected),
-        "privacy.clip = 'adaptive': the server finds the bound from a count of the updates that are shorter, to which it adds "
-        "noise; it works with privacy.unit = 'client', privacy.noise_at = 'server', privacy.protection = 'none'; else give a number",
-    )
-    _refuse(
-        privacy.noise == "banded"
-        and not (privacy.unit == "client" and privacy.noise_at == "server" and e.federation.sampling == "order"),
-        "privacy.noise = 'banded': takes back noise of earlier rounds, which is proven where a client takes part at known "
-        "distances; use it with federation.sampling = 'order', privacy.noise_at = 'server' and privacy.unit = 'client'",
-    )
-    _refuse(
-        privacy.noise == "banded" and 2 * e.federation.cohort > e.data.clients,
-        f"privacy.noise = 'banded': a client would take part in every other round at least (federation.cohort = "
-        f"{e.federation.cohort}, data.clients = {e.data.clients}), and there is nothing to take back; use 'independent'",
-    )
-    _refuse(
-        privacy.noise_at == "server" and privacy.shows == "sum",
-        f"privacy.noise_at = 'server': the server of privacy.protection = '{privacy.protection}' only adds up ciphertexts that it "
-        "cannot read; use privacy.noise_at = 'distributed' (bfv) or 'client', whose noise adds up under encryption",
-    )
-    _refuse(
-        e.federation.sampling == "poisson" and privacy.shows == "sum",
-        f"federation.sampling = 'poisson': a sum of updates is divided by the average cohort, and the server of "
-        f"privacy.protection = '{privacy.protection}' cannot divide what it cannot read; use secagg, or federation.sampling = 'order'",
-    )
-
-
-def _check_distributed(e: Settings) -> None:
-    _refuse(
-        e.privacy.protection.name in ("none", "ckks"),
-        f"privacy.noise_at = 'distributed': a client's share of the noise hides nothing by itself, and privacy.protection = "
-        f"'{e.privacy.protection}' "
-        + ("shows each update" if e.privacy.protection.name == "none" else "adds noise of its own to whole numbers")
-        + "; use secagg or bfv, or privacy.noise_at = 'client'",
-    )
-    _refuse(
-        e.privacy.distribution == "skellam" and (e.federation.sampling == "poisson" or e.privacy.unit == "example"),
-        "privacy.distribution = 'skellam': is accounted for clients' sums without sampling by coins; use 'gaussian'",
-    )
-
-
-def _check_one_step(e: Settings) -> None:
-    privacy, training = e.privacy, e.training
-    _refuse(
-        training.steps != 1,
-        f"privacy.unit = 'example', privacy.noise_at = '{privacy.noise_at}': noise in the sum hides gradients of one step, and "
-        "clients take several; set training.steps = 1, or privacy.noise_at = 'client', whose noise is in every step",
-    )
-    _refuse(
-        training.optimizer != "sgd",
-        f"training.optimizer = '{training.optimizer}': noise in the sum hides gradients, and {training.optimizer} divides by their "
-        "size, which it does not hide; use training.optimizer = 'sgd', or an optimiser of the server (federation.strategy = 'fedadam')",
-    )
-    if privacy.noise_at == "distributed":
-        _check_distributed(e)
-        _refuse(
-            training.schedule != "constant",
-            f"training.schedule = '{training.schedule}': shares of the noise are made for one learning rate; use 'constant', or "
-            "privacy.noise_at = 'server'",
-        )
-
-
-def _check_example(e: Settings) -> None:
-    _refuse(
-        e.training.max_grad_norm is not None,
-        f"training.max_grad_norm = {e.training.max_grad_norm}: with privacy.unit = 'example' each example's gradient is "
-        "clipped to privacy.clip; give that alone",
-    )
-
-
-def _check_examples_of_clients(e: Settings) -> None:
-    _check_example(e)
-
-
-def _check_examples_in_sums(e: Settings) -> None:
-    _check_example(e)
-    _check_one_step(e)
-
-
-def _nothing(_e: Settings) -> None:
-    pass
-
-
-def _refuse(when: bool, message: str) -> None:
-    if when:
-        raise SettingsError(message)
-
-
-SERVER_POISSON = Mechanism(CLIENT, _models, _by_poisson, _nothing)
-SERVER_ORDER = Mechanism(CLIENT, _models, _by_order, _nothing)
-SERVER_BANDED = Mechanism(CLIENT, _models, _by_order, _nothing)
-SERVER_FIXED = Mechanism(CLIENT, _models, _by_subsets, _nothing)
-CLIENT_CLEAR = Mechanism(CLIENT, _updates, _own_noise, _nothing)
-CLIENT_SUM = Mechanism(CLIENT, _protected_updates, _own_noise, _nothing)
-CLIENT_DISTRIBUTED = Mechanism(CLIENT, _sums, _distributed, _check_distributed)
-EXAMPLE_CLIENT = Mechanism(EXAMPLE, _everybody, _own_examples, _check_examples_of_clients)
-EXAMPLE_SERVER = Mechanism(EXAMPLE, _models, _examples_in_sums, _check_examples_in_sums)
-EXAMPLE_DISTRIBUTED = Mechanism(EXAMPLE, _sums, _examples_in_sums, _check_examples_in_sums)
+SERVER_POISSON = Mechanism(CLIENT, _models, _by_poisson, nothing_more)
+SERVER_ORDER = Mechanism(CLIENT, _models, _by_order, nothing_more)
+SERVER_BANDED = Mechanism(CLIENT, _models, _by_order, nothing_more)
+SERVER_FIXED = Mechanism(CLIENT, _models, _by_subsets, nothing_more)
+CLIENT_CLEAR = Mechanism(CLIENT, _updates, _own_noise, nothing_more)
+CLIENT_SUM = Mechanism(CLIENT, _protected_updates, _own_noise, nothing_more)
+CLIENT_DISTRIBUTED = Mechanism(CLIENT, _sums, _distributed, refuse_for_shares)
+EXAMPLE_CLIENT = Mechanism(EXAMPLE, _everybody, _own_examples, refuse_for_examples)
+EXAMPLE_SERVER = Mechanism(EXAMPLE, _models, _examples_in_sums, refuse_for_examples_in_sums)
+EXAMPLE_DISTRIBUTED = Mechanism(EXAMPLE, _sums, _examples_in_sums, refuse_for_examples_in_sums)

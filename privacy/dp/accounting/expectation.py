@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from fedveil.core.settings.experiment import Experiment
-from fedveil.privacy.dp.mechanisms import steps_of
+from fedveil.privacy.dp.accounting.mechanisms import steps_of
 
 DROWNED, DEEP, SOME = 6.0, 3.0, 1.0  # of r / sqrt(T)
 

@@ -23,8 +23,8 @@ from typing import Any
 from fedveil.core.catalog import MECHANISMS
 from fedveil.core.settings.checks import mechanism_of
 from fedveil.core.settings.experiment import Experiment
-from fedveil.privacy.dp.accountants import calibrate
-from fedveil.privacy.dp.mechanisms import Mechanism, Shown
+from fedveil.privacy.dp.accounting.accountants import calibrate
+from fedveil.privacy.dp.accounting.mechanisms import Mechanism, Shown
 
 SECRET = "from the operating system's generator"
 SEEDED = "from the seed: it protects nobody, and shows what secret noise would"
