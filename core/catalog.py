@@ -305,6 +305,14 @@ PRESETS = Table(
         "sms-mlp": ("sms-mlp.toml", "word embeddings and a linear layer on real text messages, 10 clients"),
         "enron-book": ("enron-book.toml", "the spam model of 'Grokking Deep Learning', chapter 15, on real mail"),
         "spam-demo": ("spam-demo.toml", "LSTM on made-up messages; no download"),
+        "digits-dp": (
+            "digits-dp.toml",
+            "client-level differential privacy, epsilon 7: 100 clients add noise in shares under secure aggregation",
+        ),
+        "sms-bag-dp": (
+            "sms-bag-dp.toml",
+            "example-level differential privacy, epsilon 3: spam among real text messages, hashed words",
+        ),
         "million": ("million.toml", "1,000,000 clients that make up their own examples, 1,000 of them a round"),
     },
     own=False,

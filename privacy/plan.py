@@ -180,10 +180,10 @@ class Plan:
 
 
 def plan_for(settings: Settings) -> Plan:
-    """Make the plan of an experiment's protection, for all cohorts that it may draw; raise what `make_plan` raises.
+    """Make the plan of an experiment's protection, for all its cohorts; raise what `make_plan` raises.
 
-    Distributed noise is enough for a cohort of the usual size: rounds of fewer are left out (Poisson sampling has one in a
-    thousand). Under BFV every client of a cohort must answer, or federation.quorum of them.
+    Distributed noise is enough for a cohort of the usual size: rounds of fewer are left out. Under BFV all clients must
+    answer, or federation.quorum of them.
     """
     privacy, federation = of_updates(settings), settings.federation
     _, largest = cohort_sizes(federation, settings.data.clients)
@@ -194,11 +194,9 @@ def plan_for(settings: Settings) -> Plan:
 
 
 def make_plan(privacy: Privacy, cohort: int, fewest: int | None = None) -> Plan:
-    """Make the plan of a protection.
+    """Make the plan of a protection; raise SettingsError where there is none, or its grid would swallow the clients' noise.
 
-    cohort: clients of the largest cohort, with which no sum wraps; fewest: of the smallest, for which distributed noise
-    is enough; as many without it
-    Raise SettingsError, with the reason, where there is none, or where its grid would swallow the clients' noise.
+    cohort: clients of the largest cohort; fewest: of the smallest, for which distributed noise is enough; as many without
     """
     if privacy.noise_at == "distributed" and privacy.deviation:
         return _distributed_plan(privacy, cohort, cohort if fewest is None else fewest)
@@ -215,7 +213,6 @@ def _load(privacy: Privacy, cohort: int, noise: float) -> Plan:
 
 
 def _check_units(privacy: Privacy, plan: Plan, deviation: float, whose: str) -> None:
-    """Raise SettingsError where a client's noise is too little for the units that it rounds to."""
     if deviation and deviation < UNITS * plan.unit:
         raise SettingsError(
             f"privacy.clip = {privacy.clip}, a noise multiplier of {privacy.multiplier:g}: noise of {deviation:.2g}{whose} "
@@ -248,8 +245,8 @@ def _distributed_plan(privacy: Privacy, cohort: int, fewest: int) -> Plan:
     plan = _load(privacy, cohort, FAR * LONGEST * own / math.sqrt(cohort))
     _check_units(privacy, plan, own, f", a share of {honest:,} clients' noise,")
     grid = replace(plan.grid, bits=min(plan.grid.bits, math.floor(math.log2(cohort * FINEST / own))))
-    least = max(plan.least, fewest - math.floor(fewest * missing + 1e-9))
-    return replace(plan, grid=grid, clients=min(plan.clients, cohort), honest=honest, least=least)
+    stay = fewest - math.floor(fewest * missing + 1e-9)
+    return replace(plan, grid=grid, clients=min(plan.clients, cohort), honest=honest, least=max(plan.least, stay))
 
 
 def noise_share(privacy: Privacy, plan: Plan, size: int, *, bounded: bool = True) -> NoiseShare:
