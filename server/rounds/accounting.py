@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from fedveil.core.settings.experiment import Experiment
@@ -60,13 +61,16 @@ def shown(state: State) -> Shown:
     return Shown(rounds, asked, state.fewest, state.population, state.drawn, state.numbers, state.smallest)
 
 
-def asked_next(experiment: Experiment, state: State) -> int | None:
-    """Return the most rounds that one client will be asked in after the next, where its cohort is known; else None."""
+def asked_after(experiment: Experiment, state: State, rounds: int) -> int | None:
+    """Return the most rounds that one client is asked in after so many more, where cohorts are known beforehand; else None."""
     federation = experiment.federation
     if federation.sampling != "order" or experiment.privacy.epsilon is None:
         return None
-    turn = in_turn(experiment.data.clients, federation.cohort, state.round + 1, state.turns or experiment.seed)
-    return max(max(state.asked.values(), default=0), *(state.asked.get(client, 0) + 1 for client in turn))
+    seed = state.turns or experiment.seed
+    asked = Counter(state.asked)
+    for number in range(state.round + 1, state.round + 1 + rounds):
+        asked.update(in_turn(experiment.data.clients, federation.cohort, number, seed))
+    return max(asked.values())
 
 
 def _add_costs(costs: dict[str, float], current: Round, largest_error: float | None) -> None:

@@ -17,7 +17,7 @@ from fedveil.models.local.schedules import replay
 from fedveil.privacy.dp.accounting.guarantee import epsilons, exhausted
 from fedveil.server.checkpoint import State
 from fedveil.server.exchange import Exchanged
-from fedveil.server.rounds.accounting import asked_next, shown
+from fedveil.server.rounds.accounting import asked_after, shown
 from fedveil.server.rounds.context import Context, to_record
 from fedveil.server.rounds.evaluation import evaluate_on_clients
 from fedveil.server.rounds.round import Round
@@ -39,7 +39,7 @@ def run_rounds(context: Context, state: State) -> None:
         for observer in observers:
             observer.first(row, state)
     while state.round < experiment.federation.rounds and not state.stopped:
-        if not state.pending and exhausted(experiment, shown(state), asked_next(experiment, state)):
+        if not state.pending and exhausted(experiment, shown(state), asked_after(experiment, state, 1)):
             spent = epsilons(experiment, shown(state))["epsilon"]
             state.stopped = (
                 f"another round could spend more than privacy.epsilon = {experiment.privacy.epsilon:g}; "
@@ -115,7 +115,7 @@ def _last_within_budget(experiment: Experiment, state: State) -> bool:
     spent = shown(state)
     fewest = spent.fewest or experiment.federation.cohort
     after = replace(spent, rounds=spent.rounds + 1, asked=spent.asked + 1, fewest=fewest)
-    return exhausted(experiment, after)
+    return exhausted(experiment, after, asked_after(experiment, state, 2))
 
 
 def _advance(context: Context, state: State, current: Round) -> None:
