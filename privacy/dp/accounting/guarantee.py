@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedveil.core.catalog import MECHANISMS
+from fedveil.core.errors import SettingsError
 from fedveil.core.settings.checks import mechanism_of
 from fedveil.core.settings.experiment import Experiment
 from fedveil.privacy.dp.accounting.accountants import calibrate
@@ -95,7 +96,20 @@ def calibrated(experiment: Experiment, numbers: int, smallest: int = 0) -> Exper
     if found is None or privacy.epsilon is None or privacy.calibrated is not None:
         return experiment
     end = planned(experiment, numbers, smallest)
-    multiplier = calibrate(lambda z: found.spent(experiment, z, end)["epsilon"], privacy.epsilon)
+
+    impossible: list[SettingsError] = []
+
+    def spent(multiplier: float) -> float:
+        try:
+            return found.spent(experiment, multiplier, end)["epsilon"]
+        except SettingsError as error:  # so little, or so much, noise may have no grid, where more or less has one
+            impossible.append(error)
+            return math.inf
+
+    try:
+        multiplier = calibrate(spent, privacy.epsilon)
+    except SettingsError as error:
+        raise (impossible[0] if impossible else error) from None
     return experiment.override({"privacy.calibrated": float(f"{multiplier * 1.00001:.6g}")})
 
 

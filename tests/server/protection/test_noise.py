@@ -79,7 +79,9 @@ def experiment(**settings: Any) -> Experiment:
 
 
 def made(settings: Experiment, asked: int, bound: float | None = None) -> NoisySum | None:
-    return noisy_sum(settings, 3, GLOBAL, asked, bound, server_draw(settings, None, secret=False), secret=False)
+    return noisy_sum(
+        settings, 3, GLOBAL, asked, bound, server_draw(settings, None, secret=False), secret=False, learning_rate=0.1
+    )
 
 
 @pytest.mark.parametrize(
