@@ -299,6 +299,7 @@ PRESETS = Table(
     {
         "digits": ("digits.toml", "small MLP on 8x8 digits, 10 clients; seconds, no download"),
         "mnist-mlp": ("mnist-mlp.toml", "MLP on MNIST, 100 clients, IID"),
+        "mnist-dp": ("mnist-dp.toml", "MLP on MNIST, 1,000 clients, client-level differential privacy of epsilon 3"),
         "mnist-2nn": ("mnist-2nn.toml", "the 784-200-200-10 network of McMahan et al. 2017, IID"),
         "mnist-shards": ("mnist-shards.toml", "the same network on the paper's pathological non-IID split"),
         "sms-lstm": ("sms-lstm.toml", "LSTM on real text messages, 10 clients"),

@@ -73,7 +73,9 @@ class NoisySum:
             if length > self.bound:
                 update *= self.bound / length
             total += update
-        return self._released(before, total, layout)
+        if self.deviation:
+            total += self.deviation * self.normal(layout.size)
+        return unflatten((before + total / self.divisor).astype(np.float32), layout)
 
     def of_mean(self, mean: Mapping[str, np.ndarray], clients: int) -> Update:
         """Return given + (clients (mean - given) + N(0, sigma^2)) / divisor, float32.
@@ -81,18 +83,16 @@ class NoisySum:
         mean: of the weights of so many clients, which clipped their updates
         """
         layout, before = Layout.of(self.given), flatten(self.given, np.float64)
-        total = flatten({name: mean[name] for name in self.given}, np.float64) - before
-        return self._released(before, total * clients, layout)
+        share = clients / self.divisor
+        made = share * flatten({name: mean[name] for name in self.given}, np.float64) + (1 - share) * before
+        if self.deviation:
+            made += self.deviation / self.divisor * self.normal(layout.size)
+        return unflatten(made.astype(np.float32), layout)
 
     def share_within(self, within: int, clients: int) -> float:
         """Return the noisy share of updates within the bound, where so many of `clients` said that theirs was."""
         assert self.count is not None  # else nobody was asked
         return noisy_share(within, clients, self.divisor, self.count * float(self.normal_count(1)[0]))
-
-    def _released(self, before: np.ndarray, total: np.ndarray, layout: Layout) -> Update:
-        if self.deviation:
-            total += self.deviation * self.normal(layout.size)
-        return unflatten((before + total / self.divisor).astype(np.float32), layout)
 
 
 def noisy_sum(
