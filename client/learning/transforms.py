@@ -10,8 +10,9 @@ import numpy as np
 from fedveil.client.learning.contribution import Contributions
 from fedveil.client.learning.runtime import ClientRuntime
 from fedveil.core.errors import ProtectionError
+from fedveil.core.settings.sections import Privacy
 from fedveil.privacy.defences import defend
-from fedveil.privacy.dp.noise import clip, norm
+from fedveil.privacy.dp.noise import clip_rows
 from fedveil.privacy.leakage.guard import reveals
 
 log = logging.getLogger("fedveil.guard")  # not Flower's, which simulations keep quiet
@@ -28,28 +29,25 @@ def transform(runtime: ClientRuntime, contributions: Contributions) -> None:
     """Apply the defence, clipping and noise of the settings to each update."""
     privacy, instructions = runtime.experiment.privacy, contributions.instructions
     if instructions.clip is not None:
-        _clip_and_count(runtime, contributions, instructions.clip)
+        if privacy.defence.name != "none":
+            _defend(runtime, contributions, privacy.model_copy(update={"clip": None}))
+        lengths = clip_rows(contributions.given, contributions.weights, instructions.clip)
+        contributions.within = lengths <= instructions.clip
         return
+    clips_alone = privacy.noisy and (privacy.noise_at == "server" or privacy.protected)
+    if clips_alone and privacy.defence.name == "none" and privacy.bound is not None:
+        clip_rows(contributions.given, contributions.weights, privacy.bound)
+        return
+    _defend(runtime, contributions, privacy)
+
+
+def _defend(runtime: ClientRuntime, contributions: Contributions, privacy: Privacy) -> None:
+    number = contributions.instructions.round
     for k, client in contributions.standing():
-        stream = runtime.stream(instructions.round, client)
+        stream = runtime.stream(number, client)
         changed = defend(privacy, contributions.given, contributions.of(k), stream, secret=runtime.secret_noise)
         for name, value in changed.items():
             contributions.weights[name][k] = value
-
-
-def _clip_and_count(runtime: ClientRuntime, contributions: Contributions, bound: float) -> None:
-    """Apply the defence, clip each update to the server's bound, and note which were within it before."""
-    unbounded = runtime.experiment.privacy.model_copy(update={"clip": None})
-    given, number = contributions.given, contributions.instructions.round
-    contributions.within = np.zeros(len(contributions.clients), bool)
-    for k, client in contributions.standing():
-        stream = runtime.stream(number, client)
-        changed = defend(unbounded, given, contributions.of(k), stream, secret=runtime.secret_noise)
-        with np.errstate(over="ignore", invalid="ignore"):  # clipping makes zeros of what is not finite
-            update = {name: np.subtract(value, given[name], dtype=np.float64) for name, value in changed.items()}
-        contributions.within[k] = norm(update) <= bound
-        for name, value in clip(update, bound).items():
-            contributions.weights[name][k] = given[name] + value
 
 
 def withhold(runtime: ClientRuntime, contributions: Contributions) -> None:

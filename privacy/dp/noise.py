@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
@@ -37,6 +37,56 @@ def clip(update: Mapping[str, np.ndarray], bound: float) -> Update:
         return {name: np.zeros(value.shape) for name, value in update.items()}
     factor = min(1.0, bound / length) if length else 1.0
     return {name: np.asarray(value, np.float64) * factor for name, value in update.items()}
+
+
+class Updates:
+    """The updates of clients that began with one model, one after another in one vector, float64: a pass for each step."""
+
+    def __init__(self, given: Mapping[str, np.ndarray]) -> None:
+        """`given`: the model, float32 by name."""
+        self._given = given
+        self.before = np.concatenate([np.asarray(value, np.float64).reshape(-1) for value in given.values()])
+        self.update = np.empty(self.before.size)
+
+    def read(self, weights: Mapping[str, np.ndarray]) -> float:
+        """Put weights - given into `update`, and return its L2 norm."""
+        for name, piece in self._pieces():
+            piece[...] = weights[name].reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):  # the norm shows what is not finite
+            self.update -= self.before
+            return math.sqrt(np.dot(self.update, self.update))
+
+    def write(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Put given + update into arrays of weights."""
+        self.update += self.before
+        for name, piece in self._pieces():
+            weights[name][...] = piece.reshape(weights[name].shape)
+
+    def _pieces(self) -> Iterator[tuple[str, np.ndarray]]:
+        start = 0
+        for name, value in self._given.items():
+            yield name, self.update[start : start + value.size]
+            start += value.size
+
+
+def clip_rows(given: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], bound: float) -> np.ndarray:
+    """Clip the updates of K clients in place, as `clip` does, and return their norms before, float64 [K].
+
+    given: the model that all were sent, float32 by name; rows: their weights, each [K, ...]; bound: C
+    """
+    updates, clients = Updates(given), len(next(iter(rows.values())))
+    lengths = np.empty(clients)
+    for k in range(clients):
+        weights = {name: value[k] for name, value in rows.items()}
+        lengths[k] = length = updates.read(weights)
+        if length <= bound:
+            continue
+        if math.isfinite(length):
+            updates.update *= bound / length
+        else:
+            updates.update[:] = 0
+        updates.write(weights)
+    return lengths
 
 
 def add_noise(update: Mapping[str, np.ndarray], deviation: float, normal: Normal) -> Update:

@@ -24,7 +24,7 @@ from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
 from fedveil.privacy.dp.adaptive import count_deviation, noisy_share, sum_multiplier
 from fedveil.privacy.dp.banded import BandedNoise, bands_of
-from fedveil.privacy.dp.noise import Normal, Update, keyed_normal, secret_normal
+from fedveil.privacy.dp.noise import Normal, Update, Updates, keyed_normal, secret_normal
 from fedveil.privacy.dp.sensitivity import change_of_sum, in_sums
 from fedveil.privacy.fixed_point import Layout, flatten, unflatten
 
@@ -58,24 +58,18 @@ class NoisySum:
         McMahan et al. 2018, algorithm 1. Updates are clipped again here, because an update may arrive longer, by its
         encoding or on purpose. One that is not finite counts as zero.
         """
-        layout = Layout.of(self.given)
-        before = flatten(self.given, np.float64)
-        total, update = np.zeros(layout.size), np.empty(layout.size)
+        layout, updates = Layout.of(self.given), Updates(self.given)
+        total = np.zeros(layout.size)
         for own in weights:
-            start = 0
-            for name, value in self.given.items():
-                update[start : start + value.size] = own[name].reshape(-1)
-                start += value.size
-            update -= before
-            length = float(np.sqrt(np.dot(update, update)))
-            if not np.isfinite(length):
+            length = updates.read(own)
+            if not math.isfinite(length):
                 continue
             if length > self.bound:
-                update *= self.bound / length
-            total += update
+                updates.update *= self.bound / length
+            total += updates.update
         if self.deviation:
             total += self.deviation * self.normal(layout.size)
-        return unflatten((before + total / self.divisor).astype(np.float32), layout)
+        return unflatten((updates.before + total / self.divisor).astype(np.float32), layout)
 
     def of_mean(self, mean: Mapping[str, np.ndarray], clients: int) -> Update:
         """Return given + (clients (mean - given) + N(0, sigma^2)) / divisor, float32.

@@ -13,7 +13,7 @@ from scipy.stats import kstest
 from scipy.stats import norm as normal
 
 from fedveil.core.randomness import Stream
-from fedveil.privacy.dp.noise import add_noise, clip, norm, secret_normal
+from fedveil.privacy.dp.noise import add_noise, clip, clip_rows, norm, secret_normal
 
 numbers = st.floats(-(2.0**100), 2.0**100, width=32)
 updates = st.fixed_dictionaries({
@@ -86,3 +86,23 @@ def test_secret_numbers_are_normal_and_of_one_another_independent() -> None:
     assert abs(np.corrcoef(drawn[1:], drawn[:-1])[0, 1]) < bound
     assert abs(np.mean(np.square(drawn)) - 1) < 6 * math.sqrt(2 / drawn.size)
     assert abs(np.mean(np.abs(drawn) > 3) - 2 * normal.sf(3)) < 6 * math.sqrt(2 * normal.sf(3) / drawn.size)
+
+
+@given(st.integers(1, 6), st.sampled_from([1e-3, 0.3, 1e6]), st.integers(0, 5), st.booleans())
+def test_rows_of_many_clients_are_clipped_as_each_alone_is(clients, bound, seed, spoilt) -> None:
+    random = np.random.default_rng(seed)
+    model = {"w": random.normal(size=(3, 2)).astype(np.float32), "b": random.normal(size=4).astype(np.float32)}
+    rows = {
+        name: (value + 0.1 * random.normal(size=(clients, *value.shape))).astype(np.float32)
+        for name, value in model.items()
+    }
+    if spoilt:
+        rows["b"][0, 1] = np.nan
+    updates = [
+        {name: np.subtract(rows[name][k], model[name], dtype=np.float64) for name in model} for k in range(clients)
+    ]
+    lengths = clip_rows(model, rows, bound)
+    for k, update in enumerate(updates):
+        assert lengths[k] == pytest.approx(norm(update), nan_ok=True)
+        for name, value in clip(update, bound).items():
+            np.testing.assert_allclose(rows[name][k], model[name] + value, rtol=1e-6, atol=1e-7)
