@@ -64,7 +64,7 @@ def measure(
 def _server(name: str, layers: Sequence[int], clients: int, repeats: int) -> Measures:
     """Return milliseconds of what a server makes of a round's updates: their mean, and a clipped sum with its noise."""
     rng = np.random.default_rng(0)
-    given = {}
+    given: dict[str, np.ndarray] = {}
     for before, after in pairwise(layers):
         given |= {f"{before}": rng.normal(size=(after, before)), f"{before}-bias": rng.normal(size=after)}
     model = {key: value.astype(np.float32) for key, value in given.items()}

@@ -254,7 +254,7 @@ def fit(request: Request) -> Message:
     asked = None if answers is None else answers.question(TRAIN, instructions.round, request.config, request.model)
 
     def work() -> Message:
-        given = receive(runtime, client, request.model, instructions.round - 1, instructions.run, states)
+        given = receive(runtime, client, request.model, instructions.model_round, instructions.run, states)
         contributions = Contributions([client], instructions, given)
         if runtime.experiment.privacy.shows == "mean":
             contributions.brought = [request.brought]

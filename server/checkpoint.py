@@ -84,6 +84,7 @@ class State:
     cohorts: of a run with noise, how many cohorts were asked; one that was cut off, and the one asked in its place, are two
     clip: the bound of updates in the next round, where it changes from round to round; 0 where it does not
     turns: the seed of the clients' turns, where it is not the experiment's; 0 where it is
+    made: the round that made the model: the last complete one, but for rounds that were left out
     mechanism: of the run's noise, as `fedveil list mechanisms` names it; empty without noise
     numbers: in the model, which may be a ciphertext
     smallest: of a run whose noise hides examples, how many the client with the fewest has; 0 where nobody knows
@@ -115,6 +116,7 @@ class State:
     cohorts: int = 0
     clip: float = 0.0
     turns: int = 0
+    made: int = 0
     mechanism: str = ""
     smallest: int = 0
     numbers: int = 0

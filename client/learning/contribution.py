@@ -14,7 +14,7 @@ from fedveil.client.learning.states import State
 from fedveil.core.errors import ProtectionError
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
-from fedveil.core.wire.messages import ATTEMPT, CLIP, REFERENCE, ROUND, RUN
+from fedveil.core.wire.messages import ATTEMPT, CLIP, MODEL_ROUND, REFERENCE, ROUND, RUN
 from fedveil.privacy.defences import share
 from fedveil.privacy.dp.sensitivity import in_sums, of_updates
 from fedveil.privacy.plan import plan_for
@@ -44,6 +44,7 @@ class Instructions:
     report_global_loss: also report the loss of the received model on the client's training part
     run: 16 bytes that name a protected run; reference: the examples announced for its cohort
     settings: the message's config as received, to which masks are bound
+    model_round: the round that made the received model, 0 for the first model
     clip: the bound of updates in this round, where the settings leave it to the server
     """
 
@@ -54,6 +55,7 @@ class Instructions:
     run: bytes
     reference: int
     settings: Mapping[str, Any]
+    model_round: int = 0
     clip: float | None = None
 
     @classmethod
@@ -88,6 +90,7 @@ class Instructions:
             run=config.get(RUN, b""),
             reference=int(number(config, REFERENCE)) if privacy.protected else 0,
             settings=config,
+            model_round=_model_round(config, round_number, skips=privacy.noisy),
             clip=clip,
         )
 
@@ -98,6 +101,19 @@ def round_asked(config: Mapping[str, Any], experiment: Experiment) -> int:
     if not 1 <= asked <= rounds:
         raise ProtectionError(f"the server asks for round {asked} of a run with federation.rounds = {rounds}")
     return asked
+
+
+def _model_round(config: Mapping[str, Any], asked: int, *, skips: bool) -> int:
+    """Return the round whose model a message of round `asked` brings: the one before, or an earlier one that was the last made.
+
+    skips: rounds with noise may make no model. Elsewhere one model is trained once, as sums of two rounds that began with it
+    differ by who is in one of them alone.
+    Raise ProtectionError where there is no such round.
+    """
+    found = int(number(config, MODEL_ROUND)) if MODEL_ROUND in config else asked - 1
+    if found != asked - 1 and not (skips and 0 <= found < asked):
+        raise ProtectionError(f"the server sends the model of round {found} to be trained in round {asked}")
+    return found
 
 
 def evaluation_asked(config: Mapping[str, Any], experiment: Experiment) -> int:

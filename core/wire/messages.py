@@ -24,6 +24,7 @@ ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 WEIGHT = "num-examples"  # the key of a client's weight in an average
 CLIENT = "client"  # the number of the client's partition, by which records name it
 ROUND = "server-round"
+MODEL_ROUND = "model-round"  # the round that made the model, where the one before made none
 CLIP = "clip"  # the bound of updates in a round, where it changes from round to round
 WITHIN = "within-clip"  # 1 where a client's update was no longer than that, else 0
 SEALED = "sealed"  # the one array of a protected model or update

@@ -158,19 +158,23 @@ def examples_in(reply: Message, announced: int) -> int:
     return examples
 
 
+class TooFew(ProtectionError):
+    """Too few clients are left of a round for their sum to be made; nothing of it was revealed."""
+
+
 def enough(plan: Plan, clients: int, examples: int, reference: int) -> float:
     """Return the largest rounding error of a mean over so many clients with `examples` of the `reference` announced.
 
-    Raise ProtectionError where an aggregate of so few clients would tell too much about each, or where clients with
+    Raise TooFew where an aggregate of so few clients would tell too much about each, or where clients with
     most of the examples are missing, so that the rest lies on a grid too coarse to learn on.
     """
     if clients < plan.least:
-        raise ProtectionError(
+        raise TooFew(
             f"{clients} clients sent an update that could be used, and an aggregate of fewer than {plan.enough} is not made"
         )
     step = plan.grid.step * reference / examples
     if step > 2.0**-COARSEST and not plan.honest:  # distributed noise is larger than its grid's step by itself
-        raise ProtectionError(
+        raise TooFew(
             f"the clients that answered hold {examples:,} of the {reference:,} examples announced, which leaves their mean a grid "
             f"of {step:.1g}, coarser than 2^-{COARSEST}"
         )

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from fedveil.core.errors import ProtectionError, TrainingError
 from fedveil.core.metrics import MetricSet, Scores
 from fedveil.core.settings.experiment import Experiment
-from fedveil.core.wire.messages import CLIP, RUN, SEALED, to_arrays, to_sealed
+from fedveil.core.wire.messages import CLIP, MODEL_ROUND, RUN, SEALED, to_arrays, to_sealed
 from fedveil.privacy.dp.noise import secret_normal
 from fedveil.server.checkpoint import Parameters, State
 from fedveil.server.exchange import Row
@@ -78,7 +78,10 @@ class Context:
         """Return the settings that clients receive with a model, beside those of the strategy."""
         run = {} if self.protection is None else {RUN: self.protection.run}
         clip = {} if current.clip is None else {CLIP: current.clip}
-        return {"learning-rate": current.learning_rate, **run, **clip}
+        # clients check which round made an encrypted model
+        skipped = self.experiment.privacy.shows == "sum" and current.model_round != current.number - 1
+        made = {MODEL_ROUND: current.model_round} if skipped else {}
+        return {"learning-rate": current.learning_rate, **run, **clip, **made}
 
     @contextmanager
     def named(self, number: int) -> Iterator[None]:

@@ -70,7 +70,7 @@ def run_round(context: Context, state: State, learning_rate: float) -> Round:
     evaluates = number % experiment.evaluation.every == 0 or number == experiment.federation.rounds
     current = Round(
         number, Stream(experiment.seed, number), learning_rate, state.parameters,
-        evaluates or _last_within_budget(experiment, state), state.clip or None,
+        evaluates or _last_within_budget(experiment, state), state.made, state.clip or None,
     )  # fmt: skip
     with context.named(number):
         if state.pending:
@@ -124,6 +124,8 @@ def _advance(context: Context, state: State, current: Round) -> None:
     quiet = experiment.privacy.noisy or current.skipped
     loss = None if quiet else weighted_mean(current.trained.clients, "train_loss")
     state.round, state.parameters = current.number, current.aggregate
+    if not current.skipped:
+        state.made = current.number
     state.train_losses.append(math.nan if loss is None else loss)
     state.bytes_down += sum(row["bytes_down"] for row in current.ledger)
     state.bytes_up += sum(row["bytes_up"] or 0 for row in current.ledger)

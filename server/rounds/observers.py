@@ -134,7 +134,7 @@ class Checkpoint(Observer):
 
     def aggregated(self, current: Round, state: State) -> None:
         """Save a protected or noisy model before anybody sees it, so that no second model of the same round is ever made."""
-        if self._once or (self._before_sending and current.evaluates):
+        if not current.skipped and (self._once or (self._before_sending and current.evaluates)):
             state.pending, state.pending_rows = current.aggregate, asdict(current.trained)
             self._save(state)
             state.pending, state.pending_rows = {}, {}

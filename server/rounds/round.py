@@ -19,6 +19,7 @@ class Round:
     number: from 1
     stream: of its random choices
     learning_rate: of the clients' optimisers
+    model_round: the round that made the model that was sent; 0 for the first model
     clip: the bound of updates, where it changes from round to round
     model: that was sent, float32 by name, or {SEALED: uint8 bytes}
     evaluates: whether its new model is evaluated
@@ -40,6 +41,7 @@ class Round:
     learning_rate: float
     model: Parameters
     evaluates: bool
+    model_round: int = 0
     clip: float | None = None
     asked: list[int] = field(default_factory=list)
     population: int = 0

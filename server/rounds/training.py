@@ -18,6 +18,7 @@ from fedveil.server.exchange import Exchanged, exchange, metric
 from fedveil.server.protection.collector import Collected
 from fedveil.server.protection.collectors import new_collector
 from fedveil.server.protection.noise import NoisySum, noisy_sum
+from fedveil.server.protection.server_protection import TooFew
 from fedveil.server.rounds.context import Context
 from fedveil.server.rounds.round import Round
 from fedveil.server.rounds.rows import train_rows
@@ -92,7 +93,7 @@ def train(context: Context, current: Round, messages: list[Message], state: Stat
             if attempt + 1 < ATTEMPTS and not collector.final:
                 whole.failures.append(f"abandoned with nothing revealed, and tried again: {error}")
                 continue
-            if noisy and not collector.final:
+            if noisy and (isinstance(error, TooFew) or not collector.final):
                 current.skipped = str(error)
                 return
             raise ProtectionError(f"{error}{_reasons(whole.failures)}") from error

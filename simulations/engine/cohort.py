@@ -90,7 +90,7 @@ class CohortGrid(InProcessGrid):
         except ProtectionError as error:
             yield from ((i, refusal(message, error, runtime.keys)) for i, message in enumerate(messages))
             return
-        given, refused = self._receive(messages, instructions.round - 1, instructions.run)
+        given, refused = self._receive(messages, instructions.model_round, instructions.run)
         yield from refused
         if given is None:
             return

@@ -39,6 +39,28 @@ def test_an_aggregate_of_two_is_not_made(protection, engine, watched, honest) ->
     assert_goes_on(seen, experiment, watched, honest(experiment))
 
 
+NOISE = {"privacy__clip": 1.0, "privacy__noise_multiplier": 1.0}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize(
+    ("protection", "noise_at", "engine", "gone"),
+    [("bfv", "client", "sequential", [0, 1, 3]), ("ckks", "client", "batched", [0, 1, 3]), ("bfv", "distributed", "batched", [1])],
+)  # fmt: skip
+def test_with_noise_a_round_of_too_few_is_left_out_and_the_next_trains_the_same_model(
+    protection, noise_at, engine, gone, number, watched
+) -> None:
+    """Distributed noise under BFV is sized for all of them: one that is missing is too few."""
+    settings = {**NOISE, "privacy__noise_at": noise_at, "federation__rounds": 4, "engine": engine}
+    seen = ended(watched(small(protection, **settings), home=silent("train", gone, number)))
+    metrics = seen.table("metrics")
+    assert metrics.clients.tolist()[1:] == [0 if k == number else 5 for k in range(1, 5)]
+    before, after = metrics.test_loss[number - 1], metrics.test_loss[number]
+    assert before == after
+    assert metrics.test_loss.nunique() == 4
+    assert (metrics.epsilon.diff()[2:] > 0).all()
+
+
 STAGES = ("advertise", "share", "train", "reveal")
 
 

@@ -217,6 +217,20 @@ def test_no_server_changes_a_bound_that_the_settings_fix() -> None:
     assert instructions(small(**SERVER), **{CLIP: 1e9}).clip is None
 
 
+@pytest.mark.parametrize("found", [-1, 3, 4])
+def test_a_client_trains_no_model_of_the_round_or_of_a_later_one(found) -> None:
+    with pytest.raises(ProtectionError, match=f"the model of round {found} to be trained in round 3"):
+        instructions(small(**SERVER), **{"server-round": 3, "model-round": found})
+    assert instructions(small(**SERVER), **{"server-round": 3, "model-round": 1}).model_round == 1
+    assert instructions(small(**SERVER), **{"server-round": 3}).model_round == 2
+
+
+def test_without_noise_no_model_is_trained_twice() -> None:
+    """Sums of two rounds that began with one model differ by who is in one of them alone."""
+    with pytest.raises(ProtectionError, match="the model of round 1 to be trained in round 3"):
+        instructions(small(), **{"server-round": 3, "model-round": 1})
+
+
 def reply(experiment: Experiment, weights: dict[str, np.ndarray], **config: Any) -> Message:
     """A client's reply to a training message, on a machine of its own."""
     sent = ConfigRecord({"server-round": 1, "learning-rate": 0.1, **config})

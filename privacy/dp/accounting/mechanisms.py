@@ -138,7 +138,10 @@ def _by_subsets(experiment: Experiment, multiplier: float, shown: Shown) -> dict
 
 def _own_noise(experiment: Experiment, multiplier: float, shown: Shown) -> dict[str, float]:
     """Return epsilon of each update, and of their sum, which has the noise of all clients but those who tell theirs."""
-    delta, honest = experiment.privacy.delta, max(0, shown.fewest - knowing(experiment))
+    delta, honest = (
+        experiment.privacy.delta,
+        max(0, (shown.fewest or experiment.federation.cohort) - knowing(experiment)),
+    )
     update = gaussian_epsilon(multiplier, shown.asked, delta)
     found = gaussian_epsilon(multiplier * math.sqrt(honest), shown.asked, delta)
     if experiment.privacy.protected:
