@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -171,7 +173,7 @@ def _matrix(quick: bool, more: list[str], seed: int, out: Path | None, console: 
     import time
 
     from fedveil.core.record.record import write_atomically
-    from fedveil.simulations.attacks.lab import matrix
+    from fedveil.simulations.attacks.lab import budgets, matrix
     from fedveil.simulations.attacks.lab.report import new_folder, write_report
 
     folder, started = new_folder(out, "matrix"), time.perf_counter()
@@ -186,17 +188,29 @@ def _matrix(quick: bool, more: list[str], seed: int, out: Path | None, console: 
     cells = matrix.measure(quick=quick, more=more, seed=seed, progress=tell)
     # the page shows what was recovered without protection; the heat map has the other columns too
     open_to_all = [cell.outcome for cell in cells if cell.outcome is not None and cell.column == cells[0].column]
-    page = write_report(folder, open_to_all, matrix.picture(cells))
+
+    def say(text: str) -> None:
+        if console:
+            console.print(f"         {text}", highlight=False, markup=False)
+
+    bought = budgets.measure(cells, seed, say)
+    page = write_report(folder, open_to_all, matrix.picture(cells), budgets.picture(bought))
     write_atomically(folder / "matrix.csv", matrix.as_csv(cells))
+    write_atomically(folder / "budgets.csv", budgets.as_csv(bought))
     seconds = time.perf_counter() - started
     if as_json:
         rows = [
             {"row": cell.row.name, "column": cell.column.name, **(cell.outcome.summary() if cell.outcome else {"why": cell.why})}
             for cell in cells
         ]  # fmt: skip
-        typer.echo(json.dumps({"cells": rows, "seconds": seconds, "report": str(page)}))
+        measured = [
+            {**asdict(each), "epsilon": each.epsilon if math.isfinite(each.epsilon) else None} for each in bought
+        ]
+        said = {"cells": rows, "budgets": measured, "seconds": seconds, "report": str(page)}
+        typer.echo(json.dumps(said))
     elif console:
         for line in matrix.legend(cells):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
         Console(width=max(console.width, 120)).print(matrix.table(cells))
+        console.print(budgets.table(bought))
         console.print(f"report   {page}  ({seconds:.0f} s)", highlight=False, soft_wrap=True, markup=False)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-import fedveil.server.protection.noise as server_noise
+import fedveil.server.rounds.training as rounds
 from fedveil.cli import app
 from fedveil.core.errors import SettingsError
-from fedveil.privacy.dp.noise import Update, add_noise
+from fedveil.server.protection.noise import NoisySum
 
 SMALL = ("--canaries", "300", "--set", "federation.rounds=2", "--set", "model.hidden=[8]")
 
@@ -48,10 +49,13 @@ def test_a_person_reads_the_claim_the_bounds_and_what_is_not_shown(tmp_path: Pat
 
 
 def test_a_refuted_claim_ends_with_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def tenth(update: Update, deviation: float, normal: Any) -> Update:
-        return add_noise(update, deviation / 10, normal)
+    right = rounds.noisy_sum
 
-    monkeypatch.setattr(server_noise, "add_noise", tenth)
+    def tenth(*given: Any, **options: Any) -> NoisySum | None:
+        found = right(*given, **options)
+        return found and replace(found, deviation=found.deviation / 10)
+
+    monkeypatch.setattr(rounds, "noisy_sum", tenth)
     text = said(*SMALL, "--json", "--quiet", "--out", str(tmp_path / "audit"), code=1)
     assert json.loads(text)["refuted"] is True
 

@@ -34,6 +34,7 @@ QUOTED = {
 BEST = {"psnr": 60.0}  # the score of a full recovery, where it is not 1
 CRAFTING = {"server": "malicious-server", "aggregate": "malicious-aggregate"}  # the same, that makes up its model
 OFFLINE = {"sms-lstm": "spam-demo", "sms-mlp": "spam-demo", "mnist-mlp": "digits"}
+NOISE = {"privacy.noise_multiplier", "privacy.epsilon"}
 NEEDS = {"sms-lstm": "sms", "sms-mlp": "sms", "mnist-mlp": "mnist"}
 
 
@@ -88,6 +89,17 @@ def _noise(multiplier: float) -> dict[str, Any]:
     return {"privacy.clip": CLIP, "privacy.noise_multiplier": multiplier, "privacy.noise_at": "client"}
 
 
+BUDGETS = (8.0, 3.0, 1.0)
+
+
+def budget(epsilon: float) -> Column:
+    """Return the column of clients that protect each of their examples by DP-SGD, with a budget of epsilon."""
+    settings = {
+        "privacy.unit": "example", "privacy.clip": 1.0, "privacy.epsilon": epsilon, "privacy.noise_at": "client"
+    }  # fmt: skip
+    return Column(f"example, epsilon {epsilon:g}", settings, quick=epsilon == BUDGETS[1])
+
+
 COLUMNS = (
     Column("none", quick=True),
     Column("ckks", {"privacy.protection": "ckks"}, quick=True),
@@ -101,6 +113,7 @@ COLUMNS = (
     Column("noise 0.01 C", _noise(0.01)),
     Column("noise 0.1 C", _noise(0.1), quick=True),
     Column("noise 1 C", _noise(1.0)),
+    *map(budget, BUDGETS),
     Column("prune 90 %", {"privacy.defence": "prune"}),
     Column("int8", {"communication.encoding": "int8"}),
     Column("batch 8", {"training.batch_size": 8}),
@@ -224,6 +237,8 @@ def _cell(row: Row, column: Column, seed: int, quick: bool, room: Room) -> Cell:
     settings = {**SETTLED, **row.settings, **column.settings}
     if settings.get("privacy.clip") == CLIP:
         settings["privacy.clip"] = row.clip
+    if NOISE & settings.keys() and NEEDS[row.preset] == "sms":
+        settings["data.vocabulary"] = "hashed"  # one of the clients' words would tell of them, whatever the noise
     if "training.batch_size" in column.settings and row.settings.get("training.batch_size", 1) != 1:
         return Cell(row, column, None, "the row has a batch of its own")
     if row.settings is OVERFIT and "training.epochs" in column.settings:
@@ -233,7 +248,7 @@ def _cell(row: Row, column: Column, seed: int, quick: bool, room: Room) -> Cell:
     if chosen.recovers == "members":
         number = 2 if quick else 4
     try:
-        experiment = Experiment.preset(_here(row.preset)).override({"seed": seed, **settings})
+        experiment = Experiment.preset(here(row.preset)).override({"seed": seed, **settings})
         asked = frozenset([*row.settings, *column.settings])
         return Cell(row, column, attack(
             row.attack, experiment, observer=observer, trials=number, asked=asked, room=room
@@ -244,7 +259,7 @@ def _cell(row: Row, column: Column, seed: int, quick: bool, room: Room) -> Cell:
         return Cell(row, column, None, str(error).splitlines()[0])
 
 
-def _here(preset: str) -> str:
+def here(preset: str) -> str:
     """Return the preset, or one that needs no files where those of its data are not on this machine."""
     files = [file for file in status() if file.dataset == NEEDS[preset]]
     return preset if all(file.found for file in files) else OFFLINE[preset]

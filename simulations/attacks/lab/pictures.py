@@ -42,7 +42,7 @@ def sheet(outcome: Outcome) -> bytes | None:
             if recovered is not None:
                 below.imshow(_picture(recovered), cmap="gray", vmin=0, vmax=1)
             below.set_title("not found" if recovered is None else f"{decibels:.0f} dB", fontsize=7, y=-0.32)
-        return _png(figure)
+        return to_png(figure)
 
 
 def pairs(outcome: Outcome) -> list[tuple[np.ndarray, np.ndarray | None, float]]:
@@ -95,7 +95,7 @@ def roc(outcomes: Sequence[Outcome]) -> bytes | None:
         axis.set_xlabel("false positive rate")
         axis.set_ylabel("true positive rate")
         axis.legend(fontsize=8, loc="lower right")
-        return _png(figure)
+        return to_png(figure)
 
 
 def heat_map(rows: Sequence[str], columns: Sequence[str], values: np.ndarray, words: Sequence[Sequence[str]]) -> bytes:
@@ -121,10 +121,11 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: np.ndarray, wo
             for j, text in enumerate(line):
                 dark = np.isfinite(values[i, j]) and values[i, j] > 0.6
                 axis.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
-        return _png(figure)
+        return to_png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG, and close it."""
     import matplotlib.pyplot as plt
 
     buffer = io.BytesIO()

@@ -34,13 +34,15 @@ def new_folder(out: Path | None, name: str) -> Path:
     return folder
 
 
-def write_report(folder: Path, outcomes: Sequence[Outcome], matrix: bytes | None = None) -> Path:
+def write_report(
+    folder: Path, outcomes: Sequence[Outcome], matrix: bytes | None = None, budgets: bytes | None = None
+) -> Path:
     """Write the page, its pictures and its scores into a new folder; return the page's path.
 
-    matrix: the picture of the matrix that these outcomes belong to
+    matrix: the picture of the matrix that these outcomes belong to; budgets: of what its budgets cost and buy
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {"membership": roc(outcomes), "matrix": matrix}
+    pictures = {"membership": roc(outcomes), "matrix": matrix, "budgets": budgets}
     shown = []
     for outcome in outcomes:
         pictures[outcome.attack] = sheet(outcome)
@@ -58,6 +60,7 @@ def write_report(folder: Path, outcomes: Sequence[Outcome], matrix: bytes | None
             date=f"{datetime.now():%Y-%m-%d}",
             made_up=all(outcome.experiment.data.dataset.name in ("spam-demo", "synthetic") for outcome in outcomes),
             matrix=_embedded(matrix),
+            budgets=_embedded(budgets),
             roc=_embedded(pictures["membership"]),
             outcomes=shown,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ import numpy as np
 import pytest
 
 import fedveil.privacy.defences as defences
-import fedveil.server.protection.noise as server_noise
 import fedveil.server.rounds.training as rounds
 from fedveil import Experiment, SettingsError
 from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon
-from fedveil.privacy.dp.noise import Update, add_noise
+from fedveil.privacy.dp.noise import add_noise
+from fedveil.server.protection.noise import NoisySum
 from fedveil.simulations.audit.canaries import Canaries
 from fedveil.simulations.audit.report import LIMITS, PAGE, write_report
 from fedveil.simulations.audit.run import USUAL, Audit, audit, is_gaussian, judge, with_canaries
@@ -41,22 +42,32 @@ def audited(folder: Path, seed: int = 0, **settings: Any) -> Audit:
     return audit(experiment, folder / f"run-{seed}", canaries=CANARIES)
 
 
-def halved(monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(update: Update, deviation: float, normal: Any) -> Update:
-        return add_noise(update, deviation / 2, normal)
+def changed(monkeypatch: pytest.MonkeyPatch, **changes: Callable[[float], float]) -> None:
+    """Change what becomes of a round's sum: its bound, or the deviation of its noise."""
+    right = rounds.noisy_sum
 
-    monkeypatch.setattr(server_noise, "add_noise", half)
-    monkeypatch.setattr(defences, "add_noise", half)
+    def wrong(*given: Any, **options: Any) -> NoisySum | None:
+        found = right(*given, **options)
+        return found and replace(found, **{name: change(getattr(found, name)) for name, change in changes.items()})
+
+    monkeypatch.setattr(rounds, "noisy_sum", wrong)
+
+
+def halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed(monkeypatch, deviation=lambda deviation: deviation / 2)
+    monkeypatch.setattr(
+        defences, "add_noise", lambda update, deviation, normal: add_noise(update, deviation / 2, normal)
+    )
 
 
 def unclipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (server_noise, defences):
-        monkeypatch.setattr(module, "clip", lambda update, _bound: {k: np.float64(v) for k, v in update.items()})
+    changed(monkeypatch, bound=lambda _bound: math.inf)
+    monkeypatch.setattr(defences, "clip", lambda update, _bound: {k: np.float64(v) for k, v in update.items()})
 
 
 def reused(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = rounds.server_noise
-    monkeypatch.setattr(rounds, "server_noise", lambda experiment, _number, secret: right(experiment, 1, secret=secret))
+    right = rounds.noisy_sum
+    monkeypatch.setattr(rounds, "noisy_sum", lambda asked, _number, *rest, **options: right(asked, 1, *rest, **options))
 
 
 @pytest.mark.slow
