@@ -367,9 +367,9 @@ class _Noise:
         for j, deviation in enumerate(self._deviations[:k]):
             if deviation == 0:
                 continue
-            drawn = torch.from_numpy(self._draws[j].normal(sum(sizes)))
+            drawn = torch.from_numpy(self._draws[j].normal(sum(sizes))).to(next(iter(sums.values())).device)
             for value, part in zip(sums.values(), torch.split(drawn, sizes), strict=True):
-                value[j].add_(part.view(value.shape[1:]).to(value.device), alpha=deviation)
+                value[j].add_(part.view(value.shape[1:]), alpha=deviation)
         for name, row in self._padding.items():
             if name in sums:
                 sums[name][:, row] = 0.0

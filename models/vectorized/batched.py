@@ -180,7 +180,8 @@ def source(clients: Sequence[Examples]) -> tuple[Examples, list[np.ndarray]]:
     if (held := shared(clients)) is not None:
         return held, [client.rows for client in clients if isinstance(client, Selection)]
     if len(clients) == 1:
-        return clients[0], [np.arange(len(clients[0]))]
+        held = clients[0].take(slice(None))  # other array objects, whose copies on a GPU do not outlive this training
+        return held, [np.arange(len(held))]
     ends = np.cumsum([len(client) for client in clients])
     own = [np.arange(end - len(client), end) for client, end in zip(clients, ends, strict=True)]
     return join(clients), own

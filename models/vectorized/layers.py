@@ -162,7 +162,7 @@ class Linear(Weighted):
         weight, bias = self.counts(f"{self.name}.weight"), self.biased and self.counts(f"{self.name}.bias")
         if self.positions == 1:
             inside = squared_norms(self.inputs) if weight else torch.zeros_like(self.slope[..., 0])
-            return (inside + 1 if bias else inside) * squared_norms(self.slope)
+            return inside.add_(1.0 if bias else 0.0).mul_(squared_norms(self.slope))
         inputs, slope = (part.view(len(part), -1, self.positions, part.shape[-1]) for part in (self.inputs, self.slope))
         found = torch.stack([sequence_squares(x, s) for x, s in zip(inputs, slope, strict=True)]) if weight else 0.0
         return found + (slope.sum(2).square().sum(-1) if bias else torch.zeros_like(slope[:, :, 0, 0]))
