@@ -1,0 +1,40 @@
+"""What differential privacy is claimed to cost, as data: budgets on real data, by whom the noise hides and who adds it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from claims.presets import Claim, last
+
+ACCURACY, F1 = last("test_accuracy"), last("test_f1")
+
+# one client that holds all of MNIST: DP-SGD as if there were no federation; tanh, whose slopes are bounded
+CENTRAL: dict[str, Any] = {
+    "data.clients": 1, "federation.cohort": 1, "federation.rounds": 10, "federation.sampling": "fixed",
+    "federation.strategy": "fedavg", "model.hidden": [64, 64], "model.activation": "tanh",
+    "training.batch_size": 2048, "training.epochs": 2, "training.learning_rate": 1.0,
+    "privacy.unit": "example", "privacy.noise_at": "client", "privacy.clip": 1.0, "privacy.delta": 1e-5,
+}  # fmt: skip
+# 1,000 clients of 20 images each
+FEW = {"data.client_examples": 20}
+BANDED = {"federation.sampling": "order", "privacy.noise": "banded"}
+
+PRIVATE = [
+    Claim(
+        "mnist-dp, epsilon 3", "mnist-dp", "test accuracy", ACCURACY, low=0.9, single=0.85,
+        quick={"federation.rounds": 40}, needs_data="mnist",
+    ),
+    Claim(
+        "mnist-dp, 20 images a client, epsilon 3", "mnist-dp", "test accuracy", ACCURACY, low=0.83, single=0.7,
+        settings=FEW, quick={"federation.rounds": 40}, needs_data="mnist",
+    ),
+    Claim(
+        "mnist-dp, 20 images a client, in turn, banded noise, epsilon 3", "mnist-dp", "test accuracy", ACCURACY,
+        low=0.84, single=0.7, settings=FEW | BANDED, quick={"federation.rounds": 40}, needs_data="mnist",
+    ),
+    Claim("sms-bag-dp, epsilon 3", "sms-bag-dp", "F1 on spam", F1, low=0.83, single=0.7, needs_data="sms"),
+    Claim(
+        "digits-dp, shares of noise under secagg, epsilon 7", "digits-dp", "test accuracy", ACCURACY,
+        low=0.86, single=0.7, quick={"federation.rounds": 6},
+    ),
+]  # fmt: skip
