@@ -195,6 +195,7 @@ def test_the_bound_starts_small_follows_the_noisy_median_and_stands_in_the_metri
     assert (steps <= RATE / 2 + 1e-12).all()
     assert bounds[-1] > START  # the updates are longer than that
     for captured, bound in zip(read_captures(result.run_dir), bounds, strict=False):
+        assert captured.clip == bound
         for update in captured.updates.values():
             assert np.linalg.norm(flat(update.weights) - flat(captured.before)) <= bound * (1 + 1e-4)
             assert set(update.metrics) == {"client", "num-examples", "seconds"}
