@@ -28,6 +28,7 @@ from fedveil.models.local.room import Room
 from fedveil.models.networks.build import build, check_weights, example
 from fedveil.models.vectorized.batched import Chain, batched
 from fedveil.models.vectorized.functional import Functional
+from fedveil.privacy.dp.accounting.guarantee import calibrated
 from fedveil.privacy.fixed_point import Layout
 from fedveil.privacy.homomorphic.keys import find_client_key
 from fedveil.privacy.plan import plan_for
@@ -191,6 +192,8 @@ def client_runtime(
         check_weights(federated.dataset.task, experiment.model, most_weights)
     device = find_device(experiment.device)
     network = put(build(federated.dataset.task, experiment.model, Stream(experiment.seed)), device)
+    # a server that calibrates for its clients could leave their noise out
+    experiment = calibrated(experiment, sum(parameter.numel() for parameter in network.parameters()))
     return ClientRuntime(
         experiment,
         federated,

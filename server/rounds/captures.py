@@ -48,6 +48,7 @@ class Captured:
 
     before, after: the model that was sent, and the next one: float32 by name, or {SEALED: uint8 bytes}
     updates: by client; learning_rate: that clients were told to use
+    clip: the bound of updates, where it changes from round to round
     """
 
     round: int
@@ -55,6 +56,7 @@ class Captured:
     after: Parameters
     updates: Mapping[int, Update]
     learning_rate: float
+    clip: float | None = None
 
     @property
     def trained(self) -> Mapping[int, Update]:
@@ -115,6 +117,7 @@ class Capture(Observer):
         about = {
             "round": current.number,
             "learning_rate": current.learning_rate,
+            "clip": current.clip,
             "order": list(arrays),
             "metrics": {str(client): dict(update.metrics) for client, update in updates.items()},
         }
@@ -157,4 +160,6 @@ def _read(path: Path) -> Captured:
             found = parts.get(client, {})
             sealed = found[SEALED].tobytes() if SEALED in found else None
             updates[int(client)] = Update((found or None) if sealed is None else None, sealed, metrics)
-        return Captured(about["round"], parts["before"], parts["after"], updates, about["learning_rate"])
+        return Captured(
+            about["round"], parts["before"], parts["after"], updates, about["learning_rate"], about.get("clip")
+        )

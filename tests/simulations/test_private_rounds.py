@@ -195,6 +195,7 @@ def test_the_bound_starts_small_follows_the_noisy_median_and_stands_in_the_metri
     assert (steps <= RATE / 2 + 1e-12).all()
     assert bounds[-1] > START  # the updates are longer than that
     for captured, bound in zip(read_captures(result.run_dir), bounds, strict=False):
+        assert captured.clip == bound
         for update in captured.updates.values():
             assert np.linalg.norm(flat(update.weights) - flat(captured.before)) <= bound * (1 + 1e-4)
             assert set(update.metrics) == {"client", "num-examples", "seconds"}
@@ -233,6 +234,7 @@ def test_without_noise_no_model_is_trained_twice() -> None:
 
 def reply(experiment: Experiment, weights: dict[str, np.ndarray], **config: Any) -> Message:
     """A client's reply to a training message, on a machine of its own."""
+    grid(experiment)  # messages can be made where there is a grid
     sent = ConfigRecord({"server-round": 1, "learning-rate": 0.1, **config})
     message = Message(RecordDict({"arrays": to_arrays(weights), "config": sent}), dst_node_id=1, message_type="train")
     node = {"partition-id": 0, "data": f"digits:1/{experiment.data.clients}", "policy": ""}
@@ -250,6 +252,21 @@ def test_a_client_tells_one_bit_of_its_update_and_nothing_else_of_its_data(bound
     assert told == {"client": 0, "num-examples": 1, "seconds": 0.0, WITHIN: within}
     moved = flat({name: array.numpy() for name, array in answer.content["arrays"].items()}) - flat(given)
     assert np.linalg.norm(moved) <= bound * (1 + 1e-4)
+
+
+def test_a_client_on_a_machine_of_its_own_finds_the_noise_that_a_budget_asks_for() -> None:
+    """Nobody sends it a multiplier: the server's settings have the budget alone."""
+    budget = {"privacy.clip": 0.5, "privacy.epsilon": 3.0, "training.learning_rate": 1e-12}
+    experiment = small(**budget)
+    federation = prepare(resolve(experiment))
+    z = federation.experiment.privacy.multiplier
+    assert gaussian_epsilon(z, 3, 1e-5) == pytest.approx(3.0, rel=1e-3)
+    answer = reply(experiment, federation.state.parameters, **{"learning-rate": 1e-12})
+    assert answer.has_content(), answer.error
+    moved = flat({name: array.numpy() for name, array in answer.content["arrays"].items()}) - flat(
+        federation.state.parameters
+    )
+    assert abs(moved.std() / (0.5 * z) - 1) < 5 / math.sqrt(2 * moved.size)
 
 
 def test_a_client_with_noise_answers_no_question_about_a_loss_or_a_score() -> None:

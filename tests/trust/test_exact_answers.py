@@ -37,7 +37,7 @@ def test_a_noisy_client_tells_neither_the_loss_of_a_model_nor_an_evaluation(tmp_
     told = dict(here.ask("train", given, ROUND)["metrics"])
     assert set(told) == {"client", "num-examples", "seconds"}  # nothing else of the data is in a noisy reply
     assert told["num-examples"] == 1
-    assert told["seconds"] == 0  # the time of training tells how many examples there are
+    assert told["seconds"] == 0  # they tell how many examples there are
 
 
 def test_a_run_without_federated_evaluation_is_not_evaluated(tmp_path) -> None:

@@ -25,7 +25,7 @@ from fedveil.core.errors import SettingsError
 from fedveil.core.settings.checks import mechanism_of
 from fedveil.core.settings.experiment import Experiment
 from fedveil.privacy.dp.accounting.accountants import calibrate
-from fedveil.privacy.dp.accounting.mechanisms import Mechanism, Shown
+from fedveil.privacy.dp.accounting.mechanisms import Mechanism, Shown, with_multiplier
 
 SECRET = "from the operating system's generator"
 SEEDED = "from the seed: it protects nobody, and shows what secret noise would"
@@ -90,6 +90,7 @@ def calibrated(experiment: Experiment, numbers: int, smallest: int = 0) -> Exper
     """Return an experiment whose noise spends privacy.epsilon in all its rounds; the same one without a budget.
 
     numbers, smallest: as in `planned`. An experiment whose noise is calibrated already keeps it.
+    Every party of a run finds the same noise from the same settings. What the settings name is not imported for it.
     Raise SettingsError where no noise is enough.
     """
     privacy, found = experiment.privacy, mechanism(experiment)
@@ -110,7 +111,7 @@ def calibrated(experiment: Experiment, numbers: int, smallest: int = 0) -> Exper
         multiplier = calibrate(spent, privacy.epsilon)
     except SettingsError as error:
         raise (impossible[0] if impossible else error) from None
-    return experiment.override({"privacy.calibrated": float(f"{multiplier * 1.00001:.6g}")})
+    return with_multiplier(experiment, float(f"{multiplier * 1.00001:.6g}"))
 
 
 def describe(experiment: Experiment, *, secret: bool) -> dict[str, Any]:

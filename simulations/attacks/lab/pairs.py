@@ -163,6 +163,8 @@ def anew(
     nobody's to know between machines. The weights are those of `captured`, from which `clients` are taken.
     """
     before, privacy = captured.before, experiment.privacy
+    if captured.clip is not None:
+        privacy = privacy.model_copy(update={"clip": captured.clip})
     streams = {client: Stream(seed, captured.round, client) for client in clients}
     with one_thread():
         trained = train_clients(
@@ -189,7 +191,14 @@ def anew(
     again = experiment.override({"seed": seed})
     draw = server_draw(again, None, secret=False)
     changed = noisy_sum(
-        again, captured.round, before, len(clients), None, draw, secret=False, learning_rate=captured.learning_rate
+        again,
+        captured.round,
+        before,
+        len(clients),
+        captured.clip,
+        draw,
+        secret=False,
+        learning_rate=captured.learning_rate,
     )
     if changed is not None:
         after = changed.of_mean(after, len(clients))
