@@ -23,7 +23,19 @@ from fedveil.privacy.dp.noise import add_noise
 from fedveil.server.protection.noise import NoisySum
 from fedveil.simulations.audit.canaries import Canaries
 from fedveil.simulations.audit.report import LIMITS, PAGE, write_report
-from fedveil.simulations.audit.run import USUAL, Audit, audit, is_gaussian, judge, with_canaries
+from fedveil.simulations.audit.run import CANARIES as MOST
+from fedveil.simulations.audit.run import (
+    EXAMPLES,
+    MEMORY,
+    PROTECTED,
+    USUAL,
+    Audit,
+    audit,
+    is_gaussian,
+    judge,
+    usual_number,
+    with_canaries,
+)
 
 # two rounds, and a claim of 2.75
 SMALL = {
@@ -173,6 +185,20 @@ def test_what_claims_nothing_and_more_canaries_than_delta_allows_are_refused() -
         with_canaries(Experiment.preset("digits"), 100)
     with pytest.raises(SettingsError, match=r"below 1 / 1,010"):
         with_canaries(Experiment.preset("digits").override({**SMALL, "privacy.delta": 1e-3}), 1000)
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [
+        ({"model.hidden": [128, 64]}, MOST),
+        ({"model.hidden": [8]}, 64 * 8 + 8 + 80 + 10),
+        ({"model.hidden": [4096]}, MEMORY // (64 * 4096 + 4096 + 40960 + 10)),
+        ({"privacy.protection": "secagg", "privacy.noise_at": "distributed"}, PROTECTED),
+        ({"privacy.unit": "example", "privacy.noise_at": "client"}, EXAMPLES),
+    ],
+)
+def test_without_a_number_there_are_as_many_canaries_as_fit(settings, number) -> None:
+    assert usual_number(Experiment.preset("digits").override({**SMALL, **settings})) == number
 
 
 def test_a_report_holds_the_numbers_the_picture_and_what_is_not_shown(tmp_path: Path) -> None:
