@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+import fedveil.client.learning.transforms as transforms
 import fedveil.privacy.defences as defences
 import fedveil.server.rounds.training as rounds
 from fedveil import Experiment
@@ -51,6 +52,9 @@ def unclipped() -> Iterator[None]:
     """No clip, neither by clients nor by the server."""
     with (
         _changed(bound=lambda _bound: math.inf),
+        patch.object(
+            transforms, "clip_rows", lambda _given, weights, _bound: np.zeros(len(next(iter(weights.values()))))
+        ),
         patch.object(defences, "clip", lambda update, _bound: {k: np.float64(v) for k, v in update.items()}),
     ):
         yield
