@@ -48,7 +48,7 @@ def audit(
     console = None if quiet else Console(stderr=as_json)
     from fedveil.core.settings.experiment import parse_assignments
     from fedveil.simulations.audit.report import LIMITS, new_folder, rows, write_report
-    from fedveil.simulations.audit.run import CANARIES, USUAL
+    from fedveil.simulations.audit.run import USUAL, usual_number
     from fedveil.simulations.audit.run import audit as run_audit
 
     experiment = experiment_of(preset or "digits", assignments, seed)
@@ -58,7 +58,7 @@ def audit(
         if given.get("privacy.epsilon") is not None:
             del usual["privacy.noise_multiplier"]
         experiment = experiment.override({key: value for key, value in usual.items() if key not in given})
-    number = canaries or (QUICK if quick else CANARIES[experiment.privacy.unit])
+    number = canaries or (QUICK if quick else usual_number(experiment))
     folder = new_folder(out, experiment.name)
     if console:
         console.print(f"audit    {experiment.name}, with {number:,} canaries", highlight=False, markup=False)

@@ -33,7 +33,10 @@ from fedveil.simulations.audit.examples import STUDDED, ExampleCanaries
 from fedveil.simulations.run import run
 
 CONFIDENCE = 0.95  # with which all bounds of an audit hold together
-CANARIES = {"client": 4000, "example": 1000}  # by unit; of clients a tenth is too few to see that noise is halved
+CANARIES = 4000  # clients; a tenth of it is too few to see that noise is halved
+PROTECTED = 400  # where a protection makes a client cost some ten milliseconds
+EXAMPLES = 1000
+MEMORY = 1 << 28  # numbers of all canaries' models, at most where nobody says how many there are: a gigabyte
 SUSPICIOUS = 1.25  # an estimate above so many times the claim is worth a look
 # the audit without a preset, where all take part: a claim small enough for its bounds, epsilon 2.75 at delta 1e-5
 USUAL: Mapping[str, Any] = {
@@ -142,12 +145,12 @@ class _Reader(Observer):
 def audit(experiment: Experiment, folder: Path, *, canaries: int | None = None) -> Audit:
     """Run an experiment with canaries beside its own clients, or among their examples, and bound its epsilon from below.
 
-    folder: a new one, for the record of the run; canaries: how many, CANARIES of its unit without it
+    folder: a new one, for the record of the run; canaries: how many, `usual_number` without it
     Cohorts grow with the population, so that a client is sampled as often; nothing else of the settings changes.
     Raise SettingsError where the experiment claims no epsilon, or canaries do not go with it; else what `run` raises.
     """
     started = time.perf_counter()
-    canaries = canaries or CANARIES[experiment.privacy.unit]
+    canaries = canaries or usual_number(experiment)
     crowd = with_canaries(experiment, canaries)
     drawn: Canaries | ExampleCanaries
     if experiment.privacy.per_example:
@@ -161,9 +164,7 @@ def audit(experiment: Experiment, folder: Path, *, canaries: int | None = None) 
 
 def _clients(experiment: Experiment, canaries: int) -> Canaries:
     """Draw canaries among the clients of an experiment."""
-    task = load(experiment.data, experiment.seed).dataset.task
-    network = build(task, experiment.model, Stream(experiment.seed))
-    size = sum(value.numel() for value in network.parameters())
+    size = size_of(experiment)
     clip = experiment.privacy.bound or 1.0  # one that adapts begins somewhere and grows as updates are longer
     clients, rounds = experiment.data.clients, experiment.federation.rounds
     return Canaries.draw(canaries, clients, rounds, size, clip, experiment.seed, mixing_of(experiment))
@@ -177,6 +178,21 @@ def mixing_of(experiment: Experiment) -> np.ndarray:
     diagonals = coefficients(bands_of(experiment.data.clients, federation.cohort, federation.rounds))
     found: np.ndarray = sum(c * np.eye(federation.rounds, k=-j) for j, c in enumerate(diagonals))
     return found
+
+
+def size_of(experiment: Experiment) -> int:
+    """Return how many numbers the model of an experiment has."""
+    task = load(experiment.data, experiment.seed).dataset.task
+    network = build(task, experiment.model, Stream(experiment.seed))
+    return sum(value.numel() for value in network.parameters())
+
+
+def usual_number(experiment: Experiment) -> int:
+    """Return how many canaries an audit takes where nobody says: as many as are worth their time and memory."""
+    if experiment.privacy.per_example:
+        return EXAMPLES
+    size = size_of(experiment)
+    return max(1, min(PROTECTED if experiment.privacy.protected else CANARIES, size, MEMORY // size))
 
 
 def each_of(experiment: Experiment, canaries: int) -> int:

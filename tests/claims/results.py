@@ -15,6 +15,7 @@ from helpers.fuzzing import FILES, OWN_FILES, draw_fresh, throw
 from helpers.kills import content, run_killed, stateful
 
 import claims.attacks as attack_claims
+import claims.audits as audit_claims
 import claims.deployed as deployed_claims
 import claims.loading as loading_claims
 import claims.protected as protected_claims
@@ -124,6 +125,8 @@ def main(path: str) -> int:
     loaded = loading_claims.measure()
     many = deployed_claims.measure(progress=_say)
     reached = attack_claims.measure(progress=_say)
+    audits = audit_claims.measure(progress=_say)
+    failed += [f"audit, {each.fault or 'right'}" for each in audits if not each.holds]
     failed += [] if many.holds else [f"{many.clients} deployed clients"]
     failed += [] if loaded.holds else ["loading"]
     failed += (
@@ -140,6 +143,7 @@ def main(path: str) -> int:
         + loading_claims.section(loaded)
         + deployed_claims.section(many)
         + attack_claims.section(reached)
+        + audit_claims.section(audits)
     )
     Path(path).write_text(text + protected + rest)
     print(f"written: {path}" + (f"; missed: {', '.join(failed)}" if failed else ""))

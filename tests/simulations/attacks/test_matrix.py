@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from fedveil import Interrupted, SettingsError
 from fedveil.cli import app
-from fedveil.simulations.attacks.lab import matrix
+from fedveil.simulations.attacks.lab import budgets, matrix
 from fedveil.simulations.attacks.lab.attack import Attack
 from fedveil.simulations.attacks.lab.matrix import as_csv, legend, picture, table
 from fedveil.simulations.attacks.lab.observation import Known, Observation
@@ -113,14 +113,16 @@ def test_a_stop_ends_it_and_is_no_cell(monkeypatch) -> None:
 
 def test_the_command_writes_page_picture_and_numbers(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(matrix, "measure", partial(matrix.measure, rows=ROWS, columns=COLUMNS))
+    monkeypatch.setattr(budgets, "trained", lambda _epsilon, _seed: 0.5)
     answer = CliRunner().invoke(
         app, ["attack", "matrix", "--quick", "--json", "--quiet", "--out", str(tmp_path / "out")]
     )
     assert answer.exit_code == 0, answer.output
     told = json.loads(answer.stdout.splitlines()[-1])
     assert len(told["cells"]) == 6
+    assert [(each["epsilon"], each["accuracy"]) for each in told["budgets"]] == [(None, 0.5)]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "images.png", "matrix.csv", "matrix.png", "report.html", "scores.json",
+        "budgets.csv", "budgets.png", "images.png", "matrix.csv", "matrix.png", "report.html", "scores.json",
     ]  # fmt: skip
     page = (tmp_path / "out" / "report.html").read_text()
     assert 'src="http' not in page

@@ -7,72 +7,42 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from claims import audits
+from claims.audits import ALL
 
-import fedveil.privacy.defences as defences
-import fedveil.server.rounds.training as rounds
 from fedveil import Experiment, SettingsError
 from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon
-from fedveil.privacy.dp.noise import add_noise
-from fedveil.server.protection.noise import NoisySum
 from fedveil.simulations.audit.canaries import Canaries
 from fedveil.simulations.audit.report import LIMITS, PAGE, write_report
-from fedveil.simulations.audit.run import USUAL, Audit, audit, is_gaussian, judge, with_canaries
+from fedveil.simulations.audit.run import CANARIES as MOST
+from fedveil.simulations.audit.run import (
+    EXAMPLES,
+    MEMORY,
+    PROTECTED,
+    Audit,
+    is_gaussian,
+    judge,
+    usual_number,
+    with_canaries,
+)
 
 # two rounds, and a claim of 2.75
-SMALL = {
-    **USUAL,
-    "federation.cohort": 10,
-    "federation.rounds": 2,
-    "privacy.noise_multiplier": 3 / math.sqrt(2),
-    "model.hidden": [64],
-}
+SMALL = {**ALL, "federation.rounds": 2, "privacy.noise_multiplier": 3 / math.sqrt(2), "model.hidden": [64]}
 CANARIES = 2500
-Plant = Callable[[pytest.MonkeyPatch], None]
 
 
-def audited(folder: Path, seed: int = 0, **settings: Any) -> Audit:
-    experiment = Experiment.preset("digits").override({**SMALL, "seed": seed, **settings})
-    return audit(experiment, folder / f"run-{seed}", canaries=CANARIES)
-
-
-def changed(monkeypatch: pytest.MonkeyPatch, **changes: Callable[[float], float]) -> None:
-    """Change what becomes of a round's sum: its bound, or the deviation of its noise."""
-    right = rounds.noisy_sum
-
-    def wrong(*given: Any, **options: Any) -> NoisySum | None:
-        found = right(*given, **options)
-        return found and replace(found, **{name: change(getattr(found, name)) for name, change in changes.items()})
-
-    monkeypatch.setattr(rounds, "noisy_sum", wrong)
-
-
-def halved(monkeypatch: pytest.MonkeyPatch) -> None:
-    changed(monkeypatch, deviation=lambda deviation: deviation / 2)
-    monkeypatch.setattr(
-        defences, "add_noise", lambda update, deviation, normal: add_noise(update, deviation / 2, normal)
-    )
-
-
-def unclipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    changed(monkeypatch, bound=lambda _bound: math.inf)
-    monkeypatch.setattr(defences, "clip", lambda update, _bound: {k: np.float64(v) for k, v in update.items()})
-
-
-def reused(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = rounds.noisy_sum
-    monkeypatch.setattr(rounds, "noisy_sum", lambda asked, _number, *rest, **options: right(asked, 1, *rest, **options))
+def audited(seed: int = 0, **settings: Any) -> Audit:
+    return audits.audited(seed, CANARIES, **{**SMALL, **settings})
 
 
 @pytest.mark.slow
-def test_a_right_run_is_not_refuted_and_its_estimate_is_near_the_claim(tmp_path: Path) -> None:
-    found = audited(tmp_path)
+def test_a_right_run_is_not_refuted_and_its_estimate_is_near_the_claim() -> None:
+    found = audited()
     assert found.claim == pytest.approx(2.753, abs=0.001)
     assert found.bound_gaussian is not None
     assert found.estimate is not None
@@ -83,22 +53,20 @@ def test_a_right_run_is_not_refuted_and_its_estimate_is_near_the_claim(tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plant", [halved, unclipped, reused])
-def test_a_fault_is_refuted(plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch)
-    found = audited(tmp_path)
+@pytest.mark.parametrize("fault", audits.FAULTS)
+def test_a_fault_is_refuted(fault: str) -> None:
+    with audits.FAULTS[fault]():
+        found = audited()
     assert found.claim == pytest.approx(2.753, abs=0.001)  # the accounting knows nothing of the fault
     assert found.refuted
     assert found.verdict.startswith("refuted: this run gives away epsilon")
 
 
 @pytest.mark.slow
-def test_noise_that_is_used_twice_passes_where_no_canary_takes_turns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reused(monkeypatch)
+def test_noise_that_is_used_twice_passes_where_no_canary_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedveil.simulations.audit.canaries.TURNS", 10**9)
-    assert not audited(tmp_path).refuted
+    with audits.reused():
+        assert not audited().refuted
 
 
 def test_at_a_large_claim_halved_noise_passes_the_bounds_and_not_the_estimate() -> None:
@@ -137,8 +105,8 @@ def test_of_twenty_right_runs_none_is_refuted_and_of_twenty_with_half_the_noise_
 
 
 @pytest.mark.slow
-def test_an_audit_of_clients_that_add_noise_looks_at_each_answer(tmp_path: Path) -> None:
-    found = audited(tmp_path, **{"privacy.noise_at": "client"})
+def test_an_audit_of_clients_that_add_noise_looks_at_each_answer() -> None:
+    found = audited(**{"privacy.noise_at": "client"})
     assert "each update" in found.against
     assert found.claim == pytest.approx(2.753, abs=0.001)
     assert found.estimate == pytest.approx(found.claim, abs=0.4)
@@ -146,9 +114,23 @@ def test_an_audit_of_clients_that_add_noise_looks_at_each_answer(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_halved_noise_of_clients_is_refuted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    halved(monkeypatch)
-    assert audited(tmp_path, **{"privacy.noise_at": "client"}).refuted
+def test_halved_noise_of_clients_is_refuted() -> None:
+    with audits.halved():
+        assert audited(**{"privacy.noise_at": "client"}).refuted
+
+
+def test_the_page_of_results_has_a_row_for_every_fault() -> None:
+    measured = [audits.Audited(fault, [judged(2 if fault else 1)]) for fault in ("", *audits.FAULTS)]
+    assert all(each.holds for each in measured)
+    text = audits.section(measured)
+    assert all(f"| {fault} |" in text for fault in ("right", *audits.FAULTS))
+    assert "missed" not in text
+    assert "(missed)" in audits.section([audits.Audited("no clip", [judged(1)])])
+
+
+def judged(factor: float) -> Audit:
+    experiment = Experiment.preset("digits").override(SMALL)
+    return judge(experiment, gaussian_epsilon(1.5, 1, 1e-5), "", scored(4000, factor / 1.5, 0))
 
 
 @pytest.mark.parametrize(
@@ -173,6 +155,20 @@ def test_what_claims_nothing_and_more_canaries_than_delta_allows_are_refused() -
         with_canaries(Experiment.preset("digits"), 100)
     with pytest.raises(SettingsError, match=r"below 1 / 1,010"):
         with_canaries(Experiment.preset("digits").override({**SMALL, "privacy.delta": 1e-3}), 1000)
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [
+        ({"model.hidden": [128, 64]}, MOST),
+        ({"model.hidden": [8]}, 64 * 8 + 8 + 80 + 10),
+        ({"model.hidden": [4096]}, MEMORY // (64 * 4096 + 4096 + 40960 + 10)),
+        ({"privacy.protection": "secagg", "privacy.noise_at": "distributed"}, PROTECTED),
+        ({"privacy.unit": "example", "privacy.noise_at": "client"}, EXAMPLES),
+    ],
+)
+def test_without_a_number_there_are_as_many_canaries_as_fit(settings, number) -> None:
+    assert usual_number(Experiment.preset("digits").override({**SMALL, **settings})) == number
 
 
 def test_a_report_holds_the_numbers_the_picture_and_what_is_not_shown(tmp_path: Path) -> None:
