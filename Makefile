@@ -30,7 +30,7 @@ claims: .venv/.ready-test  ## the full counts, written to docs/results.md; about
 bench: .venv/.ready  ## speed beside the peers, written to docs/performance.md; about half an hour of a quiet machine
 	$(BIN)/python -m benchmarks --write docs/performance.md
 
-peers: .venv-flower/.ready .venv-pfl/.ready  ## the frameworks that bench compares with, an environment each
+peers: .venv-flower/.ready .venv-pfl/.ready .venv-opacus/.ready  ## the frameworks that bench compares with, an environment each
 
 lint: .venv/.ready-dev  ## what .ci/run checks before the tests
 	$(BIN)/ruff check .
@@ -60,6 +60,12 @@ clean:
 .venv-flower/.ready: constraints.txt
 	$(PYTHON) -m venv .venv-flower
 	.venv-flower/bin/python -m pip install --quiet -c constraints.txt 'flwr[simulation]==1.41.*' torch==2.13.0
+	touch $@
+
+# an environment of its own: Opacus installs packages named benchmarks and examples
+.venv-opacus/.ready: constraints.txt
+	$(PYTHON) -m venv .venv-opacus
+	.venv-opacus/bin/python -m pip install --quiet -c constraints.txt opacus==1.6.0 torch==2.13.0
 	touch $@
 
 # pfl needs older packages than constraints.txt has

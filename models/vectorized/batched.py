@@ -361,8 +361,6 @@ class Dropper:
             self._draws = [torch.Generator().manual_seed(stream.integer("dropout")) for stream in self._streams]
         factors = torch.zeros(like.shape, dtype=like.dtype)
         for j, n in enumerate(self.sizes):
-            if n == 0:
-                continue  # a client draws nothing for a batch without examples
             own = torch.empty(int(n), *like.shape[2:], dtype=like.dtype)
             factors[j, :n] = own.bernoulli_(1 - share, generator=self._draws[j]).div_(1 - share)
         return factors.to(like.device)

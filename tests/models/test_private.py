@@ -231,6 +231,32 @@ def test_networks_of_ones_own_are_the_slow_way(make, task, kind, monkeypatch):
     assert how is kind
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        Model(name="bag", embedding=4, pooling="mean"),
+        Model(name="bag", embedding=1, pooling="sum"),
+        Model(name="mlp", embedding=4, pooling="sum", hidden=(5,)),
+        Model(name="lstm", embedding=4, units=3, pooling="mean"),
+        Model(name="lstm", embedding=4, units=3, pooling="last"),
+    ],
+    ids=["bag, mean", "bag, sum", "mlp", "lstm, mean", "lstm, last"],
+)
+def test_a_word_that_occurs_twice_counts_as_one_weight(model):
+    """Its gradients add up before the norm is taken: texts of four tokens from two words, every gradient clipped."""
+    task = replace(TEXT, shape=(4,))
+    network = build(task, model, Stream(1)).double()
+    rng = np.random.default_rng(4)
+    ids = rng.integers(1, 3, (9, 4)).astype(np.int32)
+    ids[np.arange(4) >= rng.integers(1, 5, 9)[:, None]] = 0
+    client, stream, start = Examples(ids, rng.integers(0, 2, 9)), Stream(1), weights.get(network)
+    training, private = Training(batch_size="full", steps=1, learning_rate=1.0), Private(0.01, np.zeros(1), seeded)
+    found = train_clients(network, start, [client], training, 1.0, [stream], classes=2, private=private)
+    wanted, _ = slow(network, start, client, training, stream, private)
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found.parameters[name][0], tensor, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("block", [1, 40, 1 << 22])
 @pytest.mark.parametrize(("units", "tokens"), [(1, 40), (16, 3)], ids=["by gradients", "by pairs"])
 def test_both_ways_to_a_sequences_norm(units, tokens, block, monkeypatch):
