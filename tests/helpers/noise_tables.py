@@ -132,7 +132,9 @@ def sampling_table() -> str:
             gaussian_epsilon(multiplier, busiest, delta),
             gaussian_epsilon(multiplier, turns, delta),
         )
-        poisson, fixed, by_busiest, order = (f"{epsilon:.2f}" if epsilon < 10 else f"{epsilon:.1f}" for epsilon in found)
+        poisson, fixed, by_busiest, order = (
+            f"{epsilon:.2f}" if epsilon < 10 else f"{epsilon:.1f}" for epsilon in found
+        )
         rows.append(
             f"| {clients:,} | {cohort:,} | {multiplier:g} | {rounds} | {delta:g} | {poisson} | {fixed} | {by_busiest} ({busiest} "
             f"rounds) | {order} ({turns}) |"
