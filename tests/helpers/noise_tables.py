@@ -23,7 +23,8 @@ SAMPLED = (
     (1_000_000, 1_000, 0.6, 100, 1e-7),
 )
 
-ADVICE = ("use ", "set ", "take ", "give ", "it works ", "evaluate ")  # how the part of an error begins that says what works
+# how the part of an error begins that says what works
+ADVICE = ("use ", "set ", "take ", "give ", "it works ", "evaluate ")
 
 NOISY = {"data.clients": 100, "federation.cohort": 20, "privacy.clip": 1.0, "privacy.epsilon": 3.0}
 SERVER = {**NOISY, "privacy.noise_at": "server"}
