@@ -1,7 +1,7 @@
 """The documentation is true: its Python runs, its commands are understood, its links lead somewhere.
 
 `python tests/test_docs.py` writes the tables that follow from the code: settings, and what works under which protection, into
-docs/experiments.md, the parameters of protections into docs/privacy.md.
+docs/experiments.md, the parameters of protections into docs/privacy.md, mechanisms of noise into docs/differential-privacy.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import prepared
+from helpers import noise_tables, prepared
 from torch.nn.utils import parameters_to_vector
 
 from fedveil import Experiment, run
@@ -134,6 +134,10 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "plans": ("privacy.md", plan_table),
     "sizes": ("privacy.md", size_table),
     "graph": ("privacy.md", graph_table),
+    "odds": ("differential-privacy.md", noise_tables.odds_table),
+    "mechanisms": ("differential-privacy.md", noise_tables.mechanisms_table),
+    "sampling": ("differential-privacy.md", noise_tables.sampling_table),
+    "refusals": ("differential-privacy.md", noise_tables.refusals_table),
 }
 PYTHON = [(page.name, code) for page in PAGES for code in blocks(page, "python")]
 COMMANDS = sorted({
