@@ -34,6 +34,7 @@ from fedveil.models.networks.build import build
 from fedveil.models.parameters import constants, from_numpy, get, to_numpy
 from fedveil.privacy.defences import find_defence
 from fedveil.privacy.dp.accounting.guarantee import calibrated, describe, name_of
+from fedveil.privacy.dp.accounting.refusals import refuse_own_words
 from fedveil.privacy.dp.adaptive import START
 from fedveil.privacy.dp.examples import check_sizes
 from fedveil.privacy.fixed_point import Layout
@@ -118,6 +119,8 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
         _check_evaluators(experiment, federated)
         find_defence(experiment.privacy)  # refuse a defence that cannot be loaded here, not in every client
     task = federated.dataset.task
+    if elsewhere is None and task.kind == "text":
+        refuse_own_words(experiment)
     strategy = make(experiment, _metrics(experiment, federated))
     check_training(task, experiment.training)
     network = put(build(task, experiment.model, Stream(experiment.seed)), device)

@@ -167,20 +167,25 @@ class Policy(Section):
                 f"privacy.protection.min_clients = {privacy.least}, and it is revealed among {self.least_cohort} clients or more "
                 "(least_cohort)"
             )
-        if self.max_epsilon is not None and not own_noise(privacy):
-            hides = " that hides single examples" if privacy.per_example else ""
+        if privacy.noisy and self.leak_guard == "refuse":
             problems.append(
-                f"noise{hides} of multiplier {privacy.multiplier:g}, privacy.noise_at = '{privacy.noise_at}', and it asks for a "
-                "finite epsilon of its whole data, by its own noise (max_epsilon)"
+                "noise (privacy.noise_at), and it keeps back what reveals examples (leak_guard = 'refuse'): whether it drops out "
+                "would depend on its data, which noise does not cover; leak_guard = 'warn' tells its operator alone"
+            )
+        multiplier = (
+            f"privacy.{'noise_multiplier' if privacy.epsilon is None else 'calibrated'} = {privacy.multiplier:g}"
+        )
+        if self.max_epsilon is not None and not own_noise(privacy):
+            hides = ", which hides single examples" if privacy.per_example else ""
+            problems.append(
+                f"{multiplier} at the {privacy.noise_at}{hides}, and it asks for a finite epsilon of its own noise (max_epsilon)"
             )
         if privacy.multiplier < self.min_noise:
-            problems.append(
-                f"a noise multiplier of {privacy.multiplier:g}, and it allows {self.min_noise:g} or more (min_noise)"
-            )
+            problems.append(f"{multiplier}, and it allows {self.min_noise:g} or more (min_noise)")
         elif self.min_noise > 0 and (privacy.noise_at != "client" or privacy.per_example):
             problems.append(
-                f"privacy.noise_at = '{privacy.noise_at}', privacy.unit = '{privacy.unit}', and it asks for noise that hides its "
-                "whole data by itself (min_noise): what the server and other clients add, or do not, is out of its hands"
+                f"privacy.noise_at = '{privacy.noise_at}', and it asks for noise of its own (min_noise) that hides its whole data: "
+                "what others add, or do not, is out of a client's hands"
             )
         return problems
 

@@ -132,6 +132,22 @@ def test_epsilon_is_bounded_only_where_the_client_adds_noise_itself() -> None:
         )
 
 
+def test_a_share_of_noise_is_a_clients_own_and_noise_that_hides_examples_hides_no_client() -> None:
+    noisy = {"privacy__clip": 1.0, "privacy__noise_multiplier": 2.0}
+    shares = {"privacy__noise_at": "distributed", "privacy__protection": "secagg", "federation__cohort": 10}
+    Policy(max_epsilon=5.0).check(asked(**noisy, **shares))
+    said = refusal(Policy(max_epsilon=5.0, min_noise=0.5), asked(**noisy, privacy__unit="example"))
+    assert "which hides single examples, and it asks for a finite epsilon" in said
+    assert "and it asks for noise of its own (min_noise)" in said
+
+
+def test_a_client_that_would_drop_out_by_its_data_takes_part_in_no_run_with_noise() -> None:
+    noisy = {"privacy__clip": 1.0, "privacy__noise_multiplier": 2.0}
+    Policy(leak_guard="warn").check(asked(**noisy))
+    Policy(leak_guard="refuse").check(asked())
+    assert "would depend on its data" in refusal(Policy(leak_guard="refuse"), asked(**noisy))
+
+
 def test_an_owner_may_take_part_in_no_run_whose_clients_evaluate() -> None:
     evaluated = asked(evaluation__federated=True, data__validation_fraction=0.2)
     Policy().check(evaluated)

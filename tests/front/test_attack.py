@@ -49,7 +49,7 @@ def test_the_book_s_experiment_shows_message_and_words_side_by_side(tmp_path, mo
 def test_what_was_not_read_stands_on_no_line_of_what_was(page, tmp_path, monkeypatch) -> None:
     """A pipe, a log or a document has no colours: under noise nothing is read, and nothing may seem to be."""
     monkeypatch.chdir(tmp_path)
-    noise = ("--set", "privacy.clip=0.001", "--set", "privacy.noise_multiplier=100")
+    noise = ("--set", "privacy.clip=0.001", "--set", "privacy.noise_multiplier=100", "--set", "data.vocabulary=hashed")
     shown = said("words", "--trials", "2", *noise, "--out", "report")
     if page:
         text = re.sub(r"<b>(sent|read|wrong|missed)</b>", r"\n  \1 ", Path("report/report.html").read_text())
@@ -65,7 +65,15 @@ def test_what_was_not_read_stands_on_no_line_of_what_was(page, tmp_path, monkeyp
 def test_an_order_says_how_many_words_stand_in_their_place(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = said(
-        "order", "--trials", "2", "--set", "privacy.clip=0.001", "--set", "privacy.noise_multiplier=100"
+        "order",
+        "--trials",
+        "2",
+        "--set",
+        "privacy.clip=0.001",
+        "--set",
+        "privacy.noise_multiplier=100",
+        "--set",
+        "data.vocabulary=hashed",
     ).splitlines()
     read = [line.split()[1:] for line in lines if line.startswith("  read")]
     sent = [[word for word in line.split()[1:] if word != "…"] for line in lines if line.startswith("  sent")]

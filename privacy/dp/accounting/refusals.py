@@ -38,11 +38,8 @@ def refuse_uncovered(e: Settings) -> None:
         f"privacy.leak_guard = 'refuse': whether a client drops out would depend on its data, which {asked} does not cover; use "
         "privacy.leak_guard = 'warn', which tells its operator alone",
     )
-    _refuse(
-        e.data.vocabulary == "train" and e.data.dataset.resolved and "vocabulary" in e.data.dataset.declaration.uses,
-        f"data.vocabulary = 'train': is made of the clients' own words, and {asked} does not cover it; use data.vocabulary = "
-        "'hashed', or a public list of words in a file",
-    )
+    if e.data.dataset.resolved and "vocabulary" in e.data.dataset.declaration.uses and e.data.dataset.name != "own":
+        refuse_own_words(e)
     _refuse(
         e.communication.encoding == "int8"
         and (e.federation.cohort < e.data.clients or e.federation.sampling == "poisson"),
@@ -74,6 +71,15 @@ def refuse_uncovered(e: Settings) -> None:
         e.federation.sampling == "poisson" and privacy.shows == "sum",
         f"federation.sampling = 'poisson': a sum of updates is divided by the average cohort, and the server of "
         f"privacy.protection = '{privacy.protection}' cannot divide what it cannot read; use secagg, or federation.sampling = 'order'",
+    )
+
+
+def refuse_own_words(e: Settings) -> None:
+    """Refuse words of texts that the texts themselves gave; a user's own data may be no texts, which their file shows."""
+    _refuse(
+        e.privacy.noisy and e.data.vocabulary == "train",
+        "data.vocabulary = 'train': is made of the clients' own words, and noise does not cover it; use data.vocabulary = "
+        "'hashed', or a public list of words in a file",
     )
 
 
