@@ -169,7 +169,7 @@ class Policy(Section):
             )
         if privacy.noisy and self.leak_guard == "refuse":
             problems.append(
-                "noise (privacy.noise_at), and it keeps back what reveals examples (leak_guard = 'refuse'): whether it drops out "
+                f"privacy.noise_at = '{privacy.noise_at}', and it keeps back what reveals examples (leak_guard = 'refuse'): whether it drops out "
                 "would depend on its data, which noise does not cover; leak_guard = 'warn' tells its operator alone"
             )
         multiplier = (
