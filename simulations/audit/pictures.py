@@ -33,10 +33,15 @@ def curves(found: Audit) -> bytes:
         for inside, colour in ((False, COLOURS[0]), (True, COLOURS[1])):
             left.hist(scores[included == inside], edges, color=colour, alpha=0.6, label="in" if inside else "out")
         left.set(xlabel="score, of canaries in all rounds", ylabel="canaries")
+        left.locator_params(axis="x", nbins=5)
         left.legend(fontsize=8)
         rates = np.geomspace(LEAST, 1, _POINTS)
         right.fill_between(
-            rates, allowed(found, rates), color="0.9", label=f"within the claim, epsilon {found.claim:.2f}"
+            rates,
+            allowed(found, rates),
+            color="0.9",
+            edgecolor="0.6",
+            label=f"within the claim, epsilon {found.claim:.2f}",
         )
         for name, (scores, included), line in groups:
             if len(scores):
