@@ -43,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
         log.info("privacy %s %s", experiment.privacy.protection, federation.protection.words)
     clients = ClientGrid(grid, experiment.data.clients)
     output = str(context.run_config.get("output", ""))
-    record = Record.create(experiment, Path(output) if output else None)
+    record = Record.create(federation.experiment, Path(output) if output else None)
 
     def watch(row: Row, state: State) -> None:
         log.info("round %d/%d  %s", row["round"], experiment.federation.rounds, scores_line(row, state))

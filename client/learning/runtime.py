@@ -148,7 +148,8 @@ class ClientRuntime:
     def check_agreed(self, client: int) -> None:
         """Raise ProtectionError where a client's keys were made for another `[privacy]` than the server's settings."""
         if self.keys:
-            check_agreed(self.experiment.privacy, Path(self.keys), client)
+            agreed = self.experiment.privacy.model_copy(update={"calibrated": None})  # which follows from the others
+            check_agreed(agreed, Path(self.keys), client)
 
     def take_open_seconds(self, client: int) -> float:
         """Return the processor time of decryption in this process since the last call."""
@@ -192,8 +193,8 @@ def client_runtime(
         check_weights(federated.dataset.task, experiment.model, most_weights)
     device = find_device(experiment.device)
     network = put(build(federated.dataset.task, experiment.model, Stream(experiment.seed)), device)
-    # a server that calibrates for its clients could leave their noise out
-    experiment = calibrated(experiment, sum(parameter.numel() for parameter in network.parameters()))
+    if own is not None or experiment.privacy.calibrated is None:
+        experiment = _calibrated(experiment, sum(parameter.numel() for parameter in network.parameters()))
     return ClientRuntime(
         experiment,
         federated,
@@ -210,3 +211,21 @@ def client_runtime(
         adversary,
         room or Room(),
     )
+
+
+def _calibrated(experiment: Experiment, numbers: int) -> Experiment:
+    """Return an experiment with the noise that its budget asks for, as this client finds it; numbers: in a model.
+
+    Raise ProtectionError where the settings say less: whoever sends them could leave the noise out.
+    """
+    said = experiment.privacy.calibrated
+    if said is None:
+        return calibrated(experiment, numbers)
+    unsaid = experiment.privacy.model_copy(update={"calibrated": None})
+    found = calibrated(experiment.model_copy(update={"privacy": unsaid}), numbers).privacy.calibrated
+    if found is not None and said < found:
+        raise ProtectionError(
+            f"privacy.calibrated = {said:g}: privacy.epsilon = {experiment.privacy.epsilon:g} asks for a noise multiplier of {found:g} "
+            "at least; leave privacy.calibrated out"
+        )
+    return experiment

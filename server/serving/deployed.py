@@ -158,7 +158,12 @@ def _run(grid: Grid, config: Mapping[str, Any], line: ControlClient, folder: Pat
     roster = ClientRoster(grid, experiment, line, say, agreement)
     earlier = Record(folder) if config["resume"] else None
     goes_on = earlier is not None and begun(earlier)  # a run killed before its first checkpoint begins anew
+    if earlier is not None and goes_on:
+        kept = Experiment.load(earlier.folder / "experiment.toml").privacy.calibrated
+        if kept is not None:
+            experiment = experiment.override({"privacy.calibrated": kept})
     federation = _federation(experiment, roster, earlier if goes_on else None, words, say)
+    experiment = federation.experiment  # with calibrated noise
     manifest = UNSIGNED
     if agreement is not None:
         manifest = agreement.manifest.digest

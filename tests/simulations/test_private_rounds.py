@@ -267,6 +267,8 @@ def test_a_client_on_a_machine_of_its_own_finds_the_noise_that_a_budget_asks_for
         federation.state.parameters
     )
     assert abs(moved.std() / (0.5 * z) - 1) < 5 / math.sqrt(2 * moved.size)
+    assert reply(small(**budget, **{"privacy.calibrated": 0.01}), federation.state.parameters).has_error()
+    assert reply(small(**budget, **{"privacy.calibrated": 2 * z}), federation.state.parameters).has_content()
 
 
 def test_a_client_with_noise_answers_no_question_about_a_loss_or_a_score() -> None:
