@@ -260,6 +260,7 @@ class _Piece:
     inputs: [k, b, ...]; labels: [k, b] or [k, b, t]
     factors: of each prediction in its example's mean loss, [k, b, t]; None where an example has one
     parts: of each example's gradient in its client's step, [k, b]; 0 for padding
+    expected: the expected sizes of the batches, [k]
     sizes, predictions: how many examples belong to the batch, and how many predictions they have, [k]
     last: no piece of the same step follows
     """
@@ -268,12 +269,15 @@ class _Piece:
     labels: Tensor
     factors: Tensor | None
     parts: Tensor
+    expected: Tensor
     sizes: np.ndarray
     predictions: np.ndarray
     last: bool
 
     def losses(self, values: Tensor, good: Tensor | None) -> tuple[Tensor, np.ndarray]:
         """Return the sum of the losses of examples that counted, float64 [k], and the number of their predictions."""
+        if good is None and self.factors is None:
+            return (values * self.parts).sum(1, dtype=torch.float64) * self.expected, self.predictions
         counted = self.parts > 0 if good is None else good
         if self.factors is not None:
             counted = (self.factors > 0) & counted.unsqueeze(-1)
@@ -294,7 +298,7 @@ class _Batches:
         kind: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._expected = expected
+        self._expected, self._divisors = expected, torch.from_numpy(expected).to(device)
         self._tokens = np.zeros(0) if held.mask is None else held.mask.sum(1)  # to predict, of each example
         self._own_rows, self._settings, self._kind, self._device = own_rows, settings, kind, device
         self._inputs, self._labels = kept_on(held.features, device), kept_on(held.labels, device)
@@ -341,7 +345,8 @@ class _Batches:
             factors = counts / counts.sum(2, keepdim=True).clamp(min=1)
             predictions = (self._tokens[rows] * real).sum(1)
         shared = torch.from_numpy(real / self._expected[: len(sizes), None]).to(self._device, self._kind)
-        return _Piece(inputs, labels, factors, shared, sizes, predictions, last)
+        expected = self._divisors[: len(sizes)]
+        return _Piece(inputs, labels, factors, shared, expected, sizes, predictions, last)
 
 
 class _Noise:
@@ -354,6 +359,8 @@ class _Noise:
             for z, size in zip(private.deviations, expected, strict=True)
         ]
         self._draws = draws
+        self._sums: dict[str, Tensor] = {}  # the last ones, and their rows by client, flat
+        self._rows: list[list[Tensor]] = []
         self._padding = {
             f"{name}.weight" if name else "weight": module.padding_idx
             for name, module in network.named_modules()
@@ -362,14 +369,16 @@ class _Noise:
 
     def add(self, sums: dict[str, Tensor]) -> None:
         """Add noise to the sums of the first k clients' gradients, each [k, ...], divided by the expected sizes."""
-        k = len(next(iter(sums.values())))
-        sizes = [value.numel() // k for value in sums.values()]
-        for j, deviation in enumerate(self._deviations[:k]):
+        if sums is not self._sums:
+            k = len(next(iter(sums.values())))
+            self._sums, self._rows = sums, [[value[j].view(-1) for value in sums.values()] for j in range(k)]
+        for own, draws, deviation in zip(self._rows, self._draws, self._deviations, strict=False):
             if deviation == 0:
                 continue
-            drawn = torch.from_numpy(self._draws[j].normal(sum(sizes))).to(next(iter(sums.values())).device)
-            for value, part in zip(sums.values(), torch.split(drawn, sizes), strict=True):
-                value[j].add_(part.view(value.shape[1:]), alpha=deviation)
+            sizes = [value.numel() for value in own]
+            drawn = torch.from_numpy(draws.normal(sum(sizes))).to(own[0].device)
+            for value, part in zip(own, torch.split(drawn, sizes), strict=True):
+                value.add_(part, alpha=deviation)
         for name, row in self._padding.items():
             if name in sums:
                 sums[name][:, row] = 0.0

@@ -51,9 +51,13 @@ class Chain:
         for rule in self._rules:
             rule.bind(step)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return logits [k, b, classes] or [k, b, t, vocabulary] of inputs [k, b, ...], which may be overwritten."""
+    def forward(self, inputs: Tensor, *, each: bool = False) -> Tensor:
+        """Return logits [k, b, classes] or [k, b, t, vocabulary] of inputs [k, b, ...], which may be overwritten.
+
+        each: the norms of each example's gradient are wanted afterwards
+        """
         for rule in self._rules:
+            rule.each = each
             inputs = rule.forward(inputs)
         return inputs
 
@@ -119,7 +123,7 @@ class Chain:
 
     def _norms(self, inputs: Tensor, labels: Tensor, factors: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
         """Return each prediction's loss and the squared norm of each example's gradient, [k, b]."""
-        values, gradient = losses_and_slopes(self.forward(inputs), labels, kind)
+        values, gradient = losses_and_slopes(self.forward(inputs, each=True), labels, kind)
         if factors is not None:
             gradient.mul_(factors.unsqueeze(-1))
         squares: Tensor | None = None

@@ -57,6 +57,7 @@ class Layer(ABC):
     """One layer for k clients; `forward` keeps what `propagate` needs, and both what `write` needs, until the next."""
 
     step: Step
+    each = False  # the norm of each example's gradient is wanted
 
     def bind(self, step: Step) -> None:
         """Set the weights and targets of the following calls; called again when the number of clients changes."""

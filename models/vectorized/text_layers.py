@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedveil.models.networks.words import PADDING
 from fedveil.models.vectorized.layers import Layer, Weighted, aten
-from fedveil.models.vectorized.norms import sequence_squares, word_slots
+from fedveil.models.vectorized.norms import sequence_squares, squared_norms, word_slots
 
 
 @dataclass
@@ -102,38 +102,57 @@ class WordVectors(WordTable):
 
 @dataclass
 class PooledTable(WordTable):
-    """`PooledWords`: int64 [k, b, t] -> [k, b, size]; all words of a text have one gradient, each times its factor."""
+    """`PooledWords`: int64 [k, b, t] -> [k, b, size]; all words of a text have one gradient, each times its factor.
+
+    Where each example's norm is wanted, `words` are [k, b, t], `ids` and `texts` are of real words alone, int64 [m],
+    most of a batch of short texts being padding, and `factors` are of texts, [k, b].
+    """
 
     pooling: str = "mean"
     factors: Tensor = field(init=False)  # [k, t, b, 1]
+    texts: Tensor = field(init=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Look up the words and pool their vectors."""
+        if self.each:
+            return self._forward_real(inputs)
         vectors = super().forward(inputs)
         self.factors = pooling_factors(self.real, vectors.dtype, self.pooling)
         return (vectors * self.factors).sum(1)
+
+    def _forward_real(self, inputs: Tensor) -> Tensor:
+        table = self.step.weights[f"{self.name}.weight"]
+        k, rows, size = table.shape
+        _, b, t = inputs.shape
+        real = inputs != PADDING
+        lengths = real.sum(2)
+        self.words = inputs[:, :, : max(int(lengths.max()), 1)]
+        places = real.view(-1).nonzero().squeeze(1)
+        self.ids, self.texts = inputs.view(-1).index_select(0, places), places // t
+        if k > 1:
+            self.ids += self.texts // b * rows
+        one = torch.ones_like(lengths, dtype=table.dtype)
+        self.factors = one / lengths.clamp_(min=1) if self.pooling == "mean" else one
+        vectors = table.reshape(-1, size).index_select(0, self.ids)
+        total = vectors.new_zeros(k * b, size).index_add_(0, self.texts, vectors)
+        return total.view(k, b, size).mul_(self.factors.unsqueeze(-1))
 
     def write(self, factors: Tensor | None = None) -> None:
         """Distribute the gradient over the words, and add it to their rows."""
         if factors is None:
             self.add(self.ids, self.slope.unsqueeze(1) * self.factors)
             return
-        k, _, b = self.real.shape
-        places = self.real.reshape(-1).nonzero().squeeze(1)  # without padding, most of a batch of short texts
-        texts = places % b if k == 1 else places % b + places // (self.real.numel() // k) * b
-        slope = (self.slope * factors.unsqueeze(-1)).view(k * b, -1).index_select(0, texts)
-        slope.mul_(self.factors.reshape(-1, 1).index_select(0, places))
-        self.add(self.ids.index_select(0, places), slope)
+        slope = self.slope * (factors * self.factors).unsqueeze(-1)
+        self.add(self.ids, slope.flatten(0, 1).index_select(0, self.texts))
 
     def squares(self) -> Tensor:
-        """Return |slope|^2 times the sum over different words of the square of their factors' sum."""
-        words = self.by_text(self.words)
-        k, b, t = words.shape
+        """Return |slope|^2 times the square of the factor, times the sum of squares of how often each word occurs."""
+        k, b, t = self.words.shape
         if not self.counts(f"{self.name}.weight"):
             return self.slope.new_zeros(k, b)
-        factors = self.factors.squeeze(-1).transpose(1, 2)  # 0 for padding
-        sums = factors.new_zeros(k, b, t + 1).scatter_add_(-1, word_slots(words, PADDING), factors)
-        return sums.square().sum(-1) * self.slope.square().sum(-1)
+        slots = word_slots(self.words, PADDING)
+        often = self.slope.new_zeros(k, b, t + 1).scatter_add_(-1, slots, self.slope.new_ones(()).expand(slots.shape))
+        return squared_norms(often[:, :, :t]).mul_(self.factors.square()).mul_(squared_norms(self.slope))
 
 
 @dataclass
