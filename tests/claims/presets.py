@@ -124,13 +124,15 @@ def measure(
     claim: Claim,
     seeds: Sequence[int],
     *,
-    protection: str = "none",
+    protection: str | None = None,
     quick: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Measured]:
-    """A run of the claim's experiment for each seed."""
+    """A run of the claim's experiment for each seed; `protection`: None for the preset's own."""
     found: list[Measured] = []
-    settings = {**claim.settings, **(claim.quick if quick else {}), "privacy.protection": protection}
+    settings = {**claim.settings, **(claim.quick if quick else {})}
+    if protection is not None:
+        settings["privacy.protection"] = protection
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
             experiment = Experiment.preset(claim.preset).override({**settings, "seed": seed})
@@ -138,5 +140,7 @@ def measure(
             result = run(experiment, out=Path(folder) / "run")
             seconds = time.perf_counter() - started
             found.append(Measured(claim.measure(result), seconds, result.summary.get("privacy", {})))
-        progress(f"{claim.name}, {protection}: seed {seed}: {claim.what} {found[-1].value:.4g} in {seconds:.1f} s")
+        progress(
+            f"{claim.name}, {protection or 'as it is'}: seed {seed}: {claim.what} {found[-1].value:.4g} in {seconds:.1f} s"
+        )
     return found
