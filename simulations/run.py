@@ -256,7 +256,7 @@ def _check_rounds(recorded: Experiment, federation: Federation, folder: Path) ->
     if state.stopped:
         raise SettingsError(
             f"{asked}: the run ended by itself ({state.stopped}), and its settings would end it again; start a new run "
-            "without federation.target_accuracy and federation.patience"
+            "without federation.target_accuracy and federation.patience, or with a larger privacy.epsilon"
         )
     if recorded.training.schedule == "cosine":
         raise SettingsError(
