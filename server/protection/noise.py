@@ -7,6 +7,10 @@ who receive the models do not. Under secure aggregation the sum may hold the cli
 is the number of clients that were asked, with Poisson cohorts their average, q N = `federation.cohort`. A client that does
 not answer counts as an update of zero, as the client that a neighbouring run lacks does. So the mean of a round that many
 left is short, and not biased towards those that stayed.
+
+**So is the noise**: shares of noise add up to more, the more clients a sum has, and who sees a model of many weights could read
+off how many they were. Cohorts drawn by coins hide a client from those alone who do not know that. There the server adds the
+shares that the largest cohort would have had beside.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from fedveil.privacy.dp.banded import BandedNoise, bands_of
 from fedveil.privacy.dp.noise import Normal, Update, Updates, keyed_normal, secret_normal
 from fedveil.privacy.dp.sensitivity import change_of_sum, in_sums
 from fedveil.privacy.fixed_point import Layout, flatten, unflatten
+from fedveil.privacy.plan import plan_for, share_for
 
 Draw = Callable[[int, int], np.ndarray]  # (round, size) -> a round's standard normal noise, float64 [size]
 KEY = 32  # bytes of the key of noise that is taken back
@@ -41,6 +46,7 @@ class NoisySum:
     divisor: the public number of clients that the sum is divided by
     deviation: sigma of the noise in each number of the sum; 0 where the clients' own shares of noise are enough
     normal: draws the noise, before it is multiplied by `deviation`
+    shares: of noise in the sum of the largest cohort, of which the server adds those that are missing, and the deviation of one
     count: s, the deviation of the noise in the number of updates within C; None where the bound is fixed
     """
 
@@ -49,6 +55,7 @@ class NoisySum:
     divisor: int
     deviation: float
     normal: Normal
+    shares: tuple[int, float] = (0, 0.0)
     count: float | None = None
     normal_count: Normal = secret_normal
 
@@ -72,15 +79,17 @@ class NoisySum:
         return unflatten((updates.before + total / self.divisor).astype(np.float32), layout)
 
     def of_mean(self, mean: Mapping[str, np.ndarray], clients: int) -> Update:
-        """Return given + (clients (mean - given) + N(0, sigma^2)) / divisor, float32.
+        """Return given + (clients (mean - given) + N(0, sigma^2)) / divisor, float32; sigma^2 with that of missing shares.
 
         mean: of the weights of so many clients, which clipped their updates
         """
         layout, before = Layout.of(self.given), flatten(self.given, np.float64)
         share = clients / self.divisor
         made = share * flatten({name: mean[name] for name in self.given}, np.float64) + (1 - share) * before
-        if self.deviation:
-            made += self.deviation / self.divisor * self.normal(layout.size)
+        most, own = self.shares
+        deviation = math.hypot(self.deviation, own * math.sqrt(max(0, most - clients)))
+        if deviation:
+            made += deviation / self.divisor * self.normal(layout.size)
         return unflatten(made.astype(np.float32), layout)
 
     def share_within(self, within: int, clients: int) -> float:
@@ -104,17 +113,23 @@ def noisy_sum(
     if not privacy.noisy or privacy.noise_at == "client":
         return None
     divisor = federation.cohort if federation.sampling == "poisson" else asked or federation.cohort
+    if privacy.noise_at == "distributed":
+        shares = (0, 0.0)
+        if federation.sampling == "poisson":
+            plan = plan_for(experiment)
+            own = share_for(experiment, plan, Layout.of(given).size)
+            shares = plan.cohort, own.deviation * own.unit
+        return NoisySum(given, math.inf, divisor, 0.0, lambda size: draw(number, size), shares)
     if in_sums(privacy):  # clients bound each example's part of an update, and not the update
-        change = change_of_sum(experiment, learning_rate) if privacy.noise_at == "server" else 0.0
+        change = change_of_sum(experiment, learning_rate)
         return NoisySum(given, math.inf, divisor, privacy.multiplier * change, lambda size: draw(number, size))
     if bound is None:
         assert privacy.bound is not None  # a mechanism's check
-        deviation = privacy.deviation if privacy.noise_at == "server" else 0.0
-        return NoisySum(given, privacy.bound, divisor, deviation, lambda size: draw(number, size))
+        return NoisySum(given, privacy.bound, divisor, privacy.deviation, lambda size: draw(number, size))
     cohort = federation.cohort
     return NoisySum(
         given, bound, divisor, sum_multiplier(privacy.multiplier, cohort) * bound, lambda size: draw(number, size),
-        count_deviation(privacy.multiplier, cohort),
+        (0, 0.0), count_deviation(privacy.multiplier, cohort),
         secret_normal if secret else Stream(experiment.seed, number).generator("clip count").standard_normal,
     )  # fmt: skip
 

@@ -136,6 +136,26 @@ def test_cohorts_by_coins_are_divided_by_their_average(protection, tmp_path) -> 
     assert moved == pytest.approx(float(np.linalg.norm(np.sum(updates, axis=0) / 100)), rel=0.02)
 
 
+def test_the_noise_of_shares_is_the_same_whatever_cohort_the_coins_draw(tmp_path) -> None:
+    many = {"data.clients": 120, "federation.cohort": 100, "data.min_examples": 1, "federation.rounds": 4}
+    shares = {
+        **COINS,
+        "privacy.noise_at": "distributed",
+        "privacy.protection": "secagg",
+        "privacy.protection.drop_outs": 0.1,
+    }
+    experiment = small(
+        **many, **shares, **{"training.learning_rate": 1e-12, "engine": "batched", "federation.capture": True}
+    )
+    result = run(experiment, out=tmp_path / "run", plots=False)
+    sizes = [len(cohort) for cohort in asked(result)]
+    assert max(sizes) > min(sizes) + 4
+    noise = [(flat(each.after) - flat(each.before)).std() for each in read_captures(result.run_dir)]
+    numbers = flat(read_captures(result.run_dir)[0].before).size
+    assert max(noise) / min(noise) == pytest.approx(1, abs=10 / math.sqrt(2 * numbers))
+    assert min(noise) > 0.5 * 1.0 / 100
+
+
 def test_a_cohort_of_nobody_releases_noise_as_any_other(tmp_path) -> None:
     rare = {**COINS, "data.clients": 500, "federation.cohort": 1, "data.min_examples": 1, "federation.rounds": 6}
     result = run(small(**rare), out=tmp_path / "run", plots=False)

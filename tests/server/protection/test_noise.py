@@ -100,7 +100,7 @@ def test_a_bound_that_changes_has_the_noise_of_the_sum_and_of_the_count() -> Non
     assert found.deviation == pytest.approx(sum_multiplier(2.0, 10) * 0.3)
     assert found.count == count_deviation(2.0, 10) == 2.0
     shares = [
-        NoisySum(GLOBAL, 1, 10, 1, still, 2.0, np.random.default_rng(n).standard_normal).share_within(8, 10)
+        NoisySum(GLOBAL, 1, 10, 1, still, (0, 0.0), 2.0, np.random.default_rng(n).standard_normal).share_within(8, 10)
         for n in range(400)
     ]
     assert abs(np.mean(shares) - 0.8) < 5 * 0.2 / 20
@@ -148,3 +148,29 @@ def test_banded_noise_under_a_key_is_repeated_by_who_has_it() -> None:
     rounds = [one(number, 7) for number in range(1, 5)]
     np.testing.assert_array_equal(other(4, 7), rounds[3])
     assert not np.isin(third(4, 7), rounds[3]).any()
+
+
+@pytest.mark.parametrize("answered", [1, 3, 8])
+def test_missing_shares_of_noise_are_added_so_that_the_noise_tells_nothing_of_how_many_there_were(answered) -> None:
+    given = {"w": np.zeros(20_000, np.float32)}
+    random = np.random.default_rng(answered)
+    shares = random.normal(0, 0.5, (answered, 20_000))  # what the clients added themselves
+    noisy = NoisySum(given, 1.0, 4, 0.0, random.standard_normal, (8, 0.5))
+    made = noisy.of_mean({"w": shares.mean(axis=0)}, answered)
+    assert abs(made["w"].std() * 4 / (0.5 * math.sqrt(8)) - 1) < 5 / math.sqrt(2 * 20_000)
+
+
+def test_shares_are_topped_up_only_where_coins_hide_how_many_there_are() -> None:
+    shares = {
+        "privacy.noise_at": "distributed",
+        "privacy.protection": "secagg",
+        "data.clients": 200,
+        "federation.cohort": 100,
+    }
+    fixed, coins = (made(experiment(**{**shares, "federation.sampling": way}), 100) for way in ("fixed", "poisson"))
+    assert fixed is not None
+    assert coins is not None
+    assert fixed.shares == (0, 0.0)
+    most, own = coins.shares
+    assert most > 130
+    assert own * math.sqrt(100) > 2.0 * 0.5  # z C: some may be missing, and some may tell theirs
