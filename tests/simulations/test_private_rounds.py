@@ -22,6 +22,7 @@ from fedveil.core.record.record import Record
 from fedveil.core.wire.messages import CLIP, WITHIN, to_arrays
 from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon, poisson_epsilon
 from fedveil.privacy.dp.adaptive import RATE, START
+from fedveil.privacy.plan import plan_for, share_for
 from fedveil.server.checkpoint import State, load_state
 from fedveil.server.federation import federate, noise_file, prepare, resolve
 from fedveil.server.rounds.captures import read_captures
@@ -136,24 +137,23 @@ def test_cohorts_by_coins_are_divided_by_their_average(protection, tmp_path) -> 
     assert moved == pytest.approx(float(np.linalg.norm(np.sum(updates, axis=0) / 100)), rel=0.02)
 
 
-def test_the_noise_of_shares_is_the_same_whatever_cohort_the_coins_draw(tmp_path) -> None:
-    many = {"data.clients": 120, "federation.cohort": 100, "data.min_examples": 1, "federation.rounds": 4}
+def test_the_noise_of_shares_is_that_of_the_largest_cohort_whatever_the_coins_draw(tmp_path) -> None:
+    many = {"data.clients": 120, "federation.cohort": 100, "data.min_examples": 1, "model.hidden": [128]}
     shares = {
         **COINS,
         "privacy.noise_at": "distributed",
         "privacy.protection": "secagg",
         "privacy.protection.drop_outs": 0.1,
     }
-    experiment = small(
-        **many, **shares, **{"training.learning_rate": 1e-12, "engine": "batched", "federation.capture": True}
-    )
+    still = {"training.learning_rate": 1e-12, "engine": "batched", "federation.capture": True}
+    experiment = small(**many, **shares, **still)
     result = run(experiment, out=tmp_path / "run", plots=False)
-    sizes = [len(cohort) for cohort in asked(result)]
-    assert max(sizes) > min(sizes) + 4
-    noise = [(flat(each.after) - flat(each.before)).std() for each in read_captures(result.run_dir)]
-    numbers = flat(read_captures(result.run_dir)[0].before).size
-    assert max(noise) / min(noise) == pytest.approx(1, abs=10 / math.sqrt(2 * numbers))
-    assert min(noise) > 0.5 * 1.0 / 100
+    plan = plan_for(experiment)
+    assert max(len(cohort) for cohort in asked(result)) < plan.cohort
+    moved = np.concatenate([flat(each.after) - flat(each.before) for each in read_captures(result.run_dir)])
+    share = share_for(experiment, plan, moved.size // 3)
+    wanted = math.sqrt(plan.cohort) * share.deviation * share.unit / 100
+    assert abs(moved.std() / wanted - 1) < 5 / math.sqrt(2 * moved.size)
 
 
 def test_a_cohort_of_nobody_releases_noise_as_any_other(tmp_path) -> None:
