@@ -268,6 +268,18 @@ def _privacy() -> Iterator[Run]:
     yield Run("server-noise-fedadam", "noise of the server, fedadam", {
         **noisy, "privacy.noise_at": "server", "federation.strategy": "fedadam"
     })  # fmt: skip
+    budget = {**DIRICHLET, "privacy.epsilon": 8.0, "privacy.clip": 1.0, "privacy.noise_at": "server"}
+    one_step = {"privacy.unit": "example", "training.epochs": None, "training.steps": 1, "privacy.delta": 1e-4}
+    private: dict[str, dict[str, Any]] = {
+        "poisson-adaptive": {"federation.sampling": "poisson", "privacy.clip": "adaptive"},
+        "order-banded": {"federation.sampling": "order", "privacy.noise": "banded", "federation.cohort": 4},
+        "shares-secagg": {"privacy.noise_at": "distributed", "privacy.protection": "secagg"},
+        "shares-bfv": {"privacy.noise_at": "distributed", "privacy.protection": "bfv"},
+        "examples": {"privacy.unit": "example", "privacy.noise_at": "client", "privacy.delta": 1e-4},
+        "examples-in-sums": one_step,
+    }
+    for name, settings in private.items():
+        yield Run(f"private-{name}", f"a budget of privacy: {name}", {**budget, **settings}, quick=name == "examples")
     for engine in ("batched", "sequential"):
         pruned = {**DIRICHLET, "privacy.defence": "prune", "privacy.prune_fraction": 0.7, "engine": engine}
         yield Run(f"prune-{engine}", f"pruned updates, {engine}", pruned)
