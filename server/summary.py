@@ -159,8 +159,8 @@ def costs(federation: Federation, record: Record) -> dict[str, Any]:
     down = plain * len(stages)
     return {
         "parameters": plan.explain(),
-        "bytes_up_ratio": round(state.bytes_up / up, 3),
-        "bytes_down_ratio": round(state.bytes_down / down, 3),
+        "bytes_up_ratio": round(state.bytes_up / up, 3) if up else None,  # where every round was left out
+        "bytes_down_ratio": round(state.bytes_down / down, 3) if down else None,
         "seal_seconds": round(state.costs.get("seal_seconds", 0.0), 3) if told else None,
         "open_seconds": round(state.costs.get("open_seconds", 0.0), 3) if told else None,
         "clipped": int(state.costs.get("clipped", 0)) if told else None,
