@@ -240,8 +240,8 @@ MECHANISMS = Table(
         ),
         "server-banded": (
             "fedveil.privacy.dp.accounting.mechanisms:SERVER_BANDED",
-            "noise_at server, sampling order, noise banded: as server-order, with noise that cancels over rounds, so that "
-            "the same epsilon costs less accuracy. The server is trusted. Refused with other sampling",
+            "noise_at server, sampling order, noise banded: as server-order, and with noise that cancels over rounds, which costs "
+            "less accuracy than there. The server is trusted. Refused with other sampling",
         ),
         "server-fixed": (
             "fedveil.privacy.dp.accounting.mechanisms:SERVER_FIXED",

@@ -150,6 +150,8 @@ def noise_lines(federation: Federation, parameters: int) -> str:
         z, spends = own_multiplier(e, smallest), privacy.epsilon
     else:
         z = privacy.multiplier
+    if privacy.epsilon is not None:
+        spends = min(spends, privacy.epsilon)  # a lengthened run stops there
     lines = [
         f"noise    {name_of(e)}: {z:.3g} times the bound ({privacy.clip}) of {found.unit}; {count(e.federation.rounds, 'round')} "
         f"spend epsilon {spends:.3g} at delta {privacy.delta:g} at most"

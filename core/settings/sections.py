@@ -165,8 +165,8 @@ class Federation(Section):
     deadline: Positive = Field(3600.0, description="seconds that a round waits for its clients")
     quorum: Count | None = Field(
         None,
-        description="fewest clients whose updates make a round, else the run stops with what it kept; one without it, and "
-        "all of the cohort to begin",
+        description="fewest clients whose updates make a round, else the run stops with what it kept, and with noise leaves "
+        "the round out; one without it, and all of the cohort to begin",
     )
     capture: bool = Field(
         False,

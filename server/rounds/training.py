@@ -84,7 +84,11 @@ def train(context: Context, current: Round, messages: list[Message], state: Stat
         try:
             asked = collector.ask(messages)
             account, replies = converse(asked, "train", take, (*numbers, *context.strategy.reports), counts)
-            _check_quorum(experiment.federation.quorum, len(replies), whole.failures)
+            if short := _below_quorum(experiment.federation.quorum, len(replies)):
+                if noisy:  # whether the run goes on must not follow from who answers
+                    current.skipped = short
+                    return
+                raise TrainingError(f"{short}{_reasons(whole.failures)}")
             rows = train_rows(replies, current.number, protected=protected, tells=not noisy)
             if not noisy and any(not math.isfinite(row["train_loss"]) for row in rows):
                 _refuse_divergence(replies)
@@ -158,12 +162,11 @@ def _check_weights(reply: Message) -> None:
         raise ProtectionError("its weights are not finite: its training diverged")
 
 
-def _check_quorum(quorum: int | None, answered: int, failures: Sequence[str]) -> None:
-    """Raise TrainingError where too few clients' updates can be used."""
-    if quorum is not None and answered < quorum:
-        raise TrainingError(
-            f"the updates of {answered} clients can be used, fewer than federation.quorum = {quorum}{_reasons(failures)}"
-        )
+def _below_quorum(quorum: int | None, answered: int) -> str:
+    """Return that too few clients' updates can be used; empty where there are enough."""
+    if quorum is None or answered >= quorum:
+        return ""
+    return f"the updates of {answered} clients can be used, fewer than federation.quorum = {quorum}"
 
 
 def _reasons(failures: Sequence[str]) -> str:

@@ -46,11 +46,11 @@ def expectation(experiment: Experiment, numbers: int, guess: float, smallest: in
     if found >= DROWNED:
         said = f"expect no better than guessing, {guess:.2f}"
     elif found >= DEEP:
-        said = f"expect less than half of what it would learn without, above guessing, {guess:.2f}"
+        said = f"expect half of what it would learn without, or less, down to guessing, {guess:.2f}"
     else:
-        said = "expect two thirds or so of what it would learn without"
+        said = "expect clearly less than it would learn without: from nine tenths of that to a third"
     noise = found * math.sqrt(federation.rounds)
     return (
-        f"the noise in a round's mean has a norm of about {noise:.2g} times the bound of one update, in which training drowns: "
+        f"the noise in a round's mean has a norm of about {noise:,.{0 if noise >= 10 else 1}f} times the bound of one update, in which training drowns: "
         f"{said}; about {math.ceil(times * federation.cohort):,} clients a round would do, or a larger privacy.epsilon, or a smaller network"
     )

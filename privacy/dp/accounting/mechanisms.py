@@ -270,7 +270,10 @@ def _helpers(experiment: Experiment) -> str:
 
 def _sampled(experiment: Experiment) -> bool:
     """Say whether there are clients who may not have taken part, and whose absence nobody is told."""
-    return experiment.federation.sampling != "order" and experiment.federation.cohort < experiment.data.clients
+    federation = experiment.federation
+    return federation.sampling == "poisson" or (
+        federation.sampling == "fixed" and federation.cohort < experiment.data.clients
+    )
 
 
 SERVER_POISSON = Mechanism(CLIENT, _models, _by_poisson, nothing_more)

@@ -107,6 +107,20 @@ def test_fewer_usable_updates_than_the_quorum_end_the_run(tmp_path) -> None:
         run_round(context(settings, Known(short), tmp_path), State(GLOBAL), 0.1)
 
 
+def test_with_noise_fewer_updates_than_the_quorum_leave_the_round_out(tmp_path) -> None:
+    """Whether a client's update can be used may follow from its data, and so must not decide whether the run goes on."""
+
+    def short(client: int, weights: dict[str, np.ndarray], metrics: dict[str, Any]) -> None:
+        if client < 6:
+            del weights["dense.bias"]
+
+    noise = {"privacy.clip": 1.0, "privacy.noise_multiplier": 1.0, "privacy.noise_at": "server"}
+    settings = experiment("fedavg").override({"federation.quorum": 4, **noise})
+    current = run_round(context(settings, Known(short), tmp_path), State(GLOBAL), 0.1)
+    assert current.skipped == "the updates of 3 clients can be used, fewer than federation.quorum = 4"
+    assert all((current.aggregate[name] == value).all() for name, value in GLOBAL.items())
+
+
 def test_a_client_that_does_not_tell_what_the_algorithm_needs_is_a_failure_of_its_own(tmp_path) -> None:
     def told(client: int, weights: dict[str, np.ndarray], metrics: dict[str, Any]) -> None:
         if client != 3:

@@ -104,7 +104,7 @@ def test_nothing_to_draw_is_nothing_to_hide_behind() -> None:
 
 
 def test_noise_is_measured_and_not_refused(tmp_path) -> None:
-    noisy = {"privacy.clip": 1.0, "privacy.noise_multiplier": 0.05}
+    noisy = {"privacy.clip": 1.0, "privacy.noise_multiplier": 0.05, "data.vocabulary": "hashed"}
     six, five = (record(messages(**noisy, **{"federation.cohort": n}), tmp_path / str(n)) for n in (6, 5))
     outcome = compare("differencing", six, five)
     assert outcome.refused is None
@@ -114,7 +114,7 @@ def test_noise_is_measured_and_not_refused(tmp_path) -> None:
 @pytest.mark.parametrize("noise_at", ["client", "server"])
 def test_noise_that_is_drawn_anew_does_not_cancel(noise_at) -> None:
     settings = {"privacy.clip": 1.0, "privacy.noise_multiplier": 0.5, "privacy.noise_at": noise_at}
-    plain = {"model.dropout": 0.0, "training.epochs": 1}
+    plain = {"model.dropout": 0.0, "training.epochs": 1, "data.vocabulary": "hashed"}
     found = attack("differencing", messages(**plain, **settings), observer="two-deployed-runs", trials=1)
     assert found.mean()["cosine"] < 0.3
 
