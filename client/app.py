@@ -97,9 +97,11 @@ class Runtimes:
         own = DataSource(str(node["data"]), int(cast(int, node["partition-id"])), words)
         manifest = digest_in(context.state)
         try:
-            return self._find(settings, keys, own, manifest, policy, repeats=repeats)
+            found = self._find(settings, keys, own, manifest, policy, repeats=repeats)
         except DataError as error:
             raise ProtectionError(f"its data does not fit the run: {error}") from None
+        policy.check(found.experiment)  # again, with the noise that privacy.epsilon asks for
+        return found
 
     def _find(
         self,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedveil.core.settings.sections import Data
+
 
 def hold_out(indices: np.ndarray, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Split a client's examples at random into a training and a validation part of `m = round(n * fraction)`.
@@ -22,3 +24,9 @@ def held_out(sizes: np.ndarray, fraction: float) -> np.ndarray:
     most = np.maximum(sizes - 1, 0)
     rounded = np.rint(sizes * fraction).astype(np.int64)
     return np.minimum(np.maximum(rounded, 1), most) if fraction > 0 else np.zeros_like(sizes)
+
+
+def fewest_left(data: Data) -> int:
+    """Return the fewest examples that a client trains on: of `data.min_examples`, those that it does not hold out."""
+    least = np.array(data.min_examples)
+    return int(least - held_out(least, data.validation_fraction))

@@ -87,7 +87,7 @@ class State:
     made: the round that made the model: the last complete one, but for rounds that were left out
     mechanism: of the run's noise, as `fedveil list mechanisms` names it; empty without noise
     numbers: in the model, which may be a ciphertext
-    smallest: of a run whose noise hides examples, how many the client with the fewest has; 0 where nobody knows
+    smallest: of a run whose noise hides examples, how many the client has whose are used most; 0 where nobody knows
     constants: buffers of the network, which stand in the file of a model beside its weights; they are no message's
     """
 

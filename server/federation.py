@@ -27,6 +27,7 @@ from fedveil.core.randomness import Stream
 from fedveil.core.record.record import Record
 from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.federated import Federated, load
+from fedveil.datasets.hold_out import fewest_left
 from fedveil.models.computing import find_device, put, repeatable
 from fedveil.models.local.evaluation import evaluate
 from fedveil.models.local.training import check_training
@@ -36,7 +37,7 @@ from fedveil.privacy.defences import find_defence
 from fedveil.privacy.dp.accounting.guarantee import calibrated, describe, name_of
 from fedveil.privacy.dp.accounting.refusals import refuse_own_words
 from fedveil.privacy.dp.adaptive import START
-from fedveil.privacy.dp.examples import check_sizes
+from fedveil.privacy.dp.examples import check_sizes, most_used
 from fedveil.privacy.fixed_point import Layout
 from fedveil.privacy.trust.manifest import UNSIGNED
 from fedveil.server.checkpoint import Parameters, State, load_state, save_state, write_layout
@@ -141,8 +142,10 @@ def prepare(experiment: Experiment, resume: Record | None = None, elsewhere: Fed
     if experiment.privacy.clip == "adaptive" and not state.clip:
         state.clip = START
     if experiment.privacy.per_example:
-        state.smallest = experiment.data.min_examples if elsewhere else _smallest(experiment, federated)
-        check_sizes(experiment, state.smallest)
+        sizes = None if elsewhere else _sizes(experiment, federated)
+        smallest = fewest_left(experiment.data) if sizes is None else int(sizes.min())
+        check_sizes(experiment, smallest)
+        state.smallest = most_used(experiment, smallest, sizes)
     state.numbers = sum(parameter.numel() for parameter in network.parameters())
     experiment = calibrated(experiment, state.numbers, state.smallest)
     check_protection(experiment)  # again, with the noise that its grid must not swallow
@@ -158,15 +161,15 @@ def _check_mechanism(experiment: Experiment, state: State, record: Record) -> No
         )
 
 
-def _smallest(experiment: Experiment, federated: Federated) -> int:
-    """Return the examples of the client that has the fewest; raise SettingsError where delta is too large for them all."""
+def _sizes(experiment: Experiment, federated: Federated) -> np.ndarray:
+    """Return the examples of each client, int64 [clients]; raise SettingsError where delta is too large for them all."""
     sizes = federated.sizes(np.arange(experiment.data.clients))
     if experiment.privacy.delta * int(sizes.sum()) >= 1:
         raise SettingsError(
             f"privacy.delta = {experiment.privacy.delta:g}: must be smaller than 1 / {int(sizes.sum()):,}, the examples of all "
             "clients; a larger one would allow showing one of them"
         )
-    return int(sizes.min())
+    return sizes
 
 
 def _metrics(experiment: Experiment, federated: Federated) -> MetricSet:

@@ -23,6 +23,7 @@ from fedveil.core.settings.experiment import Experiment, resumable
 from fedveil.core.settings.keys import values
 from fedveil.models.local.room import Room
 from fedveil.models.parameters import from_numpy, get, load, to_numpy, without_constants
+from fedveil.privacy.dp.banded import bands_of
 from fedveil.server.checkpoint import MODEL, State, begun, load_state, put_back
 from fedveil.server.exchange import Row
 from fedveil.server.federation import Federation, federate, prepare, resolve
@@ -258,11 +259,23 @@ def _check_rounds(recorded: Experiment, federation: Federation, folder: Path) ->
             f"{asked}: the run ended by itself ({state.stopped}), and its settings would end it again; start a new run "
             "without federation.target_accuracy and federation.patience, or with a larger privacy.epsilon"
         )
+    if _bands(recorded, recorded.federation.rounds) != _bands(recorded, rounds):
+        raise SettingsError(
+            f"{asked}: privacy.noise = 'banded' took back the noise of so many rounds as the run was to have, "
+            f"{recorded.federation.rounds}, and epsilon does not hold where that changes; start a new run"
+        )
     if recorded.training.schedule == "cosine":
         raise SettingsError(
             f"{asked}: training.schedule = 'cosine' spread the learning rate over {recorded.federation.rounds} rounds, and "
             f"{state.round} were done with it; start a new run"
         )
+
+
+def _bands(experiment: Experiment, rounds: int) -> int:
+    """Return the rounds whose noise a run of so many rounds takes back; 0 where it takes back none."""
+    if experiment.privacy.noise != "banded":
+        return 0
+    return bands_of(experiment.data.clients, experiment.federation.cohort, rounds)
 
 
 def _rounds_kept(record: Record) -> int:

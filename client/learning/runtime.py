@@ -22,6 +22,7 @@ from fedveil.core.metrics import MetricSet
 from fedveil.core.randomness import Stream
 from fedveil.core.settings.experiment import Experiment
 from fedveil.datasets.federated import Federated, load
+from fedveil.datasets.hold_out import fewest_left
 from fedveil.datasets.own.local import local, parse_source
 from fedveil.models.computing import find_device, put
 from fedveil.models.local.room import Room
@@ -219,10 +220,11 @@ def _calibrated(experiment: Experiment, numbers: int) -> Experiment:
     Raise ProtectionError where the settings say less: whoever sends them could leave the noise out.
     """
     said = experiment.privacy.calibrated
+    least = fewest_left(experiment.data) if experiment.privacy.per_example else 0  # as the server counts them
     if said is None:
-        return calibrated(experiment, numbers)
+        return calibrated(experiment, numbers, least)
     unsaid = experiment.privacy.model_copy(update={"calibrated": None})
-    found = calibrated(experiment.model_copy(update={"privacy": unsaid}), numbers).privacy.calibrated
+    found = calibrated(experiment.model_copy(update={"privacy": unsaid}), numbers, least).privacy.calibrated
     if found is not None and said < found:
         raise ProtectionError(
             f"privacy.calibrated = {said:g}: privacy.epsilon = {experiment.privacy.epsilon:g} asks for a noise multiplier of {found:g} "

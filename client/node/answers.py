@@ -28,6 +28,7 @@ from fedveil.client.node.ledger import ledger_of
 from fedveil.core.errors import ProtectionError
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import ATTEMPT, BLOB, PARCEL, REFERENCE, RUN, from_parcel, to_parcel
+from fedveil.privacy.dp.accounting.guarantee import planned
 from fedveil.privacy.dp.distributed import SMOOTH
 from fedveil.privacy.dp.sensitivity import own_noise
 from fedveil.privacy.plan import UNITS, plan_for
@@ -101,6 +102,7 @@ class Answers:
         """Return the reply to a question, from `work` the first time, and from the ledger afterwards."""
         kept = self.ledger.recall(question)
         if kept is None:
+            self._check_turn(question, experiment)
             self.ledger.check(question, _cost(experiment, question.kind), self.limits)
         if kept is None:
             reply = work()
@@ -119,6 +121,7 @@ class Answers:
         place = next(i for i, step in enumerate(steps) if step.name in PROTECT)
         kept = self.ledger.recall(question)
         if kept is None:
+            self._check_turn(question, runtime.experiment)
             self.ledger.check(question, _cost(runtime.experiment, TRAIN), self.limits)
         if kept is None:
             execute(runtime, steps[:place], contributions, states)
@@ -128,6 +131,17 @@ class Answers:
             kept = self._enter(question, runtime.experiment, content, loss=contributions.global_loss is not None)
         _put_back(contributions, load(kept))
         execute(runtime, steps[place:], contributions, states)
+
+    def _check_turn(self, question: Question, experiment: Experiment) -> None:
+        """Raise ProtectionError where a server asks in more rounds than one client has turns, for which its noise is made."""
+        if question.kind != TRAIN or not experiment.privacy.noisy or experiment.federation.sampling != "order":
+            return
+        turns = planned(experiment, 0).asked
+        if self.ledger.totals().trained[question.run] >= turns:
+            raise ProtectionError(
+                f"the server asks in more than {turns} rounds, which is all that federation.sampling = 'order' gives one client of "
+                f"data.clients = {experiment.data.clients:,}, and that its noise is made for"
+            )
 
     def _enter(self, question: Question, experiment: Experiment, content: bytes, *, loss: bool) -> bytes:
         cost = _cost(experiment, question.kind)

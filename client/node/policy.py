@@ -180,7 +180,8 @@ class Policy(Section):
             problems.append(
                 f"{multiplier} at the {privacy.noise_at}{hides}, and it asks for a finite epsilon of its own noise (max_epsilon)"
             )
-        if privacy.multiplier < self.min_noise:
+        unknown = privacy.epsilon is not None and privacy.calibrated is None  # until the client has found its noise
+        if privacy.multiplier < self.min_noise and not unknown:
             problems.append(f"{multiplier}, and it allows {self.min_noise:g} or more (min_noise)")
         elif self.min_noise > 0 and (privacy.noise_at != "client" or privacy.per_example):
             problems.append(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
+
+import numpy as np
 
 from fedveil.core.errors import SettingsError
 from fedveil.core.settings.experiment import Experiment
@@ -22,6 +25,27 @@ def own_multiplier(experiment: Experiment, examples: int) -> float:
     if privacy.noise_at != "client":
         return 0.0
     return privacy.noise_multiplier if privacy.epsilon is None else _calibrated(experiment, examples)
+
+
+def most_used(experiment: Experiment, smallest: int, sizes: np.ndarray | None = None) -> int:
+    """Return how many examples the client has whose examples are used most: epsilon is the largest for it.
+
+    smallest: examples of the client that has the fewest; sizes: of all clients, int64 [clients]; None where nobody knows
+
+    It is the smallest, whose steps take each of its examples most often, but for one case: in passes, with one noise
+    multiplier for all, a client whose examples fill a few batches and little of another takes a step more in each pass.
+    Of such clients those with the fewest batches tell most.
+    """
+    privacy, training, size = experiment.privacy, experiment.training, experiment.training.batch_size
+    if privacy.epsilon is not None or privacy.noise_at != "client" or training.steps is not None or size == "full":
+        return smallest
+    full = size * math.ceil(smallest / size)
+    larger = np.array([full + 1]) if sizes is None else sizes[sizes > full]
+
+    def spent(examples: int) -> float:
+        return EXAMPLE_CLIENT.spent(experiment, privacy.multiplier, planned(experiment, 0, examples))["epsilon"]
+
+    return max(smallest, int(larger.min()), key=spent) if larger.size else smallest
 
 
 def check_sizes(experiment: Experiment, smallest: int) -> None:

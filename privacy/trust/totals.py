@@ -46,6 +46,7 @@ class Totals:
 
     answers: how many, by kind; mu2: of those with noise, sum 1 / z^2; exact: how many had none
     cohorts: in which the client was revealed, or signed that it may be, each once
+    trained: by run, how many of its rounds were answered
     newest: by run and kind, the newest round, the digest of its question, and that of the answer's bytes
     revealed: by run, the newest round that was unmasked, and the digest of its survivors
     aggregates: by run, the newest aggregate that was decrypted: its round and SHA-256
@@ -56,6 +57,7 @@ class Totals:
     mu2: float = 0.0
     exact: int = 0
     cohorts: dict[Cohort, None] = field(default_factory=dict)
+    trained: Counter[bytes] = field(default_factory=Counter)
     newest: dict[tuple[bytes, str], tuple[int, bytes, bytes]] = field(default_factory=dict)
     revealed: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
     aggregates: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
@@ -81,6 +83,7 @@ class Totals:
             cost = body["cost"]
             self.exact += cost is None
             self.mu2 += 0.0 if cost is None else _positive(cost)
+            self.trained[run] += kind == TRAIN
             self.newest[run, kind] = number, bytes.fromhex(body["question"]), bytes.fromhex(body["answer"])
         elif kind in (CONFIRM, REVEAL):
             self.cohorts[frozenset(map(str, body["cohort"]))] = None

@@ -6,6 +6,7 @@ the shares that take the masks off. The server adds masked vectors as they arriv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import cast
@@ -26,8 +27,8 @@ from fedveil.core.wire.messages import (
     RUN,
     from_arrays,
 )
-from fedveil.privacy.fixed_point import dequantize, unflatten
-from fedveil.privacy.plan import RESERVED
+from fedveil.privacy.fixed_point import dequantize, flatten, unflatten
+from fedveil.privacy.plan import RESERVED, Plan
 from fedveil.privacy.secagg.graph import choose_degree, neighbours
 from fedveil.privacy.secagg.messages import Session
 from fedveil.privacy.secagg.server import SecAggServer
@@ -140,7 +141,8 @@ class MaskedCollector:
         mean = unflatten(exact.astype(np.float32), protection.layout)
         made = mean
         if self._noisy is not None:
-            made = self._noisy.of_mean(unflatten(exact, protection.layout), len(self._examples))
+            still = on_grid(flatten(self._noisy.given), protection.plan, self._reference)
+            made = self._noisy.of_mean(unflatten(exact, protection.layout), len(self._examples), still)
         return Collected([contribution(replies[0], made)], mean=mean, bound=bound)
 
     def _stage(
@@ -169,3 +171,14 @@ class MaskedCollector:
             take(client, blob)
 
         self._converse(messages, name, see)
+
+
+def on_grid(given: np.ndarray, plan: Plan, reference: int) -> np.ndarray:
+    """Return a model as clients send it whose update is zero: within a plan's range and on its grid, float64 [size].
+
+    given: float32 [size], finite; reference: clients of equal weight that were announced
+    """
+    unit, limit = plan.grid.step * reference, plan.grid.limit
+    steps = np.rint(np.clip(given.astype(np.float64), -limit, limit) / unit)
+    most = math.floor(limit / unit) if plan.honest else math.inf  # as `dp.distributed.contribution` has it
+    return np.asarray(np.clip(steps, -most, most) * unit)

@@ -78,14 +78,16 @@ class NoisySum:
             total += self.deviation * self.normal(layout.size)
         return unflatten((updates.before + total / self.divisor).astype(np.float32), layout)
 
-    def of_mean(self, mean: Mapping[str, np.ndarray], clients: int) -> Update:
-        """Return given + (clients (mean - given) + N(0, sigma^2)) / divisor, float32; sigma^2 with that of missing shares.
+    def of_mean(self, mean: Mapping[str, np.ndarray], clients: int, still: np.ndarray) -> Update:
+        """Return still + (clients (mean - still) + N(0, sigma^2)) / divisor, float32; sigma^2 with that of missing shares.
 
         mean: of the weights of so many clients, which clipped their updates
+        still: what a client sends whose update is zero, float64 [size]: `given`, within a protection's range and on its grid.
+        So a client more or less changes the sum by its own update, and not by what the range or the grid does to `given`.
         """
-        layout, before = Layout.of(self.given), flatten(self.given, np.float64)
+        layout = Layout.of(self.given)
         share = clients / self.divisor
-        made = share * flatten({name: mean[name] for name in self.given}, np.float64) + (1 - share) * before
+        made = share * flatten({name: mean[name] for name in self.given}, np.float64) + (1 - share) * still
         most, own = self.shares
         deviation = math.hypot(self.deviation, own * math.sqrt(max(0, most - clients)))
         if deviation:

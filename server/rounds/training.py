@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, Message
 from fedveil.algorithms.algorithm import Cohort
 from fedveil.core.errors import ProtectionError, TrainingError
 from fedveil.core.wire.messages import ARRAYS, CLIENT, WEIGHT, from_arrays
+from fedveil.privacy.dp.accounting.guarantee import overspent
 from fedveil.privacy.dp.cohorts import cohort_sizes
 from fedveil.server.checkpoint import Parameters, State
 from fedveil.server.exchange import Exchanged, exchange, metric
@@ -19,6 +20,7 @@ from fedveil.server.protection.collector import Collected
 from fedveil.server.protection.collectors import new_collector
 from fedveil.server.protection.noise import NoisySum, noisy_sum
 from fedveil.server.protection.server_protection import TooFew
+from fedveil.server.rounds.accounting import shown
 from fedveil.server.rounds.context import Context
 from fedveil.server.rounds.round import Round
 from fedveil.server.rounds.rows import train_rows
@@ -71,6 +73,11 @@ def train(context: Context, current: Round, messages: list[Message], state: Stat
             _check_weights(reply)
 
     def opening(clients: int) -> None:
+        if clients and overspent(experiment, shown(state), clients):
+            raise TooFew(
+                f"a sum of {clients:,} clients has the noise of so many, and would spend more than privacy.epsilon = "
+                f"{experiment.privacy.epsilon:g}"
+            )
         for observer in context.observers:
             observer.opening(current, clients, state)
 

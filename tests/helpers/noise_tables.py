@@ -71,6 +71,11 @@ REFUSED: tuple[tuple[str, Mapping[str, Any]], ...] = (
         },
     ),
     ("digits", {**EXAMPLE, "training.max_grad_norm": 1.0}),
+    ("digits", {**IN_SUMS, "training.nesterov": True, "training.momentum": 0.9}),
+    ("digits", {**IN_SUMS, "privacy.defence": "prune"}),
+    ("digits", {**IN_SUMS, "communication.encoding": "float16"}),
+    ("digits", {**IN_SUMS, "privacy.protection": "secagg", "training.schedule": "cosine"}),
+    ("digits", {**SERVER, "federation.sampling": "poisson", "federation.quorum": 10}),
 )  # fmt: skip
 
 

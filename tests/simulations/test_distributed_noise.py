@@ -117,7 +117,8 @@ def test_those_that_stay_leave_as_much_noise_and_no_sum_of_fewer_is_unmasked(wat
     seen = ended(watched(experiment, home=lost(3)))
     made = seen.made[1]
     left = [client for client in range(CLIENTS) if client != 3]
-    before = flat(seen.models[0])
+    known = np.rint(np.clip(flat(seen.models[0]), -plan.grid.limit, plan.grid.limit) / plan.unit)
+    before = known * plan.unit
     moved = len(left) * (mean_of(experiment, made, left).astype(np.float64) - before)
     np.testing.assert_allclose(flat(seen.models[1]), before + moved / CLIENTS, rtol=1e-6, atol=1e-6)
     noise = noise_of(experiment, seen, 2)

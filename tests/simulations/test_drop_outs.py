@@ -168,3 +168,15 @@ def test_bad_bytes_in_a_stage_drop_their_client_by_name(stage, watched) -> None:
         assert failure.startswith(f"{number} {stage} 3: round {number}, attempt 0, client 3, ")
         assert said in failure
     assert seen.table("metrics").clients.tolist()[2:] == [5 if stage == "reveal" else 4] * len(changes)
+
+
+@pytest.mark.parametrize("protection", ["secagg", "bfv"])
+def test_a_sum_of_fewer_clients_than_a_budget_has_noise_for_is_not_made(protection, watched) -> None:
+    """Clients add noise for sums of five; the last round's of four would pass the budget."""
+    noise = {"privacy__clip": 1.0, "privacy__epsilon": 5.0, "privacy__noise_at": "client"}
+    experiment = small(protection, federation__rounds=2, **noise)
+    seen = watched(experiment, home=silent("train", [3]))
+    spent = seen.table("metrics").epsilon
+    assert spent.max() <= 5.0
+    assert_same(seen.models[1], seen.models[0])
+    assert any("would spend more than privacy.epsilon = 5" in warning for warning in seen.warnings)

@@ -15,6 +15,7 @@ from fedveil.client.node.trainer import ClientProfile
 from fedveil.core.settings.experiment import Experiment
 from fedveil.core.wire.messages import from_arrays
 from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon
+from fedveil.privacy.dp.accounting.guarantee import calibrated
 from fedveil.privacy.trust.ledger import Ledger
 
 NOISY = Experiment.preset("digits").override({
@@ -143,3 +144,30 @@ def test_a_ledger_that_cannot_be_used_refuses_and_its_place_stays_at_the_client(
     assert refused.value.reason == "this client refuses; its own log says why"
     assert any("cut.ledger: the privacy ledger is damaged" in words for words in refused.value.said)
     assert other.read_bytes() == content[: len(content) // 2]  # it never begins anew
+
+
+def test_a_client_that_takes_turns_answers_no_more_rounds_than_it_has_turns(tmp_path) -> None:
+    """Its noise is made for one round in three; a server that asks it in each would have three answers with that noise."""
+    turns = {
+        "federation.cohort": 1,
+        "federation.sampling": "order",
+        "privacy.noise_multiplier": None,
+        "privacy.epsilon": 6.0,
+    }
+    here = Node(tmp_path).server(experiment=NOISY.override(turns))
+    first = sent(here, **{"server-round": 2})
+    np.testing.assert_array_equal(sent(here, **{"server-round": 2}), first)
+    with pytest.raises(Refused, match="this client refuses") as refused:
+        sent(here, **{"server-round": 3})
+    assert any("the server asks in more than 1 rounds" in words for words in refused.value.said)
+
+
+def test_the_least_noise_of_an_owner_is_that_which_a_budget_asks_for(tmp_path) -> None:
+    """The settings do not say it; the client finds it by itself."""
+    budget = NOISY.override({"privacy.noise_multiplier": None, "privacy.epsilon": 6.0})
+    found = calibrated(budget, 1).privacy.multiplier
+    assert 1 < found < 2
+    sent(Node(tmp_path, "min_noise = 1.0\n").server(experiment=budget))
+    (tmp_path / "more").mkdir()
+    with pytest.raises(Refused, match="this client's policy refuses privacy.calibrated"):
+        sent(Node(tmp_path / "more", "min_noise = 2.0\n").server(experiment=budget))

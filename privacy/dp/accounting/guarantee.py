@@ -75,10 +75,21 @@ def exhausted(experiment: Experiment, shown: Shown, asked: int | None = None) ->
     return epsilons(experiment, after)["epsilon"] > budget * (1 + 1e-9)
 
 
+def overspent(experiment: Experiment, shown: Shown, clients: int) -> bool:
+    """Say whether a sum of so many clients' updates, if it were seen, would have spent more than privacy.epsilon.
+
+    shown: with the round of the sum. Where each client adds noise of its own, sums of fewer have less.
+    """
+    budget = experiment.privacy.epsilon
+    if budget is None or clients >= (shown.fewest or experiment.federation.cohort):
+        return False
+    return epsilons(experiment, replace(shown, fewest=clients))["epsilon"] > budget * (1 + 1e-9)
+
+
 def planned(experiment: Experiment, numbers: int, smallest: int = 0) -> Shown:
     """Return the most that a whole run will have shown.
 
-    numbers: in a model; smallest: examples of the client that has the fewest, 0 where nobody knows
+    numbers: in a model; smallest: examples of the client whose examples are used most, 0 where nobody knows
     """
     federation, clients = experiment.federation, experiment.data.clients
     rounds, cohort = federation.rounds, federation.cohort

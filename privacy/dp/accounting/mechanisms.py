@@ -44,7 +44,7 @@ class Shown:
     fewest: clients in the smallest sum of updates
     population, cohort: the fewest clients that a cohort was drawn from, and the largest cohort
     numbers: in a model
-    smallest: examples of the client that has the fewest; 0 where nobody knows
+    smallest: examples of the client whose examples are used most; 0 where nobody knows
     """
 
     rounds: int
@@ -259,7 +259,7 @@ def _protected_updates(experiment: Experiment) -> dict[str, str]:
 
 def _everybody(_experiment: Experiment) -> dict[str, str]:
     return {
-        "epsilon": "against everybody but its own client, the server too; the client with the fewest examples has the largest"
+        "epsilon": "against everybody but its own client, the server too; of the client whose examples are used most"
     }
 
 

@@ -34,6 +34,11 @@ def refuse_uncovered(e: Settings) -> None:
         "evaluate on the server",
     )
     _refuse(
+        e.federation.quorum is not None and e.federation.sampling == "poisson",
+        f"federation.quorum = {e.federation.quorum}: how many clients coins choose depends on how many there are, and a run that ends by "
+        f"it tells of that, which {asked} does not cover; use federation.sampling = 'order', or leave federation.quorum out",
+    )
+    _refuse(
         privacy.leak_guard == "refuse",
         f"privacy.leak_guard = 'refuse': whether a client drops out would depend on its data, which {asked} does not cover; use "
         "privacy.leak_guard = 'warn', which tells its operator alone",
@@ -98,7 +103,8 @@ def refuse_for_shares(e: Settings) -> None:
     )
 
 
-def _refuse_several_steps(e: Settings) -> None:
+def _refuse_what_is_no_sum(e: Settings) -> None:
+    """Refuse what makes something else than one sum of gradients of a client's update, so that an example may change more."""
     privacy, training = e.privacy, e.training
     _refuse(
         training.steps != 1,
@@ -110,6 +116,21 @@ def _refuse_several_steps(e: Settings) -> None:
         f"training.optimizer = '{training.optimizer}': noise in the sum hides gradients, and {training.optimizer} divides by their "
         "size, which it does not hide; use training.optimizer = 'sgd', or an optimiser of the server (federation.strategy = 'fedadam')",
     )
+    _refuse(
+        training.nesterov,
+        "training.nesterov = true: counts a step's gradient more than once, and noise in the sum hides it once; use training.nesterov "
+        "= false, or momentum of the server (federation.strategy = 'fedavgm')",
+    )
+    _refuse(
+        privacy.defence.name != "none",
+        f"privacy.defence = '{privacy.defence}': changes a client's sum of gradients by what is in it, so that one example may change "
+        "all of it, which noise in the sum does not hide; use privacy.defence = 'none', or privacy.noise_at = 'client'",
+    )
+    _refuse(
+        e.communication.encoding != "float32",
+        f"communication.encoding = '{e.communication.encoding}': rounds each client's sum of gradients by more than an example may "
+        "change it, which noise in the sum does not hide; use communication.encoding = 'float32', or privacy.noise_at = 'client'",
+    )
     if privacy.noise_at == "distributed":
         refuse_for_shares(e)
         _refuse(
@@ -117,6 +138,11 @@ def _refuse_several_steps(e: Settings) -> None:
             f"training.schedule = '{training.schedule}': shares of the noise are made for one learning rate; use 'constant', or "
             "privacy.noise_at = 'server'",
         )
+    _refuse(
+        privacy.protected and training.schedule != "constant",
+        f"training.schedule = '{training.schedule}': with privacy.protection = '{privacy.protection}' updates are rounded to multiples of "
+        "one number, which counts for more where the learning rate is lower; use 'constant', or privacy.protection = 'none'",
+    )
 
 
 def refuse_for_examples(e: Settings) -> None:
@@ -131,7 +157,7 @@ def refuse_for_examples(e: Settings) -> None:
 def refuse_for_examples_in_sums(e: Settings) -> None:
     """Refuse sums of what is no gradient of one step."""
     refuse_for_examples(e)
-    _refuse_several_steps(e)
+    _refuse_what_is_no_sum(e)
 
 
 def nothing_more(_e: Settings) -> None:

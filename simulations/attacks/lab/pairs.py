@@ -31,6 +31,7 @@ from fedveil.privacy.defences import defend, share
 from fedveil.privacy.fixed_point import Layout, dequantize, flatten, quantize, unflatten
 from fedveil.privacy.plan import make_plan
 from fedveil.server.checkpoint import MODEL
+from fedveil.server.protection.masked import on_grid
 from fedveil.server.protection.noise import noisy_sum, server_draw
 from fedveil.server.rounds.captures import FOLDER, Captured, Update, read_captures
 from fedveil.simulations.attacks.lab.observation import Observation, Parameters
@@ -201,7 +202,9 @@ def anew(
         learning_rate=captured.learning_rate,
     )
     if changed is not None:
-        after = changed.of_mean(after, len(clients))
+        given = flatten(before)
+        still = given.astype(np.float64) if plan is None else on_grid(given, plan, reference)
+        after = changed.of_mean(after, len(clients), still)
     updates = {client: Update(None, b"", {WEIGHT: weigh[client]}) for client in clients}
     return replace(captured, after=after, updates=updates)
 

@@ -13,6 +13,9 @@ from helpers.support import CLIENTS, GLOBAL, LOCAL
 from fedveil import Experiment, SettingsError
 from fedveil.privacy.dp.adaptive import count_deviation, sum_multiplier
 from fedveil.privacy.dp.noise import clip, norm
+from fedveil.privacy.fixed_point import Layout, flatten, quantize, unflatten
+from fedveil.privacy.plan import plan_for
+from fedveil.server.protection.masked import on_grid
 from fedveil.server.protection.noise import KEY, NoisySum, noise_key, noisy_sum, server_draw
 
 
@@ -68,7 +71,7 @@ def test_a_sum_of_nobody_is_noise_alone() -> None:
 def test_a_mean_that_was_opened_becomes_the_sum_over_the_public_divisor(answered) -> None:
     clipped = [clip(update(own), 0.7) for own in LOCAL[:answered]]
     mean = {name: GLOBAL[name] + sum(own[name] for own in clipped) / answered for name in GLOBAL}
-    made = NoisySum(GLOBAL, 0.7, 12, 1.0, still).of_mean(mean, answered)
+    made = NoisySum(GLOBAL, 0.7, 12, 1.0, still).of_mean(mean, answered, flatten(GLOBAL, np.float64))
     for name, value in slow(0.7, 12, LOCAL[:answered]).items():
         np.testing.assert_allclose(made[name], value, rtol=1e-6, atol=1e-7)
 
@@ -156,7 +159,7 @@ def test_missing_shares_of_noise_are_added_so_that_the_noise_tells_nothing_of_ho
     random = np.random.default_rng(answered)
     shares = random.normal(0, 0.5, (answered, 20_000))  # what the clients added themselves
     noisy = NoisySum(given, 1.0, 4, 0.0, random.standard_normal, (8, 0.5))
-    made = noisy.of_mean({"w": shares.mean(axis=0)}, answered)
+    made = noisy.of_mean({"w": shares.mean(axis=0)}, answered, np.zeros(20_000))
     assert abs(made["w"].std() * 4 / (0.5 * math.sqrt(8)) - 1) < 5 / math.sqrt(2 * 20_000)
 
 
@@ -174,3 +177,21 @@ def test_shares_are_topped_up_only_where_coins_hide_how_many_there_are() -> None
     most, own = coins.shares
     assert most > 130
     assert own * math.sqrt(100) > 2.0 * 0.5  # z C: some may be missing, and some may tell theirs
+
+
+@pytest.mark.parametrize("range_", [0.3, 6.0])
+def test_a_client_that_is_missing_under_a_grid_moves_the_model_by_its_own_update_alone(range_) -> None:
+    """A model beyond the range, or off the grid: who is in the sum shows by nobody's distance from it."""
+    settings = experiment(**{"privacy.protection": "secagg", "privacy.protection.range": range_})
+    plan = plan_for(settings)
+    given = flatten(GLOBAL)
+    assert (np.abs(given) > 0.3).any()
+    on = on_grid(given, plan, plan.cohort)
+    unchanged, _ = quantize(given, 1, plan.cohort, plan.grid, Layout.of(GLOBAL))
+    np.testing.assert_allclose(on, unchanged * plan.unit, atol=1e-12)
+    mean = unflatten(on, Layout.of(GLOBAL))  # of clients whose updates are zero
+    found = [
+        flatten(NoisySum(GLOBAL, 0.5, 12, 1.0, still).of_mean(mean, clients, on), np.float64) for clients in (1, 9, 15)
+    ]
+    for one in found:
+        np.testing.assert_array_equal(one, on.astype(np.float32))
