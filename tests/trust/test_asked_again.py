@@ -169,5 +169,5 @@ def test_the_least_noise_of_an_owner_is_that_which_a_budget_asks_for(tmp_path) -
     assert 1 < found < 2
     sent(Node(tmp_path, "min_noise = 1.0\n").server(experiment=budget))
     (tmp_path / "more").mkdir()
-    with pytest.raises(Refused, match="this client's policy refuses privacy.calibrated"):
+    with pytest.raises(Refused, match=r"this client.s policy refuses privacy\.calibrated"):
         sent(Node(tmp_path / "more", "min_noise = 2.0\n").server(experiment=budget))
