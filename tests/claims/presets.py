@@ -86,10 +86,6 @@ CLAIMS = [
         low=0.966, high=0.976, settings=CENTRAL, needs_data="mnist", source="a plain PyTorch loop",
     ),
     Claim(
-        "mnist-dp, epsilon 3, 60 rounds", "mnist-dp", "test accuracy", last("test_accuracy"),
-        low=0.9, needs_data="mnist",
-    ),
-    Claim(
         "mnist-2nn, IID, K=100, C=0.1, E=1, B=10", "mnist-2nn", "rounds to 0.97", rounds_to(0.97),
         high=87, needs_data="mnist", source="McMahan et al. 2017, table 1: 87",
     ),
