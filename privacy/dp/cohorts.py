@@ -6,9 +6,9 @@ from functools import lru_cache
 
 from fedveil.core.settings.sections import Federation
 
-SELDOM = (
-    1e-3  # the chance of a Poisson cohort that is smaller than usual, and left out where noise is made for the usual
-)
+# The chance of a Poisson cohort smaller than usual, which is left out where noise is made for the usual: who sees that a
+# round was left out learns of it, so it is far below delta.
+SELDOM = 1e-6
 RARE = 1e-9  # the chance of a Poisson cohort that is larger than the largest, and of one smaller than the smallest
 
 
@@ -24,7 +24,7 @@ def cohort_sizes(federation: Federation, clients: int) -> tuple[int, int]:
 
 
 def usual_cohort(federation: Federation, clients: int) -> int:
-    """Return a size that cohorts have at least, but for one in a thousand of Poisson sampling."""
+    """Return a size that cohorts have at least, but for one in a million of Poisson sampling."""
     return federation.cohort if federation.sampling != "poisson" else _quantile(clients, federation.cohort / clients)
 
 
