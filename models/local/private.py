@@ -298,7 +298,7 @@ class _Batches:
         kind: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._expected, self._divisors = expected, torch.from_numpy(expected).to(device)
+        self._expected = torch.from_numpy(expected).to(device)
         self._tokens = np.zeros(0) if held.mask is None else held.mask.sum(1)  # to predict, of each example
         self._own_rows, self._settings, self._kind, self._device = own_rows, settings, kind, device
         self._inputs, self._labels = kept_on(held.features, device), kept_on(held.labels, device)
@@ -344,8 +344,10 @@ class _Batches:
             counts = self._mask.index_select(0, flat).view(labels.shape).to(self._kind)
             factors = counts / counts.sum(2, keepdim=True).clamp(min=1)
             predictions = (self._tokens[rows] * real).sum(1)
-        shared = torch.from_numpy(real / self._expected[: len(sizes), None]).to(self._device, self._kind)
-        expected = self._divisors[: len(sizes)]
+        expected = self._expected[: len(sizes)]
+        shared = expected.to(self._kind).reciprocal_().unsqueeze(1).expand(rows.shape)
+        if not real.all():
+            shared = torch.where(torch.from_numpy(real).to(self._device), shared, 0.0)
         return _Piece(inputs, labels, factors, shared, expected, sizes, predictions, last)
 
 
