@@ -15,6 +15,7 @@ from fedveil.core.examples import Examples, Task
 from fedveil.core.settings.sections import Data
 from fedveil.datasets import federated
 from fedveil.datasets.dataset import DataSet
+from fedveil.datasets.hold_out import fewest_left, hold_out
 
 
 @pytest.fixture(autouse=True)
@@ -206,3 +207,11 @@ def test_mailboxes_can_be_clients(real_data):
     loaded = federated.load(Data(dataset="enron", clients=2, partition="natural", vocabulary="hashed", max_tokens=4), 0)
     for k in range(2):
         assert set(loaded.dataset.groups[loaded.holdings.partition.indices(k)]) == {k}
+
+
+@given(examples=st.integers(1, 300), fraction=st.floats(0, 0.9))
+def test_no_client_trains_on_fewer_examples_than_the_settings_let_it_have(examples, fraction) -> None:
+    least = fewest_left(Data(min_examples=examples, validation_fraction=fraction))
+    for more in (0, 1, 7):
+        assert least <= len(hold_out(np.arange(examples + more), fraction, np.random.default_rng(0))[0])
+    assert least == len(hold_out(np.arange(examples), fraction, np.random.default_rng(0))[0])

@@ -652,3 +652,12 @@ def test_cohorts_by_coins_are_refused_where_a_protection_cannot_add_them_up(sett
 def test_a_bound_that_adapts_needs_noise() -> None:
     with pytest.raises(SettingsError, match=r"privacy\.clip = 'adaptive': the bound follows a noisy count"):
         small(**{"privacy.clip": "adaptive"})
+
+
+def test_a_run_is_not_made_longer_where_its_noise_is_taken_back_over_fewer_rounds(tmp_path) -> None:
+    """A client's turns are three rounds apart. A run of two rounds knows of no third, whose noise a longer run takes back."""
+    whole = run(small(**BANDED, **{"federation.rounds": 4}), out=tmp_path / "whole", plots=False)
+    assert resume(whole.run_dir, rounds=6).summary["rounds"] == 6  # three rounds from turn to turn, in either
+    short = run(small(**BANDED, **{"federation.rounds": 2}), out=tmp_path / "short", plots=False)
+    with pytest.raises(SettingsError, match="took back the noise of so many rounds as the run was to have, 2"):
+        resume(short.run_dir, rounds=6)

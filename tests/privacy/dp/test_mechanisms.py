@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from fedveil import Experiment
@@ -20,6 +21,7 @@ from fedveil.privacy.dp.accounting.guarantee import (
     planned,
 )
 from fedveil.privacy.dp.accounting.mechanisms import CLIENT, Shown
+from fedveil.privacy.dp.examples import most_used, own_multiplier
 
 
 def noisy(**privacy) -> Experiment:
@@ -90,7 +92,31 @@ def test_coins_and_orders_are_accounted_as_they_are() -> None:
         assert list(observers(order)) == ["epsilon"]
 
 
-def test_examples_are_accounted_by_the_client_that_has_the_fewest() -> None:
+def test_examples_are_accounted_by_the_client_whose_examples_are_used_most() -> None:
+    """A client with one example more than a batch takes two steps of nearly all, and one with a batch takes one of all."""
+    own = Experiment(
+        training={"batch_size": 32, "epochs": 1}, privacy={"clip": 1.0, "noise_multiplier": 1.0, "unit": "example"}
+    )
+
+    def spent(experiment: Experiment, examples: int) -> float:
+        return epsilons(experiment, planned(experiment, 0, examples))["epsilon"]
+
+    sizes = np.array([32, 33, 40, 64, 65, 200, 31])
+    assert most_used(own, 31, sizes) == most_used(own, 31) == 33
+    assert spent(own, 33) == max(spent(own, int(n)) for n in sizes) > 1.4 * spent(own, 31)
+    assert all(
+        spent(own, most_used(own, least)) >= spent(own, n) for least in (1, 30, 70) for n in range(least, 300, 7)
+    )
+    assert most_used(own, 31, np.array([31, 32])) == 31
+    assert most_used(own, 40, np.array([40, 300])) == 40
+    for others in ({"training.batch_size": "full"}, {"training.steps": 3, "training.epochs": None}):
+        assert most_used(own.override(others), 31, sizes) == 31
+    budget = own.override({"privacy.noise_multiplier": None, "privacy.epsilon": 3.0})  # each has noise for its own
+    assert most_used(budget, 31, sizes) == 31
+    assert own_multiplier(budget, 33) > own_multiplier(budget, 32)
+
+
+def test_examples_are_accounted_by_the_steps_and_the_batches_of_a_client() -> None:
     own = Experiment(
         training={"batch_size": 10, "epochs": 2}, privacy={"clip": 1.0, "noise_multiplier": 1.0, "unit": "example"}
     )
