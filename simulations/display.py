@@ -154,7 +154,7 @@ def noise_lines(federation: Federation, parameters: int) -> str:
         spends = min(spends, privacy.epsilon)  # a lengthened run stops there
     lines = [
         f"noise    {name_of(e)}: {z:.3g} times the bound ({privacy.clip}) of {found.unit}; {count(e.federation.rounds, 'round')} "
-        f"spend epsilon {spends:.3g} at delta {privacy.delta:g} at most"
+        f"spend{'s' if e.federation.rounds == 1 else ''} epsilon {spends:.3g} at delta {privacy.delta:g} at most"
     ]
     labels = test.labels if test.mask is None else test.labels[test.mask]
     if labels.size and (text := expectation(e, parameters, guessing(labels), smallest)):

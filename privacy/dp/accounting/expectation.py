@@ -20,17 +20,8 @@ def drowning(experiment: Experiment, numbers: int, smallest: int = 0) -> float:
 
     numbers: in a model; smallest: examples of the client that has the fewest, 0 where nobody knows
     """
-    privacy, federation, training = experiment.privacy, experiment.federation, experiment.training
-    if not privacy.noisy:
-        return 0.0
-    clients, steps = float(federation.cohort), federation.rounds
-    if privacy.noise_at == "client":
-        clients = math.sqrt(clients)
-    if privacy.per_example:
-        size = smallest if training.batch_size == "full" else training.batch_size
-        clients *= max(1, size)
-        steps *= steps_of(experiment, smallest) if privacy.noise_at == "client" else 1
-    return privacy.multiplier * math.sqrt(numbers) / clients / math.sqrt(steps)
+    noise, steps = _noise_of_a_step(experiment, numbers, smallest)
+    return noise / math.sqrt(steps)
 
 
 def expectation(experiment: Experiment, numbers: int, guess: float, smallest: int = 0) -> str | None:
@@ -41,16 +32,34 @@ def expectation(experiment: Experiment, numbers: int, guess: float, smallest: in
     found = drowning(experiment, numbers, smallest)
     if found < SOME:
         return None
-    federation = experiment.federation
-    times = found / SOME if experiment.privacy.noise_at != "client" else (found / SOME) ** 2
     if found >= DROWNED:
         said = f"expect no better than guessing, {guess:.2f}"
     elif found >= DEEP:
         said = f"expect half of what it would learn without, or less, down to guessing, {guess:.2f}"
     else:
         said = "expect clearly less than it would learn without: from nine tenths of that to a third"
-    noise = found * math.sqrt(federation.rounds)
+    noise, _ = _noise_of_a_step(experiment, numbers, smallest)
+    privacy, cohort = experiment.privacy, experiment.federation.cohort
+    what, one = ("a step's mean gradient", "gradient") if privacy.per_example else ("a round's mean", "update")
+    if privacy.noise_at == "client":
+        helps = f"{math.ceil((found / SOME) ** 2 * cohort):,} clients a round would do, or noise in their sum alone"
+        helps += " (privacy.noise_at)"
+    else:
+        helps = f"{math.ceil(found / SOME * cohort):,} clients a round would do"
     return (
-        f"the noise in a round's mean has a norm of about {noise:,.{0 if noise >= 10 else 1}f} times the bound of one update, in which training drowns: "
-        f"{said}; about {math.ceil(times * federation.cohort):,} clients a round would do, or a larger privacy.epsilon, or a smaller network"
+        f"the noise in {what} has a norm of about {noise:,.{0 if noise >= 10 else 1}f} times the bound of one {one}, in which "
+        f"training drowns: {said}; about {helps}, or a larger privacy.epsilon, or a smaller network"
     )
+
+
+def _noise_of_a_step(experiment: Experiment, numbers: int, smallest: int) -> tuple[float, int]:
+    """Return r, the norm of the noise in the mean of a step in units of C, and T, the steps; a step is a round of clients."""
+    privacy, federation, training = experiment.privacy, experiment.federation, experiment.training
+    parts, steps = float(federation.cohort), federation.rounds
+    if privacy.noise_at == "client":
+        parts = math.sqrt(parts)
+    if privacy.per_example:
+        size = smallest if training.batch_size == "full" else training.batch_size
+        parts *= max(1, size)
+        steps *= steps_of(experiment, smallest) if privacy.noise_at == "client" else 1
+    return (privacy.multiplier if privacy.noisy else 0.0) * math.sqrt(numbers) / parts, steps
