@@ -20,7 +20,7 @@ def refuse_uncovered(e: Settings) -> None:
         f"{asked}: noise hides {what} only up to its norm, which nothing bounds; set privacy.clip, 1.0 say",
     )
     _refuse(
-        privacy.unit == "client" and privacy.delta * e.data.clients >= 1,
+        privacy.delta * e.data.clients >= 1,
         f"privacy.delta = {privacy.delta:g}: must be smaller than 1 / data.clients = {1 / e.data.clients:g}; a larger one would "
         "allow showing all of one client's data",
     )
@@ -35,8 +35,8 @@ def refuse_uncovered(e: Settings) -> None:
     )
     _refuse(
         e.federation.quorum is not None and e.federation.sampling == "poisson",
-        f"federation.quorum = {e.federation.quorum}: how many clients coins choose depends on how many there are, and a run that ends by "
-        f"it tells of that, which {asked} does not cover; use federation.sampling = 'order', or leave federation.quorum out",
+        f"federation.quorum = {e.federation.quorum}: how many clients coins choose depends on how many there are, and a round that "
+        f"is left out for it tells of that, which {asked} does not cover; use federation.sampling = 'order', or leave federation.quorum out",
     )
     _refuse(
         privacy.leak_guard == "refuse",
