@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedveil.core.randomness import Stream, torch_random
 from fedveil.models.computing import CUBLAS_WORKSPACE, repeatable
 from fedveil.models.local.dropout import HostDropout
-from fedveil.models.vectorized.batched import _Dropper
+from fedveil.models.vectorized.batched import Dropper
 from fedveil.simulations.run import run
 
 SMALL = {"data.clients": 4, "federation.cohort": 3, "federation.rounds": 1, "training.epochs": 1}
@@ -116,7 +116,7 @@ def test_dropout_drawn_on_the_cpu_has_the_bits_of_the_cpus_own(drop: nn.Module) 
 
 def test_it_is_the_dropout_of_clients_that_train_together() -> None:
     stream = Stream(3, 1, 2)
-    dropper = _Dropper([stream])
+    dropper = Dropper([stream])
     dropper.sizes = torch.tensor([5]).numpy()
     with torch_random(stream, "dropout"), HostDropout():
         alone = nn.functional.dropout(torch.ones(5, 12), 0.3)
