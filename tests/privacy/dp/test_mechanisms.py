@@ -6,10 +6,14 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedveil import Experiment
 from fedveil.core.catalog import MECHANISMS
 from fedveil.core.errors import SettingsError
+from fedveil.models.local.batches import steps_of as steps_in_training
+from fedveil.models.local.private import rate_of as chance_in_training
 from fedveil.privacy.dp.accounting.accountants import gaussian_epsilon, poisson_epsilon, subset_epsilon
 from fedveil.privacy.dp.accounting.guarantee import (
     calibrated,
@@ -20,7 +24,7 @@ from fedveil.privacy.dp.accounting.guarantee import (
     observers,
     planned,
 )
-from fedveil.privacy.dp.accounting.mechanisms import CLIENT, Shown
+from fedveil.privacy.dp.accounting.mechanisms import CLIENT, Shown, rate_of, steps_of
 from fedveil.privacy.dp.examples import most_used, own_multiplier
 
 
@@ -211,3 +215,12 @@ def test_an_epsilon_is_said_with_its_unit_and_above_20_with_what_it_is_worth() -
     assert "no meaningful guarantee" not in explain(20.0, 1e-5, "against all", CLIENT)
     assert explain(20.1, 1e-5, "against all", CLIENT).endswith("against all: no meaningful guarantee")
     assert explain(math.inf, 1e-5, "against all", CLIENT).startswith("epsilon inf at delta")
+
+
+@given(st.integers(1, 300), st.sampled_from([1, 7, 64, 300, "full"]), st.integers(1, 4), st.sampled_from([None, 1, 9]))
+def test_what_is_accounted_is_what_training_does(examples, batch_size, epochs, steps) -> None:
+    """The chance of an example and the number of steps stand in two rooms, neither of which may import the other."""
+    training = {"batch_size": batch_size} | ({"epochs": epochs} if steps is None else {"steps": steps})
+    experiment = Experiment(training=training)
+    assert rate_of(experiment, examples) == chance_in_training(examples, experiment.training)
+    assert steps_of(experiment, examples) == steps_in_training(examples, experiment.training)
