@@ -10,6 +10,8 @@ from trust.liar import DeployedClient
 from trust.test_swallowed_noise import CLIENTS, deployed, first_model, noisy, opened, order, refused, stranger
 
 from fedveil import Experiment
+from fedveil.client.learning.contribution import Instructions
+from fedveil.core.errors import ProtectionError
 from fedveil.core.wire.messages import ARRAYS, from_sealed
 from fedveil.privacy.plan import Plan, make_plan, noise_share
 
@@ -74,3 +76,17 @@ def test_no_client_sends_a_share_of_noise_in_the_clear_or_in_ciphertexts_that_ro
         assert 'noise_at = "client"' in toml
         with refused(why):
             stranger(toml.replace('noise_at = "client"', 'noise_at = "distributed"')).ask("query")
+
+
+def test_a_learning_rate_that_shares_are_not_made_for_is_refused() -> None:
+    """One example's part of an update grows with the rate, and the shares of noise do not."""
+    one_step = {"training.epochs": None, "training.steps": 1, "training.learning_rate": 0.1}
+    noise = {"privacy.unit": "example", "privacy.noise_at": "distributed", "privacy.protection": "secagg"}
+    experiment = Experiment.preset("digits").override(
+        {**one_step, **noise, "privacy.clip": 1.0, "privacy.noise_multiplier": 1.0}
+    )
+    config = {"server-round": 1, "run": bytes(16), "attempt": 0, "reference-examples": 5}
+    assert Instructions.read({**config, "learning-rate": 0.1}, experiment).learning_rate == 0.1
+    for rate in (0.2, 100.0):
+        with pytest.raises(ProtectionError, match=r"shares of the noise are made for training\.learning_rate = 0\.1"):
+            Instructions.read({**config, "learning-rate": rate}, experiment)
